@@ -1,0 +1,44 @@
+"""Spikeloom: deep spiking neural networks in PyTorch, trained directly, measured, and run by their spikes.
+
+`import spikeloom` is cheap; what a name needs is imported when the name is first used.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from spikeloom import analyse, data, encode, layers, models, neurons, ops, surrogates, train
+    from spikeloom.errors import DataFileError, UsageError
+    from spikeloom.models import create_model, list_models
+    from spikeloom.ops import backend
+    from spikeloom.record import Recorder
+    from spikeloom.registry import Registry
+    from spikeloom.stream import Stream, checkpoint
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "DataFileError", "Recorder", "Registry", "Stream", "UsageError", "analyse", "backend", "checkpoint",
+    "create_model", "data", "encode", "layers", "list_models", "models", "neurons", "ops", "surrogates", "train",
+]  # fmt: skip
+
+_HOME = {
+    "DataFileError": "errors", "UsageError": "errors", "Recorder": "record", "Registry": "registry",
+    "Stream": "stream", "backend": "ops", "checkpoint": "stream", "create_model": "models", "list_models": "models",
+}  # fmt: skip
+
+
+def __getattr__(name: str) -> Any:
+    # The command line answers `--help` without waiting for torch.
+    if name not in __all__:
+        raise AttributeError(f"module 'spikeloom' has no attribute {name!r}")
+    home = importlib.import_module(f"spikeloom.{_HOME.get(name, name)}")
+    value = getattr(home, name) if name in _HOME else home
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

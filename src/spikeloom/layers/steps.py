@@ -1,0 +1,80 @@
+"""Layers without memory, applied to every step of a sequence [T, N, ...].
+
+Weights have the names and shapes of `torch.nn`, so those of an ordinary network load. A sequence that repeats one
+image (its steps share memory, as `encode.repeat` makes them) is computed once and repeated again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from torch import Tensor, nn
+
+
+def repeats(x: Tensor) -> bool:
+    """Whether all steps of x are one and the same memory."""
+    return x.shape[0] > 1 and x.stride(0) == 0
+
+
+def each_step(function: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+    """Applies a function of [N, ...] to each step of x [T, N, ...]; once if the steps repeat."""
+    if repeats(x):
+        y = function(x[0])
+        return y.expand(x.shape[0], *y.shape)
+    return function(x.flatten(0, 1)).unflatten(0, x.shape[:2])
+
+
+class Conv1d(nn.Conv1d):
+    """`torch.nn.Conv1d` on each step: [T, N, C, L] -> [T, N, C', L']."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        return each_step(super().forward, input)
+
+
+class Conv2d(nn.Conv2d):
+    """`torch.nn.Conv2d` on each step: [T, N, C, H, W] -> [T, N, C', H', W']."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        return each_step(super().forward, input)
+
+
+class Linear(nn.Linear):
+    """`torch.nn.Linear` on each step: [T, N, features] -> [T, N, features']."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        return each_step(super().forward, input)
+
+
+class MaxPool2d(nn.MaxPool2d):
+    """`torch.nn.MaxPool2d` on each step; spikes in, spikes out."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        return each_step(super().forward, input)
+
+
+class AvgPool2d(nn.AvgPool2d):
+    """`torch.nn.AvgPool2d` on each step."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        return each_step(super().forward, input)
+
+
+class AvgPool1d(nn.AvgPool1d):
+    """`torch.nn.AvgPool1d` on each step."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        return each_step(super().forward, input)
+
+
+class GlobalAvgPool(nn.Module):
+    """Mean over all positions: [T, N, C, ...] -> [T, N, C]."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return each_step(lambda y: y.flatten(2).mean(2), x)
+
+
+class Flatten(nn.Module):
+    """[T, N, ...] -> [T, N, features]."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return each_step(lambda y: y.flatten(1), x)

@@ -1,0 +1,41 @@
+"""Models by name."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from typing import Any
+
+from torch import nn
+
+from spikeloom.errors import UsageError
+from spikeloom.registry import Registry, nearest
+
+MODELS: Registry[Callable[..., nn.Module]] = Registry("model")
+
+
+def create_model(name: str, **overrides: Any) -> nn.Module:
+    """Builds a registered model.
+
+    Args:
+        name: one of `list_models()`.
+        overrides: arguments of its builder; all take `in_channels`, `num_classes`, `neuron` (a factory) and `T`,
+            the number of times a static image is repeated.
+
+    Returns:
+        A module from [N, C, H, W] or [T, N, C, H, W] to logits per step [T, N, num_classes].
+
+    Raises:
+        UsageError: unknown name or argument, with the nearest known ones.
+    """
+    builder = MODELS[name]
+    known = inspect.signature(builder).parameters
+    for key in overrides:
+        if key not in known:
+            raise UsageError(f"model {name} has no argument {key!r}; {nearest(key, known)}")
+    return builder(**overrides)
+
+
+def list_models(pattern: str = "*") -> list[str]:
+    """Names of the registered models that match a shell pattern, sorted."""
+    return MODELS.names(pattern)

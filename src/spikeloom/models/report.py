@@ -1,0 +1,214 @@
+"""The networks of the course report (document 000), tables 1 and 2: VGG-16, and ResNet-34 with three shortcuts.
+
+All take a CIFAR-sized image, repeat it T = 6 times, and average the classifier's output over time. The neuron of
+the report is LIF without input decay: beta = 0.5, threshold 1, hard reset to 0.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Literal
+
+from torch import Tensor, nn
+
+from spikeloom.encode import as_sequence
+from spikeloom.layers import (
+    Conv2d,
+    Flatten,
+    GlobalAvgPool,
+    Linear,
+    MaxPool2d,
+    MembraneBlock,
+    NormSpike,
+    PadShortcut,
+    SEWBlock,
+    VanillaBlock,
+    basic_branch,
+)
+from spikeloom.models.registry import MODELS
+from spikeloom.neurons import LIF
+
+
+def report_lif() -> LIF:
+    """The report's neuron: `U = beta U + X`, beta = 1 - 1/tau = 0.5 (Eqs. 1-3)."""
+    return LIF(tau=2.0, decay_input=False)
+
+
+class SpikingVGG(nn.Module):
+    """VGG with LIF for ReLU: convolutions of `widths`, "M" a max pool, then Linear - LIF - Linear.
+
+    Shapes: [N, C, H, W] or [T, N, C, H, W], H and W at least 32 -> logits [T, N, num_classes].
+    """
+
+    def __init__(
+        self,
+        widths: tuple[int | Literal["M"], ...],
+        in_channels: int,
+        num_classes: int,
+        neuron: Callable[[], nn.Module],
+        T: int,
+        spiking_output: bool,
+    ):
+        super().__init__()
+        self.T = T
+        self.features = nn.Sequential()
+        channels = in_channels
+        for width in widths:
+            if width == "M":
+                self.features.append(MaxPool2d(2))
+            else:
+                self.features.append(Conv2d(channels, width, 3, padding=1))
+                self.features.append(NormSpike(width, neuron))
+                channels = width
+        self.pool = GlobalAvgPool()  # 1x1 maps at 32x32: no change
+        self.head = nn.Sequential(Linear(channels, 128), neuron(), Linear(128, num_classes))
+        if spiking_output:
+            self.head.append(neuron())
+        _initialise(self)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = as_sequence(x, self.T, dims=4)
+        return self.head(self.pool(self.features(x)))
+
+
+@MODELS.register
+def report_vgg16(
+    in_channels: int = 3,
+    num_classes: int = 10,
+    neuron: Callable[[], nn.Module] = report_lif,
+    T: int = 6,
+    spiking_output: bool = False,
+) -> SpikingVGG:
+    """Spiking VGG-16 (tables 1 and 2). `spiking_output` ends in neurons, whose spikes are averaged."""
+    widths = (64, 64, "M", 128, 128, "M", 256, 256, 256, "M", 512, 512, 512, "M", 512, 512, 512, "M")
+    return SpikingVGG(widths, in_channels, num_classes, neuron, T, spiking_output)
+
+
+class ReportResNet(nn.Module):
+    """The 6n + 2 layers of He et al. (2016), Sec. 4.2, with n = 5, made spiking with one of three shortcuts (Eqs. 4-6).
+
+    Shapes: [N, C, H, W] or [T, N, C, H, W] -> logits [T, N, num_classes].
+    """
+
+    def __init__(
+        self,
+        shortcut: Literal["vanilla", "sew", "membrane"],
+        in_channels: int,
+        num_classes: int,
+        neuron: Callable[[], nn.Module],
+        T: int,
+        block_bias: bool,
+    ):
+        super().__init__()
+        self.T = T
+        block = {"vanilla": VanillaBlock, "sew": SEWBlock, "membrane": MembraneBlock}[shortcut]
+        self.carries_membrane = shortcut == "membrane"
+        self.stem = Conv2d(in_channels, 16, 3, padding=1, bias=False)
+        self.stem_spike = NormSpike(16, neuron)
+        self.blocks = nn.ModuleList()
+        channels = 16
+        for width, first_stride in ((16, 1), (32, 2), (64, 2)):
+            for stride in (first_stride, 1, 1, 1, 1):
+                same = stride == 1 and channels == width
+                self.blocks.append(
+                    block(
+                        basic_branch(channels, width, stride, neuron, bias=block_bias),
+                        NormSpike(width, neuron),
+                        nn.Identity() if same else PadShortcut(channels, width),
+                    )
+                )
+                channels = width
+        self.pool = GlobalAvgPool()
+        self.head = Linear(64, num_classes)
+        _initialise(self)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = as_sequence(x, self.T, dims=4)
+        s, u = self.stem_spike.with_sum(self.stem(x))
+        for block in self.blocks:
+            if self.carries_membrane:
+                s, u = block(s, u)
+            else:
+                s = block(s)
+        return self.head(self.pool(s))
+
+
+@MODELS.register
+def report_vanilla_resnet34(
+    in_channels: int = 3,
+    num_classes: int = 10,
+    neuron: Callable[[], nn.Module] = report_lif,
+    T: int = 6,
+    block_bias: bool = False,
+) -> ReportResNet:
+    """`O = SN(F2(SN(F1(U))) + U)` (Eq. 4)."""
+    return ReportResNet("vanilla", in_channels, num_classes, neuron, T, block_bias)
+
+
+@MODELS.register
+def report_sew_resnet34(
+    in_channels: int = 3,
+    num_classes: int = 10,
+    neuron: Callable[[], nn.Module] = report_lif,
+    T: int = 6,
+    block_bias: bool = False,
+) -> ReportResNet:
+    """`O = SN(F2(SN(F1(U)))) + U` (Eq. 5)."""
+    return ReportResNet("sew", in_channels, num_classes, neuron, T, block_bias)
+
+
+@MODELS.register
+def report_ms_resnet34(
+    in_channels: int = 3,
+    num_classes: int = 10,
+    neuron: Callable[[], nn.Module] = report_lif,
+    T: int = 6,
+    block_bias: bool = False,
+) -> ReportResNet:
+    """`O = F2(SN(F1(SN(U)))) + U` (Eq. 6), and a last SN before the pooling."""
+    return ReportResNet("membrane", in_channels, num_classes, neuron, T, block_bias)
+
+
+class ColoredMNISTNet(nn.Module):
+    """The small convolutional network of the Colored MNIST experiments (table 3); any image of at least 16x16.
+
+    Shapes: [N, C, H, W] or [T, N, C, H, W] -> logits [T, N, num_classes].
+    """
+
+    def __init__(
+        self, in_channels: int, num_classes: int, neuron: Callable[[], nn.Module], T: int, image_size: int
+    ):
+        super().__init__()
+        self.T = T
+        side = ((image_size - 4) // 2 - 4) // 2
+        if side < 1:
+            raise ValueError(f"image_size must be at least 16, got {image_size}")
+        self.features = nn.Sequential(
+            Conv2d(in_channels, 20, 5), neuron(), MaxPool2d(2),
+            Conv2d(20, 50, 5), neuron(), MaxPool2d(2), Flatten(),
+        )  # fmt: skip
+        self.head = nn.Sequential(Linear(50 * side * side, 500), neuron(), Linear(500, num_classes))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.features(as_sequence(x, self.T, dims=4)))
+
+
+@MODELS.register
+def colored_mnist_net(
+    in_channels: int = 3,
+    num_classes: int = 2,
+    neuron: Callable[[], nn.Module] = report_lif,
+    T: int = 8,
+    image_size: int = 28,
+) -> ColoredMNISTNet:
+    """Two 5x5 convolutions with bias, two linear layers; PyTorch's default initialisation, as the code it mirrors."""
+    return ColoredMNISTNet(in_channels, num_classes, neuron, T, image_size)
+
+
+def _initialise(model: nn.Module) -> None:
+    # Kaiming normal, fan-in, for convolutions and linear layers, as in the code that the report cites.
+    for module in model.modules():
+        if isinstance(module, nn.Conv2d | nn.Linear):
+            nn.init.kaiming_normal_(module.weight)
+            if module.bias is not None:
+                nn.init.zeros_(module.bias)

@@ -1,0 +1,48 @@
+"""What every neuron layer is: parameters, and a run over a sequence from a given state."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor, nn
+
+from spikeloom.stream import State, exchange, streaming
+
+
+class Neuron(nn.Module):
+    """A layer of neurons, one per element of x[0].
+
+    A subclass defines `run`. It keeps no state: a plain call starts from rest, and under a `Stream` the state
+    comes from, and goes back to, the Stream.
+
+    Shapes: input [T, N, ...] -> output [T, N, ...].
+    """
+
+    def run(self, x: Tensor, state: State, keep: bool) -> tuple[Tensor, State]:
+        """Runs x from `state` (None: rest); returns the output and, if `keep`, the state after the last step."""
+        raise NotImplementedError
+
+    def potentials(self, x: Tensor, state: State = None) -> Tensor:
+        """The potentials [T, N, ...] that decide the spikes of `run(x, state)`, without gradients."""
+        raise NotImplementedError(f"{type(self).__name__} does not expose its potentials")
+
+    def forward(self, x: Tensor) -> Tensor:
+        if x.dim() < 2 or x.shape[0] == 0:
+            raise ValueError(f"neurons take a sequence [T, N, ...] of at least one step, got shape {tuple(x.shape)}")
+        if streaming():
+            return exchange(self, lambda state: self.run(x, state, True))
+        return self.run(x, None, False)[0]
+
+
+def check_state(module: nn.Module, state: Tensor | None, x: Tensor) -> None:
+    """Refuses a carried state of another batch than x's."""
+    if state is not None and state.shape != x.shape[1:]:
+        raise ValueError(
+            f"{type(module).__name__} carries a state of shape {tuple(state.shape)}, but a step is now "
+            f"{tuple(x.shape[1:])}: use a new Stream, or stream.reset(), for another batch"
+        )
+
+
+def describe(**settings: Any) -> str:
+    """`name=value` pairs for `extra_repr`."""
+    return ", ".join(f"{name}={value}" for name, value in settings.items())

@@ -1,0 +1,82 @@
+"""Which implementation of an op runs: forced, else native on the CPU, compiled on an accelerator, else the reference."""
+
+from __future__ import annotations
+
+import importlib
+import logging
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, Literal, get_args
+
+import torch
+from torch import Tensor
+
+from spikeloom.errors import UsageError
+
+Backend = Literal["reference", "native", "compiled"]
+
+_log = logging.getLogger("spikeloom")
+_forced: Backend | None = None
+_logged: set[tuple[str, str]] = set()
+
+
+def _load_native() -> Any:
+    try:
+        module = importlib.import_module("spikeloom._native")
+    except ImportError:
+        return None
+    level = os.environ.get("SPIKELOOM_LEVEL")
+    if level:
+        try:
+            module.set_level(level)
+        except ValueError as error:
+            raise UsageError(f"SPIKELOOM_LEVEL: {error}; this one has {', '.join(module.levels())}") from None
+    return module
+
+
+# Loaded after torch, so that both share one OpenMP pool. None where the package was built without a compiler.
+native: Any = _load_native()
+
+
+@contextmanager
+def backend(name: Backend) -> Iterator[None]:
+    """Forces one implementation of every op, for the whole process, inside the `with` block.
+
+    Args:
+        name: "reference" (plain PyTorch, the definition), "native" (fused CPU kernels) or "compiled"
+            (the reference and its backward under `torch.compile`, what accelerators run).
+
+    Raises:
+        UsageError: unknown name, or "native" without the compiled kernels.
+    """
+    global _forced
+    if name not in get_args(Backend):
+        raise UsageError(f"unknown backend {name!r}; known: {', '.join(get_args(Backend))}")
+    if name == "native" and native is None:
+        raise UsageError("this installation has no native kernels: install a C++ compiler, then Spikeloom again")
+    outer, _forced = _forced, name
+    try:
+        yield
+    finally:
+        _forced = outer
+
+
+def choose(op: str, x: Tensor, native_dtypes: tuple[torch.dtype, ...]) -> Backend:
+    """The backend for an op on x, logged once per op; a forced one that cannot take x is an error."""
+    able = native is not None and x.device.type == "cpu" and x.dtype in native_dtypes
+    if _forced is not None:
+        if _forced == "native" and not able:
+            raise UsageError(f"{op}: no native kernel for {x.dtype} on {x.device.type}; use backend('reference')")
+        chosen = _forced
+    elif able:
+        chosen: Backend = "native"
+    elif x.device.type not in ("cpu", "meta") and not torch.compiler.is_compiling():
+        chosen = "compiled"
+    else:
+        # Inside a user's own torch.compile the reference is traced and fused with its neighbours.
+        chosen = "reference"
+    if not torch.compiler.is_compiling() and (op, chosen) not in _logged:
+        _logged.add((op, chosen))
+        _log.info("%s: %s backend (%s, %s)", op, chosen, x.device.type, x.dtype)
+    return chosen

@@ -1,0 +1,65 @@
+"""Names for things that recipes and the command line choose."""
+
+from __future__ import annotations
+
+import difflib
+import fnmatch
+from collections.abc import Callable, Iterable, Iterator
+from typing import Generic, TypeVar
+
+from spikeloom.errors import UsageError
+
+Entry = TypeVar("Entry")
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """The end of an error message about an unknown name: the known names most like it, or all of a few."""
+    names = sorted(known)
+    close = difflib.get_close_matches(name, names, n=3, cutoff=0.5)
+    if close:
+        return f"did you mean {' or '.join(close)}?"
+    shown = ", ".join(names[:12]) + (", ..." if len(names) > 12 else "")
+    return f"known: {shown or 'none'}"
+
+
+class Registry(Generic[Entry]):
+    """Entries by name, in the order of their registration.
+
+    Args:
+        kind: what an entry is called in messages, such as "model".
+    """
+
+    def __init__(self, kind: str):
+        self.kind = kind
+        self._entries: dict[str, Entry] = {}
+
+    def register(self, entry: Entry, name: str | None = None) -> Entry:
+        """Adds an entry under `name`, or its own `__name__`; usable as a decorator."""
+        key = name or getattr(entry, "__name__", "")
+        if not key or key in self._entries:
+            raise ValueError(f"a {self.kind} named {key!r} cannot be registered: the name is empty or taken")
+        self._entries[key] = entry
+        return entry
+
+    def named(self, name: str) -> Callable[[Entry], Entry]:
+        """The decorator form of `register` with a name."""
+        return lambda entry: self.register(entry, name)
+
+    def __getitem__(self, name: str) -> Entry:
+        try:
+            return self._entries[name]
+        except KeyError:
+            raise UsageError(f"unknown {self.kind} {name!r}; {nearest(name, self._entries)}") from None
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._entries
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._entries)
+
+    def __len__(self) -> int:
+        return len(self._entries)
+
+    def names(self, pattern: str = "*") -> list[str]:
+        """The names that match a shell pattern, sorted."""
+        return sorted(fnmatch.filter(self._entries, pattern))
