@@ -5,6 +5,7 @@ from __future__ import annotations
 from types import TracebackType
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from spikeloom.neurons.base import Neuron
@@ -93,3 +94,41 @@ class Recorder:
                 self.inputs.setdefault(name, []).append(args[0].detach())
 
         return hook
+
+
+class RateMeter:
+    """Counts spikes, inside its `with` block, without keeping them: the mean output of every neuron layer.
+
+    Args:
+        model: any module.
+    """
+
+    def __init__(self, model: nn.Module):
+        self._model = model
+        self._sums: dict[str, tuple[float, int]] = {}
+        self._handles: list[Any] = []
+
+    def __enter__(self) -> RateMeter:
+        for name, module in self._model.named_modules():
+            if isinstance(module, Neuron):
+                self._handles.append(module.register_forward_hook(self._hook(name)))
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        for handle in self._handles:
+            handle.remove()
+        self._handles = []
+
+    def _hook(self, name: str) -> Any:
+        def hook(module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> None:
+            if not recomputing():
+                total, count = self._sums.get(name, (0.0, 0))
+                self._sums[name] = (total + output.detach().sum(dtype=torch.float32).item(), count + output.numel())
+
+        return hook
+
+    def rates(self) -> dict[str, float]:
+        """Spikes per neuron and step of every layer, in the order in which they ran."""
+        return {name: total / max(count, 1) for name, (total, count) in self._sums.items()}

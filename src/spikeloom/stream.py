@@ -7,7 +7,7 @@ at the end of the previous call, and leaves the new one. The Stream owns all of 
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any, TypeVar
 
@@ -38,7 +38,7 @@ class _States:
 
 
 @contextmanager
-def _using(states: _States | None) -> Iterator[None]:
+def _using(states: _States | None) -> Generator[None]:
     outer, _local.states = _local.states, states
     try:
         yield
@@ -47,7 +47,7 @@ def _using(states: _States | None) -> Iterator[None]:
 
 
 @contextmanager
-def _recomputation() -> Iterator[None]:
+def _recomputation() -> Generator[None]:
     outer, _local.recomputing = _local.recomputing, True
     try:
         yield

@@ -216,7 +216,8 @@ class QuadraticGate(Surrogate):
         _positive("alpha", self.alpha)
 
     def primitive(self, x: Tensor) -> Tensor:
-        return Triangle(1 / self.alpha).primitive(x)
+        y = torch.clamp(self.alpha * x, -1, 1)
+        return 0.5 + y - y * y.abs() / 2
 
     def derivative(self, x: Tensor) -> Tensor:
         return torch.clamp(self.alpha - self.alpha**2 * x.abs(), min=0)

@@ -25,10 +25,10 @@ class BatchNorm(nn.BatchNorm2d):
         eps, momentum: as `torch.nn`.
     """
 
-    running_mean: Tensor
-    running_var: Tensor
-    num_batches_tracked: Tensor
-    momentum: float
+    running_mean: Tensor  # pyright: ignore[reportIncompatibleVariableOverride]
+    running_var: Tensor  # pyright: ignore[reportIncompatibleVariableOverride]
+    num_batches_tracked: Tensor  # pyright: ignore[reportIncompatibleVariableOverride]
+    momentum: float  # pyright: ignore[reportIncompatibleVariableOverride]
 
     def __init__(self, channels: int, eps: float = 1e-5, momentum: float = 0.1):
         super().__init__(channels, eps, momentum)

@@ -49,7 +49,7 @@ class MaxPool2d(nn.MaxPool2d):
     """`torch.nn.MaxPool2d` on each step; spikes in, spikes out."""
 
     def forward(self, input: Tensor) -> Tensor:
-        return each_step(super().forward, input)
+        return each_step(super().forward, input)  # pyright: ignore[reportArgumentType] - no indices asked for
 
 
 class AvgPool2d(nn.AvgPool2d):

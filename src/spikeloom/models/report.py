@@ -175,9 +175,7 @@ class ColoredMNISTNet(nn.Module):
     Shapes: [N, C, H, W] or [T, N, C, H, W] -> logits [T, N, num_classes].
     """
 
-    def __init__(
-        self, in_channels: int, num_classes: int, neuron: Callable[[], nn.Module], T: int, image_size: int
-    ):
+    def __init__(self, in_channels: int, num_classes: int, neuron: Callable[[], nn.Module], T: int, image_size: int):
         super().__init__()
         self.T = T
         side = ((image_size - 4) // 2 - 4) // 2

@@ -1,11 +1,11 @@
-"""Which implementation of an op runs: forced, else native on the CPU, compiled on an accelerator, else the reference."""
+"""Which implementation of an op runs: the forced one, else native (CPU), compiled (accelerators) or reference."""
 
 from __future__ import annotations
 
 import importlib
 import logging
 import os
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 from typing import Any, Literal, get_args
 
@@ -40,7 +40,7 @@ native: Any = _load_native()
 
 
 @contextmanager
-def backend(name: Backend) -> Iterator[None]:
+def backend(name: Backend) -> Generator[None]:
     """Forces one implementation of every op, for the whole process, inside the `with` block.
 
     Args:

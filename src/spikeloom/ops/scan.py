@@ -367,7 +367,9 @@ class _Compiled(torch.autograd.Function):
         x, decay, gain, *starts = ctx.saved_tensors
         grad_x: list[Tensor] = []
         grad_decay, grad_gain = torch.zeros_like(decay), torch.zeros_like(gain)
-        for g, chunk, v in zip(reversed(grad_spikes.split(_CHUNK)), reversed(x.split(_CHUNK)), reversed(starts), strict=True):
+        for g, chunk, v in zip(
+            reversed(grad_spikes.split(_CHUNK)), reversed(x.split(_CHUNK)), reversed(starts), strict=True
+        ):
             grad_chunk, grad_v, from_decay, from_gain = ctx.backward_chunk(g, grad_v, chunk, v, decay, gain)
             grad_x.append(grad_chunk)
             grad_decay, grad_gain = grad_decay + from_decay, grad_gain + from_gain
@@ -389,8 +391,8 @@ def _scan_compiled(
     if v is None:
         v = torch.full_like(x[0], 0.0 if v_reset is None else v_reset, dtype=dtype)
     functions = _compiled_chunks(v_threshold, v_reset, surrogate, detach_reset)
-    spikes, v = _Compiled.apply(
+    spikes, last = _Compiled.apply(
         x.flatten(1), v.to(dtype).flatten(), torch.as_tensor(decay, dtype=dtype, device=x.device),
         torch.as_tensor(gain, dtype=dtype, device=x.device), functions,
     )  # fmt: skip
-    return spikes.view(shape), v.view(shape[1:])
+    return spikes.view(shape), last.view(shape[1:])

@@ -1,0 +1,5 @@
+"""Measuring networks."""
+
+from spikeloom.analyse.cost import Cost, count_cost
+
+__all__ = ["Cost", "count_cost"]

@@ -1,0 +1,58 @@
+"""What a network costs by its layout alone: parameters, and operations by the two rules of the course report."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+
+@dataclass(frozen=True)
+class Cost:
+    """Counts for one image.
+
+    Attributes:
+        parameters: trainable elements.
+        macs: multiply-accumulates of convolutions (groups respected) and linear layers, one time step.
+        flops_s0: the rule that all published FLOPs of the course report (document 000) follow: `macs`, plus 2 T per
+            output element of a batch norm, plus one step's bias additions of convolutions and inputs of poolings
+            that have a window.
+    """
+
+    parameters: int
+    macs: int
+    flops_s0: int
+
+
+def count_cost(model: nn.Module, image: tuple[int, ...], T: int) -> Cost:
+    """Counts the cost of a model for one image of shape [C, H, W] over T steps.
+
+    The model runs once on the CPU, on one step.
+    """
+    macs, norm, other = 0, 0, 0
+
+    def hook(module: nn.Module, args: tuple[Tensor, ...], output: Any) -> None:
+        nonlocal macs, norm, other
+        if isinstance(module, nn.Conv1d | nn.Conv2d):
+            macs += output.numel() * module.weight[0].numel()
+            other += output.numel() if module.bias is not None else 0
+        elif isinstance(module, nn.Linear):
+            macs += output.numel() * module.in_features
+        elif isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d):
+            norm += output.numel()
+        elif isinstance(module, nn.MaxPool2d | nn.AvgPool2d | nn.AvgPool1d):
+            other += args[0].numel()
+
+    handles = [module.register_forward_hook(hook) for module in model.modules()]
+    training = model.training
+    try:
+        with torch.no_grad():
+            model.eval()(torch.zeros(1, 1, *image))
+    finally:
+        model.train(training)
+        for handle in handles:
+            handle.remove()
+    parameters = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    return Cost(parameters, macs, macs + 2 * T * norm + other)

@@ -1,0 +1,339 @@
+"""The command line. Nothing heavy is imported until a command needs it, so that `--help` answers at once."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import sys
+from collections.abc import Callable, Generator
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import click
+import typer
+
+from spikeloom.errors import UsageError
+
+if TYPE_CHECKING:
+    from spikeloom.train.recipe import Budget
+    from spikeloom.train.run import Run
+
+Json = dict[str, Any]
+
+app = typer.Typer(
+    name="spikeloom",
+    help="Deep spiking neural networks: train them, measure them, reproduce published tables.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    add_completion=False,
+    rich_markup_mode=None,
+)
+
+AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object on standard output, nothing else.")]
+Words = Annotated[
+    list[str] | None,
+    typer.Argument(metavar="[RECIPE[#ROW]] [KEY=VALUE]...", help="A recipe, and settings to override."),
+]
+
+
+def main() -> None:
+    """The `spikeloom` command: a user's mistake is one line on standard error and exit code 2."""
+    try:
+        code = app(standalone_mode=False)
+    except UsageError as error:
+        code = _fail(str(error))
+    except click.ClickException as error:
+        code = _fail(f"{error.format_message()} (see 'spikeloom --help')")
+    except (KeyboardInterrupt, click.Abort):
+        code = 130
+    sys.exit(code if isinstance(code, int) else 0)
+
+
+def _fail(message: str) -> int:
+    print(f"spikeloom: error: {' '.join(message.split())}", file=sys.stderr)
+    return 2
+
+
+# --- commands ---------------------------------------------------------------------------------------------------------
+
+
+@app.command()
+def train(words: Words = None, as_json: AsJson = False) -> None:
+    """Train a recipe (without one: quickstart/digits), or continue a run.
+
+    \b
+    spikeloom train
+    spikeloom train quickstart/mnist data.root=DATA
+    spikeloom train report/table2#s0t2b budget=smoke data.root=DATA train.precision=bf16
+    spikeloom train resume=RUN
+
+    Keys: seed, budget (smoke, short, full), run (the folder to write), resume, and anything under
+    data., model., neuron. and train. that a recipe may set.
+    """
+    name, values = _parse(words)
+    resume = values.pop("resume", None)
+    if resume is not None:
+        if name is not None or values:
+            raise UsageError("resume=RUN continues a run with its own settings: give no recipe and no other key")
+        run = _open(str(resume))
+        if run.summary() is not None:
+            raise UsageError(f"{run.folder} is finished; evaluate it with 'spikeloom evaluate {run.folder}'")
+    else:
+        run = _new_run(name or "quickstart/digits", values)
+    from spikeloom.train.loop import Interrupted
+    from spikeloom.train.loop import train as train_run
+
+    with _progress(as_json) as progress, _stop_on_signal() as stop:
+        try:
+            summary = train_run(run, progress, stop)
+        except Interrupted:
+            print(f"stopped; continue with: spikeloom train resume={run.folder}", file=sys.stderr)
+            raise typer.Exit(130) from None
+    if as_json:
+        print(json.dumps({"run": str(run.folder), **summary}))
+        return
+    print(f"\n{run.title} ({run.budget}): test accuracy {summary['test_accuracy']:.2f} % on {summary['data']['test']}")
+    print(f"  best {summary['best_test_accuracy']:.2f} % at epoch {summary['best_epoch']} of {summary['epochs']}; "
+          f"{summary['parameters']:,} parameters; {summary['seconds']:.0f} s")  # fmt: skip
+    print(f"  run:   {run.folder}")
+    print(f"  next:  spikeloom evaluate {run.folder}")
+    print(f"         tensorboard --logdir {run.folder / 'tensorboard'}")
+
+
+@app.command()
+def evaluate(
+    run: Annotated[str, typer.Argument(metavar="RUN", help="The folder of a finished run.")],
+    words: Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="data.* settings.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Evaluate a trained run on its test data, with the firing rate of every layer.
+
+    \b
+    spikeloom evaluate RUN
+    spikeloom evaluate RUN data.root=DATA --json
+    """
+    from spikeloom.train.recipe import check_settings, merge, parse_overrides
+
+    opened = _open(run)
+    overrides = parse_overrides(words or [])
+    for key in overrides:
+        if key != "data":
+            raise UsageError(f"evaluate takes data.* settings only, got {key!r}")
+    settings = check_settings(merge(opened.settings.model_dump(exclude_none=True), overrides), run)
+    from spikeloom.train.evaluate import evaluate_run
+
+    with _progress(as_json) as progress:
+        result = evaluate_run(opened, settings, progress)
+    if as_json:
+        print(json.dumps(result))
+        return
+    print(
+        f"{opened.title}: accuracy {result['test_accuracy']:.2f} %, loss {result['test_loss']:.4f} on {result['data']}"
+    )
+    print("  firing rate (spikes per neuron and step)")
+    for layer, rate in result["rates"].items():
+        print(f"  {100 * rate:6.2f} %  {layer}")
+
+
+@app.command()
+def reproduce(words: Words = None, as_json: AsJson = False) -> None:
+    """Train every row of a published table and print published beside measured.
+
+    \b
+    spikeloom reproduce report/table2 budget=smoke data.root=DATA
+    spikeloom reproduce report/table2#s0t2b budget=short data.root=DATA
+
+    Finished rows are taken from their run folders, interrupted ones are continued. Numbers go to results/ (or
+    results=PATH), run folders to runs/ (or run=PATH).
+    """
+    name, values = _parse(words)
+    if name is None:
+        raise UsageError("name a table, for example 'spikeloom reproduce report/table2'; see 'spikeloom list recipes'")
+    from spikeloom.train.recipe import load_recipe
+
+    recipe_name, _, row = name.partition("#")
+    recipe = load_recipe(recipe_name)
+    budget = _budget(values) or recipe.budget
+    runs, results = Path(values.pop("run", "runs")), Path(values.pop("results", "results"))
+    from spikeloom.reproduce import reproduce as run_table
+    from spikeloom.train.loop import Interrupted
+
+    with _progress(as_json) as progress, _stop_on_signal() as stop:
+        try:
+            records = run_table(
+                recipe, [row] if row else list(recipe.rows), budget, values, runs, results, progress, stop
+            )
+        except Interrupted:
+            print("stopped; the same command continues", file=sys.stderr)
+            raise typer.Exit(130) from None
+    if as_json:
+        print(json.dumps(records))
+    else:
+        _print_table(recipe.title, recipe.paper, budget, records)
+        print(f"results: {results / recipe.name}")
+
+
+@app.command(name="list")
+def list_(
+    what: Annotated[str, typer.Argument(metavar="models|recipes|datasets|neurons")],
+    as_json: AsJson = False,
+) -> None:
+    """List what can be named: models, recipes, datasets, neurons."""
+    entries = _entries(what)
+    if as_json:
+        print(json.dumps(entries))
+        return
+    width = max(map(len, entries), default=0)
+    for name, line in entries.items():
+        print(f"{name:{width}}  {line}")
+
+
+@app.command()
+def doctor(as_json: AsJson = False) -> None:
+    """Show versions, the processor's kernels, threads, and which data sets are found."""
+    from spikeloom.doctor import examine
+
+    found = examine()
+    if as_json:
+        print(json.dumps(found))
+        return
+    width = max(map(len, found))
+    for key, value in found.items():
+        print(f"{key:{width}}  {value}")
+
+
+# --- arguments --------------------------------------------------------------------------------------------------------
+
+
+def _parse(words: list[str] | None) -> tuple[str | None, Json]:
+    """The recipe, if the first word is one, and the settings."""
+    from spikeloom.registry import nearest
+    from spikeloom.train.recipe import parse_overrides
+
+    words = list(words or [])
+    name = words.pop(0) if words and "=" not in words[0] else None
+    values = parse_overrides(words)
+    known = ("seed", "budget", "run", "resume", "results", "data", "model", "neuron", "train")
+    for key in values:
+        if key not in known:
+            raise UsageError(f"unknown key {key!r}; {nearest(key, known)}")
+    return name, values
+
+
+def _budget(values: Json) -> Budget | None:
+    from spikeloom.registry import nearest
+
+    budget = values.pop("budget", None)
+    if budget not in (None, "smoke", "short", "full"):
+        raise UsageError(f"unknown budget {budget!r}; {nearest(str(budget), ('smoke', 'short', 'full'))}")
+    return budget
+
+
+def _open(folder: str) -> Run:
+    from spikeloom.train.run import Run
+
+    return Run.open(Path(folder))
+
+
+def _new_run(name: str, values: Json) -> Run:
+    import datetime
+
+    from spikeloom.train.recipe import load_recipe
+    from spikeloom.train.run import Run
+
+    recipe_name, _, row = name.partition("#")
+    recipe = load_recipe(recipe_name)
+    if not row:
+        if len(recipe.rows) > 1:
+            raise UsageError(
+                f"{recipe_name} has several rows: name one, as in '{recipe_name}#{next(iter(recipe.rows))}' "
+                f"({', '.join(recipe.rows)}), or use 'spikeloom reproduce {recipe_name}'"
+            )
+        row = next(iter(recipe.rows))
+    budget = _budget(values) or recipe.budget
+    values.pop("results", None)
+    folder = values.pop("run", None)
+    settings = recipe.resolve(row, budget, values)
+    if folder is None:
+        stamp = datetime.datetime.now().strftime("%Y%m%d-%H%M%S")
+        stem = "-".join([*recipe.name.removesuffix(".toml").split("/"), *([] if row == "main" else [row]), stamp])
+        folder = f"runs/{stem}"
+    return Run.create(Path(str(folder)), recipe.name, row, budget, settings)
+
+
+def _entries(what: str) -> dict[str, str]:
+    from spikeloom.registry import nearest
+
+    kinds = ("models", "recipes", "datasets", "neurons")
+    if what == "recipes":
+        from spikeloom.train.recipe import list_recipes, load_recipe
+
+        return {name: load_recipe(name).title for name in list_recipes()}
+    if what == "models":
+        from spikeloom.models import MODELS as registry
+    elif what == "neurons":
+        from spikeloom.neurons import NEURONS as registry
+    elif what == "datasets":
+        from spikeloom.data import DATASETS as registry
+    else:
+        raise UsageError(f"unknown list {what!r}; {nearest(what, kinds)}")
+    return {name: (registry[name].__doc__ or "").strip().split("\n")[0] for name in registry}
+
+
+# --- what people see --------------------------------------------------------------------------------------------------
+
+
+@contextlib.contextmanager
+def _progress(quiet: bool) -> Generator[Any]:
+    from spikeloom.show import Quiet, Shown
+
+    if quiet or int(os.environ.get("RANK", "0")) > 0:
+        yield Quiet()
+        return
+    shown = Shown()
+    try:
+        yield shown
+    finally:
+        shown.close()
+
+
+@contextlib.contextmanager
+def _stop_on_signal() -> Generator[Callable[[], bool]]:
+    """Ctrl-C and SIGTERM end a run at the next step, with a checkpoint; a second one ends it at once."""
+    asked = False
+
+    def ask(number: int, frame: Any) -> None:
+        nonlocal asked
+        if asked:
+            raise KeyboardInterrupt
+        asked = True
+
+    before = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield lambda: asked
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _print_table(title: str, paper: str, budget: str, records: list[Json]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(title=f"{title} (budget: {budget})", caption=f"{paper}. Published, then measured.")
+    for column in ("row", "system", "params M", "FLOPs M", "MACs M", "accuracy %", "data", "time"):
+        table.add_column(column, justify="left" if column in ("row", "system", "data") else "right", overflow="fold")
+
+    def pair(record: Json, key: str, digits: int) -> str:
+        published, measured = record["published"].get(key), record["measured"][key]
+        return f"{'-' if published is None else published}\n{measured:.{digits}f}"
+
+    for record in records:
+        table.add_row(
+            record["row"], record["system"], pair(record, "params_M", 3), pair(record, "flops_M", 2),
+            f"\n{record['measured']['macs_M']:.2f}", pair(record, "acc", 2), record["data"]["train"],
+            f"\n{record['seconds']:.0f} s",
+        )  # fmt: skip
+    Console().print(table)

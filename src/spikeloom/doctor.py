@@ -1,0 +1,44 @@
+"""What this installation and machine can do."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import spikeloom
+from spikeloom.ops import dispatch
+from spikeloom.train.run import environment
+
+
+def examine() -> dict[str, Any]:
+    """Versions, backends, threads and data, in the order in which a person would ask."""
+    found = environment()
+    found["installed in"] = str(Path(spikeloom.__file__).parent)
+    if dispatch.native is None:
+        found["native"] = "missing: built without a C++ compiler; neurons run on the plain PyTorch reference, slower"
+    else:
+        found["native"] = f"{dispatch.native.level()} (of {', '.join(dispatch.native.levels())})"
+        found["OpenMP"] = (
+            "shared with PyTorch" if _shares_openmp() else "a second pool: expect slower steps; is torch loaded first?"
+        )
+    found["backend on cpu"] = dispatch.choose("scan", torch.zeros(1), (torch.float32,))
+    found["cuda"] = torch.cuda.get_device_name() if torch.cuda.is_available() else "not found"
+    root = os.environ.get("SPIKELOOM_DATA")
+    found["SPIKELOOM_DATA"] = root or "not set: give data.root=PATH to commands that need data"
+    if root:
+        names = [name for name, part in (("mnist", "MNIST"), ("cifar10", "cifar-10-batches-py"), ("cifar10", "CIFAR10"))
+                 if (Path(root) / part).is_dir()]  # fmt: skip
+        found["data found"] = ", ".join(dict.fromkeys(names)) or "none"
+    return {key: "unknown" if value is None else value for key, value in found.items()}
+
+
+def _shares_openmp() -> bool:
+    threads = torch.get_num_threads()
+    try:
+        torch.set_num_threads(1)
+        return dispatch.native.openmp_threads() == 1
+    finally:
+        torch.set_num_threads(threads)

@@ -1,0 +1,90 @@
+"""Runs the rows of a published table and sets what was measured beside what was published."""
+
+from __future__ import annotations
+
+import datetime
+import hashlib
+import json
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+from spikeloom.analyse import count_cost
+from spikeloom.errors import UsageError
+from spikeloom.train.checkpoint import write_json
+from spikeloom.train.loop import Progress, build_datasets, build_model, train
+from spikeloom.train.recipe import Budget, Recipe, Row, Settings
+from spikeloom.train.run import Run
+
+Json = dict[str, Any]
+
+
+def reproduce(
+    recipe: Recipe,
+    rows: Iterable[str],
+    budget: Budget,
+    overrides: Json,
+    runs: Path,
+    results: Path,
+    progress: Progress,
+    stop: Callable[[], bool],
+) -> list[Json]:
+    """Trains every row that is not trained yet, continues one that was interrupted, and writes `results`.
+
+    Args:
+        recipe: the table.
+        rows: ids of its rows.
+        budget: how much of it.
+        overrides: settings from the command line.
+        runs: where run folders go; a row with the same settings finds its own again.
+        results: where `<table>/<row>.<budget>.seed<seed>.json` goes.
+        progress, stop: as `train`.
+
+    Returns:
+        One record a row: published and measured numbers, settings, environment.
+    """
+    # All rows are checked before the first one trains.
+    resolved = {row: recipe.resolve(row, budget, overrides) for row in rows}
+    records: list[Json] = []
+    for row, settings in resolved.items():
+        folder = runs / recipe.name.replace("/", "-") / f"{row}-{budget}-{_digest(settings)}"
+        if (folder / "settings.json").is_file():
+            run = Run.open(folder)
+        else:
+            run = Run.create(folder, recipe.name, row, budget, settings)
+        summary = run.summary() or train(run, progress, stop)
+        record = _record(recipe.rows[row], recipe, run, summary)
+        target = results / recipe.name / f"{row}.{budget}.seed{settings.seed}.json"
+        try:
+            target.parent.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise UsageError(f"cannot write {target.parent}: {error.strerror or error}") from None
+        write_json(target, record)
+        records.append(record)
+    return records
+
+
+def _record(row: Row, recipe: Recipe, run: Run, summary: Json) -> Json:
+    settings = run.settings
+    train_set, _ = build_datasets(settings)
+    model = build_model(settings, train_set.images.shape[1], len(train_set.classes))
+    steps = int(getattr(model, "T", 1))
+    cost = count_cost(model, tuple(train_set.images.shape[1:]), steps)
+    return {
+        "table": recipe.name, "row": run.row, "system": row.system, "budget": run.budget, "seed": settings.seed,
+        "published": row.published,
+        "measured": {
+            "acc": summary["test_accuracy"], "best_acc": summary["best_test_accuracy"],
+            "params_M": cost.parameters / 1e6, "macs_M": cost.macs / 1e6, "flops_M": cost.flops_s0 / 1e6,
+        },
+        "parameters": cost.parameters, "macs": cost.macs, "flops_s0": cost.flops_s0,
+        "data": summary["data"], "epochs": summary["epochs"], "seconds": summary["seconds"],
+        "settings": settings.model_dump(exclude_none=True, exclude={"data": {"root"}}),
+        "environment": summary["environment"], "date": datetime.date.today().isoformat(),
+    }  # fmt: skip
+
+
+def _digest(settings: Settings) -> str:
+    # Where the data lie and how often checkpoints are written do not change the result.
+    values = settings.model_dump(exclude={"data": {"root", "download"}, "train": {"checkpoint_minutes"}})
+    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:8]

@@ -1,0 +1,105 @@
+"""How a run's progress looks in a terminal, and in a log file."""
+
+from __future__ import annotations
+
+import sys
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from spikeloom.train.run import Run
+
+Json = dict[str, Any]
+
+
+class Quiet:
+    """Says nothing but warnings."""
+
+    def start(self, run: Run, steps: int, done: int) -> None:
+        pass
+
+    def step(self, epoch: int, loss: float, accuracy: float) -> None:
+        pass
+
+    def epoch(self, record: Json) -> None:
+        pass
+
+    def work(self, what: str, total: int) -> None:
+        pass
+
+    def advance(self, count: int) -> None:
+        pass
+
+    def warn(self, message: str) -> None:
+        print(f"spikeloom: warning: {message}", file=sys.stderr)
+
+
+class Shown:
+    """A progress bar on standard error, and a line an epoch; without a terminal, the lines alone."""
+
+    def __init__(self) -> None:
+        self._console = Console(stderr=True, highlight=False, soft_wrap=True)
+        self._bar: Progress | None = None
+        self._task: Any = None
+        self._epochs = 0
+
+    def start(self, run: Run, steps: int, done: int) -> None:
+        """Begins a run's display; `done` of its steps are behind it."""
+        self.close()
+        t = run.settings.train
+        self._epochs = t.epochs
+        resumed = f", continued after {done} of {steps} steps" if done else ""
+        self._console.print(
+            f"{run.title} ({run.budget}): {run.settings.model.name} on {run.settings.data.name}, "
+            f"{t.epochs} epochs of {steps // t.epochs} steps, {t.precision}{resumed}\nrun: {run.folder}",
+            markup=False,
+        )
+        self._begin(steps, done, "loss {task.fields[loss]:.4f}  accuracy {task.fields[accuracy]:.2f} %")
+
+    def work(self, what: str, total: int) -> None:
+        """Begins the display of work other than training."""
+        self.close()
+        self._epochs = 0
+        self._begin(total, 0, what)
+
+    def advance(self, count: int) -> None:
+        """Reports progress of `work`."""
+        if self._bar is not None:
+            self._bar.advance(self._task, count)
+
+    def _begin(self, total: int, done: int, text: str) -> None:
+        if not self._console.is_terminal:
+            return
+        self._bar = Progress(
+            TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn(text),
+            TextColumn("left"), TimeRemainingColumn(), console=self._console, transient=True,
+        )  # fmt: skip
+        self._task = self._bar.add_task("", total=total, completed=done, loss=float("nan"), accuracy=float("nan"))
+        self._bar.start()
+
+    def step(self, epoch: int, loss: float, accuracy: float) -> None:
+        """One optimiser step is done."""
+        if self._bar is not None:
+            self._bar.update(
+                self._task, advance=1, description=f"epoch {epoch}/{self._epochs}", loss=loss, accuracy=accuracy
+            )
+
+    def epoch(self, record: Json) -> None:
+        """An epoch is done and evaluated."""
+        self._console.print(
+            f"epoch {record['epoch']:3d}/{self._epochs}  train loss {record['train_loss']:.4f} "
+            f"accuracy {record['train_accuracy']:6.2f} %   test loss {record['test_loss']:.4f} "
+            f"accuracy {record['test_accuracy']:6.2f} %   {record['seconds']:.0f} s",
+            markup=False,
+        )
+
+    def warn(self, message: str) -> None:
+        """Something the user should know."""
+        self._console.print(f"warning: {message}", style="yellow", markup=False)
+
+    def close(self) -> None:
+        """Removes the bar."""
+        if self._bar is not None:
+            self._bar.stop()
+            self._bar = None

@@ -1,0 +1,149 @@
+"""Tensors and settings on disk: safetensors, written whole or not at all, checked when read.
+
+Nothing here unpickles: loading a file cannot run code.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import zlib
+from collections.abc import Generator
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from spikeloom.errors import DataFileError, UsageError
+
+Json = dict[str, Any]
+
+
+@contextlib.contextmanager
+def atomic(path: Path) -> Generator[Path]:
+    """A temporary path beside `path`, renamed to it when the block ends well and removed when it does not.
+
+    Raises:
+        UsageError: the place cannot be written, or is full.
+    """
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        try:
+            yield temporary
+            with temporary.open("rb+") as file:
+                os.fsync(file.fileno())
+            temporary.replace(path)
+        finally:
+            with contextlib.suppress(OSError):
+                temporary.unlink()
+    except OSError as error:
+        raise UsageError(
+            f"cannot write {path}: {error.strerror or error}; free some space or choose another place"
+        ) from None
+    except SafetensorError as error:
+        # The library reports a full or read-only disk as its own error.
+        raise UsageError(f"cannot write {path}: {error}; free some space or choose another place") from None
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Writes JSON atomically."""
+    with atomic(path) as temporary:
+        temporary.write_text(json.dumps(value, indent=2) + "\n")
+
+
+def read_json(path: Path) -> Any:
+    """Reads JSON; a missing or damaged file is a `DataFileError`."""
+    try:
+        return json.loads(path.read_text())
+    except OSError as error:
+        raise DataFileError(f"cannot read {path}: {error.strerror or error}") from None
+    except ValueError as error:
+        raise DataFileError(f"{path} is not valid JSON: {error}") from None
+
+
+def save_tensors(path: Path, tensors: dict[str, Tensor], information: Json) -> None:
+    """Writes tensors and JSON information as one safetensors file, atomically, with a checksum."""
+    contiguous = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    metadata = {"spikeloom": json.dumps(information), "crc32": str(_checksum(contiguous))}
+    with atomic(path) as temporary:
+        save_file(contiguous, temporary, metadata)
+
+
+def load_tensors(path: Path) -> tuple[dict[str, Tensor], Json]:
+    """Reads what `save_tensors` wrote.
+
+    Raises:
+        DataFileError: the file is missing, truncated, changed, or not from Spikeloom.
+    """
+    if not path.is_file():
+        raise DataFileError(f"there is no file {path}")
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata = file.metadata() or {}
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dict
+    except (SafetensorError, OSError, ValueError, RuntimeError) as error:
+        raise DataFileError(f"{path} is truncated or not a safetensors file: {str(error).splitlines()[0]}") from None
+    if "spikeloom" not in metadata or "crc32" not in metadata:
+        raise DataFileError(f"{path} was not written by Spikeloom: its header has no checksum")
+    if metadata["crc32"] != str(_checksum(tensors)):
+        raise DataFileError(f"{path} is damaged: its checksum does not match its contents")
+    try:
+        return tensors, json.loads(metadata["spikeloom"])
+    except ValueError:
+        raise DataFileError(f"{path} is damaged: its header is not valid JSON") from None
+
+
+def _checksum(tensors: dict[str, Tensor]) -> int:
+    crc = 0
+    for name in sorted(tensors):
+        crc = zlib.crc32(name.encode(), crc)
+        data: Any = tensors[name].reshape(-1).view(torch.uint8).numpy()
+        crc = zlib.crc32(data, crc)
+    return crc
+
+
+def load_weights(model: nn.Module, tensors: dict[str, Tensor], path: Path, model_name: str) -> None:
+    """Puts tensors into a model of the same names and shapes.
+
+    Raises:
+        DataFileError: they are of another model; names the first difference.
+    """
+    expected = model.state_dict()
+    hint = f"{path} holds the weights of another model than {model_name}"
+    for name, tensor in expected.items():
+        if name not in tensors:
+            raise DataFileError(f"{hint}: it has no {name}")
+        if tensors[name].shape != tensor.shape:
+            raise DataFileError(
+                f"{hint}: {name} has shape {tuple(tensors[name].shape)}, the model's has {tuple(tensor.shape)}"
+            )
+    for name in tensors:
+        if name not in expected:
+            raise DataFileError(f"{hint}: the model has no {name}")
+    model.load_state_dict(tensors)
+
+
+def pack_optimizer(state: Json) -> tuple[dict[str, Tensor], Json]:
+    """Splits an optimizer's `state_dict` into tensors and JSON."""
+    tensors: dict[str, Tensor] = {}
+    plain: dict[str, Json] = {}
+    for index, values in state["state"].items():
+        for key, value in values.items():
+            if isinstance(value, Tensor):
+                tensors[f"{index}.{key}"] = value
+            else:
+                plain.setdefault(str(index), {})[key] = value
+    return tensors, {"plain": plain, "groups": state["param_groups"]}
+
+
+def unpack_optimizer(tensors: dict[str, Tensor], information: Json) -> Json:
+    """The inverse of `pack_optimizer`."""
+    state: dict[int, Json] = {int(index): dict(values) for index, values in information["plain"].items()}
+    for name, tensor in tensors.items():
+        index, key = name.split(".", 1)
+        state.setdefault(int(index), {})[key] = tensor
+    return {"state": state, "param_groups": information["groups"]}

@@ -1,0 +1,281 @@
+"""Recipes: what to train and on what, as TOML with every key checked.
+
+A recipe is a table of a paper. Its rows share `settings`; a row, a budget, a row's own budget and the command line
+override them, in this order. Keys that nothing reads are errors, with the nearest known ones.
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import tomllib
+import typing
+from collections.abc import Callable, Mapping
+from importlib import resources
+from pathlib import Path
+from typing import Any, Literal
+
+import pydantic
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from spikeloom.errors import UsageError
+from spikeloom.registry import nearest
+
+Budget = Literal["smoke", "short", "full"]
+Json = dict[str, Any]
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+
+class Named(BaseModel):
+    """Something from a registry with its options: `"LIF"` or `{name = "LIF", tau = 2.0}`."""
+
+    model_config = ConfigDict(extra="allow", strict=True)
+
+    name: str
+
+    @model_validator(mode="before")
+    @classmethod
+    def _from_name(cls, value: Any) -> Any:
+        return {"name": value} if isinstance(value, str) else value
+
+    @property
+    def options(self) -> Json:
+        """All keys but the name."""
+        return dict(self.model_extra or {})
+
+
+class DataSettings(Named):
+    """A data set, with the options of its builder."""
+
+    root: str | None = Field(None, description="folder of the files; SPIKELOOM_DATA without it")
+    test_subset: int | None = Field(None, ge=1, description="images of the test part to use; all without it")
+
+
+class TrainSettings(_Strict):
+    """How to train. Times are in epochs, so that they do not depend on the batch size."""
+
+    epochs: int = Field(ge=1)
+    batch_size: int = Field(ge=1, description="images per process and micro-batch")
+    accumulate: int = Field(1, ge=1, description="micro-batches per optimiser step")
+    method: Named = Named(name="bptt")
+    loss: Named = Named(name="sdt")
+    optimizer: Literal["sgd", "adam", "adamw"] = "sgd"
+    lr: float = Field(gt=0)
+    momentum: float = Field(0.9, ge=0, lt=1, description="of SGD")
+    weight_decay: float = Field(0.0, ge=0)
+    schedule: Literal["constant", "cosine", "step"] = "cosine"
+    warmup_epochs: float = Field(0.0, ge=0, description="linear, from lr / 100")
+    milestones: list[float] = Field([], description="epochs after which the step schedule multiplies by gamma")
+    gamma: float = Field(0.1, gt=0, le=1)
+    augment: list[Named] = []
+    precision: Literal["fp32", "bf16"] = "fp32"
+    channels_last: bool = True
+    checkpoint_minutes: float = Field(2.0, ge=0, description="between checkpoints; also one after every epoch")
+
+
+class Settings(_Strict):
+    """All that decides a run's weights."""
+
+    seed: int = Field(1, ge=0, lt=2**31)
+    data: DataSettings
+    model: Named
+    neuron: Named | None = None
+    train: TrainSettings
+
+
+class Row(BaseModel):
+    """One line of a published table: overrides of the recipe's settings, and the published numbers."""
+
+    model_config = ConfigDict(extra="allow", strict=True)
+
+    system: str
+    published: dict[str, float | str] = {}
+    budgets: dict[Budget, Json] = {}
+
+    @property
+    def overrides(self) -> Json:
+        """The row's settings."""
+        return dict(self.model_extra or {})
+
+
+class Recipe(_Strict):
+    """A table or figure: see the files under `recipes/`."""
+
+    name: str
+    title: str
+    paper: str
+    command: str
+    notes: str = ""
+    budget: Budget = Field("short", description="taken when none is asked for")
+    settings: Json
+    budgets: dict[Budget, Json]
+    rows: dict[str, Row] = Field(min_length=1)
+
+    def resolve(self, row: str, budget: Budget | None = None, overrides: Json | None = None) -> Settings:
+        """The settings of one row under a budget, checked against what they name."""
+        if row not in self.rows:
+            raise UsageError(f"recipe {self.name} has no row {row!r}; {nearest(row, self.rows)}")
+        entry, budget = self.rows[row], budget or self.budget
+        merged: Json = {}
+        for part in (
+            self.settings,
+            entry.overrides,
+            self.budgets.get(budget, {}),
+            entry.budgets.get(budget, {}),
+            overrides or {},
+        ):
+            merged = merge(merged, part)
+        return check_settings(merged, f"{self.name}#{row}")
+
+
+def merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> Json:
+    """`base` with the entries of `over`, table by table; a name in `over` replaces a whole table."""
+    merged = dict(base)
+    for key, value in over.items():
+        old = merged.get(key)
+        if isinstance(old, str) and isinstance(value, Mapping):
+            old = {"name": old}
+        merged[key] = merge(old, value) if isinstance(old, Mapping) and isinstance(value, Mapping) else value
+    return merged
+
+
+def check_settings(values: Json, where: str) -> Settings:
+    """Settings from plain values, every key known and of its type.
+
+    Raises:
+        UsageError: one line with the key, what is wrong and, for unknown ones, the nearest.
+    """
+    settings = _validate(Settings, values, where)
+    from spikeloom.data import DATASETS, TRANSFORMS
+    from spikeloom.models import MODELS
+    from spikeloom.neurons import NEURONS
+    from spikeloom.train.losses import LOSSES
+    from spikeloom.train.methods import METHODS
+
+    _check_options(settings.data, DATASETS, f"{where}: data", {"split", "root"})
+    _check_options(settings.model, MODELS, f"{where}: model", {"neuron", "in_channels", "num_classes"})
+    if settings.neuron is not None:
+        _check_options(settings.neuron, NEURONS, f"{where}: neuron", set())
+    _check_options(settings.train.loss, LOSSES, f"{where}: train.loss", {"logits", "y"})
+    _check_options(settings.train.method, METHODS, f"{where}: train.method", {"model", "x", "y", "loss"})
+    for transform in settings.train.augment:
+        _check_options(transform, TRANSFORMS, f"{where}: train.augment", set())
+    return settings
+
+
+def _check_options(named: Named, registry: Any, where: str, supplied: set[str]) -> None:
+    try:
+        builder = registry[named.name]
+    except UsageError as error:
+        raise UsageError(f"{where}: {error}") from None
+    _validate(_options_model(builder, frozenset(supplied)), named.options, f"{where} {named.name}")
+
+
+@functools.lru_cache(maxsize=256)
+def _options_model(builder: Callable[..., Any], supplied: frozenset[str]) -> type[BaseModel]:
+    from spikeloom.surrogates import Surrogate
+
+    target = builder.__init__ if inspect.isclass(builder) else builder
+    hints = typing.get_type_hints(target)
+    fields: dict[str, Any] = {}
+    for name, parameter in inspect.signature(builder).parameters.items():
+        if name in supplied:
+            continue
+        hint = Named if hints[name] is Surrogate else hints[name]
+        fields[name] = (hint, ... if parameter.default is parameter.empty else parameter.default)
+    return pydantic.create_model(
+        builder.__name__,
+        __config__=ConfigDict(extra="forbid", strict=True, arbitrary_types_allowed=True),
+        **fields,
+    )
+
+
+_Model = typing.TypeVar("_Model", bound=BaseModel)
+
+
+def _validate(model: type[_Model], values: Json, where: str) -> _Model:
+    try:
+        return model.model_validate(values)
+    except pydantic.ValidationError as error:
+        first = error.errors()[0]
+        path = [str(part) for part in first["loc"]]
+        key = ".".join(path)
+        if first["type"] == "extra_forbidden":
+            known = _known_keys(model, path[:-1])
+            raise UsageError(f"{where}: unknown key {key!r}; {nearest(path[-1], known)}") from None
+        if first["type"] == "missing":
+            raise UsageError(f"{where}: {key} is missing") from None
+        raise UsageError(f"{where}: {key}: {first['msg']}, got {first['input']!r}") from None
+
+
+def _known_keys(model: type[BaseModel], path: list[str]) -> list[str]:
+    for part in path:
+        annotation = model.model_fields[part].annotation if part in model.model_fields else None
+        for option in (annotation, *typing.get_args(annotation)):
+            if inspect.isclass(option) and issubclass(option, BaseModel):
+                model = option
+                break
+    return list(model.model_fields)
+
+
+# --- where recipes are ------------------------------------------------------------------------------------------------
+
+
+def list_recipes() -> list[str]:
+    """Names of the recipes in the package, such as "report/table2"."""
+    root = resources.files("spikeloom") / "recipes"
+    return sorted(
+        f"{folder.name}/{file.name.removesuffix('.toml')}"
+        for folder in root.iterdir()
+        if folder.is_dir()
+        for file in folder.iterdir()
+        if file.name.endswith(".toml")
+    )
+
+
+def load_recipe(name: str) -> Recipe:
+    """A recipe of the package by name, or a TOML file by its path.
+
+    Raises:
+        UsageError: no such recipe, not TOML, or a wrong key.
+    """
+    if name.endswith(".toml"):
+        path = Path(name)
+        if not path.is_file():
+            raise UsageError(f"there is no recipe file {name}")
+        text = path.read_text()
+    else:
+        known = list_recipes()
+        if name not in known:
+            raise UsageError(f"unknown recipe {name!r}; {nearest(name, known)}")
+        text = (resources.files("spikeloom") / "recipes" / f"{name}.toml").read_text()
+    try:
+        values = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise UsageError(f"recipe {name} is not valid TOML: {error}") from None
+    return _validate(Recipe, {"name": name, **values}, f"recipe {name}")
+
+
+def parse_overrides(words: list[str]) -> Json:
+    """`key.path=value` words as nested values; a value is TOML, or else a string.
+
+    Raises:
+        UsageError: a word without "=".
+    """
+    values: Json = {}
+    for word in words:
+        key, equals, text = word.partition("=")
+        if not equals or not all(key.split(".")):
+            raise UsageError(f"expected key=value, got {word!r}; for example data.root=/data or train.epochs=3")
+        try:
+            value = tomllib.loads(f"value = {text}")["value"]
+        except tomllib.TOMLDecodeError:
+            value = text
+        nested: Any = value
+        for part in reversed(key.split(".")):
+            nested = {part: nested}
+        values = merge(values, nested)
+    return values

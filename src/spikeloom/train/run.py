@@ -1,0 +1,176 @@
+"""A run's folder: what was asked for, how it went, and all that is needed to continue it.
+
+settings.json            recipe, row, budget, settings, versions
+metrics.jsonl            one line an epoch
+tensorboard/             the same, for TensorBoard
+checkpoint.safetensors   weights, optimiser and position of the last checkpoint
+model.safetensors        the trained weights
+summary.json             written at the end
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import subprocess
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from spikeloom.errors import DataFileError, UsageError
+from spikeloom.train.checkpoint import atomic, read_json, write_json
+from spikeloom.train.recipe import Settings, check_settings
+
+Json = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run folder that exists.
+
+    Attributes:
+        folder: its path.
+        recipe, row, budget: where the settings come from.
+        settings: all that decides the weights.
+    """
+
+    folder: Path
+    recipe: str
+    row: str
+    budget: str
+    settings: Settings
+
+    @classmethod
+    def create(cls, folder: Path, recipe: str, row: str, budget: str, settings: Settings) -> Run:
+        """Makes the folder, or takes an empty one.
+
+        Raises:
+            UsageError: it exists with something in it, or cannot be written.
+        """
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            occupied = any(folder.iterdir())
+        except OSError as error:
+            raise UsageError(
+                f"cannot make the run folder {folder}: {error.strerror or error}; choose another with run=PATH"
+            ) from None
+        if occupied:
+            raise UsageError(
+                f"{folder} is not empty: continue it with resume={folder}, or choose another with run=PATH"
+            )
+        run = cls(folder, recipe, row, budget, settings)
+        write_json(
+            folder / "settings.json",
+            {
+                "recipe": recipe, "row": row, "budget": budget,
+                "settings": settings.model_dump(exclude_none=True), "environment": environment(),
+            },
+        )  # fmt: skip
+        return run
+
+    @classmethod
+    def open(cls, folder: Path) -> Run:
+        """An existing run.
+
+        Raises:
+            UsageError: the folder is no run.
+        """
+        if not (folder / "settings.json").is_file():
+            raise DataFileError(f"{folder} is not a run: it has no settings.json")
+        saved = read_json(folder / "settings.json")
+        try:
+            return cls(
+                folder, saved["recipe"], saved["row"], saved["budget"],
+                check_settings(saved["settings"], f"{folder / 'settings.json'}"),
+            )  # fmt: skip
+        except (KeyError, TypeError):
+            raise DataFileError(f"{folder / 'settings.json'} is not the settings of a run") from None
+
+    @property
+    def title(self) -> str:
+        """`report/table2#s0t2b`, or without the row where there is only one."""
+        return self.recipe if self.row == "main" else f"{self.recipe}#{self.row}"
+
+    @property
+    def checkpoint(self) -> Path:
+        return self.folder / "checkpoint.safetensors"
+
+    @property
+    def weights(self) -> Path:
+        return self.folder / "model.safetensors"
+
+    def summary(self) -> Json | None:
+        """What the finished run measured, or None while it is unfinished."""
+        path = self.folder / "summary.json"
+        return read_json(path) if path.is_file() else None
+
+    def metrics(self) -> list[Json]:
+        """The records of the epochs so far; a last line cut short by a crash is left out."""
+        path = self.folder / "metrics.jsonl"
+        if not path.is_file():
+            return []
+        records: list[Json] = []
+        for line in path.read_text().splitlines():
+            try:
+                records.append(json.loads(line))
+            except ValueError:
+                break
+        return records
+
+    def keep_metrics(self, epochs: int) -> None:
+        """Drops the records of epochs that a resumed run will do again."""
+        kept = [record for record in self.metrics() if record["epoch"] <= epochs]
+        if (self.folder / "metrics.jsonl").is_file():
+            with atomic(self.folder / "metrics.jsonl") as temporary:
+                temporary.write_text("".join(json.dumps(record) + "\n" for record in kept))
+
+    def add_metrics(self, record: Json) -> None:
+        """Appends one record."""
+        try:
+            with (self.folder / "metrics.jsonl").open("a") as file:
+                file.write(json.dumps(record) + "\n")
+        except OSError as error:
+            raise UsageError(
+                f"cannot write {self.folder / 'metrics.jsonl'}: {error.strerror or error}; "
+                f"free some space and continue with resume={self.folder}"
+            ) from None
+
+
+def environment() -> Json:
+    """Versions and machine, as far as results depend on them."""
+    import spikeloom
+    from spikeloom.ops import dispatch
+
+    return {
+        "spikeloom": spikeloom.__version__,
+        "commit": _commit(),
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+        "machine": f"{platform.system()} {platform.machine()}",
+        "processor": _processor(),
+        "threads": torch.get_num_threads(),
+        "native": None if dispatch.native is None else dispatch.native.level(),
+        "device": "cuda" if torch.cuda.is_available() else "cpu",
+    }
+
+
+def _commit() -> str | None:
+    # Only of a checkout of Spikeloom itself, not of whatever repository it is installed in.
+    root = Path(__file__).resolve().parents[3]
+    if not (root / ".git").exists() or os.environ.get("GIT_DIR"):
+        return None
+    found = subprocess.run(["git", "rev-parse", "HEAD"], cwd=root, capture_output=True, text=True, check=False)
+    return found.stdout.strip() or None
+
+
+def _processor() -> str:
+    try:
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                return line.split(":", 1)[1].strip()
+    except OSError:
+        pass
+    return platform.processor()

@@ -1,0 +1,104 @@
+"""Shared fixtures: seeds, the native library, reference files kept beside the repository."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from spikeloom.ops import dispatch
+
+
+@pytest.fixture(autouse=True)
+def _seeded() -> None:
+    torch.manual_seed(0)
+
+
+@pytest.fixture
+def native() -> Iterator[Any]:
+    """The native library; its instruction level and the number of threads are restored afterwards."""
+    if dispatch.native is None:
+        pytest.skip("spikeloom is installed WITHOUT its native kernels: nothing of them is tested")
+    level, threads = dispatch.native.level(), torch.get_num_threads()
+    yield dispatch.native
+    dispatch.native.set_level(level)
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture
+def dirty_memory() -> Iterator[None]:
+    """Every new tensor starts as NaN: what a kernel does not write shows."""
+    filled = torch.utils.deterministic.fill_uninitialized_memory
+    torch.use_deterministic_algorithms(True)
+    torch.utils.deterministic.fill_uninitialized_memory = True
+    yield
+    torch.use_deterministic_algorithms(False)
+    torch.utils.deterministic.fill_uninitialized_memory = filled
+
+
+@pytest.fixture
+def dyadic() -> Callable[..., torch.Tensor]:
+    """Random multiples of 1/8, on which the arithmetic of `tau = 2` and `T <= 16` is exact."""
+
+    def make(*shape: int, low: float = -1.0, high: float = 2.0, dtype: torch.dtype = torch.float32) -> torch.Tensor:
+        return torch.randint(round(low * 8), round(high * 8) + 1, shape).to(dtype) / 8
+
+    return make
+
+
+@pytest.fixture
+def tracks() -> Callable[[torch.Tensor, torch.Tensor], float]:
+    """The largest difference of two tensors, relative to the largest value of the second."""
+
+    def difference(a: torch.Tensor, b: torch.Tensor) -> float:
+        assert a.shape == b.shape
+        a, b = a.double(), b.double()
+        assert a.isfinite().all()
+        return ((a - b).abs().max() / b.abs().max().clamp_min(1e-30)).item() if a.numel() else 0.0
+
+    return difference
+
+
+class Golden:
+    """Cases of the golden vectors: settings, tolerances and arrays as tensors."""
+
+    def __init__(self, folder: Path):
+        self.folder = folder
+        with (folder / "manifest.csv").open(newline="") as file:
+            self.rows = {row["id"]: row for row in csv.DictReader(file)}
+
+    def case(self, name: str) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
+        row = self.rows[name]
+        with np.load(self.folder / row["file"], allow_pickle=False) as arrays:
+            case = {k.split("/", 1)[1]: torch.from_numpy(arrays[k]) for k in arrays.files if k.startswith(f"{name}/")}
+        return json.loads(row["settings"]), case
+
+
+def shared_folder() -> Path:
+    return Path(os.environ.get("SPIKELOOM_SHARED", Path(__file__).parents[2] / "shared"))
+
+
+def golden_cases(*files: str) -> list[str]:
+    """Ids of the golden cases in some files; one id that skips, loudly, where they are not installed."""
+    folder = shared_folder() / "golden" / "neurons"
+    if not (folder / "manifest.csv").exists():
+        return ["missing"]
+    return [name for name, row in Golden(folder).rows.items() if row["file"].removesuffix(".npz") in files]
+
+
+@pytest.fixture(scope="session")
+def golden() -> Golden:
+    folder = shared_folder() / "golden" / "neurons"
+    if not (folder / "manifest.csv").exists():
+        pytest.skip(
+            f"GOLDEN VECTORS MISSING: no {folder}/manifest.csv; agreement with the original authors' code is NOT tested "
+            "(set SPIKELOOM_SHARED to the folder that holds golden/neurons)"
+        )
+    return Golden(folder)
