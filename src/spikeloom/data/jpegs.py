@@ -100,14 +100,16 @@ def read(path: Path, side: int, classes: int) -> Container:
 
 def _arrays(path: Path) -> list[npt.NDArray[Any]]:
     try:
-        file = np.load(path, allow_pickle=False)
-    except Exception as error:  # ValueError, OSError, EOFError, BadZipFile, ...; numpy's text advises to unpickle
-        raise DataFileError(
-            f"{path}: not a readable .npz file ({type(error).__name__}): truncated or of another kind"
-        ) from error
-    if not isinstance(file, np.lib.npyio.NpzFile):
-        raise DataFileError(f"{path}: is a single .npy array, expected an .npz file with {', '.join(ARRAYS)}")
-    with file:
+        stream = path.open("rb")
+    except OSError as error:
+        raise DataFileError(f"{path}: cannot be read: {error.strerror}") from error
+    with stream:  # ours to close: np.load leaves the files it fails on open
+        try:
+            file = np.load(stream, allow_pickle=False)
+        except Exception as error:  # ValueError, EOFError, BadZipFile, ...; not numpy's text, which advises to unpickle
+            raise DataFileError(f"{path}: truncated or not an .npz file ({type(error).__name__})") from error
+        if not isinstance(file, np.lib.npyio.NpzFile):
+            raise DataFileError(f"{path}: is a single .npy array, expected an .npz file with {', '.join(ARRAYS)}")
         return [_array(path, file, name, np.dtype(dtype)) for name, dtype in ARRAYS.items()]
 
 
