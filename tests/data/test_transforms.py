@@ -1,0 +1,154 @@
+"""Random augmentations: what they may do to an image, their draws, and how recipes name them."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from spikeloom.data import TRANSFORMS, augmentation, create_dataset
+from spikeloom.data.transforms import RandomCrop, RandomHorizontalFlip
+from spikeloom.errors import UsageError
+
+OPTIONS: dict[str, dict[str, Any]] = {"random_crop": {"padding": 4}, "random_horizontal_flip": {}}
+FILL = torch.tensor([-2.0, -1.5, -1.0])
+
+
+@pytest.fixture
+def x() -> Tensor:
+    return torch.randn(128, 3, 32, 32)
+
+
+@pytest.fixture(params=list(TRANSFORMS))
+def transform(request: pytest.FixtureRequest) -> Any:
+    return TRANSFORMS[request.param](**OPTIONS[request.param])
+
+
+def test_keeps_shape_type_and_input(transform: Any):
+    for dtype in (torch.float32, torch.float64, torch.bfloat16):
+        for shape in [(5, 3, 9, 4), (1, 3, 1, 1), (0, 3, 4, 4)]:
+            x = torch.randn(shape, dtype=dtype)
+            before = x.clone()
+            y = transform(x, FILL)
+            assert y.shape == x.shape
+            assert y.dtype == dtype
+            assert torch.equal(x, before)
+
+
+def test_draws_come_from_the_global_generator(transform: Any, x: Tensor):
+    torch.manual_seed(3)
+    first, state = transform(x, FILL), torch.get_rng_state()
+    torch.manual_seed(3)
+    assert torch.equal(transform(x, FILL), first)
+    assert torch.equal(torch.get_rng_state(), state)
+    assert not torch.equal(transform(x, FILL), first)
+
+
+def test_takes_under_3_ms(transform: Any, x: Tensor):
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # on a busy machine threads wait for each other
+    seconds = []
+    for _ in range(50):
+        start = time.perf_counter()
+        transform(x, FILL)
+        seconds.append(time.perf_counter() - start)
+    torch.set_num_threads(threads)
+    assert min(seconds) < 0.003
+
+
+def test_crop_moves_each_image_over_black(x: Tensor):
+    p, height, width = 2, 7, 5
+    x = x[:, :, :height, :width]
+    y = RandomCrop(padding=p)(x, FILL)
+    seen = set()
+    for image, moved in zip(x, y, strict=True):
+        padded = FILL.view(3, 1, 1).repeat(1, height + 2 * p, width + 2 * p)
+        padded[:, p:-p, p:-p] = image
+        places = [
+            (i, j)
+            for i in range(2 * p + 1)
+            for j in range(2 * p + 1)
+            if torch.equal(padded[:, i : i + height, j : j + width], moved)
+        ]
+        assert len(places) == 1
+        seen.update(places)
+    assert len(seen) > 20  # of 25 places, over 128 images
+
+
+def test_crop_equals_torchvision_before_normalisation():
+    from torchvision.transforms.functional import normalize, pad
+
+    data = create_dataset("digits", subset=64)
+    x, _ = data.__getitems__(range(64))
+    torch.manual_seed(1)
+    ours = RandomCrop(padding=3)(x, data.fill)
+    torch.manual_seed(1)
+    top, left = torch.randint(7, (2, 64))
+    raw = pad(data.images.float() / 255, [3, 3, 3, 3])
+    for i in range(64):
+        cut = raw[i, :, top[i] : top[i] + 8, left[i] : left[i] + 8]
+        assert torch.equal(ours[i], normalize(cut, list(data.mean), list(data.std)))
+
+
+def test_crop_larger_than_the_image():
+    x = torch.ones(1000, 3, 2, 2)
+    y = RandomCrop(padding=5)(x, FILL)
+    assert ((y == 1) | (y == FILL.view(1, 3, 1, 1))).all()
+    assert (y == FILL.view(1, 3, 1, 1)).all((1, 2, 3)).any()  # some moved out of sight
+
+
+def test_flip_mirrors_some(x: Tensor):
+    y = RandomHorizontalFlip()(x, FILL)
+    flipped = [torch.equal(a.flip(-1), b) for a, b in zip(x, y, strict=True)]
+    kept = [torch.equal(a, b) for a, b in zip(x, y, strict=True)]
+    assert all(f != k for f, k in zip(flipped, kept, strict=True))
+    assert 40 < sum(flipped) < 88  # 4 standard deviations from 64
+    assert torch.equal(RandomHorizontalFlip(p=0)(x, FILL), x)
+    assert torch.equal(RandomHorizontalFlip(p=1)(x, FILL), x.flip(-1))
+
+
+def test_crop_refuses_other_shapes():
+    crop = RandomCrop(padding=1)
+    with pytest.raises(ValueError, match=r"fill \[C\]"):
+        crop(torch.zeros(3, 4, 4), FILL)
+    with pytest.raises(ValueError, match=r"fill \[C\]"):
+        crop(torch.zeros(2, 1, 4, 4), FILL)
+
+
+def test_pipeline_applies_in_order(x: Tensor):
+    pipeline = augmentation([{"name": "random_crop", "padding": 4}, {"name": "random_horizontal_flip", "p": 0.25}])
+    torch.manual_seed(5)
+    y = pipeline(x, FILL)
+    torch.manual_seed(5)
+    assert torch.equal(y, RandomHorizontalFlip(p=0.25)(RandomCrop(padding=4)(x, FILL), FILL))
+    assert augmentation([])(x, FILL) is x
+
+
+@pytest.mark.parametrize(
+    ("spec", "says"),
+    [
+        ({"name": "random_corp", "padding": 4}, "unknown transform 'random_corp'; did you mean random_crop"),
+        (
+            {"name": "random_crop", "paddign": 4},
+            "transform 'random_crop' has no option 'paddign'; did you mean padding?",
+        ),
+        ({"name": "random_crop"}, "transform 'random_crop' needs the option 'padding'"),
+        ({"name": "random_crop", "padding": 0}, "padding of random_crop must be an integer of at least 1, got 0"),
+        ({"name": "random_crop", "padding": 1.5}, "got 1.5"),
+        ({"name": "random_horizontal_flip", "p": 1.5}, "from 0 to 1, got 1.5"),
+        ({"name": "random_horizontal_flip", "p": float("nan")}, "got nan"),
+        ({"name": "random_horizontal_flip", "p": "half"}, "got 'half'"),
+        ({"name": "random_horizontal_flip", "p": True}, "got True"),
+        ({"padding": 4}, "transform 0 must be a mapping"),
+        ({"name": 3}, "transform 0 must be a mapping"),
+        ("random_crop", "got 'random_crop'"),
+    ],
+)
+def test_wrong_recipes(spec: Any, says: str):
+    with pytest.raises(UsageError) as caught:
+        augmentation([spec])
+    assert says in str(caught.value)
+    assert "\n" not in str(caught.value)

@@ -1,0 +1,428 @@
+"""The command line: what it prints, and that every mistake is one clear line that leaves nothing behind."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import os
+import shutil
+import struct
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from spikeloom import cli
+from spikeloom.neurons import Neuron
+from spikeloom.train.checkpoint import load_tensors
+from spikeloom.train.loop import build_model
+from spikeloom.train.run import Run
+
+COMMANDS = ("train", "evaluate", "reproduce", "list", "doctor")
+# A network without norms, on digits padded to 16x16: a second or less.
+SMALL = [
+    "quickstart/digits", "data.subset=64", "data.test_subset=50", "data.size=16", "model.name=colored_mnist_net",
+    "model.image_size=16", "model.T=2", "train.batch_size=16", "train.epochs=2", "train.optimizer=adam",
+    "train.lr=0.003",
+]  # fmt: skip
+
+
+class Result(NamedTuple):
+    code: int
+    out: str
+    err: str
+
+
+def spikeloom(*words: str) -> Result:
+    """The command in this process; an exception that reaches the user is one of the test."""
+    out, err, before = io.StringIO(), io.StringIO(), sys.argv
+    sys.argv = ["spikeloom", *words]
+    try:
+        with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err), pytest.raises(SystemExit) as exit_:
+            cli.main()
+    finally:
+        sys.argv = before
+    assert isinstance(exit_.value.code, int)
+    return Result(exit_.value.code, out.getvalue(), err.getvalue())
+
+
+@pytest.fixture(autouse=True)
+def _quiet_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    monkeypatch.delenv("SPIKELOOM_DATA", raising=False)
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+def idx_bytes(array: np.ndarray) -> bytes:
+    return struct.pack(f">{1 + array.ndim}I", 2048 + array.ndim, *array.shape) + array.tobytes()
+
+
+def write_mnist(root: Path, images: int) -> None:
+    rng = np.random.default_rng(0)
+    (root / "MNIST" / "raw").mkdir(parents=True)
+    for stem in ("train", "t10k"):
+        pixels = rng.integers(0, 256, (images, 28, 28), np.uint8)
+        (root / "MNIST" / "raw" / f"{stem}-images-idx3-ubyte").write_bytes(idx_bytes(pixels))
+        labels = (np.arange(images) % 10).astype(np.uint8)
+        (root / "MNIST" / "raw" / f"{stem}-labels-idx1-ubyte").write_bytes(idx_bytes(labels))
+
+
+def write_cifar10(root: Path, images: int) -> None:
+    rng = np.random.default_rng(0)
+    files = []
+    for _ in range(images):
+        buffer = io.BytesIO()
+        Image.fromarray(np.kron(rng.integers(0, 256, (4, 4, 3), np.uint8), np.ones((8, 8, 1), np.uint8))).save(
+            buffer, "JPEG"
+        )
+        files.append(buffer.getvalue())
+    offsets = np.cumsum([0, *map(len, files)]).astype(np.int64)
+    (root / "CIFAR10").mkdir(parents=True)
+    for split in ("train", "test"):
+        np.savez(
+            root / "CIFAR10" / f"{split}.npz",
+            jpeg=np.frombuffer(b"".join(files), np.uint8),
+            offsets=offsets,
+            labels=(np.arange(images) % 10).astype(np.uint8),
+        )
+
+
+def halve(path: Path) -> None:
+    os.truncate(path, path.stat().st_size // 2)
+
+
+@pytest.fixture(scope="module")
+def places(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Data and runs, whole and damaged."""
+    home = tmp_path_factory.mktemp("places")
+    result = spikeloom("train", *SMALL, f"run={home / 'run'}", "--json")
+    assert result.code == 0, result.err
+    result = spikeloom("train", *SMALL, "model.T=1", "train.epochs=1", "data.size=20", "model.image_size=20",
+                       f"run={home / 'run20'}", "--json")  # fmt: skip
+    assert result.code == 0, result.err
+    for name in ("truncated", "flipped", "foreign", "unfinished", "odd"):
+        shutil.copytree(home / "run", home / f"run_{name}")
+    halve(home / "run_truncated" / "model.safetensors")
+    damaged = bytearray((home / "run_flipped" / "model.safetensors").read_bytes())
+    damaged[-100] ^= 1
+    (home / "run_flipped" / "model.safetensors").write_bytes(damaged)
+    shutil.copy(home / "run20" / "model.safetensors", home / "run_foreign")
+    shutil.copy(home / "run20" / "checkpoint.safetensors", home / "run_foreign")
+    for name in ("summary.json", "model.safetensors"):
+        (home / "run_unfinished" / name).unlink()
+    (home / "run_foreign" / "summary.json").unlink()
+    (home / "run_odd" / "settings.json").write_text('{"recipe": "x"')
+    write_mnist(home / "data", 64)
+    write_cifar10(home / "data", 64)
+    for split in ("train", "test"):
+        shutil.copytree(home / "data", home / f"truncated_{split}")
+    halve(home / "truncated_train" / "MNIST" / "raw" / "train-images-idx3-ubyte")
+    halve(home / "truncated_test" / "MNIST" / "raw" / "t10k-images-idx3-ubyte")
+    for split in ("train", "test"):
+        halve(home / f"truncated_{split}" / "CIFAR10" / f"{split}.npz")
+    (home / "empty").mkdir()
+    (home / "file").write_text("a regular file")
+    return home
+
+
+# --- what it prints ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_help_of_every_command(command: str) -> None:
+    result = spikeloom(command, "--help")
+    assert result.code == 0
+    assert result.err == ""
+    assert result.out.startswith("Usage: ")
+    assert f" {command} " in result.out.splitlines()[0]
+    assert "--json" in result.out
+
+
+def test_help_names_every_command() -> None:
+    result = spikeloom("--help")
+    assert result.code == 0
+    listed = [line.split()[0] for line in result.out.split("Commands:\n")[1].splitlines() if line.strip()]
+    assert listed == list(COMMANDS)
+
+
+def test_without_a_command_it_helps() -> None:
+    result = spikeloom()
+    assert "Usage: spikeloom" in result.out + result.err
+    assert "reproduce" in result.out + result.err
+
+
+def test_help_answers_at_once() -> None:
+    program = [sys.executable, "-m", "spikeloom", "--help"]
+    best = float("inf")
+    for _ in range(5):
+        started = time.perf_counter()
+        subprocess.run(program, check=True, capture_output=True)
+        best = min(best, time.perf_counter() - started)
+    assert best < 0.5
+
+
+@pytest.mark.parametrize("words", [["--help"], *([command, "--help"] for command in COMMANDS)])
+def test_help_does_not_load_torch(words: list[str]) -> None:
+    code = (
+        "import contextlib, sys\nfrom spikeloom.cli import main\n"
+        f"sys.argv = ['spikeloom', *{words!r}]\n"
+        "with contextlib.suppress(SystemExit): main()\n"
+        "sys.exit(sorted(set(sys.modules) & {'torch', 'numpy', 'accelerate', 'torchvision'}).__repr__()"
+        " if {'torch', 'numpy', 'accelerate', 'torchvision'} & set(sys.modules) else 0)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "Usage: " in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("what", "some"),
+    [
+        ("models", ["report_vgg16", "report_sew_resnet34", "colored_mnist_net"]),
+        ("recipes", ["quickstart/digits", "report/table1", "report/table2"]),
+        ("datasets", ["digits", "mnist", "cifar10"]),
+        ("neurons", ["IF", "LIF", "PLIF"]),
+    ],
+)
+def test_list(what: str, some: list[str]) -> None:
+    result = spikeloom("list", what)
+    lines = dict(line.split(None, 1) for line in result.out.splitlines())
+    assert result.code == 0
+    assert set(some) <= set(lines)
+    assert all(lines.values())
+    as_json = spikeloom("list", what, "--json")
+    assert json.loads(as_json.out) == lines
+    assert as_json.err == ""
+
+
+def test_doctor() -> None:
+    text = spikeloom("doctor")
+    assert text.code == 0
+    found = json.loads(spikeloom("doctor", "--json").out)
+    for key in ("spikeloom", "torch", "native", "backend on cpu", "SPIKELOOM_DATA"):
+        assert key in found
+        assert any(line.startswith(key) and str(found[key]) in line for line in text.out.splitlines())
+
+
+def test_train_prints_json(places: Path, tmp_path: Path) -> None:
+    result = spikeloom("train", *SMALL, f"run={tmp_path / 'run'}", "--json")
+    assert result.code == 0
+    summary = json.loads(result.out)
+    assert summary.pop("run") == str(tmp_path / "run")
+    assert summary == json.loads((tmp_path / "run" / "summary.json").read_text())
+    # Run folders differ by nothing but times.
+    assert summary["test_accuracy"] == json.loads((places / "run" / "summary.json").read_text())["test_accuracy"]
+
+
+def test_train_prints_what_is_next(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    result = spikeloom("train", *SMALL, f"run={run}")
+    assert result.code == 0
+    summary = json.loads((run / "summary.json").read_text())
+    assert f"test accuracy {summary['test_accuracy']:.2f} % on digits (scikit-learn), first 50 images" in result.out
+    assert f"{summary['parameters']:,} parameters" in result.out
+    assert f"spikeloom evaluate {run}" in result.out
+    # Progress goes to standard error, a line an epoch.
+    for epoch in (1, 2):
+        assert sum(line.startswith(f"epoch   {epoch}/2") for line in result.err.splitlines()) == 1
+
+
+def test_train_writes_under_runs_by_default() -> None:
+    result = spikeloom("train", *SMALL[1:], "train.epochs=1", "--json")
+    assert result.code == 0, result.err
+    summary = json.loads(result.out)
+    assert summary["recipe"] == "quickstart/digits"  # without a recipe
+    [folder] = Path("runs").iterdir()
+    assert summary["run"] == str(folder)
+    assert folder.name.startswith("quickstart-digits-")
+
+
+def test_evaluate_gives_the_accuracy_of_the_summary(places: Path) -> None:
+    run = places / "run"
+    result = json.loads(spikeloom("evaluate", str(run), "--json").out)
+    summary = json.loads((run / "summary.json").read_text())
+    assert result["test_accuracy"] == summary["test_accuracy"]
+    assert result["test_loss"] == json.loads((run / "metrics.jsonl").read_text().splitlines()[-1])["test_loss"]
+    assert result["data"] == summary["data"]["test"]
+    model = build_model(Run.open(run).settings, 1, 10)
+    layers = [name for name, module in model.named_modules() if isinstance(module, Neuron)]
+    assert list(result["rates"]) == layers
+    assert len(layers) == 3
+    assert all(0 <= rate <= 1 for rate in result["rates"].values())
+    assert any(rate > 0 for rate in result["rates"].values())
+
+
+def test_evaluate_prints_every_layer(places: Path) -> None:
+    run = places / "run"
+    result = spikeloom("evaluate", str(run))
+    assert result.code == 0
+    summary = json.loads((run / "summary.json").read_text())
+    assert f"quickstart/digits: accuracy {summary['test_accuracy']:.2f} %" in result.out
+    rates = json.loads(spikeloom("evaluate", str(run), "--json").out)["rates"]
+    assert [line.split() for line in result.out.splitlines()[2:]] == [
+        [f"{100 * rate:.2f}", "%", name] for name, rate in rates.items()
+    ]
+
+
+def test_evaluate_takes_data_settings(places: Path) -> None:
+    before = {path.name: path.stat().st_mtime_ns for path in (places / "run").iterdir()}
+    result = spikeloom("evaluate", str(places / "run"), "data.test_subset=10", "--json")
+    assert json.loads(result.out)["data"] == "digits (scikit-learn), first 10 images"
+    assert json.loads(result.out)["test_accuracy"] % 10 == 0
+    assert {path.name: path.stat().st_mtime_ns for path in (places / "run").iterdir()} == before
+
+
+def test_data_come_from_the_environment(places: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SPIKELOOM_DATA", str(places / "data"))
+    words = ["quickstart/mnist", "model.T=1", "data.subset=8", "data.test_subset=4", "train.batch_size=4"]
+    result = spikeloom("train", *words, "train.epochs=1", f"run={tmp_path / 'run'}", "--json")
+    assert result.code == 0, result.err
+    assert json.loads(result.out)["data"]["train"] == "MNIST files of 64 images, first 8 images"
+
+
+# --- mistakes ---------------------------------------------------------------------------------------------------------
+
+MISTAKES: dict[str, tuple[str, list[str]]] = {
+    "unknown command": ("trian", ["trian"]),
+    "unknown option": ("train --epochs", ["--epochs"]),
+    "unknown option of list": ("list models --jsn", ["--jsn"]),
+    "missing argument": ("evaluate", ["RUN"]),
+    "surplus argument": ("list models neurons", ["neurons"]),
+    "unknown list": ("list modles", ["'modles'", "did you mean models?"]),
+    "unknown recipe": ("train quickstart/digit", ["'quickstart/digit'", "did you mean quickstart/digits"]),
+    "no recipe file": ("train none.toml", ["none.toml"]),
+    "unknown row": ("train report/table2#s0t2d data.root={0}/data", ["'s0t2d'", "s0t2a"]),
+    "no row": ("train report/table2 data.root={0}/data", ["several rows", "report/table2#s0t2a"]),
+    "unknown row of reproduce": ("reproduce report/table2#s0t2d data.root={0}/data", ["'s0t2d'", "s0t2a"]),
+    "no table": ("reproduce data.root={0}/data", ["name a table"]),
+    "unknown budget": ("train budget=smal", ["'smal'", "smoke"]),
+    "unknown budget of reproduce": ("reproduce report/table2 budget=ful", ["'ful'", "did you mean full?"]),
+    "unknown top key": ("train sede=3", ["'sede'", "did you mean seed"]),
+    "unknown nested key": ("train train.epohcs=3", ["'train.epohcs'", "did you mean epochs"]),
+    "unknown option of the model": ("train model.block_bais=true", ["'block_bais'", "did you mean block_bias?"]),
+    "wrong type": ('train train.epochs="3"', ["train.epochs", "integer"]),
+    "not key=value": ("train train.epochs=1 seed", ["expected key=value", "'seed'"]),
+    "late unknown key": ("train seed=3 data.subset=64 train.epochs=1 model.Q=3", ["'Q'"]),
+    "no data root": ("train quickstart/mnist", ["data.root=", "SPIKELOOM_DATA"]),
+    "data root without data": ("train quickstart/mnist data.root={0}/empty", ["{0}/empty", "MNIST"]),
+    "data root that is not there": ("train quickstart/mnist data.root={0}/nowhere", ["{0}/nowhere"]),
+    "truncated IDX": ("train quickstart/mnist data.root={0}/truncated_train", ["train-images-idx3-ubyte"]),
+    "truncated IDX of the test part": ("train quickstart/mnist data.root={0}/truncated_test", ["t10k-images"]),
+    "truncated npz": ("train report/table1#s0t1b budget=smoke data.root={0}/truncated_train", ["train.npz"]),
+    "truncated npz of the test part": (
+        "train report/table1#s0t1b budget=smoke data.root={0}/truncated_test", ["test.npz"]
+    ),
+    "subset larger than the data": ("train data.subset=2000", ["subset", "1438", "2000"]),
+    "batch larger than the data": ("train data.subset=32 train.batch_size=64", ["64", "32", "lower train.batch_size"]),
+    "micro-batches larger than the data": (
+        "train data.subset=32 train.batch_size=16 train.accumulate=3", ["48", "32", "train.accumulate"]
+    ),
+    "tau": ("train neuron.name=LIF neuron.tau=1.0", ["tau must be greater than 1, got 1.0"]),
+    "surrogate": ("train neuron.name=LIF neuron.surrogate=ATna", ["'ATna'", "ATan"]),
+    "option of the surrogate": (
+        "train neuron.name=LIF neuron.surrogate.name=ATan neuron.surrogate.alhpa=1.0", ["'alhpa'"]
+    ),
+    "transform": ('train train.augment=[{{name="random_crop",padding=0}}]', ["padding", "at least 1", "0"]),
+    "T": ("train model.T=0", ["T must be at least 1, got 0"]),
+    "image size": ("train data.subset=64 model.name=colored_mnist_net model.T=1 model.image_size=8", ["at least 16"]),
+    "model of another image size": ("train data.subset=64 model.name=colored_mnist_net model.T=1", ["28", "8"]),
+    "images smaller than the model takes": ("train data.subset=64 model.name=report_vgg16 model.T=1", ["32", "8"]),
+    "run folder below a file": ("train run={0}/file/run", ["{0}/file/run", "run=PATH"]),
+    "run folder is a file": ("train run={0}/file", ["{0}/file", "run=PATH"]),
+    "run folder with a run": ("train run={0}/run", ["{0}/run is not empty", "resume={0}/run", "run=PATH"]),
+    "resume of no run": ("train resume={0}/empty", ["{0}/empty is not a run"]),
+    "resume of nothing": ("train resume={0}/nowhere", ["{0}/nowhere"]),
+    "resume of damaged settings": ("train resume={0}/run_odd", ["settings.json"]),
+    "resume of a finished run": ("train resume={0}/run", ["finished", "spikeloom evaluate {0}/run"]),
+    "resume of another model's checkpoint": ("train resume={0}/run_foreign", ["checkpoint.safetensors", "another"]),
+    "evaluation of no run": ("evaluate {0}/empty", ["{0}/empty is not a run"]),
+    "evaluation of an unfinished run": (
+        "evaluate {0}/run_unfinished", ["not finished", "resume={0}/run_unfinished"]
+    ),
+    "truncated weights": ("evaluate {0}/run_truncated", ["{0}/run_truncated/model.safetensors", "truncated"]),
+    "damaged weights": ("evaluate {0}/run_flipped", ["{0}/run_flipped/model.safetensors", "damaged"]),
+    "weights of another model": ("evaluate {0}/run_foreign", ["another model", "head.0.weight", "(500, 50)"]),
+    "settings of an evaluation": ("evaluate {0}/run train.lr=1.0", ["data.* settings only", "'train'"]),
+    "unknown key of an evaluation": ("evaluate {0}/run data.rot=x", ["'rot'", "root"]),
+}  # fmt: skip
+
+
+def listing(*folders: Path) -> dict[str, int]:
+    return {str(path): path.stat().st_size for folder in folders for path in sorted(folder.rglob("*"))}
+
+
+@pytest.mark.parametrize("mistake", MISTAKES)
+def test_a_mistake_is_one_line(mistake: str, places: Path) -> None:
+    words, parts = MISTAKES[mistake]
+    result = spikeloom(*words.format(places).split(" "))
+    assert result.code == 2
+    assert result.out == ""
+    [line] = result.err.splitlines()
+    assert line.startswith("spikeloom: error: ")
+    for part in parts:
+        assert part.format(places) in line
+
+
+@pytest.mark.parametrize("mistake", MISTAKES)
+def test_a_mistake_leaves_nothing_behind(mistake: str, places: Path, tmp_path: Path) -> None:
+    before = listing(places, tmp_path)
+    words = MISTAKES[mistake][0].format(places).split(" ")
+    if words[0] == "train" and not any(word.startswith(("run=", "resume=", "-")) for word in words):
+        words.append(f"run={tmp_path / 'new' / 'run'}")
+    with contextlib.suppress(Exception):  # the test above asks for the line
+        spikeloom(*words)
+    assert listing(places, tmp_path) == before
+
+
+@pytest.mark.parametrize("mistake", ["unknown command", "unknown option", "unknown nested key", "truncated weights"])
+def test_a_mistake_in_a_process_of_its_own(mistake: str, places: Path) -> None:
+    words, parts = MISTAKES[mistake]
+    done = subprocess.run(
+        [sys.executable, "-m", "spikeloom", *words.format(places).split(" ")],
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 2
+    assert done.stdout == ""
+    [line] = done.stderr.splitlines()
+    assert line.startswith("spikeloom: error: ")
+    assert all(part.format(places) in line for part in parts)
+
+
+def test_a_corrected_mistake_may_use_the_folder(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    assert spikeloom("train", *SMALL, "train.batch_size=128", f"run={run}").code == 2
+    result = spikeloom("train", *SMALL, "train.epochs=1", f"run={run}")
+    assert result.code == 0, result.err
+
+
+def test_a_name_with_odd_characters(tmp_path: Path) -> None:
+    # What looks like markup or a number is a name like any other.
+    for name in ("[bold]run[/bold]", "2026"):
+        result = spikeloom("train", *SMALL, "train.epochs=1", f"run={name}")
+        assert result.code == 0, result.err
+        assert Path(name, "summary.json").is_file()
+        assert f"run:   {name}" in result.out
+        assert f"run: {name}" in result.err
+
+
+def test_weights_are_as_readable_as_the_rest(places: Path) -> None:
+    # A run that others may read has weights that others may read.
+    modes: dict[str, Any] = {path.name: path.stat().st_mode & 0o777 for path in (places / "run").glob("*.*")}
+    assert modes["model.safetensors"] == modes["checkpoint.safetensors"] == modes["summary.json"]
+
+
+def test_the_weights_are_of_the_named_model(places: Path) -> None:
+    _, information = load_tensors(places / "run" / "model.safetensors")
+    assert information == {"model": {"name": "colored_mnist_net", "T": 2, "image_size": 16}}

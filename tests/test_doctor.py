@@ -1,0 +1,96 @@
+"""What the doctor says is so."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import spikeloom
+from spikeloom.doctor import examine
+from spikeloom.ops import dispatch
+
+
+@pytest.fixture(autouse=True)
+def _no_default_root(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("SPIKELOOM_DATA", raising=False)
+
+
+def test_versions_and_places() -> None:
+    found = examine()
+    assert found["spikeloom"] == spikeloom.__version__
+    assert found["torch"] == torch.__version__
+    assert found["threads"] == torch.get_num_threads()
+    assert Path(found["installed in"]) == Path(spikeloom.__file__).parent
+    assert found["device"] == ("cuda" if torch.cuda.is_available() else "cpu")
+    assert json.loads(json.dumps(found)) == found
+    assert None not in found.values()
+
+
+def test_native_kernels(native: Any) -> None:
+    found = examine()
+    assert found["native"].startswith(native.level())
+    for level in native.levels():
+        assert level in found["native"]
+    assert found["backend on cpu"] == "native"
+    assert found["OpenMP"] == "shared with PyTorch"
+
+
+def test_examining_changes_no_threads(native: Any) -> None:
+    torch.set_num_threads(2)
+    examine()
+    assert torch.get_num_threads() == 2
+    assert native.openmp_threads() == 2
+
+
+def test_a_second_pool_is_named(native: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Apart:
+        """A library whose threads do not follow torch's."""
+
+        level, levels = staticmethod(native.level), staticmethod(native.levels)
+
+        @staticmethod
+        def openmp_threads() -> int:
+            return 64
+
+    with monkeypatch.context() as patch:
+        patch.setattr(dispatch, "native", Apart)
+        patch.setattr(dispatch, "choose", lambda *args: "native")
+        assert "second pool" in examine()["OpenMP"]
+
+
+def test_without_native_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(dispatch, "native", None)
+    found = examine()
+    assert "missing" in found["native"]
+    assert "compiler" in found["native"]
+    assert found["backend on cpu"] == "reference"
+    assert "OpenMP" not in found
+
+
+@pytest.mark.parametrize(
+    ("folders", "found"),
+    [
+        ([], "none"),
+        (["MNIST"], "mnist"),
+        (["CIFAR10"], "cifar10"),
+        (["cifar-10-batches-py", "CIFAR10"], "cifar10"),
+        (["MNIST", "CIFAR10"], "mnist, cifar10"),
+    ],
+)
+def test_data_sets(folders: list[str], found: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert "data.root=" in examine()["SPIKELOOM_DATA"]
+    assert "data found" not in examine()
+    for folder in folders:
+        (tmp_path / folder).mkdir()
+    monkeypatch.setenv("SPIKELOOM_DATA", str(tmp_path))
+    assert examine()["SPIKELOOM_DATA"] == str(tmp_path)
+    assert examine()["data found"] == found
+
+
+def test_a_root_that_is_not_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SPIKELOOM_DATA", str(tmp_path / "nowhere"))
+    assert examine()["data found"] == "none"

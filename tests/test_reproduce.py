@@ -1,0 +1,263 @@
+"""Published tables beside measured ones, on images made up here: the numbers of the layout are the published ones."""
+
+from __future__ import annotations
+
+import json
+import struct
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from spikeloom import cli
+from spikeloom import reproduce as module
+from spikeloom.errors import UsageError
+from spikeloom.reproduce import reproduce
+from spikeloom.show import Quiet
+from spikeloom.train.loop import Interrupted
+from spikeloom.train.recipe import load_recipe
+from spikeloom.train.run import Run
+
+ROWS = ("s0t2a", "s0t2b", "s0t2c")
+TINY: dict[str, Any] = {"data": {"subset": 4, "test_subset": 4}, "train": {"batch_size": 2}}
+WORDS = ["budget=smoke", "data.subset=4", "data.test_subset=4", "train.batch_size=2"]
+
+
+@pytest.fixture(autouse=True)
+def _one_thread() -> Iterator[None]:
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Eight random images in MNIST's files."""
+    root = tmp_path_factory.mktemp("data")
+    (root / "MNIST" / "raw").mkdir(parents=True)
+    rng = np.random.default_rng(0)
+    for stem in ("train", "t10k"):
+        for kind, array in (
+            ("images-idx3", rng.integers(0, 256, (8, 28, 28), np.uint8)),
+            ("labels-idx1", np.arange(8, dtype=np.uint8)),
+        ):
+            header = struct.pack(f">{1 + array.ndim}I", 2048 + array.ndim, *array.shape)
+            (root / "MNIST" / "raw" / f"{stem}-{kind}-ubyte").write_bytes(header + array.tobytes())
+    return root
+
+
+def run_table(
+    home: Path, root: Path, rows: tuple[str, ...] = ROWS, stop: Callable[[], bool] = lambda: False, **overrides: Any
+) -> list[dict[str, Any]]:
+    values = {**TINY, "data": {**TINY["data"], "root": str(root)}, **overrides}
+    return reproduce(
+        load_recipe("report/table2"), rows, "smoke", values, home / "runs", home / "results", Quiet(), stop
+    )
+
+
+@pytest.fixture(scope="module")
+def table(tmp_path_factory: pytest.TempPathFactory, root: Path) -> tuple[Path, list[dict[str, Any]]]:
+    home = tmp_path_factory.mktemp("table")
+    return home, run_table(home, root)
+
+
+def test_every_row_is_trained_once(table: tuple[Path, list[dict[str, Any]]]) -> None:
+    home, records = table
+    assert [record["row"] for record in records] == list(ROWS)
+    runs = sorted((home / "runs" / "report-table2").iterdir())
+    assert [run.name.rsplit("-", 1)[0] for run in runs] == [f"{row}-smoke" for row in ROWS]
+    for run in runs:
+        assert Run.open(run).summary() is not None
+
+
+def test_results_are_written(table: tuple[Path, list[dict[str, Any]]]) -> None:
+    home, records = table
+    folder = home / "results" / "report" / "table2"
+    assert sorted(path.name for path in folder.iterdir()) == [f"{row}.smoke.seed1.json" for row in ROWS]
+    for record in records:
+        assert json.loads((folder / f"{record['row']}.smoke.seed1.json").read_text()) == record
+
+
+def test_published_and_measured(table: tuple[Path, list[dict[str, Any]]]) -> None:
+    recipe = load_recipe("report/table2")
+    for record in table[1]:
+        assert record["published"] == recipe.rows[record["row"]].published
+        assert record["system"] == recipe.rows[record["row"]].system
+        assert record["measured"]["acc"] in (0, 25, 50, 75, 100)  # of four images
+        assert record["measured"]["best_acc"] == record["measured"]["acc"]
+        assert (record["budget"], record["seed"], record["epochs"]) == ("smoke", 1, 1)
+        assert record["data"]["train"] == "MNIST files of 8 images, first 4 images"
+        assert record["environment"]["torch"] == torch.__version__
+
+
+@pytest.mark.parametrize(
+    ("row", "parameters", "flops"),
+    [("s0t2a", 14_788_938, "315.80"), ("s0t2b", 463_866, "72.20"), ("s0t2c", 463_866, "72.20")],
+)
+def test_the_layout_is_the_published_one(
+    table: tuple[Path, list[dict[str, Any]]], row: str, parameters: int, flops: str
+) -> None:
+    [record] = [record for record in table[1] if record["row"] == row]
+    assert record["parameters"] == parameters
+    assert f"{record['flops_s0'] / 1e6:.2f}" == flops
+    assert f"{record['measured']['flops_M']:.1f}" == f"{record['published']['flops_M']:.1f}"
+    assert f"{record['measured']['params_M']:.2f}" == f"{record['published']['params_M']:.2f}"
+
+
+def test_results_name_no_place_of_this_machine(table: tuple[Path, list[dict[str, Any]]], root: Path) -> None:
+    for path in (table[0] / "results").rglob("*.json"):
+        assert str(root) not in path.read_text()
+        assert str(table[0]) not in path.read_text()
+
+
+def test_finished_runs_are_taken_again(table: tuple[Path, list[dict[str, Any]]], root: Path) -> None:
+    home, records = table
+    before = {path: path.stat().st_mtime_ns for path in (home / "runs").rglob("*")}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(module, "train", lambda *args: pytest.fail("a finished row is trained again"))
+        started = time.perf_counter()
+        again = run_table(home, root)
+    assert time.perf_counter() - started < 10
+    assert again == records
+    assert {path: path.stat().st_mtime_ns for path in (home / "runs").rglob("*")} == before
+
+
+def test_other_settings_are_another_run(table: tuple[Path, list[dict[str, Any]]], root: Path) -> None:
+    home, _ = table
+    row = ("s0t2b",)
+    # Nothing that changes the result: the same run.
+    train = {**TINY["train"], "checkpoint_minutes": 100.0}
+    run_table(home, root, row, train=train)
+    runs = home / "runs" / "report-table2"
+    assert len(list(runs.iterdir())) == 3
+    run_table(home, root, row, seed=2)
+    assert len(list(runs.iterdir())) == 4
+    assert (home / "results" / "report" / "table2" / "s0t2b.smoke.seed2.json").is_file()
+    (home / "results" / "report" / "table2" / "s0t2b.smoke.seed2.json").unlink()
+
+
+def test_an_interrupted_table_continues(table: tuple[Path, list[dict[str, Any]]], tmp_path: Path, root: Path) -> None:
+    rows = ("s0t2b", "s0t2c")
+    asked = 0
+
+    def stop() -> bool:
+        nonlocal asked
+        asked += 1
+        return asked == 3  # after the first of two steps of the second row
+
+    with pytest.raises(Interrupted):
+        run_table(tmp_path, root, rows, stop)
+    assert [path.name for path in (tmp_path / "results").rglob("*.json")] == ["s0t2b.smoke.seed1.json"]
+    records = run_table(tmp_path, root, rows)
+    assert len(list((tmp_path / "runs" / "report-table2").iterdir())) == 2
+    timeless = [{key: value for key, value in record.items() if key != "seconds"} for record in records]
+    assert timeless == [
+        {key: value for key, value in record.items() if key != "seconds"}
+        for record in table[1] if record["row"] in rows
+    ]  # fmt: skip
+
+
+def test_all_rows_are_checked_before_the_first_is_trained(tmp_path: Path, root: Path) -> None:
+    with pytest.raises(UsageError, match="no row 's0t2x'"):
+        run_table(tmp_path, root, ("s0t2b", "s0t2x"))
+    with pytest.raises(UsageError, match=r"unknown key 'train\.epoch'"):
+        run_table(tmp_path, root, train={"epoch": 1})
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_missing_data(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="MNIST is not in"):
+        run_table(tmp_path, tmp_path / "nowhere")
+
+
+# --- on the command line ----------------------------------------------------------------------------------------------
+
+
+def spikeloom(monkeypatch: pytest.MonkeyPatch, *words: str) -> int:
+    monkeypatch.setattr(sys, "argv", ["spikeloom", *words])
+    with pytest.raises(SystemExit) as exit_:
+        cli.main()
+    assert isinstance(exit_.value.code, int)
+    return exit_.value.code
+
+
+def test_the_printed_table(
+    tmp_path: Path, root: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("COLUMNS", "160")
+    words = ["reproduce", "report/table2#s0t2b", *WORDS, f"data.root={root}"]
+    assert spikeloom(monkeypatch, *words) == 0
+    out = capsys.readouterr().out
+    record = json.loads(Path("results/report/table2/s0t2b.smoke.seed1.json").read_text())
+    assert "SEW-ResNet-34" in out
+    for number in (0.46, 72.2, 99.18):  # published
+        assert f" {number} " in out
+    for number in ("0.464", "72.20", "68.57", f"{record['measured']['acc']:.2f}"):  # measured
+        assert f" {number} " in out
+    assert "MNIST files of 8 images" in " ".join(out.split())
+    assert f"results: {Path('results/report/table2')}" in out
+    # As JSON, from the finished run; numbers only.
+    assert spikeloom(monkeypatch, *words, "--json") == 0
+    captured = capsys.readouterr()
+    assert json.loads(captured.out) == [record]
+    assert captured.err == ""
+
+
+def test_an_interrupted_command_says_how_to_continue(
+    tmp_path: Path, root: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+
+    def interrupted(*args: Any) -> None:
+        raise Interrupted
+
+    monkeypatch.setattr(module, "train", interrupted)
+    assert spikeloom(monkeypatch, "reproduce", "report/table2#s0t2b", *WORDS, f"data.root={root}") == 130
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert "the same command continues" in captured.err
+
+
+def test_places_may_look_like_numbers(
+    tmp_path: Path, root: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    places = ["run=2026", "results=11"]
+    words = ["reproduce", "report/table2#s0t2b", *WORDS, f"data.root={root}", *places, "--json"]
+    assert spikeloom(monkeypatch, *words) == 0, capsys.readouterr().err
+    assert Path("11/report/table2/s0t2b.smoke.seed1.json").is_file()
+    assert Path("2026/report-table2").is_dir()
+
+
+def test_a_recipe_of_ones_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    text = (Path(module.__file__).parent / "recipes" / "quickstart" / "digits.toml").read_text()
+    Path("mine.toml").write_text(text)
+    words = ["model.T=1", *WORDS, "--json"]
+    for name in ("mine.toml", str(tmp_path / "mine.toml")):
+        assert spikeloom(monkeypatch, "reproduce", name, *words) == 0, capsys.readouterr().err
+    assert list(Path("results").rglob("main.smoke.seed1.json"))
+    assert Path("mine.toml").read_text() == text
+
+
+def test_results_that_cannot_be_written(
+    tmp_path: Path, root: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("file").write_text("a regular file")
+    words = ["reproduce", "report/table2#s0t2b", *WORDS, f"data.root={root}", "results=file/below"]
+    assert spikeloom(monkeypatch, *words) == 2
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    [line] = [line for line in captured.err.splitlines() if line.startswith("spikeloom: error:")]
+    assert "file/below" in line
+    assert not Path("runs").exists(), "the table was trained before the place of its results was tried"

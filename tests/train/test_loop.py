@@ -1,0 +1,600 @@
+"""The training loop: it learns, it is deterministic, and it says what is wrong."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from spikeloom.errors import UsageError
+from spikeloom.layers import Linear
+from spikeloom.neurons import Neuron
+from spikeloom.train import loop
+from spikeloom.train.checkpoint import load_tensors
+from spikeloom.train.loop import Interrupted, build_datasets, build_model, epoch_order, seed_everything, train
+from spikeloom.train.losses import sdt
+from spikeloom.train.methods import bptt
+from spikeloom.train.recipe import Settings, check_settings, merge
+from spikeloom.train.run import Run
+
+# Without norms; digits padded to the 16x16 that the network needs.
+SMALL: dict[str, Any] = {
+    "data": {"name": "digits", "subset": 64, "test_subset": 50, "size": 16},
+    "model": {"name": "colored_mnist_net", "T": 2, "image_size": 16},
+    "train": {"batch_size": 16, "epochs": 1, "optimizer": "adam", "lr": 0.003, "schedule": "constant"},
+}
+# With batch norm, augmentation and a learning rate that moves.
+NORMED: dict[str, Any] = {
+    "data": {"name": "digits", "subset": 64, "test_subset": 50},
+    "model": {"name": "report_sew_resnet34", "T": 2},
+    "train": {"batch_size": 16, "epochs": 2, "lr": 0.1, "weight_decay": 1e-4, "warmup_epochs": 0.5,
+              "augment": [{"name": "random_crop", "padding": 1}]},
+}  # fmt: skip
+
+
+class Told:
+    """A `Progress` that remembers."""
+
+    def __init__(self) -> None:
+        self.steps: list[tuple[int, float, float]] = []
+        self.records: list[dict[str, Any]] = []
+        self.warnings: list[str] = []
+        self.started: list[tuple[int, int]] = []
+
+    def start(self, run: Run, steps: int, done: int) -> None:
+        self.started.append((steps, done))
+
+    def step(self, epoch: int, loss: float, accuracy: float) -> None:
+        self.steps.append((epoch, loss, accuracy))
+
+    def epoch(self, record: dict[str, Any]) -> None:
+        self.records.append(record)
+
+    def warn(self, message: str) -> None:
+        self.warnings.append(message)
+
+
+@pytest.fixture(autouse=True)
+def _one_thread() -> Iterator[None]:
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+def resolved(base: dict[str, Any], **changes: Any) -> Settings:
+    return check_settings(merge(base, changes), "here")
+
+
+def run_of(folder: Path, base: dict[str, Any], **changes: Any) -> Run:
+    return Run.create(folder, "quickstart/digits", "main", "full", resolved(base, **changes))
+
+
+def weights(run: Run) -> dict[str, Tensor]:
+    return load_tensors(run.weights)[0]
+
+
+def equal(a: dict[str, Tensor], b: dict[str, Tensor]) -> bool:
+    return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
+
+
+# --- learning ---------------------------------------------------------------------------------------------------------
+
+
+def test_it_learns(tmp_path: Path) -> None:
+    told = Told()
+    run = run_of(tmp_path / "run", SMALL, data={"subset": 512}, train={"batch_size": 32, "epochs": 4})
+    summary = train(run, told)
+    losses = [record["train_loss"] for record in told.records]
+    assert losses[0] > losses[-1]
+    assert losses[-1] < 0.6 * math.log(10)
+    assert summary["test_accuracy"] > 60
+    assert told.records[-1]["test_loss"] < told.records[0]["test_loss"]
+
+
+def test_what_is_told(tmp_path: Path) -> None:
+    told = Told()
+    run = run_of(tmp_path / "run", SMALL, train={"epochs": 3})
+    train(run, told)
+    assert told.started == [(12, 0)]
+    assert [epoch for epoch, _, _ in told.steps] == [1] * 4 + [2] * 4 + [3] * 4
+    assert told.records == run.metrics()
+    # The last step of an epoch reports the epoch's means.
+    for record, (_, loss, accuracy) in zip(told.records, told.steps[3::4], strict=True):
+        assert record["train_loss"] == pytest.approx(loss)
+        assert record["train_accuracy"] == pytest.approx(accuracy)
+
+
+def test_the_first_steps_by_hand(tmp_path: Path) -> None:
+    run = run_of(tmp_path / "run", SMALL, train={"optimizer": "sgd", "lr": 0.1, "momentum": 0.9})
+    train(run, Told())
+    images, _ = build_datasets(run.settings)
+    model = build_model(run.settings, 1, 10).to(memory_format=torch.channels_last)
+    optimizer = torch.optim.SGD(model.parameters(), 0.1, momentum=0.9)
+    for batch in epoch_order(64, 1, 0).split(16):
+        x, y = images.__getitems__(batch.tolist())
+        optimizer.zero_grad()
+        sdt(model(x.contiguous(memory_format=torch.channels_last)), y).backward()
+        optimizer.step()
+    assert equal(weights(run), dict(model.state_dict()))
+
+
+# --- the same again ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("length", [1, 2, 64, 1438])
+def test_epoch_order(length: int) -> None:
+    orders = [epoch_order(length, 1, epoch) for epoch in range(4)]
+    for order in orders:
+        assert order.sort().values.tolist() == list(range(length))
+    assert torch.equal(epoch_order(length, 1, 2), orders[2])
+    if length > 2:
+        assert len({tuple(order.tolist()) for order in orders}) == 4
+        assert not torch.equal(epoch_order(length, 2, 0), orders[0])
+        assert orders[0].tolist() != list(range(length))
+
+
+def test_epoch_order_leaves_the_global_random_numbers_alone() -> None:
+    before = torch.get_rng_state()
+    epoch_order(100, 1, 0)
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_seed_everything() -> None:
+    import random
+
+    def draw(*where: int) -> tuple[float, float, float]:
+        seed_everything(*where)
+        return torch.rand(()).item(), float(np.random.rand()), random.random()
+
+    places = [(1, 0, 0), (2, 0, 0), (1, 1, 0), (1, 0, 1), (1, 2, 3), (1, 3, 2)]
+    drawn = [draw(*place) for place in places]
+    assert len({number for numbers in drawn for number in numbers}) == 3 * len(places)
+    assert [draw(*place) for place in places] == drawn
+
+
+def test_the_same_seed_gives_the_same_weights(tmp_path: Path) -> None:
+    runs = []
+    for name, seed in (("a", 1), ("b", 1), ("c", 2)):
+        torch.manual_seed(hash(name) % 1000)  # what was drawn before does not matter
+        run = run_of(tmp_path / name, NORMED, seed=seed)
+        train(run, Told())
+        runs.append(run)
+    assert equal(weights(runs[0]), weights(runs[1]))
+    for first, second in zip(runs[0].metrics(), runs[1].metrics(), strict=True):
+        assert {**first, "seconds": 0} == {**second, "seconds": 0}
+    assert not equal(weights(runs[0]), weights(runs[2]))
+
+
+def test_the_seed_draws_the_weights() -> None:
+    first, again, other = (build_model(resolved(NORMED, seed=seed), 1, 10).state_dict() for seed in (1, 1, 2))
+    assert equal(dict(first), dict(again))
+    assert not torch.equal(first["head.weight"], other["head.weight"])
+
+
+def test_checkpoints_do_not_change_a_run(tmp_path: Path) -> None:
+    often, rarely = (
+        run_of(tmp_path / str(minutes), NORMED, train={"checkpoint_minutes": minutes}) for minutes in (0.0, 1000.0)
+    )
+    train(often, Told())
+    train(rarely, Told())
+    assert equal(weights(often), weights(rarely))
+
+
+def test_a_stopped_run_continues(tmp_path: Path) -> None:
+    whole, parts = run_of(tmp_path / "whole", NORMED), run_of(tmp_path / "parts", NORMED)
+    train(whole, Told())
+    stops = 0
+    while True:
+        told = Told()
+        try:
+            train(parts, told, stop=lambda told=told: len(told.steps) == 3)
+        except Interrupted:
+            stops += 1
+            assert told.started == [(8, 3 * (stops - 1))]
+            assert not parts.weights.exists()
+            parts = Run.open(parts.folder)
+        else:
+            break
+    assert stops == 2
+    assert equal(weights(parts), weights(whole))
+    assert [{**r, "seconds": 0} for r in parts.metrics()] == [{**r, "seconds": 0} for r in whole.metrics()]
+
+
+# --- batches ----------------------------------------------------------------------------------------------------------
+
+
+def first_gradients(monkeypatch: pytest.MonkeyPatch, folder: Path, base: dict[str, Any], **changes: Any) -> Any:
+    """The gradients of a run's first optimiser step."""
+    seen: list[Tensor] = []
+
+    class Stop(Exception):
+        pass
+
+    class Optimizer(torch.optim.SGD):
+        def step(self, closure: Any = None) -> None:
+            seen.extend(p.grad.clone() for group in self.param_groups for p in group["params"])
+            raise Stop
+
+    with monkeypatch.context() as patch:
+        patch.setattr(torch.optim, "Adam", lambda parameters, lr, weight_decay: Optimizer(parameters, lr))
+        with pytest.raises(Stop):
+            train(run_of(folder, base, **changes), Told())
+    return seen
+
+
+@pytest.mark.parametrize("accumulate", [2, 4])
+def test_micro_batches_give_the_gradients_of_one_batch(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, accumulate: int
+) -> None:
+    lively = {**SMALL, "neuron": {"name": "LIF", "v_threshold": 0.1}}  # every layer fires, so every weight learns
+    whole = first_gradients(monkeypatch, tmp_path / "whole", lively, train={"batch_size": 32})
+    parts = first_gradients(
+        monkeypatch, tmp_path / "parts", lively, train={"batch_size": 32 // accumulate, "accumulate": accumulate}
+    )
+    assert len(whole) == 8
+    assert all(float(grad.abs().max()) > 0 for grad in whole)
+    for a, b in zip(parts, whole, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-6)
+    other = first_gradients(monkeypatch, tmp_path / "other", lively, train={"batch_size": 16})
+    assert not torch.allclose(other[0], whole[0], rtol=1e-2)
+
+
+def test_micro_batches_report_the_mean_loss(tmp_path: Path) -> None:
+    whole, parts = Told(), Told()
+    train(run_of(tmp_path / "whole", SMALL, train={"batch_size": 32, "optimizer": "sgd", "lr": 1e-6}), whole)
+    settings = {"batch_size": 8, "accumulate": 4, "optimizer": "sgd", "lr": 1e-6}
+    train(run_of(tmp_path / "parts", SMALL, train=settings), parts)
+    assert len(parts.steps) == len(whole.steps) == 2
+    for a, b in zip(parts.steps, whole.steps, strict=True):
+        assert a == pytest.approx(b, rel=1e-4)
+
+
+def test_images_that_fill_no_batch_wait_for_the_next_epoch(tmp_path: Path) -> None:
+    told = Told()
+    train(run_of(tmp_path / "run", SMALL, data={"subset": 50}), told)
+    assert told.started == [(3, 0)]
+    assert len(told.steps) == 3
+
+
+@pytest.mark.parametrize(("changes", "batch"), [({"batch_size": 65}, 65), ({"batch_size": 16, "accumulate": 5}, 80)])
+def test_a_batch_larger_than_the_data(tmp_path: Path, changes: dict[str, Any], batch: int) -> None:
+    run = run_of(tmp_path / "run", SMALL, train=changes)
+    with pytest.raises(UsageError, match=f"a batch of {batch} images .* the 64 training images of digits"):
+        train(run, Told())
+
+
+def test_a_batch_as_large_as_the_data(tmp_path: Path) -> None:
+    told = Told()
+    train(run_of(tmp_path / "run", SMALL, train={"batch_size": 64}), told)
+    assert len(told.steps) == 1
+
+
+def test_the_method_of_the_settings_is_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[int] = []
+
+    def counted(model: nn.Module, x: Tensor, y: Tensor, loss: Any) -> Tensor:
+        calls.append(len(y))
+        return bptt(model, x, y, loss)
+
+    monkeypatch.setitem(loop.METHODS._entries, "bptt", counted)
+    train(run_of(tmp_path / "run", SMALL), Told())
+    assert calls == [16] * 4
+
+
+# --- learning rates ---------------------------------------------------------------------------------------------------
+
+
+def rates(tmp_path: Path, **changes: Any) -> list[float]:
+    """The learning rate of every step; 4 steps an epoch."""
+    settings = resolved(SMALL, train={"optimizer": "sgd", "lr": 0.1, "epochs": 4, **changes}).train
+    optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], settings.lr)
+    schedule = loop._schedule(settings, optimizer, 4)
+    found = []
+    for step in range(16):
+        schedule.step_update(step)
+        found.append(optimizer.param_groups[0]["lr"])
+    return found
+
+
+def test_schedules(tmp_path: Path) -> None:
+    assert rates(tmp_path) == pytest.approx([0.1] * 16)
+    assert rates(tmp_path, schedule="cosine") == pytest.approx(
+        [0.05 * (1 + math.cos(math.pi * step / 16)) for step in range(16)]
+    )
+    stepped = rates(tmp_path, schedule="step", milestones=[1.0, 2.5], gamma=0.5)
+    assert stepped == pytest.approx([0.1] * 4 + [0.05] * 6 + [0.025] * 6)
+    warmed = rates(tmp_path, warmup_epochs=1.0)
+    assert warmed == pytest.approx([0.001 + (0.1 - 0.001) * step / 4 for step in range(4)] + [0.1] * 12)
+
+
+# --- precision --------------------------------------------------------------------------------------------------------
+
+
+def test_bf16(tmp_path: Path) -> None:
+    seen: set[torch.dtype] = set()
+    forward = Linear.forward
+
+    def spy(self: Linear, x: Tensor) -> Tensor:
+        out = forward(self, x)
+        seen.add(out.dtype)
+        return out
+
+    run = run_of(tmp_path / "run", NORMED, train={"precision": "bf16"})
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Linear, "forward", spy)
+        train(run, Told())
+    assert torch.bfloat16 in seen
+    for record in run.metrics():
+        assert all(math.isfinite(value) for value in record.values())
+    for name, tensor in weights(run).items():
+        assert tensor.dtype in (torch.float32, torch.int64), name
+        assert tensor.isfinite().all(), name
+
+
+def test_precisions_may_follow_each_other_in_one_process(tmp_path: Path) -> None:
+    # As the rows of a table do.
+    for index, precision in enumerate(("fp32", "bf16", "fp32")):
+        run = run_of(tmp_path / str(index), SMALL, train={"precision": precision})
+        train(run, Told())
+    assert equal(weights(Run.open(tmp_path / "0")), weights(Run.open(tmp_path / "2")))
+    assert not equal(weights(Run.open(tmp_path / "0")), weights(Run.open(tmp_path / "1")))
+
+
+# --- what goes wrong --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("lr", [1e30, 1e38])
+def test_a_loss_that_is_no_number(tmp_path: Path, lr: float) -> None:
+    run = run_of(tmp_path / "run", NORMED, train={"lr": lr, "epochs": 1, "warmup_epochs": 0})
+    with pytest.raises(UsageError, match=r"^the loss is (nan|inf) at epoch 1, step \d: lower train.lr; ") as info:
+        train(run, Told())
+    assert "\n" not in str(info.value)
+    assert not run.weights.exists()
+    assert run.summary() is None
+
+
+def test_a_silent_layer_is_named(tmp_path: Path) -> None:
+    told = Told()
+    run = run_of(tmp_path / "run", SMALL, neuron={"name": "LIF", "v_threshold": 100.0})
+    train(run, told)
+    names = [name for name, m in build_model(run.settings, 1, 10).named_modules() if isinstance(m, Neuron)]
+    assert [warning.split()[1] for warning in told.warnings] == names
+    for warning in told.warnings:
+        assert "nearly silent" in warning
+        assert "rate 0.00 %" in warning
+        assert "v_threshold" in warning
+
+
+def test_a_saturated_layer_is_named(tmp_path: Path) -> None:
+    told = Told()
+    # A soft reset by a negative threshold raises the potential.
+    run = run_of(tmp_path / "run", SMALL, neuron={"name": "LIF", "v_threshold": -100.0, "v_reset": None})
+    train(run, told)
+    saturated = [warning for warning in told.warnings if "saturated" in warning]
+    assert saturated
+    assert "rate 100.00 %" in saturated[0]
+    assert "raise v_threshold" in saturated[0]
+
+
+def test_a_lively_network_is_not_warned_of(tmp_path: Path) -> None:
+    told = Told()
+    train(run_of(tmp_path / "run", NORMED, train={"epochs": 1}), told)
+    assert told.warnings == []
+
+
+def test_warnings_come_once(tmp_path: Path) -> None:
+    told = Told()
+    run = run_of(tmp_path / "run", SMALL, neuron={"name": "LIF", "v_threshold": 100.0}, train={"epochs": 4})
+    train(run, told)
+    assert len(told.warnings) == len(set(told.warnings)) == 3
+
+
+# --- what is written --------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Run:
+    run = run_of(tmp_path_factory.mktemp("finished") / "run", SMALL, train={"epochs": 3})
+    train(run, Told())
+    return run
+
+
+def test_metrics_are_one_record_an_epoch(finished: Run) -> None:
+    lines = (finished.folder / "metrics.jsonl").read_text().splitlines()
+    records = [json.loads(line) for line in lines]
+    assert [record["epoch"] for record in records] == [1, 2, 3]
+    for record in records:
+        assert set(record) == {
+            "epoch", "train_loss", "train_accuracy", "test_loss", "test_accuracy", "lr", "seconds",
+        }  # fmt: skip
+        assert all(math.isfinite(value) for value in record.values())
+        assert 0 <= record["train_accuracy"] <= 100
+        # Of 64 and of 50 images.
+        assert record["train_accuracy"] * 64 / 100 == pytest.approx(round(record["train_accuracy"] * 64 / 100))
+        assert record["test_accuracy"] * 50 / 100 == pytest.approx(round(record["test_accuracy"] * 50 / 100))
+    seconds = [record["seconds"] for record in records]
+    assert seconds == sorted(seconds)
+
+
+def test_tensorboard(finished: Run) -> None:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    events = EventAccumulator(str(finished.folder / "tensorboard"))
+    events.Reload()
+    assert {"train/loss", "train/accuracy", "test/loss", "test/accuracy", "lr"} <= set(events.Tags()["scalars"])
+    for tag, key in (("train/loss", "train_loss"), ("test/accuracy", "test_accuracy")):
+        scalars = events.Scalars(tag)
+        assert [scalar.step for scalar in scalars] == [1, 2, 3]
+        assert [scalar.value for scalar in scalars] == pytest.approx([record[key] for record in finished.metrics()])
+
+
+def test_summary(finished: Run) -> None:
+    summary, records = finished.summary(), finished.metrics()
+    assert summary is not None
+    assert summary["recipe"] == "quickstart/digits"
+    assert (summary["row"], summary["budget"], summary["seed"]) == ("main", "full", 1)
+    assert (summary["model"], summary["epochs"]) == ("colored_mnist_net", 3)
+    assert summary["parameters"] == sum(p.numel() for p in build_model(finished.settings, 1, 10).parameters())
+    assert summary["data"] == {
+        "train": "digits (scikit-learn), first 64 images", "test": "digits (scikit-learn), first 50 images",
+    }  # fmt: skip
+    assert summary["test_accuracy"] == records[-1]["test_accuracy"]
+    accuracies = [record["test_accuracy"] for record in records]
+    assert summary["best_test_accuracy"] == max(accuracies)
+    assert accuracies[summary["best_epoch"] - 1] == max(accuracies)
+    assert summary["seconds"] == records[-1]["seconds"] > 0
+    for key in ("spikeloom", "commit", "torch", "python", "machine", "processor", "threads", "native", "device"):
+        assert key in summary["environment"]
+
+
+def test_the_last_checkpoint_holds_the_trained_weights(finished: Run) -> None:
+    tensors, information = load_tensors(finished.checkpoint)
+    for name, tensor in weights(finished).items():
+        assert torch.equal(tensors[f"model.{name}"], tensor)
+    assert (information["position"]["epoch"], information["position"]["step"]) == (3, 0)
+
+
+def test_an_occupied_folder_is_refused(finished: Run) -> None:
+    with pytest.raises(UsageError, match="is not empty: continue it with resume="):
+        Run.create(finished.folder, "x", "main", "full", finished.settings)
+
+
+def test_a_run_is_opened_with_its_settings(finished: Run) -> None:
+    assert Run.open(finished.folder) == finished
+
+
+def test_a_soft_reset_survives_the_settings_file(tmp_path: Path) -> None:
+    run = run_of(tmp_path / "run", SMALL, neuron={"name": "LIF", "v_reset": None})
+    opened = Run.open(run.folder)
+    for settings in (run.settings, opened.settings):
+        assert settings.neuron is not None
+        assert loop.neuron_factory(settings.neuron)().v_reset is None
+
+
+def test_metrics_cut_short_by_a_crash(finished: Run, tmp_path: Path) -> None:
+    run = Run.create(tmp_path / "run", "x", "main", "full", finished.settings)
+    lines = (finished.folder / "metrics.jsonl").read_text()
+    (run.folder / "metrics.jsonl").write_text(lines[:-20])
+    assert [record["epoch"] for record in run.metrics()] == [1, 2]
+    run.keep_metrics(1)
+    assert [record["epoch"] for record in run.metrics()] == [1]
+    run.add_metrics({"epoch": 2})
+    assert [record["epoch"] for record in run.metrics()] == [1, 2]
+
+
+# --- two processes ----------------------------------------------------------------------------------------------------
+
+# The command line in every process; each leaves the digest of its weights, and how often it read each test image.
+WORKER = """
+import atexit, hashlib, json, os, runpy, sys
+
+import torch
+
+from spikeloom.data.images import ImageDataset
+from spikeloom.train import loop
+
+folder, sys.argv = sys.argv[1], ["spikeloom", *sys.argv[2:]]
+kept, read = [], {}
+build_model, getitems = loop.build_model, ImageDataset.__getitems__
+
+def building(*args):
+    kept.append(build_model(*args))
+    return kept[-1]
+
+def reading(self, indices):
+    if not torch.is_grad_enabled():
+        for index in indices:
+            read[index] = read.get(index, 0) + 1
+    return getitems(self, indices)
+
+def leave():
+    digest = hashlib.sha256()
+    for name, tensor in kept[-1].state_dict().items():
+        digest.update(name.encode() + tensor.contiguous().numpy().tobytes())
+    with open(f"{folder}/rank{os.environ['RANK']}.json", "w") as file:
+        json.dump({"digest": digest.hexdigest(), "read": read}, file)
+
+loop.build_model, ImageDataset.__getitems__ = building, reading
+try:
+    runpy.run_module("spikeloom", run_name="__main__", alter_sys=True)
+finally:
+    leave()
+"""
+
+
+def torchrun(folder: Path, *words: str) -> subprocess.CompletedProcess[str]:
+    (folder / "worker.py").write_text(WORKER)
+    return subprocess.run(
+        [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2",
+         str(folder / "worker.py"), str(folder), *words],
+        env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True, check=False, timeout=300,
+    )  # fmt: skip
+
+
+TWO = [
+    "train", "quickstart/digits", "data.subset=64", "data.test_subset=51", "data.size=16", "train.epochs=2",
+    "model.name=colored_mnist_net", "model.T=2", "model.image_size=16", "train.batch_size=16", "train.augment=[]",
+    "train.optimizer=adam", "train.lr=0.003", "train.schedule=constant", "train.warmup_epochs=0",
+]  # fmt: skip
+
+
+@pytest.mark.slow
+def test_two_processes(tmp_path: Path) -> None:
+    done = torchrun(tmp_path, *TWO, f"run={tmp_path / 'run'}", "--json")
+    assert done.returncode == 0, done.stderr
+    ranks = [json.loads((tmp_path / f"rank{rank}.json").read_text()) for rank in (0, 1)]
+    assert ranks[0]["digest"] == ranks[1]["digest"]
+    # Every test image once an epoch, in one process or the other.
+    for index in range(51):
+        assert sum(rank["read"].get(str(index), 0) for rank in ranks) == 2
+    [line] = [line for line in done.stdout.splitlines() if line.startswith("{")]  # one process speaks
+    summary = json.loads(line)
+    run = Run.open(tmp_path / "run")
+    digest = hashlib.sha256()
+    model = build_model(run.settings, 1, 10)
+    model.load_state_dict(weights(run))
+    for name, tensor in model.state_dict().items():
+        digest.update(name.encode() + tensor.contiguous().numpy().tobytes())
+    assert digest.hexdigest() == ranks[0]["digest"]
+    assert [record["epoch"] for record in run.metrics()] == [1, 2]
+    assert len(list((tmp_path / "run" / "tensorboard").iterdir())) == 1
+    evaluated = subprocess.run(
+        [sys.executable, "-m", "spikeloom", "evaluate", str(run.folder), "--json"],
+        capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    assert json.loads(evaluated.stdout)["test_accuracy"] == pytest.approx(summary["test_accuracy"], abs=1e-6)
+    assert json.loads(evaluated.stdout)["test_loss"] == pytest.approx(run.metrics()[-1]["test_loss"], rel=1e-5)
+
+
+@pytest.mark.slow
+def test_two_processes_take_the_steps_of_one(tmp_path: Path) -> None:
+    # Two of 16 images each are one of 32, up to the order of additions.
+    done = torchrun(tmp_path, *TWO, "train.epochs=1", f"run={tmp_path / 'two'}", "--json")
+    assert done.returncode == 0, done.stderr
+    two = Run.open(tmp_path / "two")
+    train(run_of(tmp_path / "one", SMALL, data={"test_subset": 51}, train={"batch_size": 32}), Told())
+    one = Run.open(tmp_path / "one")
+    assert two.metrics()[0]["train_loss"] == pytest.approx(one.metrics()[0]["train_loss"], rel=1e-3)
+    for name, tensor in weights(one).items():
+        torch.testing.assert_close(weights(two)[name], tensor, rtol=1e-2, atol=1e-3)
+
+
+@pytest.mark.slow
+def test_a_mistake_ends_both_processes(tmp_path: Path) -> None:
+    done = torchrun(tmp_path, *TWO, "train.batch_size=64", f"run={tmp_path / 'run'}")
+    assert done.returncode != 0
+    lines = [line for line in done.stderr.splitlines() if line.startswith("spikeloom: error:")]
+    assert lines
+    assert all("a batch of 128 images" in line for line in lines)

@@ -1,0 +1,479 @@
+"""Recipes: all in the package are whole and can be trained; a wrong key is one line that names it."""
+
+from __future__ import annotations
+
+import csv
+import math
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from spikeloom.errors import UsageError
+from spikeloom.show import Quiet
+from spikeloom.train.checkpoint import load_tensors
+from spikeloom.train.loop import build_datasets, build_model, neuron_factory, train
+from spikeloom.train.recipe import (
+    Recipe,
+    TrainSettings,
+    check_settings,
+    list_recipes,
+    load_recipe,
+    merge,
+    parse_overrides,
+)
+from spikeloom.train.run import Run
+
+SHARED = Path(os.environ.get("SPIKELOOM_SHARED", Path(__file__).parents[3] / "shared"))
+BUDGETS = ("smoke", "short", "full")
+ROWS = [(name, row) for name in list_recipes() for row in load_recipe(name).rows]
+# Channels and classes of the data sets, to build models without files.
+SHAPES = {"digits": (1, 10), "mnist": (1, 10), "cifar10": (3, 10)}
+
+
+@pytest.fixture(autouse=True)
+def _one_thread() -> Iterator[None]:
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+# --- the recipes of the package ---------------------------------------------------------------------------------------
+
+
+def test_the_promised_recipes_are_there() -> None:
+    names = list_recipes()
+    assert names == sorted(set(names))
+    assert {"quickstart/digits", "quickstart/mnist", "report/table1", "report/table2"} <= set(names)
+
+
+@pytest.mark.parametrize("name", list_recipes())
+def test_a_recipe_is_whole(name: str) -> None:
+    recipe = load_recipe(name)
+    assert recipe.name == name
+    assert set(recipe.budgets) == set(BUDGETS)
+    assert recipe.title
+    assert recipe.paper
+    assert recipe.command.startswith("spikeloom ")
+    assert name in recipe.command or name == "quickstart/digits"  # the recipe of `spikeloom train` alone
+    for row in recipe.rows.values():
+        assert row.system
+
+
+@pytest.mark.parametrize(("name", "row"), ROWS)
+def test_every_row_resolves_and_builds(name: str, row: str) -> None:
+    recipe = load_recipe(name)
+    models = []
+    for budget in BUDGETS:
+        settings = recipe.resolve(row, budget)
+        assert settings.model_dump() == recipe.resolve(row, budget).model_dump()
+        with torch.device("meta"):
+            model = build_model(settings, *SHAPES[settings.data.name])
+        assert all(parameter.is_meta for parameter in model.parameters())
+        models.append(sum(parameter.numel() for parameter in model.parameters()))
+    # A budget trains less, not another network.
+    assert len(set(models)) == 1
+    published = recipe.rows[row].published
+    if "params_M" in published:
+        assert models[0] / 1e6 == pytest.approx(float(published["params_M"]), abs=0.01)
+
+
+@pytest.mark.parametrize(("name", "row"), ROWS)
+def test_budgets_grow(name: str, row: str) -> None:
+    recipe = load_recipe(name)
+    epochs = [recipe.resolve(row, budget).train.epochs for budget in BUDGETS]
+    assert epochs == sorted(epochs)
+    assert recipe.resolve(row).model_dump() == recipe.resolve(row, recipe.budget).model_dump()
+
+
+def cheapest_rows() -> list[tuple[str, str]]:
+    """Of every recipe the row with the fewest parameters."""
+    chosen = []
+    for name in list_recipes():
+        recipe = load_recipe(name)
+        sizes = {}
+        for row in recipe.rows:
+            settings = recipe.resolve(row, "smoke")
+            with torch.device("meta"):
+                model = build_model(settings, *SHAPES[settings.data.name])
+            sizes[row] = sum(parameter.numel() for parameter in model.parameters())
+        chosen.append((name, min(sizes, key=lambda row: sizes[row])))
+    return chosen
+
+
+@pytest.mark.parametrize(("name", "row"), cheapest_rows())
+def test_the_smallest_row_trains_two_steps(
+    name: str, row: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("SPIKELOOM_DATA", raising=False)
+    reduced: dict[str, Any] = {
+        "data": {"subset": 8, "test_subset": 4, "root": str(SHARED / "data")},
+        "train": {"batch_size": 4, "epochs": 1},
+    }
+    settings = load_recipe(name).resolve(row, "smoke", reduced)
+    if settings.data.name != "digits":
+        try:
+            build_datasets(settings)
+        except UsageError as error:
+            pytest.skip(
+                f"REAL DATA MISSING: {name}#{row} is NOT trained (set SPIKELOOM_SHARED to the folder of data/): {error}"
+            )
+    before = build_model(settings, *SHAPES[settings.data.name]).state_dict()
+    summary = train(Run.create(tmp_path / "run", name, row, "smoke", settings), Quiet())
+    assert summary["epochs"] == 1
+    assert 0 <= summary["test_accuracy"] <= 100
+    run = Run.open(tmp_path / "run")
+    [record] = run.metrics()
+    assert all(math.isfinite(value) for value in record.values())
+    after, _ = load_tensors(run.weights)
+    assert list(after) == sorted(before)
+    assert any(not torch.equal(after[key], before[key]) for key in before if key.endswith("weight"))
+
+
+def published_tables() -> list[dict[str, str]]:
+    """The rows of block C1 of the tables that were read from the document, if they are kept beside the repository."""
+    path = SHARED / "spec" / "tables.md"
+    if not path.is_file():
+        return []
+    block = path.read_text().split("## C1.", 1)[1].split("```csv\n", 1)[1].split("```", 1)[0]
+    return list(csv.DictReader(block.splitlines()))
+
+
+def test_published_numbers_are_those_of_the_tables() -> None:
+    tables = {line["id"]: line for line in published_tables()}
+    if not tables:
+        pytest.skip(
+            f"TABLES MISSING: no {SHARED / 'spec' / 'tables.md'}; published numbers of the recipes are NOT checked "
+            "(set SPIKELOOM_SHARED to the folder that holds spec/tables.md)"
+        )
+    compared = 0
+    for name in ("report/table1", "report/table2"):
+        for row_id, row in load_recipe(name).rows.items():
+            line = tables[row_id]
+            assert row.system == line["system"]
+            numbers = {key: value for key, value in row.published.items() if key != "note"}
+            expected = {key: float(line[key]) for key in ("acc", "params_M", "flops_M", "energy_uJ") if line[key]}
+            assert numbers == expected
+            settings = load_recipe(name).resolve(row_id, "full")
+            assert settings.data.name == line["dataset"].lower().replace("-", "")
+            assert int(line["T"]) == build_model_on_meta(settings).T
+            compared += len(expected)
+    assert compared == 25
+    assert {row for name, row in ROWS if name == "report/table1"} == {"s0t1a", "s0t1b", "s0t1c", "s0x1"}
+    assert {row for name, row in ROWS if name == "report/table2"} == {"s0t2a", "s0t2b", "s0t2c"}
+
+
+def build_model_on_meta(settings: Any) -> Any:
+    with torch.device("meta"):
+        return build_model(settings, *SHAPES[settings.data.name])
+
+
+def test_the_report_is_trained_as_the_report_says() -> None:
+    for name, epochs, milestones in (("report/table1", 190, [92, 136]), ("report/table2", 20, [10, 15])):
+        for row in load_recipe(name).rows:
+            t = load_recipe(name).resolve(row, "full").train
+            assert (t.optimizer, t.lr, t.momentum, t.weight_decay) == ("sgd", 0.1, 0.9, 1e-4)
+            assert (t.batch_size, t.epochs, t.schedule, t.milestones, t.gamma) == (128, epochs, "step", milestones, 0.1)
+            assert t.loss.name == "sdt"
+    assert load_recipe("report/table2").resolve("s0t2a", "full").data.options["size"] == 32
+
+
+# --- a mistake is one line --------------------------------------------------------------------------------------------
+
+
+def digits() -> Recipe:
+    return load_recipe("quickstart/digits")
+
+
+def one_line(info: pytest.ExceptionInfo[UsageError], *parts: str) -> None:
+    message = str(info.value)
+    assert "\n" not in message
+    for part in parts:
+        assert part in message
+
+
+@pytest.mark.parametrize(
+    ("words", "parts"),
+    [
+        # unknown keys, at every level, with the nearest known one
+        ("dta.root=/x", ["'dta'", "did you mean data"]),
+        ("train.epoch=3", ["'train.epoch'", "did you mean epochs"]),
+        ("train.batchsize=3", ["'train.batchsize'", "batch_size"]),
+        ("data.subst=3", ["data digits", "'subst'", "did you mean subset?"]),
+        ("data.download=true", ["data digits", "'download'"]),  # of other data sets
+        ("model.t=3", ["model report_sew_resnet34", "'t'", "T"]),
+        ("model.in_channels=3", ["model report_sew_resnet34", "'in_channels'"]),  # the data's
+        ("model.neuron=LIF", ["'neuron'"]),
+        ('neuron.name=LIF neuron.tua=3.0', ["neuron LIF", "'tua'", "did you mean tau?"]),
+        ("train.loss.name=tet train.loss.lamb=0.1", ["train.loss tet", "'lamb'", "did you mean lam?"]),
+        ("train.loss.name=sdt train.loss.logits=1", ["train.loss sdt", "'logits'"]),
+        ("train.method.name=bptt train.method.k=1", ["train.method bptt", "'k'"]),
+        ('train.augment=[{name="random_crop",pading=1}]', ["train.augment random_crop", "'pading'", "padding"]),
+        # unknown names
+        ("data.name=digit", ["data:", "unknown dataset 'digit'", "did you mean digits?"]),
+        ("model.name=report_sew_resnet43", ["unknown model 'report_sew_resnet43'", "report_sew_resnet34"]),
+        ("neuron=LFI", ["neuron:", "unknown neuron 'LFI'", "LIF"]),
+        ("train.loss=std", ["train.loss:", "unknown loss 'std'", "sdt"]),
+        ("train.method=btpt", ["train.method:", "unknown training method 'btpt'", "did you mean bptt?"]),
+        ('train.augment=["random_corp"]', ["train.augment:", "unknown transform 'random_corp'", "random_crop"]),
+        ("train.optimizer=sdg", ["train.optimizer", "'sgd'", "'sdg'"]),
+        ("train.precision=fp16", ["train.precision", "'fp32'", "'bf16'", "'fp16'"]),
+        # wrong types; nothing is converted
+        ('train.epochs="3"', ["train.epochs", "integer", "'3'"]),
+        ("train.epochs=3.0", ["train.epochs", "integer", "3.0"]),
+        ("train.epochs=true", ["train.epochs", "integer", "True"]),
+        ("train.epochs=soon", ["train.epochs", "integer", "'soon'"]),
+        ("train.channels_last=1", ["train.channels_last", "boolean", "1"]),
+        ('train.lr="0.1"', ["train.lr", "number", "'0.1'"]),
+        ("seed=1.5", ["seed", "integer", "1.5"]),
+        ("data.subset=many", ["data digits: subset", "integer", "'many'"]),
+        ("data.root=3", ["data.root", "string", "3"]),
+        ("model.T=2.5", ["model report_sew_resnet34: T", "integer", "2.5"]),
+        ('neuron.name=LIF neuron.tau="2"', ["neuron LIF: tau", "number", "'2'"]),
+        ("neuron.name=LIF neuron.surrogate=3", ["neuron LIF: surrogate", "3"]),
+        ("train=3", ["train", "3"]),
+        ("model=3", ["model", "3"]),
+        ("train.augment=random_crop", ["train.augment", "list", "'random_crop'"]),
+        # values out of their limits
+        ("train.epochs=0", ["train.epochs", "greater than or equal to 1", "0"]),
+        ("train.batch_size=-4", ["train.batch_size", "-4"]),
+        ("train.lr=-0.1", ["train.lr", "greater than 0", "-0.1"]),
+        ("train.lr=0.0", ["train.lr", "greater than 0"]),
+        ("train.lr=nan", ["train.lr", "nan"]),
+        ("train.lr=inf", ["train.lr", "inf"]),
+        ("train.weight_decay=inf", ["train.weight_decay", "inf"]),
+        ("train.momentum=1.0", ["train.momentum", "less than 1", "1.0"]),
+        ("train.accumulate=0", ["train.accumulate", "0"]),
+        ("seed=-1", ["seed", "-1"]),
+        # missing ones
+        ('train.augment=[{name="random_crop"}]', ["train.augment random_crop", "padding is missing"]),
+        ("train.augment=[{padding=1}]", ["train.augment", "name is missing"]),
+    ],
+)  # fmt: skip
+def test_a_mistake_is_one_line_that_names_it(words: str, parts: list[str]) -> None:
+    with pytest.raises(UsageError) as info:
+        digits().resolve("main", None, parse_overrides(words.split(" ")))
+    one_line(info, "quickstart/digits#main", *parts)
+
+
+@pytest.mark.parametrize(
+    ("words", "parts"),
+    [
+        ("neuron.name=LIF neuron.surrogate=Atan", ["unknown surrogate 'Atan'", "ATan"]),
+        ('neuron.name=LIF neuron.surrogate={name="ATan",alfa=1.0}', ["surrogate ATan", "alfa"]),
+        ('neuron.name=LIF neuron.surrogate={name="ATan",alpha=-1.0}', ["surrogate ATan", "alpha", "-1.0"]),
+        ("neuron.name=LIF neuron.tau=1.0", ["neuron LIF", "tau must be greater than 1, got 1.0"]),
+        ("neuron.name=PLIF neuron.tau=0.5", ["neuron PLIF", "tau must be greater than 1, got 0.5"]),
+        ("neuron.name=LIF neuron.v_reset=1.0", ["neuron LIF", "v_reset must be below v_threshold"]),
+    ],
+)  # fmt: skip
+def test_a_neuron_that_cannot_be_is_one_line(words: str, parts: list[str]) -> None:
+    with pytest.raises(UsageError) as info:
+        build_model(digits().resolve("main", None, parse_overrides(words.split(" "))), 1, 10)
+    one_line(info, *parts)
+
+
+@pytest.mark.parametrize("words", ["neuron.name=IF", "neuron.name=LIF neuron.tau=3", "train.lr=1", "model.T=1",
+                                   "train.loss.name=tet train.loss.lam=0.05", "train.warmup_epochs=0"])  # fmt: skip
+def test_right_settings_are_taken(words: str) -> None:
+    settings = digits().resolve("main", None, parse_overrides(words.split(" ")))
+    for word in words.split(" "):
+        key, value = word.split("=")
+        found: Any = settings.model_dump()
+        for part in key.split("."):
+            found = found[part]
+        assert str(found) in (value, f"{value}.0")
+
+
+def test_what_is_missing_is_named() -> None:
+    values = digits().resolve("main").model_dump(exclude_none=True)
+    for key in ("data", "model", "train"):
+        with pytest.raises(UsageError, match=rf"^here: {key} is missing$"):
+            check_settings({k: v for k, v in values.items() if k != key}, "here")
+    for key in ("epochs", "batch_size", "lr"):
+        short = {**values, "train": {k: v for k, v in values["train"].items() if k != key}}
+        with pytest.raises(UsageError, match=rf"^here: train\.{key} is missing$"):
+            check_settings(short, "here")
+    with pytest.raises(UsageError, match=r"^here: model\.name is missing$"):
+        check_settings({**values, "model": {"T": 1}}, "here")
+
+
+def test_settings_survive_their_file() -> None:
+    values = digits().resolve("main", "smoke", parse_overrides(["neuron.name=LIF", "neuron.tau=3.0"]))
+    assert check_settings(values.model_dump(exclude_none=True), "here") == values
+
+
+def test_neuron_factory() -> None:
+    settings = digits().resolve("main", None, parse_overrides(["neuron={name='LIF',tau=3.0,v_reset=-0.5,"
+                                                               "surrogate={name='Sigmoid',alpha=2.0}}"]))  # fmt: skip
+    assert settings.neuron is not None
+    factory = neuron_factory(settings.neuron)
+    first, second = factory(), factory()
+    assert first is not second
+    assert (first.tau, first.v_reset, type(first.surrogate).__name__, first.surrogate.alpha) == (
+        3.0, -0.5, "Sigmoid", 2.0,
+    )  # fmt: skip
+    # The settings are still what was asked for.
+    assert settings.neuron.options["surrogate"] != first.surrogate
+
+
+def test_unknown_recipes_and_rows() -> None:
+    with pytest.raises(UsageError) as info:
+        load_recipe("report/tabel2")
+    one_line(info, "unknown recipe 'report/tabel2'", "report/table2")
+    with pytest.raises(UsageError) as info:
+        load_recipe("report/table2").resolve("s0t2d")
+    one_line(info, "recipe report/table2 has no row 's0t2d'", "s0t2a")
+
+
+# --- recipe files -----------------------------------------------------------------------------------------------------
+
+MINIMAL = """
+title = "A title"
+paper = "A paper"
+command = "spikeloom train x.toml"
+
+[settings]
+data = "digits"
+model = "report_sew_resnet34"
+
+[settings.train]
+epochs = 1
+batch_size = 8
+lr = 0.1
+
+[budgets.smoke]
+[budgets.short]
+[budgets.full]
+
+[rows.one]
+system = "One"
+"""
+
+
+def write(folder: Path, text: str) -> str:
+    path = folder / "x.toml"
+    path.write_text(text)
+    return str(path)
+
+
+def test_a_recipe_of_ones_own(tmp_path: Path) -> None:
+    settings = load_recipe(write(tmp_path, MINIMAL)).resolve("one")
+    assert settings.train == TrainSettings(epochs=1, batch_size=8, lr=0.1)
+    assert (settings.data.name, settings.model.name, settings.seed) == ("digits", "report_sew_resnet34", 1)
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "parts"),
+    [
+        ('title = "A title"', 'titel = "A title"', ["unknown key 'titel'", "did you mean title?"]),
+        ('title = "A title"', "", ["title is missing"]),
+        ('paper = "A paper"', "paper = 3", ["paper", "string", "3"]),
+        ("[budgets.smoke]", "[budgets.smok]", ["budgets.smok", "'smoke', 'short' or 'full'"]),
+        ('system = "One"', "", ["rows.one.system is missing"]),
+        ('system = "One"', "system = 1", ["rows.one.system", "string"]),
+        ('system = "One"', 'system = "One"\npublished = { acc = [1] }', ["rows.one.published.acc", "[1]"]),
+        ('[rows.one]\nsystem = "One"', "[rows]", ["rows", "at least 1"]),
+        ("epochs = 1", "epochs = ", ["not valid TOML", "line 11"]),
+        ("epochs = 1", "epochs = 1\nepochs = 2", ["not valid TOML"]),
+    ],
+)
+def test_a_mistake_in_a_recipe_file(tmp_path: Path, old: str, new: str, parts: list[str]) -> None:
+    assert MINIMAL.count(old) == 1
+    with pytest.raises(UsageError) as info:
+        load_recipe(write(tmp_path, MINIMAL.replace(old, new)))
+    one_line(info, "x.toml", *parts)
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "parts"),
+    [
+        ('system = "One"', 'system = "One"\nmodle = "x"', ["#one", "unknown key 'modle'", "did you mean model?"]),
+        ("[budgets.smoke]", "[budgets.smoke]\ntrain.epoch = 1", ["#one", "'train.epoch'", "epochs"]),
+        ('system = "One"', 'system = "One"\nbudgets.smoke.dta.subset = 3', ["#one", "unknown key 'dta'", "data"]),
+        ('data = "digits"', "", ["#one", "data is missing"]),
+    ],
+)
+def test_a_mistake_in_the_settings_of_a_recipe_file(tmp_path: Path, old: str, new: str, parts: list[str]) -> None:
+    assert MINIMAL.count(old) == 1
+    recipe = load_recipe(write(tmp_path, MINIMAL.replace(old, new)))
+    with pytest.raises(UsageError) as info:
+        recipe.resolve("one", "smoke")
+    one_line(info, "x.toml", *parts)
+
+
+def test_a_file_that_cannot_be_read(tmp_path: Path) -> None:
+    with pytest.raises(UsageError) as info:
+        load_recipe(str(tmp_path / "none.toml"))
+    one_line(info, "there is no recipe file", "none.toml")
+    (tmp_path / "binary.toml").write_bytes(b"\xff\xfe\x00 = 1")
+    with pytest.raises(UsageError) as info:
+        load_recipe(str(tmp_path / "binary.toml"))
+    one_line(info, "binary.toml")
+
+
+def test_order_of_overrides(tmp_path: Path) -> None:
+    text = MINIMAL.replace("[budgets.smoke]", "[budgets.smoke]\ntrain.epochs = 3\ntrain.batch_size = 3\nseed = 3")
+    text += "train.epochs = 2\ntrain.batch_size = 2\ntrain.lr = 0.2\nseed = 2\nbudgets.smoke.train.batch_size = 4\n"
+    text += "budgets.smoke.seed = 4\n"
+    recipe = load_recipe(write(tmp_path, text))
+    plain = recipe.resolve("one", "short")
+    assert (plain.train.epochs, plain.train.batch_size, plain.train.lr, plain.seed) == (2, 2, 0.2, 2)
+    smoke = recipe.resolve("one", "smoke", {"seed": 5})
+    assert (smoke.train.lr, smoke.train.epochs, smoke.train.batch_size, smoke.seed) == (0.2, 3, 4, 5)
+
+
+# --- merging and the words of the command line ------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("base", "over", "merged"),
+    [
+        ({"a": 1}, {"b": 2}, {"a": 1, "b": 2}),
+        ({"a": 1}, {"a": 2}, {"a": 2}),
+        ({"a": {"b": 1, "c": 2}}, {"a": {"c": 3}}, {"a": {"b": 1, "c": 3}}),
+        ({"a": {"name": "x", "c": 2}}, {"a": "y"}, {"a": "y"}),  # a name replaces a whole table
+        ({"a": "x"}, {"a": {"c": 3}}, {"a": {"name": "x", "c": 3}}),  # a table adds options to a name
+        ({"a": "x"}, {"a": {"name": "y"}}, {"a": {"name": "y"}}),
+        ({"a": [1, 2]}, {"a": [3]}, {"a": [3]}),
+        ({"a": 1}, {"a": {"b": 1}}, {"a": {"b": 1}}),
+        ({"a": {"b": {"c": 1, "d": 1}}}, {"a": {"b": {"c": 2}}}, {"a": {"b": {"c": 2, "d": 1}}}),
+    ],
+)
+def test_merge(base: dict[str, Any], over: dict[str, Any], merged: dict[str, Any]) -> None:
+    untouched = repr((base, over))
+    assert merge(base, over) == merged
+    assert repr((base, over)) == untouched
+
+
+@pytest.mark.parametrize(
+    ("words", "values"),
+    [
+        ([], {}),
+        (["seed=3"], {"seed": 3}),
+        (["train.lr=1e-3", "train.epochs=3"], {"train": {"lr": 1e-3, "epochs": 3}}),
+        (["train.epochs=1", "train.epochs=2"], {"train": {"epochs": 2}}),
+        (["data.root=/some/place", "run=runs/a"], {"data": {"root": "/some/place"}, "run": "runs/a"}),
+        (["a=true", "b=True", "c="], {"a": True, "b": "True", "c": ""}),
+        (['a="3"', "b='x y'"], {"a": "3", "b": "x y"}),
+        (["a=b=c"], {"a": "b=c"}),
+        (['train.augment=[{name="random_crop",padding=4}]'], {"train": {"augment": [{"name": "random_crop",
+                                                                                    "padding": 4}]}}),
+        (["neuron=LIF", "neuron.tau=3.0"], {"neuron": {"name": "LIF", "tau": 3.0}}),
+        (["neuron.tau=3.0", "neuron=IF"], {"neuron": "IF"}),
+        (["data.root=C:\\new"], {"data": {"root": "C:\\new"}}),
+    ],
+)  # fmt: skip
+def test_parse_overrides(words: list[str], values: dict[str, Any]) -> None:
+    assert parse_overrides(words) == values
+
+
+@pytest.mark.parametrize("word", ["seed", "=3", ".a=3", "a.=3", "a..b=3", "--epochs"])
+def test_parse_overrides_refuses_other_words(word: str) -> None:
+    with pytest.raises(UsageError, match="expected key=value, got") as info:
+        parse_overrides(["seed=1", word])
+    one_line(info, repr(word))
