@@ -1,4 +1,7 @@
-"""GLIF: gated leaky integrate-and-fire, constants learned for every channel (Yao et al. 2022). Equations: `ops.gated`."""
+"""GLIF: gated leaky integrate-and-fire, constants learned for every channel (Yao et al. 2022).
+
+Equations: `ops.gated`.
+"""
 
 from __future__ import annotations
 

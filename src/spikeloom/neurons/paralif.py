@@ -14,6 +14,7 @@ from spikeloom.ops.filter import leaky_filter
 from spikeloom.ops.firing import FIRING, fire_by
 from spikeloom.ops.scan import scan
 from spikeloom.registry import nearest
+from spikeloom.stream import State
 from spikeloom.surrogates import FastSigmoid, Surrogate
 
 
@@ -65,10 +66,10 @@ class LeakyIntegrator(Neuron):
         """M [T, N, ...] and the state after it."""
         return leaky_filter(x, *self.decays(), state, keep)
 
-    def run(self, x: Tensor, state: Tensor | None, keep: bool) -> tuple[Tensor, Tensor | None]:
+    def run(self, x: Tensor, state: State, keep: bool) -> tuple[Tensor, State]:
         return self.membrane(x, state, keep)
 
-    def potentials(self, x: Tensor, state: Tensor | None = None) -> Tensor:
+    def potentials(self, x: Tensor, state: State = None) -> Tensor:
         with torch.no_grad():
             return self.membrane(x, state, False)[0]
 
@@ -120,15 +121,13 @@ class ParaLIF(LeakyIntegrator):
         """The threshold as it acts."""
         return torch.relu(self.v_threshold) if isinstance(self.v_threshold, Tensor) else self.v_threshold
 
-    def run(
-        self, x: Tensor, state: tuple[Tensor, Tensor | None] | None, keep: bool
-    ) -> tuple[Tensor, tuple[Tensor | None, Tensor | None] | None]:
+    def run(self, x: Tensor, state: State, keep: bool) -> tuple[Tensor, State]:
         filters, before = (None, None) if state is None else state
         m, filters = self.membrane(x, filters, keep)
         spikes, last = fire_by(self.firing, m, self.threshold(), self.surrogate, before)
         return spikes, (filters, last) if keep else None
 
-    def potentials(self, x: Tensor, state: tuple[Tensor, Tensor | None] | None = None) -> Tensor:
+    def potentials(self, x: Tensor, state: State = None) -> Tensor:
         with torch.no_grad():
             return self.membrane(x, None if state is None else state[0], False)[0]
 
@@ -169,9 +168,7 @@ class SynapticLIF(LeakyIntegrator):
         current, after = leaky_filter(x, self.decays()[0], 0.0, before, keep)
         return current, None if after is None else after[0]
 
-    def run(
-        self, x: Tensor, state: tuple[Tensor | None, Tensor] | None, keep: bool
-    ) -> tuple[Tensor, tuple[Tensor | None, Tensor | None] | None]:
+    def run(self, x: Tensor, state: State, keep: bool) -> tuple[Tensor, State]:
         synapse, v = (None, None) if state is None else state
         current, synapse = self.current(x, synapse, keep)
         beta = self.decays()[1]
@@ -180,7 +177,7 @@ class SynapticLIF(LeakyIntegrator):
         )
         return spikes, (synapse, v) if keep else None
 
-    def potentials(self, x: Tensor, state: tuple[Tensor | None, Tensor] | None = None) -> Tensor:
+    def potentials(self, x: Tensor, state: State = None) -> Tensor:
         from spikeloom.ops.scan import potentials
 
         with torch.no_grad():

@@ -99,17 +99,7 @@ def _late(x: Tensor) -> Tensor:
 
 
 class _Learned(PSU):
-    """What IPSU and RPSU share: a learned causal matrix over time with a bias.
-
-    Args:
-        T: steps, fixed.
-        tau, v_threshold, surrogate, strict: as `PSU`.
-        bias: one learned value a step, added to the product.
-        scaled_reset: B carries `v_threshold`, as the derivation has it; without it, as in the released code.
-
-    Parameters: `weight` [T, T], normal with std sqrt(2 / T), masked to its lower triangle; `bias` [T], 0.
-    Under a Stream it raises: its matrix is made for whole sequences.
-    """
+    """What IPSU and RPSU share: a learned causal matrix over time with a bias."""
 
     bias: nn.Parameter | None
 
@@ -178,9 +168,17 @@ class IPSU(_Learned):
 
 
 class RPSU(_Learned):
-    """Reset-aware PSU: the estimate of the spikes is learned, `V = A I - B sigmoid(A_R I + b)`."""
+    """Reset-aware PSU: the estimate of the spikes is learned, `V = A I - B sigmoid(A_R I + b)`.
 
-    __doc__ += "\n\n" + (_Learned.__doc__ or "").partition("\n\n")[2]
+    Args:
+        T: steps, fixed.
+        tau, v_threshold, surrogate, strict: as `PSU`.
+        bias: one learned value a step, added to the product.
+        scaled_reset: B carries `v_threshold`, as the derivation has it; without it, as in the released code.
+
+    Parameters: `weight` [T, T], normal with std sqrt(2 / T), masked to its lower triangle; `bias` [T], 0.
+    Under a Stream it raises: its matrix is made for whole sequences.
+    """
 
     def membrane(self, x: Tensor) -> Tensor:
         return self.integrate(x) - self.reset(torch.sigmoid(self.learned(x)), self.reset_threshold)

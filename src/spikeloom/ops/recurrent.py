@@ -80,7 +80,7 @@ class _Recurrent(torch.autograd.Function):
     ) -> tuple[Tensor, ...]:
         alpha, beta, v_threshold, _, relu = settings
         ms, spikes = torch.empty_like(x), torch.empty_like(x)
-        before = (membrane, fed)
+        first_fed = fed
         transposed = weight.T
         for t in range(x.shape[0]):
             synapse = torch.addmm(x[t] + bias, fed, transposed).add_(synapse, alpha=alpha)
@@ -89,14 +89,14 @@ class _Recurrent(torch.autograd.Function):
             spikes[t] = s
             membrane = m.masked_fill(s, 0)
             fed = membrane.relu() if relu else spikes[t]
-        ctx.save_for_backward(weight, ms, *before)
+        ctx.save_for_backward(weight, ms, first_fed)
         ctx.settings = settings
         return spikes, synapse, membrane, fed.clone()
 
     @staticmethod
     def backward(ctx: Any, *grads: Any) -> tuple[Any, ...]:
         grad_spikes, grad_synapse, grad_membrane, grad_fed = grads
-        weight, ms, membrane0, fed0 = ctx.saved_tensors
+        weight, ms, fed0 = ctx.saved_tensors
         alpha, beta, v_threshold, surrogate, relu = ctx.settings
         grad_x = torch.empty_like(ms)
         for t in reversed(range(ms.shape[0])):
