@@ -90,7 +90,8 @@ def _native(x: Tensor, weight: Tensor, bias: Tensor, surrogate: Surrogate, order
     slope = None
     formula = surrogate.formula
     if formula is None and torch.is_grad_enabled():
-        slope = surrogate.derivative(_band_potentials(x.detach(), weight.detach(), bias.detach(), order, sliding))
+        with torch.no_grad():
+            slope = surrogate.derivative(_band_potentials(x, weight, bias, order, sliding))
     kind, p, q = formula or (SLOPE, 0.0, 0.0)
     return _band(x, weight, bias, slope, order, sliding, kind, p, q)
 

@@ -14,6 +14,7 @@ Potentials are float32 whatever the input's precision, float64 where the input i
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Sequence
 from functools import lru_cache
 from typing import Any
@@ -26,6 +27,7 @@ from spikeloom.ops.layout import NATIVE_DTYPES, dense, fresh, like, ordered, poi
 from spikeloom.surrogates import SLOPE, Surrogate
 
 Constant = float | Tensor
+_compiled_count = itertools.count()
 _CHUNK = 8  # steps that the compiled path unrolls at a time
 
 
@@ -71,7 +73,8 @@ def scan(
     slope = None
     formula = surrogate.formula
     if formula is None and torch.is_grad_enabled():
-        f = _scan_potentials(x.detach(), v, *constants, thresholds, v_reset, strict)
+        with torch.no_grad():
+            f = _scan_potentials(x, v, *constants, thresholds, v_reset, strict)
         slope = surrogate.derivative(f - _per_level(thresholds, f))
     kind, p, q = formula or (SLOPE, 0.0, 0.0)
     spikes, last = _scan(
@@ -349,7 +352,7 @@ _scan.register_autograd(_differentiate, setup_context=_save)
 # What accelerators run in eager mode: the steps of a chunk unrolled under torch.compile, forward and backward.
 
 
-@lru_cache(maxsize=64)
+@lru_cache(maxsize=256)
 def _compiled_chunks(
     v_threshold: float | tuple[float, ...],
     v_reset: float | None,
@@ -357,6 +360,8 @@ def _compiled_chunks(
     detach_reset: bool,
     rectified: bool,
     strict: bool,
+    steps: int,
+    dtype: torch.dtype,
 ) -> tuple[Callable[..., Any], Callable[..., Any]]:
     rest = 0.0 if v_reset is None else v_reset
 
@@ -369,10 +374,10 @@ def _compiled_chunks(
     def backward(
         grad_spikes: Tensor, grad_v: Tensor, x: Tensor, v: Tensor, decay: Tensor, gain: Tensor, scale: Tensor
     ) -> tuple[Tensor, ...]:
-        dtype = _state_dtype(x)
+        state = _state_dtype(x)
         threshold = _per_level(v_threshold, x) if isinstance(v_threshold, tuple) else v_threshold
         starts, hs, fs, fired = [v], [], [], []
-        for x_t in x.to(dtype):
+        for x_t in x.to(state):
             hs.append(decay * (starts[-1] - rest) + gain * x_t + rest)
             fs.append(torch.relu(scale * hs[-1]) if rectified else hs[-1])
             fired.append(_theta(fs[-1] - threshold, strict))
@@ -386,33 +391,36 @@ def _compiled_chunks(
             keep = torch.ones_like(f) if v_reset is None else 1 - fired[t]
             if not detach_reset:
                 keep = keep + slope * (-threshold if v_reset is None else v_reset - f)
-            grad = grad_spikes[t].to(dtype) * slope + grad_v * keep
+            grad = grad_spikes[t].to(state) * slope + grad_v * keep
             if rectified:
                 grad = grad * (f > 0)
                 sums[2] = sums[2] + grad * hs[t]
                 grad = grad * scale
             sums[0] = sums[0] + grad * (starts[t] - rest)
-            sums[1] = sums[1] + grad * x[t].to(dtype)
+            sums[1] = sums[1] + grad * x[t].to(state)
             grad_x = gain * grad
             grads.append((grad_x.sum(0) if isinstance(v_threshold, tuple) else grad_x).to(x.dtype))
             grad_v = decay * grad
         return torch.stack(grads[::-1]), grad_v, *(s.sum() for s in sums)
 
+    # Dynamo gives up on a code object that it has compiled 8 times: every kind of chunk gets one of its own.
+    for function in (forward, backward):
+        function.__code__ = function.__code__.replace(co_name=f"{function.__name__}_{next(_compiled_count)}")
     return torch.compile(forward, dynamic=True), torch.compile(backward, dynamic=True)
 
 
 class _Compiled(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, x: Tensor, v: Tensor, decay: Tensor, gain: Tensor, scale: Tensor, functions: tuple[Any, ...]
+        ctx: Any, x: Tensor, v: Tensor, decay: Tensor, gain: Tensor, scale: Tensor, functions: Callable[[int], Any]
     ) -> tuple[Tensor, Tensor]:
         spikes, starts = [], []
         for chunk in x.split(_CHUNK):
             starts.append(v)
-            s, v = functions[0](chunk, v, decay, gain, scale)
+            s, v = functions(len(chunk))[0](chunk, v, decay, gain, scale)
             spikes.append(s)
         ctx.save_for_backward(x, decay, gain, scale, *starts)
-        ctx.backward_chunk = functions[1]
+        ctx.functions = functions
         return torch.cat(spikes), v
 
     @staticmethod
@@ -423,7 +431,7 @@ class _Compiled(torch.autograd.Function):
         sums: list[Any] = [0, 0, 0]
         chunks = zip(grad_spikes.split(_CHUNK), x.split(_CHUNK), starts, strict=True)
         for g, chunk, v in reversed(list(chunks)):
-            grad_chunk, grad_v, *parts = ctx.backward_chunk(g, grad_v, chunk, v, decay, gain, scale)
+            grad_chunk, grad_v, *parts = ctx.functions(len(chunk))[1](g, grad_v, chunk, v, decay, gain, scale)
             grad_x.append(grad_chunk)
             sums = [total + part for total, part in zip(sums, parts, strict=True)]
         return torch.cat(grad_x[::-1]), grad_v, *sums, None
@@ -446,7 +454,12 @@ def _scan_compiled(
     levels = (len(v_threshold),) if isinstance(v_threshold, tuple) else ()
     if v is None:
         v = x.new_full((*levels, *shape[1:]), 0.0 if v_reset is None else v_reset, dtype=dtype)
-    functions = _compiled_chunks(v_threshold, v_reset, surrogate, detach_reset, scale is not None, strict)
+
+    def functions(steps: int) -> tuple[Callable[..., Any], Callable[..., Any]]:
+        return _compiled_chunks(
+            v_threshold, v_reset, surrogate, detach_reset, scale is not None, strict, steps, x.dtype
+        )
+
     constants = (decay, gain, 1.0 if scale is None else scale)
     spikes, last = _Compiled.apply(
         x.flatten(1), v.to(dtype).flatten(len(levels)),
