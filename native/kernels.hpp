@@ -11,47 +11,149 @@ enum class Dtype : int { float32 = 0, bfloat16 = 1 };
 // `slope` reads the derivative from a tensor instead, for a surrogate that is not built in.
 enum class Surrogate : int { rational = 0, rectangle = 1, triangle = 2, fast_sigmoid = 3, sigmoid = 4, slope = 5 };
 
-// A neuron with linear charge, a threshold and a reset:
-//   h[t] = v_rest + decay (v[t-1] - v_rest) + gain x[t],  s[t] = h[t] >= v_threshold,
-//   v[t] = s[t] ? (hard ? v_rest : h[t] - v_threshold) : h[t].
+// A neuron with linear charge, thresholds and a reset. For every level k, with its own potential:
+//   h[t] = v_rest + decay (v[t-1] - v_rest) + gain x[t],    f[t] = relu(scale h[t]) if `rectified`, else h[t],
+//   s[t] = f[t] >= fire_at[k],   v[t] = s[t] ? (hard ? v_rest : f[t] - threshold[k]) : f[t].
+// The output is the sum of s over the levels. fire_at differs from threshold only in the last bit (strict firing).
 // Every step holds `size` elements in one dense block; steps of x lie `x_stride` elements apart (0: all the same).
+// Potentials are [levels, size].
 struct Scan {
   Dtype dtype;
   int64_t steps, size;
   const void* x;
   int64_t x_stride;
-  const float* v;  // initial potential [size], or null: v_rest
-  float decay, gain, v_threshold, v_rest;
-  bool hard;
+  const float* v;  // initial potentials, or null: v_rest
+  float decay, gain, scale, v_rest;
+  bool rectified, hard;
+  int levels;
+  const float *threshold, *fire_at;
   int threads;
 };
 
 struct ScanForward : Scan {
   void* spikes;
-  float* v_out;       // [size], or null
-  float* potentials;  // h [steps, size], or null
+  float* v_out;       // or null
+  float* potentials;  // f [levels, steps, size], or null
 };
 
 struct ScanBackward : Scan {
   const void* grad_spikes;
-  const float* grad_v_out;  // [size], or null
-  const float* slope;       // [steps, size] where surrogate == slope
+  const float* grad_v_out;  // or null
+  const float* slope;       // [levels, steps, size] where surrogate == slope
   Surrogate surrogate;
   float p, q;
   bool detach_reset;
-  void* grad_x;      // [steps, size]
-  float* grad_v;     // [size], or null
-  double* grad_constants;  // {decay, gain}, or null when these are fixed
+  void* grad_x;            // [steps, size]
+  float* grad_v;           // or null
+  double* grad_constants;  // {decay, gain, scale}, or null when these are fixed
+};
+
+// A product with a matrix over time, then the threshold: h[t] = bias[t] + sum_j w[t, j] x[j], s[t] = h[t] >= 0.
+// `order` 0: all j; k > 0: j from t - k + 1 to t. `sliding`: one row of k taps and one bias for all t, taps[k - 1]
+// belonging to x[t].
+struct Band {
+  Dtype dtype;
+  int64_t steps, size, order;
+  bool sliding;
+  const void* x;
+  int64_t x_stride;
+  const float *weight, *bias;
+  int threads;
+};
+
+struct BandForward : Band {
+  void* spikes;
+  float* potentials;  // [steps, size], or null
+};
+
+struct BandBackward : Band {
+  const void* grad_spikes;
+  const float* slope;
+  Surrogate surrogate;
+  float p, q;
+  void* grad_x;
+  double *grad_weight, *grad_bias;  // as weight and bias, zeroed by the caller
+};
+
+// Two leaky filters in a row: i[t] = alpha i[t-1] + x[t], m[t] = beta m[t-1] + (1 - beta) i[t].
+// alpha and beta are scalars (constant_stride 0) or one value an element (1). The state is {i, m} [2, size].
+struct Filter {
+  Dtype dtype;
+  int64_t steps, size;
+  const void* x;
+  int64_t x_stride;
+  const float *alpha, *beta;
+  int64_t constant_stride;
+  const float* state;  // or null: 0
+  int threads;
+};
+
+struct FilterForward : Filter {
+  void* m;
+  float* state_out;  // or null
+};
+
+struct FilterBackward : Filter {
+  const void* grad_m;
+  const float* grad_state_out;  // or null
+  void* grad_x;
+  float* grad_state;              // or null
+  float *grad_alpha, *grad_beta;  // [size], or null when these are fixed
+};
+
+// A gated neuron with constants of its own for every element (GLIF), on an input that is already gated:
+//   u[t] = decay v[t-1] - drop s[t-1] - leak + x[t],   s[t] = u[t] > threshold (>= unless strict),
+//   v[t] = u[t] (1 - gate s[t]).
+struct Gated {
+  int64_t steps, size;
+  const float* x;
+  const float *decay, *drop, *leak, *gate, *threshold;  // [size] each
+  bool strict;
+  const float* state;  // {u, s} of the step before [2, size], or null: 0
+  int threads;
+};
+
+struct GatedForward : Gated {
+  float *spikes, *state_out;  // state_out or null
+};
+
+struct GatedBackward : Gated {
+  const float* grad_spikes;
+  const float* grad_state_out;  // gradient of the last {u, s}, or null
+  const float* slope;
+  Surrogate surrogate;
+  float p, q;
+  float* grad_x;
+  float* grad_state;      // or null
+  float* grad_constants;  // [5, size], in the order above
 };
 
 struct Kernels {
   const char* level;
   int (*scan_forward)(const ScanForward&);
   int (*scan_backward)(const ScanBackward&);
+  int (*band_forward)(const BandForward&);
+  int (*band_backward)(const BandBackward&);
+  int (*filter_forward)(const FilterForward&);
+  int (*filter_backward)(const FilterBackward&);
+  int (*gated_forward)(const GatedForward&);
+  int (*gated_backward)(const GatedBackward&);
 };
 
-namespace baseline { extern const Kernels kernels; }
-namespace avx2 { extern const Kernels kernels; }
-namespace avx512 { extern const Kernels kernels; }
+#define SPIKELOOM_DECLARE(level)                  \
+  namespace level {                               \
+  extern const Kernels kernels;                   \
+  int scan_forward(const ScanForward&);           \
+  int scan_backward(const ScanBackward&);         \
+  int band_forward(const BandForward&);           \
+  int band_backward(const BandBackward&);         \
+  int filter_forward(const FilterForward&);       \
+  int filter_backward(const FilterBackward&);     \
+  int gated_forward(const GatedForward&);         \
+  int gated_backward(const GatedBackward&);       \
+  }
+SPIKELOOM_DECLARE(baseline)
+SPIKELOOM_DECLARE(avx2)
+SPIKELOOM_DECLARE(avx512)
 
 }  // namespace spikeloom

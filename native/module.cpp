@@ -1,12 +1,11 @@
 // Python bindings: addresses and sizes in, nothing of PyTorch's ABI. Callers check shapes and keep tensors alive.
 #include <nanobind/nanobind.h>
-#include <nanobind/stl/optional.h>
 #include <nanobind/stl/string.h>
 #include <nanobind/stl/vector.h>
 
-#include <cstdlib>
 #include <stdexcept>
 #include <string>
+#include <type_traits>
 #include <vector>
 
 #include "kernels.hpp"
@@ -49,24 +48,110 @@ void set_level(const std::string& name) {
   throw std::invalid_argument("this processor has no instruction level " + name);
 }
 
-template <class T>
-T* address(uintptr_t p) { return reinterpret_cast<T*>(p); }
-
 void check(int code) {
   if (code == -1) throw std::bad_alloc();
   if (code != 0) throw std::logic_error("unknown kernel arguments");
 }
 
-Scan common(int dtype, int64_t steps, int64_t size, uintptr_t x, int64_t x_stride, uintptr_t v, float decay,
-            float gain, float v_threshold, float v_rest, bool hard, int threads) {
-  return {static_cast<Dtype>(dtype), steps, size, address<const void>(x), x_stride, address<const float>(v),
-          decay, gain, v_threshold, v_rest, hard, threads};
+// Fills a struct from keyword arguments; every field must be given and every argument used.
+class Reader {
+ public:
+  explicit Reader(const nb::kwargs& values) : values_(values) {}
+
+  template <class Field>
+  void operator()(const char* name, Field& field) {
+    if (!values_.contains(name)) throw std::invalid_argument(std::string("missing argument ") + name);
+    nb::object value = nb::borrow(values_[name]);
+    if constexpr (std::is_pointer_v<Field>) {
+      field = reinterpret_cast<Field>(nb::cast<uintptr_t>(value));
+    } else if constexpr (std::is_enum_v<Field>) {
+      field = static_cast<Field>(nb::cast<int>(value));
+    } else {
+      field = nb::cast<Field>(value);
+    }
+    used_++;
+  }
+
+  void finish() const {
+    if (used_ != values_.size()) throw std::invalid_argument("unknown argument");
+  }
+
+ private:
+  const nb::kwargs& values_;
+  size_t used_ = 0;
+};
+
+#define READ(field) r(#field, a.field)
+
+void read(Reader& r, Scan& a) {
+  READ(dtype), READ(steps), READ(size), READ(x), READ(x_stride), READ(v), READ(decay), READ(gain), READ(scale);
+  READ(v_rest), READ(rectified), READ(hard), READ(levels), READ(threshold), READ(fire_at), READ(threads);
+}
+void read(Reader& r, ScanForward& a) {
+  read(r, static_cast<Scan&>(a));
+  READ(spikes), READ(v_out), READ(potentials);
+}
+void read(Reader& r, ScanBackward& a) {
+  read(r, static_cast<Scan&>(a));
+  READ(grad_spikes), READ(grad_v_out), READ(slope), READ(surrogate), READ(p), READ(q), READ(detach_reset);
+  READ(grad_x), READ(grad_v), READ(grad_constants);
+}
+void read(Reader& r, Band& a) {
+  READ(dtype), READ(steps), READ(size), READ(order), READ(sliding), READ(x), READ(x_stride), READ(weight), READ(bias);
+  READ(threads);
+}
+void read(Reader& r, BandForward& a) {
+  read(r, static_cast<Band&>(a));
+  READ(spikes), READ(potentials);
+}
+void read(Reader& r, BandBackward& a) {
+  read(r, static_cast<Band&>(a));
+  READ(grad_spikes), READ(slope), READ(surrogate), READ(p), READ(q), READ(grad_x), READ(grad_weight), READ(grad_bias);
+}
+void read(Reader& r, Filter& a) {
+  READ(dtype), READ(steps), READ(size), READ(x), READ(x_stride), READ(alpha), READ(beta), READ(constant_stride);
+  READ(state), READ(threads);
+}
+void read(Reader& r, FilterForward& a) {
+  read(r, static_cast<Filter&>(a));
+  READ(m), READ(state_out);
+}
+void read(Reader& r, FilterBackward& a) {
+  read(r, static_cast<Filter&>(a));
+  READ(grad_m), READ(grad_state_out), READ(grad_x), READ(grad_state), READ(grad_alpha), READ(grad_beta);
+}
+void read(Reader& r, Gated& a) {
+  READ(steps), READ(size), READ(x), READ(decay), READ(drop), READ(leak), READ(gate), READ(threshold), READ(strict);
+  READ(state), READ(threads);
+}
+void read(Reader& r, GatedForward& a) {
+  read(r, static_cast<Gated&>(a));
+  READ(spikes), READ(state_out);
+}
+void read(Reader& r, GatedBackward& a) {
+  read(r, static_cast<Gated&>(a));
+  READ(grad_spikes), READ(grad_state_out), READ(slope), READ(surrogate), READ(p), READ(q), READ(grad_x);
+  READ(grad_state), READ(grad_constants);
+}
+
+#undef READ
+
+template <class Arguments>
+void bind(nb::module_& m, const char* name, int (*Kernels::*kernel)(const Arguments&)) {
+  m.def(name, [kernel](const nb::kwargs& values) {
+    Arguments a;
+    Reader reader(values);
+    read(reader, a);
+    reader.finish();
+    nb::gil_scoped_release release;
+    check((active->*kernel)(a));
+  });
 }
 
 }  // namespace
 
 NB_MODULE(_native, m) {
-  m.doc() = "Fused kernels of spikeloom.ops; arguments are addresses, 0 for none.";
+  m.doc() = "Fused kernels of spikeloom.ops; arguments are the fields of native/kernels.hpp, addresses as integers.";
   m.def("levels", [] {
     std::vector<std::string> names;
     for (const Kernels* k : levels) names.emplace_back(k->level);
@@ -87,28 +172,15 @@ NB_MODULE(_native, m) {
     // fraction of it. Only a hint: a system that does not grant it loses nothing.
     constexpr uintptr_t page = uintptr_t{2} << 20;
     const uintptr_t first = (p + page - 1) / page * page, last = (p + bytes) / page * page;
-    if (last > first) madvise(address<void>(first), last - first, MADV_HUGEPAGE);
+    if (last > first) madvise(reinterpret_cast<void*>(first), last - first, MADV_HUGEPAGE);
 #endif
   });
-  m.def("scan_forward",
-        [](int dtype, int64_t steps, int64_t size, uintptr_t x, int64_t x_stride, uintptr_t v, float decay, float gain,
-           float v_threshold, float v_rest, bool hard, int threads, uintptr_t spikes, uintptr_t v_out,
-           uintptr_t potentials) {
-          ScanForward a{common(dtype, steps, size, x, x_stride, v, decay, gain, v_threshold, v_rest, hard, threads),
-                        address<void>(spikes), address<float>(v_out), address<float>(potentials)};
-          nb::gil_scoped_release release;
-          check(active->scan_forward(a));
-        });
-  m.def("scan_backward",
-        [](int dtype, int64_t steps, int64_t size, uintptr_t x, int64_t x_stride, uintptr_t v, float decay, float gain,
-           float v_threshold, float v_rest, bool hard, int threads, uintptr_t grad_spikes, uintptr_t grad_v_out,
-           uintptr_t slope, int surrogate, float p, float q, bool detach_reset, uintptr_t grad_x, uintptr_t grad_v,
-           uintptr_t grad_constants) {
-          ScanBackward a{common(dtype, steps, size, x, x_stride, v, decay, gain, v_threshold, v_rest, hard, threads),
-                         address<const void>(grad_spikes), address<const float>(grad_v_out), address<const float>(slope),
-                         static_cast<Surrogate>(surrogate), p, q, detach_reset, address<void>(grad_x),
-                         address<float>(grad_v), address<double>(grad_constants)};
-          nb::gil_scoped_release release;
-          check(active->scan_backward(a));
-        });
+  bind(m, "scan_forward", &Kernels::scan_forward);
+  bind(m, "scan_backward", &Kernels::scan_backward);
+  bind(m, "band_forward", &Kernels::band_forward);
+  bind(m, "band_backward", &Kernels::band_backward);
+  bind(m, "filter_forward", &Kernels::filter_forward);
+  bind(m, "filter_backward", &Kernels::filter_backward);
+  bind(m, "gated_forward", &Kernels::gated_forward);
+  bind(m, "gated_backward", &Kernels::gated_backward);
 }

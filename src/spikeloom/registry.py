@@ -5,11 +5,12 @@ from __future__ import annotations
 import difflib
 import fnmatch
 from collections.abc import Callable, Iterable, Iterator
-from typing import Generic, TypeVar
+from typing import Generic, TypeVar, cast
 
 from spikeloom.errors import UsageError
 
 Entry = TypeVar("Entry")
+Registered = TypeVar("Registered")
 
 
 def nearest(name: str, known: Iterable[str]) -> str:
@@ -33,15 +34,16 @@ class Registry(Generic[Entry]):
         self.kind = kind
         self._entries: dict[str, Entry] = {}
 
-    def register(self, entry: Entry, name: str | None = None) -> Entry:
+    def register(self, entry: Registered, name: str | None = None) -> Registered:
         """Adds an entry under `name`, or its own `__name__`; usable as a decorator."""
         key = name or getattr(entry, "__name__", "")
         if not key or key in self._entries:
             raise ValueError(f"a {self.kind} named {key!r} cannot be registered: the name is empty or taken")
-        self._entries[key] = entry
+        # Typed as what came in, so that a decorated class keeps its own type.
+        self._entries[key] = cast("Entry", entry)
         return entry
 
-    def named(self, name: str) -> Callable[[Entry], Entry]:
+    def named(self, name: str) -> Callable[[Registered], Registered]:
         """The decorator form of `register` with a name."""
         return lambda entry: self.register(entry, name)
 

@@ -113,7 +113,7 @@ class Stream:
 
     def __init__(self, model: nn.Module):
         for name, module in model.named_modules():
-            if hasattr(module, "_orig_mod"):
+            if hasattr(module, "_orig_mod") or getattr(module, "_compiled_call_impl", None) is not None:
                 raise TypeError(
                     f"a Stream cannot carry state through torch.compile (module {name or 'model'!r}): "
                     "use Stream(model) with the model as it was before compile"
@@ -125,6 +125,10 @@ class Stream:
         states = _States(self._states)
         with _using(states):
             output = self.model(*args, **kwargs)
+        if not states.after:
+            raise RuntimeError(
+                "none of the model's neurons took part in this call of a Stream: is part of it compiled?"
+            )
         self._states = {**self._states, **states.after}
         return output
 

@@ -28,28 +28,31 @@ class Formula(NamedTuple):
     q: float
 
 
-_RATIONAL, _RECTANGLE, _TRIANGLE, _FAST_SIGMOID, _SIGMOID = range(5)
+_RATIONAL, _RECTANGLE, _TRIANGLE, _FAST_SIGMOID, _SIGMOID, SLOPE = range(6)
 
 
 class _Spike(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor, surrogate: Surrogate) -> Tensor:
+    def forward(ctx: Any, x: Tensor, surrogate: Surrogate, strict: bool) -> Tensor:
         ctx.save_for_backward(x)
         ctx.surrogate = surrogate
-        return (x >= 0).to(x.dtype)
+        return (x > 0 if strict else x >= 0).to(x.dtype)
 
     @staticmethod
-    def backward(ctx: Any, *grads: Any) -> tuple[Tensor, None]:
+    def backward(ctx: Any, *grads: Any) -> tuple[Tensor, None, None]:
         (x,) = ctx.saved_tensors
-        return grads[0] * ctx.surrogate.derivative(x), None
+        return grads[0] * ctx.surrogate.derivative(x), None, None
 
 
 @dataclass(frozen=True)
 class Surrogate:
-    """Base of the surrogates: call it on `potential - threshold` to get spikes in {0, 1} of the same shape."""
+    """Base of the surrogates: call it on `potential - threshold` to get spikes in {0, 1} of the same shape.
 
-    def __call__(self, x: Tensor) -> Tensor:
-        return _Spike.apply(x, self)
+    With `strict` a potential at the threshold does not fire, as in several released codes.
+    """
+
+    def __call__(self, x: Tensor, strict: bool = False) -> Tensor:
+        return _Spike.apply(x, self, strict)
 
     def primitive(self, x: Tensor) -> Tensor:
         """The smooth function that stands in for the step, for any x."""

@@ -65,8 +65,8 @@ class BatchNorm(nn.BatchNorm2d):
     def _track(self, mean: Tensor, variance: Tensor) -> None:
         if recomputing():
             return
-        self.running_mean.lerp_(mean, self.momentum)
-        self.running_var.lerp_(variance, self.momentum)
+        self.running_mean.lerp_(mean.to(self.running_mean.dtype), self.momentum)
+        self.running_var.lerp_(variance.to(self.running_var.dtype), self.momentum)
         self.num_batches_tracked.add_(1)
 
 
@@ -115,7 +115,7 @@ class TdBN(BatchNorm):
             if self.training:
                 axes = [0, *range(2, y.dim())]
                 count = y.numel() // y.shape[1] * (input.shape[0] if repeats(input) else 1)
-                variance, mean = torch.var_mean(y.float(), axes, correction=0)
+                variance, mean = torch.var_mean(y if y.dtype == torch.float64 else y.float(), axes, correction=0)
                 self._track(mean, variance * (count / max(count - 1, 1)))
             # The square root has no gradient at 0: a constant channel, or a single element.
             deviation = variance.clamp_min(torch.finfo(torch.float32).tiny).sqrt()

@@ -1,11 +1,22 @@
 """Neuron layers: modules that hold parameters; their equations are in `spikeloom.ops`."""
 
 from spikeloom.neurons.base import Neuron
-from spikeloom.neurons.if_lif import IF, LIF, PLIF
+from spikeloom.neurons.glif import GLIF
+from spikeloom.neurons.if_lif import IF, KLIF, LIF, MLF, PLIF
+from spikeloom.neurons.paralif import LeakyIntegrator, ParaLIF, SynapticLIF
+from spikeloom.neurons.psn import PSN, MaskedPSN, SlidingPSN
+from spikeloom.neurons.psu import IPSU, PSU, RPSU, SPSN
+from spikeloom.neurons.recurrent import RecurrentLIF, RecurrentParaLIF
 from spikeloom.registry import Registry
 
 NEURONS: Registry[type[Neuron]] = Registry("neuron")
-for _neuron in (IF, LIF, PLIF):
+for _neuron in (
+    IF, LIF, PLIF, MLF, PSN, MaskedPSN, SlidingPSN, PSU, IPSU, RPSU, SPSN, KLIF, GLIF, ParaLIF, SynapticLIF,
+    RecurrentLIF, RecurrentParaLIF, LeakyIntegrator,
+):  # fmt: skip
     NEURONS.register(_neuron)
 
-__all__ = ["IF", "LIF", "NEURONS", "PLIF", "Neuron"]
+__all__ = [
+    "GLIF", "IF", "IPSU", "KLIF", "LIF", "MLF", "NEURONS", "PLIF", "PSN", "PSU", "RPSU", "SPSN", "LeakyIntegrator",
+    "MaskedPSN", "Neuron", "ParaLIF", "RecurrentLIF", "RecurrentParaLIF", "SlidingPSN", "SynapticLIF",
+]  # fmt: skip

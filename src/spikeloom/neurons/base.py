@@ -34,12 +34,12 @@ class Neuron(nn.Module):
         return self.run(x, None, False)[0]
 
 
-def check_state(module: nn.Module, state: Tensor | None, x: Tensor) -> None:
-    """Refuses a carried state of another batch than x's."""
-    if state is not None and state.shape != x.shape[1:]:
+def check_state(module: nn.Module, state: Tensor | None, x: Tensor, extra: tuple[int, ...] = ()) -> None:
+    """Refuses a carried state of another batch than x's; `extra` are the state's own leading axes."""
+    if state is not None and state.shape != (*extra, *x.shape[1:]):
         raise ValueError(
-            f"{type(module).__name__} carries a state of shape {tuple(state.shape)}, but a step is now "
-            f"{tuple(x.shape[1:])}: use a new Stream, or stream.reset(), for another batch"
+            f"{type(module).__name__} carries the state of a batch of shape {tuple(state.shape[len(extra) :])}, but a "
+            f"step is now {tuple(x.shape[1:])}: use a new Stream, or stream.reset(), for another batch"
         )
 
 

@@ -1,7 +1,8 @@
-"""Sequential neurons: linear charge, threshold, reset (Fang et al. 2021, SEW ResNet, Eqs. 1-5)."""
+"""Sequential neurons: linear charge, threshold, reset. They differ in their charge alone; equations: `ops.scan`."""
 
 from __future__ import annotations
 
+import itertools
 import math
 
 import torch
@@ -10,7 +11,7 @@ from torch import Tensor, nn
 from spikeloom.neurons.base import Neuron, check_state, describe
 from spikeloom.ops import scan as scan_op
 from spikeloom.ops.scan import potentials
-from spikeloom.surrogates import ATan, Surrogate
+from spikeloom.surrogates import ATan, Rectangular, Surrogate
 
 
 class Threshold(Neuron):
@@ -21,6 +22,7 @@ class Threshold(Neuron):
         v_reset: potential after a spike (hard reset); None subtracts `v_threshold` instead (soft reset).
         surrogate: spike function; frozen, hence safe as a default.
         detach_reset: no gradient through the reset.
+        strict: fire on `>` instead of `>=`, as several released codes do.
 
     Shapes: input [T, N, ...] -> spikes {0, 1} [T, N, ...]; state, the potentials [N, ...].
     """
@@ -31,33 +33,41 @@ class Threshold(Neuron):
         v_reset: float | None = 0.0,
         surrogate: Surrogate = ATan(),  # noqa: B008
         detach_reset: bool = True,
+        strict: bool = False,
     ):
         super().__init__()
         if v_reset is not None and v_reset >= v_threshold:
             raise ValueError(
                 f"v_reset must be below v_threshold, got {v_reset} and {v_threshold}: the neuron would never be silent"
             )
-        self.v_threshold, self.v_reset = v_threshold, v_reset
-        self.surrogate, self.detach_reset = surrogate, detach_reset
+        self.v_threshold: float | tuple[float, ...] = v_threshold
+        self.v_reset, self.surrogate = v_reset, surrogate
+        self.detach_reset, self.strict = detach_reset, strict
 
     def charge(self) -> tuple[float | Tensor, float | Tensor]:
         """The constants (decay, gain) of `ops.scan`."""
         raise NotImplementedError
 
+    def scale(self) -> float | Tensor | None:
+        """The scale of a rectified charge, or None."""
+        return None
+
     def run(self, x: Tensor, state: Tensor | None, keep: bool) -> tuple[Tensor, Tensor | None]:
-        check_state(self, state, x)
-        decay, gain = self.charge()
+        levels = (len(self.v_threshold),) if isinstance(self.v_threshold, tuple) else ()
+        check_state(self, state, x, levels)
         return scan_op(
-            x, state, decay, gain, self.v_threshold, self.v_reset, self.surrogate, self.detach_reset, return_v=keep
-        )
+            x, state, *self.charge(), self.v_threshold, self.v_reset, self.surrogate, self.detach_reset,
+            return_v=keep, scale=self.scale(), strict=self.strict,
+        )  # fmt: skip
 
     def potentials(self, x: Tensor, state: Tensor | None = None) -> Tensor:
-        return potentials(x, state, *self.charge(), self.v_threshold, self.v_reset)
+        return potentials(x, state, *self.charge(), self.v_threshold, self.v_reset, self.scale(), self.strict)
 
     def extra_repr(self) -> str:
         return describe(
-            v_threshold=self.v_threshold, v_reset=self.v_reset, surrogate=self.surrogate, detach_reset=self.detach_reset
-        )
+            v_threshold=self.v_threshold, v_reset=self.v_reset, surrogate=self.surrogate,
+            detach_reset=self.detach_reset, strict=self.strict,
+        )  # fmt: skip
 
 
 class IF(Threshold):
@@ -67,7 +77,8 @@ class IF(Threshold):
         return 1.0, 1.0
 
 
-def _leak(tau: float, instead: str) -> float:
+def leak(tau: float, instead: str) -> float:
+    """The decay factor `1 - 1 / tau`; refuses tau <= 1 with a hint at what to do instead."""
     if not tau > 1 or not math.isfinite(tau):
         raise ValueError(f"tau must be greater than 1, got {tau}; {instead}")
     return 1 - 1 / tau
@@ -83,7 +94,7 @@ class LIF(Threshold):
     Args:
         tau: membrane time constant in steps, greater than 1.
         decay_input: divide the input by tau as well.
-        v_threshold, v_reset, surrogate, detach_reset: as `Threshold`.
+        v_threshold, v_reset, surrogate, detach_reset, strict: as `Threshold`.
     """
 
     def __init__(
@@ -94,9 +105,10 @@ class LIF(Threshold):
         v_reset: float | None = 0.0,
         surrogate: Surrogate = ATan(),  # noqa: B008
         detach_reset: bool = True,
+        strict: bool = False,
     ):
-        super().__init__(v_threshold, v_reset, surrogate, detach_reset)
-        self.decay = _leak(tau, "for no leak use IF")
+        super().__init__(v_threshold, v_reset, surrogate, detach_reset, strict)
+        self.decay = leak(tau, "for no leak use IF")
         self.tau, self.decay_input = tau, decay_input
 
     def charge(self) -> tuple[float, float]:
@@ -111,7 +123,7 @@ class PLIF(Threshold):
 
     Args:
         tau: where the time constant starts, greater than 1.
-        decay_input, v_threshold, v_reset, surrogate, detach_reset: as `LIF`.
+        decay_input, v_threshold, v_reset, surrogate, detach_reset, strict: as `LIF`.
 
     Parameters: `w`, a scalar, at first `-ln(tau - 1)`.
     """
@@ -124,9 +136,10 @@ class PLIF(Threshold):
         v_reset: float | None = 0.0,
         surrogate: Surrogate = ATan(),  # noqa: B008
         detach_reset: bool = True,
+        strict: bool = False,
     ):
-        super().__init__(v_threshold, v_reset, surrogate, detach_reset)
-        _leak(tau, "it is where the learnable time constant starts")
+        super().__init__(v_threshold, v_reset, surrogate, detach_reset, strict)
+        leak(tau, "it is where the learnable time constant starts")
         self.decay_input = decay_input
         self.w = nn.Parameter(torch.tensor(-math.log(tau - 1)))
 
@@ -136,3 +149,63 @@ class PLIF(Threshold):
 
     def extra_repr(self) -> str:
         return f"{describe(decay_input=self.decay_input)}, {super().extra_repr()}"
+
+
+class MLF(Threshold):
+    """Multi-level firing (Feng et al. 2022, MLF, Eqs. 6-9): LIF neurons with several thresholds on one input.
+
+    The output is the number of levels that fire, an integer from 0 to K. Every level has its own potential and reset;
+    the windows of the surrogate (width 1) tile the thresholds' range, so fewer inputs get no gradient.
+
+    Args:
+        tau: `1 - 1 / tau` is the decay factor k_tau; 4/3 for 0.25.
+        v_threshold: of each level, ascending.
+        surrogate, detach_reset, strict: as `Threshold`; the released code differentiates through the reset, and fires
+            on `>`.
+
+    Shapes: input [T, N, ...] -> {0, ..., K} [T, N, ...]; state [K, N, ...].
+    """
+
+    def __init__(
+        self,
+        tau: float = 4 / 3,
+        v_threshold: tuple[float, ...] = (0.6, 1.6, 2.6),
+        surrogate: Surrogate = Rectangular(),  # noqa: B008
+        detach_reset: bool = False,
+        strict: bool = False,
+    ):
+        thresholds = tuple(v_threshold)
+        if not thresholds or thresholds[0] <= 0 or any(a >= b for a, b in itertools.pairwise(thresholds)):
+            raise ValueError(f"v_threshold must be positive and ascending, got {thresholds}")
+        super().__init__(thresholds[0], 0.0, surrogate, detach_reset, strict)
+        self.v_threshold = thresholds
+        self.decay = leak(tau, "for no memory use a smaller one just above 1")
+        self.tau = tau
+
+    def charge(self) -> tuple[float, float]:
+        return self.decay, 1.0
+
+
+class KLIF(LIF):
+    """LIF whose potential passes `relu(k H)` before it fires (Jiang and Zhang 2023, KLIF); k is learned.
+
+    Args: as `LIF`.
+
+    Parameters: `k`, a scalar, at first 1.
+    """
+
+    def __init__(
+        self,
+        tau: float = 2.0,
+        decay_input: bool = True,
+        v_threshold: float = 1.0,
+        v_reset: float | None = 0.0,
+        surrogate: Surrogate = ATan(),  # noqa: B008
+        detach_reset: bool = True,
+        strict: bool = False,
+    ):
+        super().__init__(tau, decay_input, v_threshold, v_reset, surrogate, detach_reset, strict)
+        self.k = nn.Parameter(torch.tensor(1.0))
+
+    def scale(self) -> Tensor:
+        return self.k

@@ -1,6 +1,12 @@
 """The equations of the neurons: plain-PyTorch references, with their fast paths beside them."""
 
+from spikeloom.ops.band import psn, sliding_psn
 from spikeloom.ops.dispatch import backend
-from spikeloom.ops.scan import scan, scan_reference
+from spikeloom.ops.filter import leaky_filter, leaky_filter_fft, leaky_filter_reference
+from spikeloom.ops.gated import gated_scan, gated_scan_reference
+from spikeloom.ops.scan import fire, scan, scan_reference
 
-__all__ = ["backend", "scan", "scan_reference"]
+__all__ = [
+    "backend", "fire", "gated_scan", "gated_scan_reference", "leaky_filter", "leaky_filter_fft",
+    "leaky_filter_reference", "psn", "scan", "scan_reference", "sliding_psn",
+]  # fmt: skip

@@ -62,16 +62,19 @@ def backend(name: Backend) -> Generator[None]:
         _forced = outer
 
 
-def choose(op: str, x: Tensor, native_dtypes: tuple[torch.dtype, ...]) -> Backend:
-    """The backend for an op on x, logged once per op; a forced one that cannot take x is an error."""
+def choose(op: str, x: Tensor, native_dtypes: tuple[torch.dtype, ...], compiled: bool = False) -> Backend:
+    """The backend for an op on x, logged once per op; a forced one that cannot take x is an error.
+
+    An op that has no compiled path (`compiled` False) is parallel over time already: its reference runs instead.
+    """
     able = native is not None and x.device.type == "cpu" and x.dtype in native_dtypes
     if _forced is not None:
         if _forced == "native" and not able:
             raise UsageError(f"{op}: no native kernel for {x.dtype} on {x.device.type}; use backend('reference')")
-        chosen = _forced
+        chosen = _forced if compiled or _forced != "compiled" else "reference"
     elif able:
         chosen: Backend = "native"
-    elif x.device.type not in ("cpu", "meta") and not torch.compiler.is_compiling():
+    elif compiled and x.device.type not in ("cpu", "meta") and not torch.compiler.is_compiling():
         chosen = "compiled"
     else:
         # Inside a user's own torch.compile the reference is traced and fused with its neighbours.

@@ -1,0 +1,117 @@
+// What every kernel file shares. Each is compiled once per instruction level; nothing here may be shared between levels
+// (no inline functions of the standard library that a linker could merge), hence the unnamed namespace and malloc.
+#pragma once
+
+#include <cstdlib>
+#include <cstring>
+
+#include "kernels.hpp"
+
+#ifdef _OPENMP
+#include <omp.h>
+#endif
+
+namespace spikeloom {
+namespace SPIKELOOM_LEVEL {
+namespace {
+
+struct bfloat16 {
+  uint16_t bits;
+};
+
+inline float load(const float* p, int64_t i) { return p[i]; }
+inline float load(const bfloat16* p, int64_t i) {
+  const uint32_t bits = static_cast<uint32_t>(p[i].bits) << 16;
+  float value;
+  std::memcpy(&value, &bits, 4);
+  return value;
+}
+
+inline void store(float* p, int64_t i, float value) { p[i] = value; }
+inline void store(bfloat16* p, int64_t i, float value) {
+  uint32_t bits;
+  std::memcpy(&bits, &value, 4);
+  // Round to nearest, ties to even; a NaN stays one.
+  const uint32_t rounded = (bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16;
+  p[i].bits = static_cast<uint16_t>(value != value ? 0x7fc0u : rounded);
+}
+
+inline float absolute(float x) { return x < 0.f ? -x : x; }
+
+// exp(-x) for x >= 0, to 2 units in the last place; written out so that it vectorises.
+inline float exp_negative(float x) {
+  x = x > 87.f ? 87.f : x;
+  const float n = static_cast<float>(static_cast<int32_t>(x * 1.44269504f + 0.5f));
+  const float r = (n * 0.693359375f - x) + n * -2.12194440e-4f;
+  float poly = 1.9875691500e-4f;
+  poly = poly * r + 1.3981999507e-3f;
+  poly = poly * r + 8.3334519073e-3f;
+  poly = poly * r + 4.1665795894e-2f;
+  poly = poly * r + 1.6666665459e-1f;
+  poly = poly * r + 5.0000001201e-1f;
+  poly = poly * r * r + r + 1.f;
+  const int32_t bits = (127 - static_cast<int32_t>(n)) << 23;
+  float scale;
+  std::memcpy(&scale, &bits, 4);
+  return poly * scale;
+}
+
+template <Surrogate kind>
+inline float derivative(float u, float p, float q) {
+  if constexpr (kind == Surrogate::rational) {
+    const float w = q * u;
+    return p / (1.f + w * w);
+  } else if constexpr (kind == Surrogate::rectangle) {
+    return absolute(u) < q ? p : 0.f;
+  } else if constexpr (kind == Surrogate::triangle) {
+    const float y = p - q * absolute(u);
+    return y > 0.f ? y : 0.f;
+  } else if constexpr (kind == Surrogate::fast_sigmoid) {
+    const float w = 1.f + q * absolute(u);
+    return p / (w * w);
+  } else {
+    const float e = exp_negative(q * absolute(u)), w = 1.f + e;
+    return p * e / (w * w);
+  }
+}
+
+inline int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
+
+// Elements of a block: `bytes` of scratch memory per element and core, in whole cache lines.
+int64_t block_size(int64_t bytes_per_element, int64_t budget, int64_t most) {
+  const int64_t n = budget / bytes_per_element / 64 * 64;
+  return n < 64 ? 64 : smaller(n, most);
+}
+
+// Runs body(first, count, scratch) over blocks of [0, size), one scratch buffer a thread. Returns 0, or -1 without memory.
+template <class Body>
+int for_blocks(int64_t size, int64_t block, int64_t scratch_bytes, int threads, bool small, const Body& body) {
+  int failed = 0;
+  const int64_t blocks = (size + block - 1) / block;
+#ifdef _OPENMP
+#pragma omp parallel num_threads(threads) if (!small && blocks > 1)
+#endif
+  {
+    void* scratch = std::aligned_alloc(64, (scratch_bytes + 63) / 64 * 64);
+    if (scratch == nullptr) {
+#ifdef _OPENMP
+#pragma omp atomic write
+#endif
+      failed = -1;
+    }
+#ifdef _OPENMP
+#pragma omp for schedule(static)
+#endif
+    for (int64_t b = 0; b < blocks; b++) {
+      if (scratch != nullptr) body(b * block, smaller(block, size - b * block), static_cast<float*>(scratch));
+    }
+    std::free(scratch);
+  }
+  return failed;
+}
+
+constexpr int64_t SMALL = 1 << 14;  // elements below which waking the threads costs more than it gives
+
+}  // namespace
+}  // namespace SPIKELOOM_LEVEL
+}  // namespace spikeloom

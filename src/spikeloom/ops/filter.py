@@ -1,0 +1,193 @@
+"""Leaky integration without reset: linear recurrences over time (Yarga and Wood 2024, ParaLIF, Eqs. 8-14).
+
+    I[t] = alpha I[t-1] + X[t]
+    M[t] = beta M[t-1] + (1 - beta) I[t]
+
+The paper computes them as convolutions with exponentials, through an FFT; `leaky_filter_fft` keeps that form. A scan
+in both directions costs O(T) and is what runs on the CPU.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from spikeloom.ops import dispatch
+from spikeloom.ops.layout import NATIVE_DTYPES, dense, fresh, like, ordered, pointer, rows_like, steps_of
+
+Constant = float | Tensor
+
+
+def leaky_filter(
+    x: Tensor, alpha: Constant, beta: Constant, state: Tensor | None = None, return_state: bool = False
+) -> tuple[Tensor, Tensor | None]:
+    """The membrane M of two leaky filters in a row.
+
+    Args:
+        x: currents [T, N, ...].
+        alpha, beta: decay factors per step, in [0, 1]; scalars, or tensors that broadcast to a step [N, ...] (one
+            value a feature, for instance); may need gradients. alpha = 0 leaves the synaptic filter out.
+        state: {I, M} before the first step, [2, N, ...]; None for zero.
+        return_state: whether the caller wants the last state.
+
+    Returns:
+        M [T, N, ...] of x's dtype, and the state [2, N, ...] after the last step, or None.
+    """
+    chosen = dispatch.choose("leaky_filter", x, NATIVE_DTYPES)
+    if chosen == "reference":
+        if x.device.type == "cpu" or state is not None or return_state:
+            return leaky_filter_reference(x, alpha, beta, state)
+        return leaky_filter_fft(x, alpha, beta), None
+    constants = [_as_constant(c, x) for c in (alpha, beta)]
+    if constants[0].dim() != constants[1].dim():
+        constants = [c.expand(x.shape[1:]) for c in constants]
+    m, last = _filter(x, *constants, None if state is None else state.float(), return_state)
+    return m, last if return_state else None
+
+
+def _as_constant(value: Constant, x: Tensor) -> Tensor:
+    tensor = torch.as_tensor(value, dtype=torch.float32)
+    return tensor if tensor.dim() == 0 else tensor.expand(x.shape[1:])
+
+
+def leaky_filter_reference(
+    x: Tensor, alpha: Constant, beta: Constant, state: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """`leaky_filter` in plain PyTorch: the definition, differentiated by autograd."""
+    dtype = torch.float64 if x.dtype == torch.float64 else torch.float32
+    synapse, membrane = x.new_zeros((2, *x.shape[1:]), dtype=dtype) if state is None else state.to(dtype)
+    trace: list[Tensor] = []
+    for x_t in x.to(dtype):
+        synapse = alpha * synapse + x_t
+        membrane = beta * membrane + (1 - beta) * synapse
+        trace.append(membrane)
+    return torch.stack(trace).to(x.dtype), torch.stack([synapse, membrane])
+
+
+def leaky_filter_fft(x: Tensor, alpha: Constant, beta: Constant, padding: int | None = None) -> Tensor:
+    """`leaky_filter` from rest as the paper computes it: one product in the frequency domain.
+
+    Args:
+        x: currents [T, N, ...].
+        alpha, beta: as `leaky_filter`.
+        padding: length of the transforms. Two kernels and an input of length T convolve to 3 T - 2, the default.
+            The released code takes 2 T, which wraps the kernels' tail into the first outputs.
+    """
+    steps = x.shape[0]
+    length = 3 * steps - 2 if padding is None else padding
+    dtype = torch.float64 if x.dtype == torch.float64 else torch.float32
+    t = torch.arange(steps, dtype=dtype, device=x.device).view(-1, *(1,) * (x.dim() - 1))
+    a, b = (torch.as_tensor(c, dtype=dtype, device=x.device) for c in (alpha, beta))
+    kernels = torch.fft.rfft(a**t, length, 0) * torch.fft.rfft((1 - b) * b**t, length, 0)
+    m = torch.fft.irfft(torch.fft.rfft(x.to(dtype), length, 0) * kernels, length, 0)[:steps]
+    return m.to(x.dtype)
+
+
+def combined_kernel(alpha: float, beta: float, steps: int) -> Tensor:
+    """Both filters' kernel in closed form, float64 [T]: `(1 - beta) (alpha^(t+1) - beta^(t+1)) / (alpha - beta)`."""
+    t = torch.arange(steps, dtype=torch.float64)
+    if alpha == beta:
+        return (1 - beta) * (t + 1) * beta**t
+    return (1 - beta) * (alpha ** (t + 1) - beta ** (t + 1)) / (alpha - beta)
+
+
+# --- the native path --------------------------------------------------------------------------------------------------
+
+
+def _fields(x: Tensor, alpha: Tensor, beta: Tensor, state: Tensor | None) -> dict[str, Any]:
+    return {
+        **steps_of(x), "alpha": alpha.data_ptr(), "beta": beta.data_ptr(),
+        "constant_stride": 0 if alpha.dim() == 0 else 1, "state": pointer(state),
+    }  # fmt: skip
+
+
+def _aligned(
+    x: Tensor, alpha: Tensor, beta: Tensor, state: Tensor | None
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor | None]:
+    """x dense, a template of one step, and the others in its order."""
+    x = dense(x)
+    step = like(x, torch.float32)[0]
+    alpha, beta = (c if c.dim() == 0 else ordered(c, step) for c in (alpha, beta))
+    return x, step, alpha, beta, None if state is None else ordered(state, rows_like(2, step, torch.float32))
+
+
+@torch.library.custom_op("spikeloom::leaky_filter", mutates_args=(), device_types="cpu")
+def _filter(x: Tensor, alpha: Tensor, beta: Tensor, state: Tensor | None, return_state: bool) -> tuple[Tensor, Tensor]:
+    x, step, alpha, beta, state = _aligned(x, alpha, beta, state)
+    m = fresh(x, x.dtype)
+    last = _last(step, return_state)
+    dispatch.native.filter_forward(
+        **_fields(x, alpha, beta, state), m=m.data_ptr(), state_out=last.data_ptr() if return_state else 0
+    )
+    return m, last
+
+
+def _last(step: Tensor, wanted: bool) -> Tensor:
+    return rows_like(2, step, torch.float32) if wanted else step.new_empty(0)
+
+
+@_filter.register_fake
+def _(x: Tensor, alpha: Any, beta: Any, state: Any, return_state: bool) -> tuple[Tensor, Tensor]:
+    m = like(dense(x), x.dtype)
+    return m, _last(like(dense(x), torch.float32)[0], return_state)
+
+
+@torch.library.custom_op("spikeloom::leaky_filter_backward", mutates_args=(), device_types="cpu")
+def _filter_backward(
+    grad_m: Tensor,
+    grad_last: Tensor | None,
+    x: Tensor,
+    alpha: Tensor,
+    beta: Tensor,
+    state: Tensor | None,
+    learn: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    x, step, alpha, beta, state = _aligned(x, alpha, beta, state)
+    grad_x = fresh(x, x.dtype)
+    grad_m = ordered(grad_m.to(x.dtype), grad_x)
+    grad_last = None if grad_last is None else ordered(grad_last.float(), rows_like(2, step, torch.float32))
+    grad_state = _last(step, state is not None)
+    constants = rows_like(2, step, torch.float32) if learn else step.new_zeros(2)
+    dispatch.native.filter_backward(
+        **_fields(x, alpha, beta, state), grad_m=grad_m.data_ptr(), grad_state_out=pointer(grad_last),
+        grad_x=grad_x.data_ptr(), grad_state=0 if state is None else grad_state.data_ptr(),
+        grad_alpha=constants[0].data_ptr() if learn else 0, grad_beta=constants[1].data_ptr() if learn else 0,
+    )  # fmt: skip
+    if learn and alpha.dim() == 0:
+        constants = constants.flatten(1).sum(1, dtype=torch.float64).float()
+    return grad_x, grad_state, constants[0].clone(), constants[1].clone()
+
+
+@_filter_backward.register_fake
+def _(grad_m: Any, grad_last: Any, x: Tensor, alpha: Tensor, beta: Tensor, state: Any, learn: bool) -> Any:
+    grad_x = like(dense(x), x.dtype)
+    step = like(dense(x), torch.float32)[0]
+    constant = torch.empty_like(step) if learn and alpha.dim() else step.new_empty(())
+    return grad_x, _last(step, state is not None), constant, constant.clone()
+
+
+def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+    x, alpha, beta, state, ctx.return_state = inputs
+    ctx.save_for_backward(x, alpha, beta, state)
+    if not ctx.return_state:
+        ctx.mark_non_differentiable(output[1])
+
+
+def _differentiate(ctx: Any, grad_m: Tensor, grad_last: Tensor | None) -> tuple[Any, ...]:
+    x, alpha, beta, state = ctx.saved_tensors
+    learn = ctx.needs_input_grad[1] or ctx.needs_input_grad[2]
+    grad_x, grad_state, grad_alpha, grad_beta = _filter_backward(
+        grad_m, grad_last if ctx.return_state else None, x, alpha, beta, state, learn
+    )
+    return (
+        grad_x,
+        grad_alpha if ctx.needs_input_grad[1] else None,
+        grad_beta if ctx.needs_input_grad[2] else None,
+        grad_state if state is not None else None,
+        None,
+    )
+
+
+_filter.register_autograd(_differentiate, setup_context=_save)

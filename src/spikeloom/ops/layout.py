@@ -1,0 +1,88 @@
+"""How kernels see memory: each step as one dense block of numbers, in whatever order the convolutions left them
+(channels first or last), and the steps of an input at a stride that may be 0: an image repeated over time is read
+from cache."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from spikeloom.ops import dispatch
+
+NATIVE_DTYPES = (torch.float32, torch.bfloat16)
+_HUGE = 16 << 20  # bytes above which a new tensor asks for large pages
+
+
+def _is_dense(step: Tensor) -> bool:
+    expected = 1
+    for stride, size in sorted(zip(step.stride(), step.shape, strict=True)):
+        if size != 1:
+            if stride != expected:
+                return False
+            expected *= size
+    return True
+
+
+def dense(x: Tensor) -> Tensor:
+    """x [T, ...] in a layout the kernels take: x itself if it can be, else a copy."""
+    size = x[0].numel()
+    if _is_dense(x[0]) and (x.shape[0] == 1 or x.stride(0) in (size, 0)):
+        return x
+    return x.contiguous()
+
+
+def like(x: Tensor, dtype: torch.dtype) -> Tensor:
+    """An empty tensor of x's shape: one dense block a step, in the order of x's steps."""
+    return torch.empty_strided(x.shape, (x[0].numel(), *x.stride()[1:]), dtype=dtype, device=x.device)
+
+
+def fresh(x: Tensor, dtype: torch.dtype) -> Tensor:
+    """`like`, in large pages where it is large."""
+    y = like(x, dtype)
+    if y.nbytes >= _HUGE:
+        dispatch.native.advise_huge(y.data_ptr(), y.nbytes)
+    return y
+
+
+def rows_like(count: int, step: Tensor, dtype: torch.dtype) -> Tensor:
+    """An empty tensor [count, *step.shape] of dense blocks in the order of a dense step."""
+    return torch.empty_strided((count, *step.shape), (step.numel(), *step.stride()), dtype=dtype, device=step.device)
+
+
+def ordered(y: Tensor, template: Tensor) -> Tensor:
+    """y with the strides of a template of its shape: y itself if it has them, else a copy."""
+    strides = template.stride()
+    if all(a == b or size == 1 for a, b, size in zip(y.stride(), strides, y.shape, strict=True)):
+        return y
+    return torch.empty_strided(y.shape, strides, dtype=y.dtype, device=y.device).copy_(y)
+
+
+def pointer(tensor: Tensor | None) -> int:
+    """A tensor's address, 0 for none."""
+    return 0 if tensor is None else tensor.data_ptr()
+
+
+def steps_of(x: Tensor) -> dict[str, int]:
+    """The fields of a kernel's arguments that describe its dense input."""
+    size = x[0].numel()
+    return {
+        "dtype": NATIVE_DTYPES.index(x.dtype),
+        "steps": x.shape[0],
+        "size": size,
+        "x": x.data_ptr(),
+        "x_stride": x.stride(0) if x.shape[0] > 1 else size,
+        "threads": torch.get_num_threads(),
+    }
+
+
+def as_rows(x: Tensor) -> tuple[Tensor, list[int]]:
+    """x [T, ...] as a view [T, size] (a copy only if x is not dense), and the order of axes that made it."""
+    x = dense(x)
+    order = [0, *sorted(range(1, x.dim()), key=lambda axis: -x.stride(axis))]
+    return x.permute(order).flatten(1), order
+
+
+def from_rows(rows: Tensor, shape: torch.Size, order: list[int]) -> Tensor:
+    """The inverse of `as_rows`, for a result of the same size."""
+    permuted = rows.view([shape[axis] for axis in order])
+    return permuted.permute([order.index(axis) for axis in range(len(order))])
