@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import Golden, golden_cases
+from golden_vectors import Golden, golden_cases
 from torch import Tensor
 
 from spikeloom.layers import BatchNorm, TdBN

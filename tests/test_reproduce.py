@@ -28,7 +28,7 @@ TINY: dict[str, Any] = {"data": {"subset": 4, "test_subset": 4}, "train": {"batc
 WORDS = ["budget=smoke", "data.subset=4", "data.test_subset=4", "train.batch_size=2"]
 
 
-@pytest.fixture(autouse=True)
+@pytest.fixture(scope="module", autouse=True)
 def _one_thread() -> Iterator[None]:
     threads = torch.get_num_threads()
     torch.set_num_threads(1)

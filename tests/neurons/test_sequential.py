@@ -12,10 +12,12 @@ import torch
 from torch import Tensor, nn
 
 from spikeloom.layers import COMBINE
-from spikeloom.neurons import IF, LIF, NEURONS, PLIF, Neuron
+from spikeloom.neurons import IF, LIF, PLIF, Neuron
 from spikeloom.ops import backend, scan
 from spikeloom.stream import Stream
 from spikeloom.surrogates import SURROGATES, ATan, FlatATan, Rectangular, Surrogate, Triangle
+
+SEQUENTIAL = {"IF": IF, "LIF": LIF, "PLIF": PLIF}
 
 # --- the published rows, each written as its source writes it, in double precision ------------------------------------
 
@@ -312,9 +314,9 @@ def whole(neuron: nn.Module, x: Tensor, upstream: Tensor, cuts: tuple[int, ...] 
 
 @pytest.mark.parametrize("path", ["native", "reference"])
 @pytest.mark.parametrize("settings", [{}, {"v_reset": None, "detach_reset": False}, {"v_reset": -0.25}], ids=str)
-@pytest.mark.parametrize("name", NEURONS)
+@pytest.mark.parametrize("name", SEQUENTIAL)
 def test_whole_is_stepwise_is_chunks(native: Any, tracks: Any, name: str, settings: dict[str, Any], path: str) -> None:
-    neuron = NEURONS[name](**settings)
+    neuron = SEQUENTIAL[name](**settings)
     x, upstream = torch.randn(12, 3, 4, 5) * 2, torch.randn(12, 3, 4, 5)
     with backend(path):  # pyright: ignore[reportArgumentType]
         expected = whole(neuron, x, upstream, None)
@@ -326,9 +328,9 @@ def test_whole_is_stepwise_is_chunks(native: Any, tracks: Any, name: str, settin
                 assert tracks(a, b) < 1e-5
 
 
-@pytest.mark.parametrize("name", NEURONS)
+@pytest.mark.parametrize("name", SEQUENTIAL)
 def test_second_call_gives_the_same_answer(name: str) -> None:
-    neuron = NEURONS[name]()
+    neuron = SEQUENTIAL[name]()
     x = torch.randn(6, 4, 7) + 0.5
     first = neuron(x)
     assert torch.equal(neuron(x), first)
@@ -353,9 +355,9 @@ def test_carried_state_makes_a_difference() -> None:
 
 
 @pytest.mark.parametrize("shape", [(1, 1), (1, 1, 1), (4, 1, 3), (1, 5, 2, 3, 3), (2, 3, 4, 0, 0), (3, 0, 5)], ids=str)
-@pytest.mark.parametrize("name", NEURONS)
+@pytest.mark.parametrize("name", SEQUENTIAL)
 def test_smallest_shapes(name: str, shape: tuple[int, ...]) -> None:
-    neuron = NEURONS[name]()
+    neuron = SEQUENTIAL[name]()
     x = torch.randn(shape, requires_grad=True)
     out = neuron(x)
     assert out.shape == shape
@@ -367,10 +369,10 @@ def test_smallest_shapes(name: str, shape: tuple[int, ...]) -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
-@pytest.mark.parametrize("name", NEURONS)
+@pytest.mark.parametrize("name", SEQUENTIAL)
 def test_precision_of_the_output_is_that_of_the_input(name: str, dtype: torch.dtype) -> None:
     x = torch.randn(4, 3, 5, dtype=dtype, requires_grad=True)
-    neuron = NEURONS[name]()
+    neuron = SEQUENTIAL[name]()
     out = neuron(x)
     assert out.dtype == dtype
     out.sum().backward()
@@ -381,19 +383,19 @@ def test_precision_of_the_output_is_that_of_the_input(name: str, dtype: torch.dt
     assert stream.state(neuron).dtype == (torch.float64 if dtype == torch.float64 else torch.float32)
 
 
-@pytest.mark.parametrize("name", NEURONS)
+@pytest.mark.parametrize("name", SEQUENTIAL)
 def test_no_steps(name: str) -> None:
     with pytest.raises(ValueError, match=r"at least one step, got shape \(0, 2, 3\)"):
-        NEURONS[name]()(torch.zeros(0, 2, 3))
+        SEQUENTIAL[name]()(torch.zeros(0, 2, 3))
     with pytest.raises(ValueError, match=r"\[T, N, \.\.\.\].*got shape \(3,\)"):
-        NEURONS[name]()(torch.zeros(3))
+        SEQUENTIAL[name]()(torch.zeros(3))
 
 
-@pytest.mark.parametrize("name", NEURONS)
+@pytest.mark.parametrize("name", SEQUENTIAL)
 def test_state_of_another_batch(name: str) -> None:
-    stream = Stream(NEURONS[name]())
+    stream = Stream(SEQUENTIAL[name]())
     stream(torch.zeros(1, 2, 3))
-    with pytest.raises(ValueError, match=rf"{name} carries a state of shape \(2, 3\).*now \(4, 3\).*stream\.reset"):
+    with pytest.raises(ValueError, match=rf"{name} carries the state of a batch of shape \(2, 3\).*now \(4, 3\).*stream\.reset"):
         stream(torch.zeros(1, 4, 3))
 
 
@@ -404,17 +406,17 @@ def test_invalid_time_constant(make: Any, tau: float) -> None:
         make(tau)
 
 
-@pytest.mark.parametrize("name", NEURONS)
+@pytest.mark.parametrize("name", SEQUENTIAL)
 def test_reset_above_the_threshold(name: str) -> None:
     for v_reset in (1.0, 1.5):
         with pytest.raises(ValueError, match=rf"v_reset must be below v_threshold, got {v_reset} and 1\.0"):
-            NEURONS[name](v_threshold=1.0, v_reset=v_reset)
+            SEQUENTIAL[name](v_threshold=1.0, v_reset=v_reset)
 
 
-@pytest.mark.parametrize("name", NEURONS)
+@pytest.mark.parametrize("name", SEQUENTIAL)
 def test_potentials_decide_the_spikes(name: str) -> None:
     for settings in ({}, {"v_reset": None}, {"v_reset": -0.5, "v_threshold": 0.3}):
-        neuron = NEURONS[name](**settings)
+        neuron = SEQUENTIAL[name](**settings)
         x = torch.randn(10, 3, 50)
         h = neuron.potentials(x)
         assert h.shape == x.shape
@@ -422,9 +424,9 @@ def test_potentials_decide_the_spikes(name: str) -> None:
         assert torch.equal((h >= neuron.v_threshold).float(), neuron(x))
 
 
-@pytest.mark.parametrize("name", NEURONS)
+@pytest.mark.parametrize("name", SEQUENTIAL)
 def test_settings_are_shown(name: str) -> None:
-    text = repr(NEURONS[name](v_threshold=0.75, v_reset=None, surrogate=Triangle(0.5), detach_reset=False))
+    text = repr(SEQUENTIAL[name](v_threshold=0.75, v_reset=None, surrogate=Triangle(0.5), detach_reset=False))
     for part in ("v_threshold=0.75", "v_reset=None", "Triangle(gamma=0.5)", "detach_reset=False"):
         assert part in text
     assert "tau=3.0" in repr(LIF(3.0))
@@ -437,7 +439,7 @@ def test_public_defaults() -> None:
     )  # fmt: skip
 
 
-@pytest.mark.parametrize("name", NEURONS)
+@pytest.mark.parametrize("name", SEQUENTIAL)
 def test_a_surrogate_of_ones_own(native: Any, tracks: Any, name: str) -> None:
     class Own(Surrogate):
         def primitive(self, x: Tensor) -> Tensor:
@@ -446,7 +448,7 @@ def test_a_surrogate_of_ones_own(native: Any, tracks: Any, name: str) -> None:
         def derivative(self, x: Tensor) -> Tensor:
             return 1 - torch.tanh(x).square()
 
-    neuron = NEURONS[name](surrogate=Own(), detach_reset=False)
+    neuron = SEQUENTIAL[name](surrogate=Own(), detach_reset=False)
     x, upstream = torch.randn(9, 4, 5) * 2, torch.randn(9, 4, 5)
     with backend("reference"):
         expected = whole(neuron, x, upstream, None)

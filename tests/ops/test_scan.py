@@ -346,8 +346,8 @@ def test_potentials_are_those_of_the_scan(native: Any) -> None:
         silent = h[0] < v_threshold
         assert torch.equal(h[0][silent], last[silent]), v_threshold
         decay, gain = torch.tensor(0.9).double(), torch.tensor(0.7).double()
-        native_h = scan_module._scan_potentials(x, v, decay, gain, v_threshold, 0.0)
-        assert torch.equal(h, native_h), v_threshold
+        native_h = scan_module._scan_potentials(x, v[None], decay, gain, None, [v_threshold], 0.0, False)
+        assert torch.equal(h, native_h[0]), v_threshold
 
 
 @dataclass(frozen=True)
@@ -356,7 +356,7 @@ class Soft(Surrogate):
 
     of: Surrogate = ATAN
 
-    def __call__(self, x: Tensor) -> Tensor:
+    def __call__(self, x: Tensor, strict: bool = False) -> Tensor:
         return self.of.primitive(x)
 
     def derivative(self, x: Tensor) -> Tensor:
@@ -520,23 +520,42 @@ def test_level_from_the_environment(native: Any) -> None:
 @pytest.mark.parametrize("how", ["contiguous", "channels_last", "repeated"])
 def test_custom_op_obeys_the_rules(native: Any, how: str, v: bool) -> None:
     x = layout(how, torch.randn(3, 2, 3, 4, 5)).requires_grad_()
-    start = torch.randn(2, 3, 4, 5, requires_grad=True) if v else None
+    start = torch.randn(1, 2, 3, 4, 5, requires_grad=True) if v else None
     decay, gain = (torch.tensor(0.6, requires_grad=v), torch.tensor(0.7, requires_grad=v))
     kind, p, q = ATan().formula
     torch.library.opcheck(
-        torch.ops.spikeloom.scan.default, (x, start, decay, gain, None, 0.9, 0.0, kind, p, q, False, True)
+        torch.ops.spikeloom.scan.default,
+        (x, start, decay, gain, None, None, [0.9], 0.0, False, kind, p, q, False, True),
     )
 
 
 def test_other_custom_ops_obey_the_rules(native: Any) -> None:
     x, v, grad, grad_last = inputs((3, 2, 5))
     decay, gain = torch.tensor(0.6), torch.tensor(0.7)
-    torch.library.opcheck(torch.ops.spikeloom.scan_potentials.default, (x, v, decay, gain, 0.9, None))
-    slope = torch.rand(3, 2, 5)
+    v, grad_last = v[None], grad_last[None]
+    torch.library.opcheck(torch.ops.spikeloom.scan_potentials.default, (x, v, decay, gain, None, [0.9], None, False))
+    slope = torch.rand(1, 3, 2, 5)
     for start, last, s in ((v, grad_last, slope), (None, None, None)):
         torch.library.opcheck(
             torch.ops.spikeloom.scan_backward.default,
-            (grad, last, x, start, decay, gain, s, 0.9, None, 5 if s is not None else 0, 1.0, 1.0, True, True),
+            (
+                grad,
+                last,
+                x,
+                start,
+                decay,
+                gain,
+                None,
+                s,
+                [0.9],
+                None,
+                False,
+                5 if s is not None else 0,
+                1.0,
+                1.0,
+                True,
+                True,
+            ),
         )
 
 

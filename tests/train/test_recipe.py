@@ -34,7 +34,7 @@ ROWS = [(name, row) for name in list_recipes() for row in load_recipe(name).rows
 SHAPES = {"digits": (1, 10), "mnist": (1, 10), "cifar10": (3, 10)}
 
 
-@pytest.fixture(autouse=True)
+@pytest.fixture(scope="module", autouse=True)
 def _one_thread() -> Iterator[None]:
     threads = torch.get_num_threads()
     torch.set_num_threads(1)

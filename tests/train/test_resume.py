@@ -64,7 +64,7 @@ main()
 """
 
 
-@pytest.fixture(autouse=True)
+@pytest.fixture(scope="module", autouse=True)
 def _one_thread() -> Iterator[None]:
     # Runs in this process and in others must add in the same order.
     threads = torch.get_num_threads()
