@@ -7,7 +7,6 @@ import io
 import json
 import os
 import shutil
-import struct
 import subprocess
 import sys
 import time
@@ -18,7 +17,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from made_files import idx_bytes, jpeg_bytes, pack
 
 from spikeloom import cli
 from spikeloom.neurons import Neuron
@@ -69,10 +68,6 @@ def _quiet_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path / "here")
 
 
-def idx_bytes(array: np.ndarray) -> bytes:
-    return struct.pack(f">{1 + array.ndim}I", 2048 + array.ndim, *array.shape) + array.tobytes()
-
-
 def write_mnist(root: Path, images: int) -> None:
     rng = np.random.default_rng(0)
     (root / "MNIST" / "raw").mkdir(parents=True)
@@ -85,22 +80,11 @@ def write_mnist(root: Path, images: int) -> None:
 
 def write_cifar10(root: Path, images: int) -> None:
     rng = np.random.default_rng(0)
-    files = []
-    for _ in range(images):
-        buffer = io.BytesIO()
-        Image.fromarray(np.kron(rng.integers(0, 256, (4, 4, 3), np.uint8), np.ones((8, 8, 1), np.uint8))).save(
-            buffer, "JPEG"
-        )
-        files.append(buffer.getvalue())
-    offsets = np.cumsum([0, *map(len, files)]).astype(np.int64)
+    small = rng.integers(0, 256, (images, 4, 4, 3), np.uint8)
+    files = [jpeg_bytes(np.kron(image, np.ones((8, 8, 1), np.uint8))) for image in small]
     (root / "CIFAR10").mkdir(parents=True)
     for split in ("train", "test"):
-        np.savez(
-            root / "CIFAR10" / f"{split}.npz",
-            jpeg=np.frombuffer(b"".join(files), np.uint8),
-            offsets=offsets,
-            labels=(np.arange(images) % 10).astype(np.uint8),
-        )
+        np.savez(root / "CIFAR10" / f"{split}.npz", **pack(files))
 
 
 def halve(path: Path) -> None:
@@ -384,7 +368,7 @@ def test_a_mistake_leaves_nothing_behind(mistake: str, places: Path, tmp_path: P
     before = listing(places, tmp_path)
     words = MISTAKES[mistake][0].format(places).split(" ")
     if words[0] == "train" and not any(word.startswith(("run=", "resume=", "-")) for word in words):
-        words.append(f"run={tmp_path / 'new' / 'run'}")
+        words.append(f"run={tmp_path / 'run'}")
     with contextlib.suppress(Exception):  # the test above asks for the line
         spikeloom(*words)
     assert listing(places, tmp_path) == before

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import struct
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -13,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from made_files import idx_bytes
 
 from spikeloom import cli
 from spikeloom import reproduce as module
@@ -47,8 +47,7 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
             ("images-idx3", rng.integers(0, 256, (8, 28, 28), np.uint8)),
             ("labels-idx1", np.arange(8, dtype=np.uint8)),
         ):
-            header = struct.pack(f">{1 + array.ndim}I", 2048 + array.ndim, *array.shape)
-            (root / "MNIST" / "raw" / f"{stem}-{kind}-ubyte").write_bytes(header + array.tobytes())
+            (root / "MNIST" / "raw" / f"{stem}-{kind}-ubyte").write_bytes(idx_bytes(array))
     return root
 
 

@@ -175,6 +175,42 @@ def reproduce(words: Words = None, as_json: AsJson = False) -> None:
         print(f"results: {results / recipe.name}")
 
 
+@app.command()
+def bench(
+    what: Annotated[str, typer.Argument(metavar="neurons", help="What to measure.")] = "neurons",
+    words: Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="quick=true, out=PATH.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Measure this machine: time and memory of every neuron, against the bytes that must move and SpikingJelly.
+
+    \b
+    spikeloom bench neurons              # minutes; tables and a plot go to results/bench
+    spikeloom bench neurons quick=true   # seconds: T = 4 and 64, no plot
+
+    Install the extra `bench` to have SpikingJelly as a rival in the same run.
+    """
+    from spikeloom.registry import nearest
+    from spikeloom.train.recipe import parse_overrides
+
+    if what != "neurons":
+        raise UsageError(f"unknown benchmark {what!r}; {nearest(what, ('neurons',))}")
+    values = parse_overrides(words or [])
+    for key in values:
+        if key not in ("quick", "out"):
+            raise UsageError(f"unknown key {key!r}; {nearest(key, ('quick', 'out'))}")
+    from spikeloom.bench.run import bench_neurons
+
+    quick = values.get("quick", False)
+    if not isinstance(quick, bool):
+        raise UsageError(f"quick must be true or false, got {quick!r}")
+    folder = Path(str(values.get("out", "results/bench")))
+    tables = bench_neurons(folder, quick, None if as_json else lambda row: print(json.dumps(row), flush=True))
+    if as_json:
+        print(json.dumps(tables))
+    else:
+        print(f"written: {folder / 'neurons.md'}")
+
+
 @app.command(name="list")
 def list_(
     what: Annotated[str, typer.Argument(metavar="models|recipes|datasets|neurons")],

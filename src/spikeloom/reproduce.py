@@ -67,9 +67,9 @@ def reproduce(
 def _record(row: Row, recipe: Recipe, run: Run, summary: Json) -> Json:
     settings = run.settings
     train_set, _ = build_datasets(settings)
-    model = build_model(settings, train_set.images.shape[1], len(train_set.classes))
+    model = build_model(settings, train_set.in_channels, len(train_set.classes))
     steps = int(getattr(model, "T", 1))
-    cost = count_cost(model, tuple(train_set.images.shape[1:]), steps)
+    cost = count_cost(model, train_set.input_shape, steps)
     return {
         "table": recipe.name, "row": run.row, "system": row.system, "budget": run.budget, "seed": settings.seed,
         "published": row.published,

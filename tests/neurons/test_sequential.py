@@ -395,7 +395,8 @@ def test_no_steps(name: str) -> None:
 def test_state_of_another_batch(name: str) -> None:
     stream = Stream(SEQUENTIAL[name]())
     stream(torch.zeros(1, 2, 3))
-    with pytest.raises(ValueError, match=rf"{name} carries the state of a batch of shape \(2, 3\).*now \(4, 3\).*stream\.reset"):
+    message = rf"{name} carries the state of a batch of shape \(2, 3\).*now \(4, 3\).*stream\.reset"
+    with pytest.raises(ValueError, match=message):
         stream(torch.zeros(1, 4, 3))
 
 

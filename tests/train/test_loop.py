@@ -526,7 +526,13 @@ def leave():
     with open(f"{folder}/rank{os.environ['RANK']}.json", "w") as file:
         json.dump({"digest": digest.hexdigest(), "read": read}, file)
 
+def stopping(run, progress, stop):
+    steps = iter(range(1, 1000))
+    return train(run, progress, lambda: next(steps) == int(os.environ["STOP_AFTER"]))
+
 loop.build_model, ImageDataset.__getitems__ = building, reading
+if "STOP_AFTER" in os.environ:
+    train, loop.train = loop.train, stopping
 try:
     runpy.run_module("spikeloom", run_name="__main__", alter_sys=True)
 finally:
@@ -534,19 +540,21 @@ finally:
 """
 
 
-def torchrun(folder: Path, *words: str) -> subprocess.CompletedProcess[str]:
+def torchrun(folder: Path, *words: str, **environment: str) -> subprocess.CompletedProcess[str]:
     (folder / "worker.py").write_text(WORKER)
     return subprocess.run(
         [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2",
          str(folder / "worker.py"), str(folder), *words],
-        env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True, check=False, timeout=300,
+        env={**os.environ, "OMP_NUM_THREADS": "1", **environment},
+        capture_output=True, text=True, check=False, timeout=300,
     )  # fmt: skip
 
 
 TWO = [
     "train", "quickstart/digits", "data.subset=64", "data.test_subset=51", "data.size=16", "train.epochs=2",
     "model.name=colored_mnist_net", "model.T=2", "model.image_size=16", "train.batch_size=16", "train.augment=[]",
-    "train.optimizer=adam", "train.lr=0.003", "train.schedule=constant", "train.warmup_epochs=0",
+    "train.optimizer=adam", "train.lr=0.003", "train.weight_decay=0", "train.schedule=constant",
+    "train.warmup_epochs=0",
 ]  # fmt: skip
 
 
@@ -598,3 +606,19 @@ def test_a_mistake_ends_both_processes(tmp_path: Path) -> None:
     lines = [line for line in done.stderr.splitlines() if line.startswith("spikeloom: error:")]
     assert lines
     assert all("a batch of 128 images" in line for line in lines)
+
+
+@pytest.mark.slow
+def test_two_processes_continue(tmp_path: Path) -> None:
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    assert torchrun(tmp_path, *TWO, f"run={whole}", "--json").returncode == 0
+    stopped = torchrun(tmp_path, *TWO, f"run={parts}", "--json", STOP_AFTER="3")
+    assert stopped.returncode != 0
+    assert f"spikeloom train resume={parts}" in stopped.stderr
+    at = load_tensors(parts / "checkpoint.safetensors")[1]["position"]
+    assert (at["epoch"], at["step"]) == (1, 1)  # in the middle of the second epoch
+    done = torchrun(tmp_path, "train", f"resume={parts}", "--json")
+    assert done.returncode == 0, done.stderr
+    assert equal(weights(Run.open(parts)), weights(Run.open(whole)))
+    for first, second in zip(Run.open(parts).metrics(), Run.open(whole).metrics(), strict=True):
+        assert {**first, "seconds": 0} == pytest.approx({**second, "seconds": 0})

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import csv
 import math
-import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from golden_vectors import shared_folder
 
 from spikeloom.errors import UsageError
 from spikeloom.show import Quiet
@@ -27,7 +27,7 @@ from spikeloom.train.recipe import (
 )
 from spikeloom.train.run import Run
 
-SHARED = Path(os.environ.get("SPIKELOOM_SHARED", Path(__file__).parents[3] / "shared"))
+SHARED = shared_folder()
 BUDGETS = ("smoke", "short", "full")
 ROWS = [(name, row) for name in list_recipes() for row in load_recipe(name).rows]
 # Channels and classes of the data sets, to build models without files.

@@ -27,31 +27,32 @@ class Cost:
 
 
 def count_cost(model: nn.Module, image: tuple[int, ...], T: int) -> Cost:
-    """Counts the cost of a model for one image of shape [C, H, W] over T steps.
+    """Counts the cost of a model for one image of shape [C, H, W], or another input of one step, over T steps.
 
-    The model runs once on the CPU, on one step.
+    The model runs once on the CPU, on T empty steps.
     """
     macs, norm, other = 0, 0, 0
 
     def hook(module: nn.Module, args: tuple[Tensor, ...], output: Any) -> None:
         nonlocal macs, norm, other
         if isinstance(module, nn.Conv1d | nn.Conv2d):
-            macs += output.numel() * module.weight[0].numel()
-            other += output.numel() if module.bias is not None else 0
+            macs += output[0].numel() * module.weight[0].numel()
+            other += output[0].numel() if module.bias is not None else 0
         elif isinstance(module, nn.Linear):
-            macs += output.numel() * module.in_features
+            macs += output[0].numel() * module.in_features
         elif isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d):
-            norm += output.numel()
+            norm += output[0].numel()
         elif isinstance(module, nn.MaxPool2d | nn.AvgPool2d | nn.AvgPool1d):
-            other += args[0].numel()
+            other += args[0][0].numel()
 
     handles = [module.register_forward_hook(hook) for module in model.modules()]
-    training = model.training
+    training = [(module, module.training) for module in model.modules()]
     try:
         with torch.no_grad():
-            model.eval()(torch.zeros(1, 1, *image))
+            model.eval()(torch.zeros(T, 1, *image))
     finally:
-        model.train(training)
+        for module, flag in training:
+            module.training = flag
         for handle in handles:
             handle.remove()
     parameters = sum(p.numel() for p in model.parameters() if p.requires_grad)

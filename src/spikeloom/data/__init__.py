@@ -1,7 +1,17 @@
 """Data sets and augmentations, chosen by name."""
 
+from spikeloom.data.audio import SpikeDataset
 from spikeloom.data.images import ImageDataset, collate
 from spikeloom.data.transforms import TRANSFORMS, Transform, augmentation
 from spikeloom.data.vision import DATASETS, create_dataset
 
-__all__ = ["DATASETS", "TRANSFORMS", "ImageDataset", "Transform", "augmentation", "collate", "create_dataset"]
+__all__ = [
+    "DATASETS",
+    "TRANSFORMS",
+    "ImageDataset",
+    "SpikeDataset",
+    "Transform",
+    "augmentation",
+    "collate",
+    "create_dataset",
+]

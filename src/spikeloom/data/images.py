@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TypeVar
 
 import torch
@@ -23,8 +23,12 @@ class ImageDataset(Dataset[tuple[Tensor, int]]):
         name: the name in `DATASETS`.
         title: what results are labelled with.
         mean, std: for each channel, on the scale 0 to 1.
+        to_sequence: from a batch float32 [B, C, H, W] to a sequence [T, B, ...]; None leaves it to the model to repeat
+            the image.
 
     Attributes:
+        in_channels: C.
+        input_shape: of one input at one step, as a model sees it.
         fill: float32 [C], what black is after normalisation.
 
     Raises:
@@ -41,6 +45,7 @@ class ImageDataset(Dataset[tuple[Tensor, int]]):
         classes: Sequence[str],
         mean: Sequence[float],
         std: Sequence[float],
+        to_sequence: Callable[[Tensor], Tensor] | None = None,
     ):
         if images.dtype != torch.uint8 or images.dim() != 4 or not images.shape[1] == len(mean) == len(std):
             raise ValueError(
@@ -52,7 +57,19 @@ class ImageDataset(Dataset[tuple[Tensor, int]]):
         self.images, self.labels = images, labels
         self.name, self.title, self.classes = name, title, list(classes)
         self.mean, self.std = tuple(mean), tuple(std)
+        self._to_sequence, self.is_sequence = to_sequence, to_sequence is not None
+        self.in_channels = images.shape[1]
         self.fill = self._normalised(torch.zeros(1, len(mean), 1, 1, dtype=torch.uint8)).flatten()
+
+    @property
+    def input_shape(self) -> tuple[int, ...]:
+        """[C, H, W] of an image, or what its sequence has at each step."""
+        encoded = self.encode(torch.zeros(1, *self.images.shape[1:]))
+        return tuple(encoded.shape[2 if self.is_sequence else 1 :])
+
+    def encode(self, x: Tensor) -> Tensor:
+        """What a model takes, from a batch as `__getitems__` gives it, augmented or not."""
+        return x if self._to_sequence is None else self._to_sequence(x)
 
     def __len__(self) -> int:
         return len(self.images)
@@ -72,6 +89,11 @@ class ImageDataset(Dataset[tuple[Tensor, int]]):
         mean = torch.tensor(self.mean).view(-1, 1, 1)
         std = torch.tensor(self.std).view(-1, 1, 1)
         return images.float().div_(255).sub_(mean).div_(std)
+
+
+def columns(x: Tensor) -> Tensor:
+    """An image's columns as time, left to right: [N, C, H, W] -> [W, N, C, H] (sequential CIFAR, Fang et al. 2023)."""
+    return x.permute(3, 0, 1, 2)
 
 
 def collate(batch: Batch) -> Batch:

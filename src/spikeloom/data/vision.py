@@ -12,8 +12,10 @@ import torch
 from torch import Tensor
 
 from spikeloom.data import idx, jpegs
-from spikeloom.data.images import ImageDataset
+from spikeloom.data.audio import SpikeDataset, fsdd
+from spikeloom.data.images import ImageDataset, columns
 from spikeloom.data.options import check_integer, check_options
+from spikeloom.data.places import data_root, missing
 from spikeloom.errors import DataFileError, UsageError
 from spikeloom.registry import Registry, nearest
 
@@ -27,14 +29,15 @@ CIFAR10_SOURCE = (
     "unpack cifar-10-python.tar.gz from https://www.cs.toronto.edu/~kriz/cifar.html there, "
     "or let data.download=true fetch it"
 )
+CIFAR100_SOURCE = CIFAR10_SOURCE.replace("cifar-10-python", "cifar-100-python")
 
-
-DATASETS: Registry[Callable[..., ImageDataset]] = Registry("dataset")
+DATASETS: Registry[Callable[..., ImageDataset | SpikeDataset]] = Registry("dataset")
+DATASETS.register(fsdd)
 
 
 def create_dataset(
     name: str, root: str | os.PathLike[str] | None = None, split: str = "train", **options: Any
-) -> ImageDataset:
+) -> ImageDataset | SpikeDataset:
     """A data set by its name in `DATASETS`.
 
     Args:
@@ -104,31 +107,15 @@ def mnist(
         size: pad with black, evenly on every side, to size x size (32 in several papers).
         download: fetch missing files with torchvision.
     """
-    folder = _root(root, "MNIST", MNIST_SOURCE)
-    stem = "train" if split == "train" else "t10k"
-    images_path = folder / "MNIST" / "raw" / f"{stem}-images-idx3-ubyte"
-    labels_path = folder / "MNIST" / "raw" / f"{stem}-labels-idx1-ubyte"
-    paths = (images_path, labels_path)
-    if _checked_download(download) and not all(path.is_file() for path in paths):
-        from torchvision.datasets import MNIST
+    return _mnist(root, split, subset, size, download)
 
-        _download("MNIST", folder, lambda: MNIST(folder, download=True))
-    for path in paths:
-        if not path.is_file():
-            raise _missing("MNIST", folder, path, MNIST_SOURCE)
-    images, labels = idx.read(images_path, labels_path)
-    # Files of another length may be a part of MNIST or something else: their results must not pass for MNIST's.
-    whole = len(labels) == {"train": 60_000, "test": 10_000}[split]
-    title = _subset_title("MNIST" if whole else f"MNIST files of {len(labels)} images", subset, len(labels))
-    return ImageDataset(
-        _padded(images[:subset], size),
-        labels[:subset],
-        name="mnist",
-        title=title,
-        classes=DIGITS,
-        mean=(0.1307,),
-        std=(0.3081,),
-    )
+
+@DATASETS.register
+def sequential_mnist(
+    root: str | os.PathLike[str] | None, split: str, *, subset: int | None = None, download: bool = False
+) -> ImageDataset:
+    """MNIST, an image's 28 columns one after another: [T = 28, N, 1, 28]. Files and options as `mnist`."""
+    return _mnist(root, split, subset, None, download, "sequential_mnist", columns)
 
 
 @DATASETS.register
@@ -143,71 +130,163 @@ def cifar10(
         subset: take only the first n images (of the copies, only these are decoded).
         download: fetch the originals with torchvision unless they are there, copies or not.
     """
-    folder = _root(root, "CIFAR-10", CIFAR10_SOURCE)
+    return _cifar10(root, split, subset, download)
+
+
+@DATASETS.register
+def cifar100(
+    root: str | os.PathLike[str] | None, split: str, *, subset: int | None = None, download: bool = False
+) -> ImageDataset:
+    """CIFAR-100, 32x32 RGB, from root/cifar-100-python.
+
+    Args:
+        subset: take only the first n images.
+        download: fetch missing files with torchvision.
+    """
+    return _cifar100(root, split, subset, download)
+
+
+@DATASETS.register
+def sequential_cifar10(
+    root: str | os.PathLike[str] | None, split: str, *, subset: int | None = None, download: bool = False
+) -> ImageDataset:
+    """CIFAR-10, an image's 32 columns one after another: [T = 32, N, 3, 32]. Files and options as `cifar10`."""
+    return _cifar10(root, split, subset, download, "sequential_cifar10", columns)
+
+
+@DATASETS.register
+def sequential_cifar100(
+    root: str | os.PathLike[str] | None, split: str, *, subset: int | None = None, download: bool = False
+) -> ImageDataset:
+    """CIFAR-100, an image's 32 columns one after another: [T = 32, N, 3, 32]. Files and options as `cifar100`."""
+    return _cifar100(root, split, subset, download, "sequential_cifar100", columns)
+
+
+Sequence = Callable[[Tensor], Tensor]
+
+
+def _mnist(
+    root: str | os.PathLike[str] | None,
+    split: str,
+    subset: int | None,
+    size: int | None,
+    download: bool,
+    name: str = "mnist",
+    to_sequence: Sequence | None = None,
+) -> ImageDataset:
+    folder = data_root(root, "MNIST", MNIST_SOURCE)
+    stem = "train" if split == "train" else "t10k"
+    images_path = folder / "MNIST" / "raw" / f"{stem}-images-idx3-ubyte"
+    labels_path = folder / "MNIST" / "raw" / f"{stem}-labels-idx1-ubyte"
+    paths = (images_path, labels_path)
+    if _checked_download(download) and not all(path.is_file() for path in paths):
+        from torchvision.datasets import MNIST
+
+        _download("MNIST", folder, lambda: MNIST(folder, download=True))
+    for path in paths:
+        if not path.is_file():
+            raise missing("MNIST", folder, path, MNIST_SOURCE)
+    images, labels = idx.read(images_path, labels_path)
+    # Files of another length may be a part of MNIST or something else: their results must not pass for MNIST's.
+    whole = len(labels) == {"train": 60_000, "test": 10_000}[split]
+    title = _subset_title("MNIST" if whole else f"MNIST files of {len(labels)} images", subset, len(labels))
+    return ImageDataset(
+        _padded(images[:subset], size),
+        labels[:subset],
+        name=name,
+        title=title,
+        classes=DIGITS,
+        mean=(0.1307,),
+        std=(0.3081,),
+        to_sequence=to_sequence,
+    )
+
+
+def _cifar10(
+    root: str | os.PathLike[str] | None,
+    split: str,
+    subset: int | None,
+    download: bool,
+    name: str = "cifar10",
+    to_sequence: Sequence | None = None,
+) -> ImageDataset:
+    folder = data_root(root, "CIFAR-10", CIFAR10_SOURCE)
     originals = folder / "cifar-10-batches-py"
     copies = folder / "CIFAR10" / f"{split}.npz"
     if _checked_download(download) or originals.is_dir():
-        images, labels = _original_cifar10(folder, split, download)
+        images, labels, _ = _original_cifar("CIFAR10", folder, split, download, CIFAR10_SOURCE)
         title = _subset_title("CIFAR-10", subset, len(labels))
     elif copies.is_file():
         container = jpegs.read(copies, side=32, classes=10)
         title = _subset_title("CIFAR-10 (JPEG copies)", subset, len(container.labels))
         images, labels = container.decode(subset), torch.from_numpy(container.labels.astype(np.int64))
     else:
-        raise _missing("CIFAR-10", folder, originals, CIFAR10_SOURCE)
+        raise missing("CIFAR-10", folder, originals, CIFAR10_SOURCE)
     return ImageDataset(
         images[:subset],
         labels[:subset],
-        name="cifar10",
+        name=name,
         title=title,
         classes=CIFAR10_CLASSES,
         mean=(0.4914, 0.4822, 0.4465),
         std=(0.2023, 0.1994, 0.2010),
+        to_sequence=to_sequence,
     )
 
 
-def _original_cifar10(folder: Path, split: str, download: bool) -> tuple[Tensor, Tensor]:
-    """uint8 [N, 3, 32, 32] and int64 [N], read by torchvision."""
-    from torchvision.datasets import CIFAR10
+def _cifar100(
+    root: str | os.PathLike[str] | None,
+    split: str,
+    subset: int | None,
+    download: bool,
+    name: str = "cifar100",
+    to_sequence: Sequence | None = None,
+) -> ImageDataset:
+    folder = data_root(root, "CIFAR-100", CIFAR100_SOURCE)
+    if not _checked_download(download) and not (folder / "cifar-100-python").is_dir():
+        raise missing("CIFAR-100", folder, folder / "cifar-100-python", CIFAR100_SOURCE)
+    images, labels, classes = _original_cifar("CIFAR100", folder, split, download, CIFAR100_SOURCE)
+    return ImageDataset(
+        images[:subset],
+        labels[:subset],
+        name=name,
+        title=_subset_title("CIFAR-100", subset, len(labels)),
+        classes=classes,
+        mean=(0.5071, 0.4865, 0.4409),
+        std=(0.2673, 0.2564, 0.2762),
+        to_sequence=to_sequence,
+    )
+
+
+def _original_cifar(
+    kind: str, folder: Path, split: str, download: bool, source: str
+) -> tuple[Tensor, Tensor, list[str]]:
+    """uint8 [N, 3, 32, 32], int64 [N] and the classes, read by torchvision."""
+    from torchvision.datasets import CIFAR10, CIFAR100
     from torchvision.datasets.utils import check_integrity
 
+    reader: type[CIFAR10] = CIFAR10 if kind == "CIFAR10" else CIFAR100
+    title = "CIFAR-10" if kind == "CIFAR10" else "CIFAR-100"
     if download:
-        _download("CIFAR-10", folder, lambda: CIFAR10(folder, download=True))
+        _download(title, folder, lambda: reader(folder, download=True))
     # The batches are pickles, which run code when loaded. torchvision compares the MD5 of every batch file, and of
-    # batches.meta, with the published one before it unpickles any: only the authors' own bytes are ever unpickled.
-    meta = (CIFAR10.meta["filename"], CIFAR10.meta["md5"])
+    # the file of class names, with the published one before it unpickles any: only the authors' bytes are unpickled.
+    meta = (reader.meta["filename"], reader.meta["md5"])
     try:
-        dataset = CIFAR10(folder, train=split == "train")
+        dataset = reader(folder, train=split == "train")
     except (RuntimeError, OSError) as error:
-        for name, md5 in [*CIFAR10.train_list, *CIFAR10.test_list, meta]:
-            path = folder / CIFAR10.base_folder / name
+        for name, md5 in [*reader.train_list, *reader.test_list, meta]:
+            path = folder / reader.base_folder / name
             if not path.is_file():
-                raise _missing("CIFAR-10", folder, path, CIFAR10_SOURCE) from error
+                raise missing(title, folder, path, source) from error
             if not check_integrity(path, md5):
                 raise DataFileError(
-                    f"{path}: not CIFAR-10's file of this name (its MD5 is not {md5}): truncated, corrupted or another "
-                    f"version; remove it, then {CIFAR10_SOURCE}"
+                    f"{path}: not {title}'s file of this name (its MD5 is not {md5}): truncated, corrupted or another "
+                    f"version; remove it, then {source}"
                 ) from error
-        raise DataFileError(f"{folder / CIFAR10.base_folder}: cannot be read: {_line(error)}") from error
+        raise DataFileError(f"{folder / reader.base_folder}: cannot be read: {_line(error)}") from error
     images = torch.from_numpy(dataset.data).permute(0, 3, 1, 2).contiguous()
-    return images, torch.tensor(dataset.targets, dtype=torch.int64)
-
-
-def _root(root: str | os.PathLike[str] | None, title: str, source: str) -> Path:
-    place = root or os.environ.get("SPIKELOOM_DATA")
-    if not place:
-        raise UsageError(
-            f"no folder to read {title} from: give it as data.root=FOLDER or in the environment variable "
-            f"SPIKELOOM_DATA; if {title} is not there yet, {source}"
-        )
-    return Path(place).expanduser()
-
-
-def _missing(title: str, folder: Path, path: Path, source: str) -> DataFileError:
-    return DataFileError(
-        f"{title} is not in {folder}: no file {path}; give another folder as data.root=FOLDER or in SPIKELOOM_DATA, "
-        f"or {source}"
-    )
+    return images, torch.tensor(dataset.targets, dtype=torch.int64), list(dataset.classes)
 
 
 def _checked_download(download: object) -> bool:

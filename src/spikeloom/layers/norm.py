@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from spikeloom.layers.steps import each_step, repeats
+from spikeloom.neurons.base import make_neuron
 from spikeloom.stream import recomputing
 
 
@@ -147,7 +148,7 @@ class NormSpike(nn.Module):
     ):
         super().__init__()
         self.norm = norm(channels)
-        self.neuron = neuron()
+        self.neuron = make_neuron(neuron, channels)
 
     def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
         return self.with_sum(x, residual)[0]

@@ -1,6 +1,6 @@
 """Neuron layers: modules that hold parameters; their equations are in `spikeloom.ops`."""
 
-from spikeloom.neurons.base import Neuron
+from spikeloom.neurons.base import Neuron, make_neuron
 from spikeloom.neurons.glif import GLIF
 from spikeloom.neurons.if_lif import IF, KLIF, LIF, MLF, PLIF
 from spikeloom.neurons.paralif import LeakyIntegrator, ParaLIF, SynapticLIF
@@ -18,5 +18,5 @@ for _neuron in (
 
 __all__ = [
     "GLIF", "IF", "IPSU", "KLIF", "LIF", "MLF", "NEURONS", "PLIF", "PSN", "PSU", "RPSU", "SPSN", "LeakyIntegrator",
-    "MaskedPSN", "Neuron", "ParaLIF", "RecurrentLIF", "RecurrentParaLIF", "SlidingPSN", "SynapticLIF",
+    "MaskedPSN", "Neuron", "ParaLIF", "RecurrentLIF", "RecurrentParaLIF", "SlidingPSN", "SynapticLIF", "make_neuron",
 ]  # fmt: skip

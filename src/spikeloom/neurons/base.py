@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import inspect
+from collections.abc import Callable
 from typing import Any
 
 from torch import Tensor, nn
@@ -41,6 +43,15 @@ def check_state(module: nn.Module, state: Tensor | None, x: Tensor, extra: tuple
             f"{type(module).__name__} carries the state of a batch of shape {tuple(state.shape[len(extra) :])}, but a "
             f"step is now {tuple(x.shape[1:])}: use a new Stream, or stream.reset(), for another batch"
         )
+
+
+def make_neuron(factory: Callable[..., nn.Module], channels: int) -> nn.Module:
+    """A neuron layer from a factory; one that takes `channels` or `features` (GLIF, recurrent layers) is told."""
+    parameters = inspect.signature(factory).parameters
+    for name in ("channels", "features"):
+        if name in parameters:
+            return factory(**{name: channels})
+    return factory()
 
 
 def describe(**settings: Any) -> str:

@@ -36,7 +36,7 @@ def load_run(run: Run, in_channels: int, num_classes: int) -> torch.nn.Module:
 def evaluate_run(run: Run, settings: Settings, progress: Any) -> Json:
     """Accuracy (percent), loss and firing rates of a run on the test part that `settings` name."""
     _, dataset = build_datasets(settings, train=False)
-    model = load_run(run, dataset.images.shape[1], len(dataset.classes))
+    model = load_run(run, dataset.in_channels, len(dataset.classes))
     t = settings.train
     accelerator = Accelerator(
         mixed_precision="bf16" if t.precision == "bf16" else "no", cpu=not torch.cuda.is_available()

@@ -11,7 +11,7 @@ import functools
 import random
 import time
 from collections.abc import Callable
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -22,7 +22,7 @@ from torch.utils.data import DataLoader
 from spikeloom.data import augmentation, collate, create_dataset
 from spikeloom.errors import UsageError
 from spikeloom.models import create_model
-from spikeloom.neurons import NEURONS
+from spikeloom.neurons import NEURONS, make_neuron
 from spikeloom.record import RateMeter
 from spikeloom.surrogates import SURROGATES
 from spikeloom.train.checkpoint import (
@@ -50,6 +50,13 @@ class Progress(Protocol):
     def step(self, epoch: int, loss: float, accuracy: float) -> None: ...
     def epoch(self, record: Json) -> None: ...
     def warn(self, message: str) -> None: ...
+
+
+@runtime_checkable
+class Scheduled(Protocol):
+    """A module that changes with the epochs, such as the mask of `MaskedPSN`."""
+
+    def start_epoch(self, epoch: int, epochs: int) -> None: ...
 
 
 class Interrupted(Exception):
@@ -82,7 +89,7 @@ def neuron_factory(named: Named) -> Callable[[], nn.Module]:
             raise UsageError(f"neuron {named.name}: surrogate {surrogate.name}: {error}") from None
     factory = functools.partial(NEURONS[named.name], **options)
     try:
-        factory()
+        make_neuron(factory, 1)
     except ValueError as error:
         raise UsageError(f"neuron {named.name}: {error}") from None
     return factory
@@ -168,7 +175,7 @@ def train(run: Run, progress: Progress, stop: Callable[[], bool] = lambda: False
             f"a batch of {batch} images (train.batch_size x train.accumulate x processes) is larger than "
             f"the {len(train_set)} training images of {train_set.title}: lower train.batch_size"
         )
-    model = build_model(settings, train_set.images.shape[1], len(train_set.classes))
+    model = build_model(settings, train_set.in_channels, len(train_set.classes))
     parameters = sum(p.numel() for p in model.parameters())
     if t.channels_last:
         model = model.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
@@ -201,6 +208,9 @@ def train(run: Run, progress: Progress, stop: Callable[[], bool] = lambda: False
     while position["epoch"] < t.epochs:
         model.train()
         epoch = position["epoch"]
+        for module in accelerator.unwrap_model(model).modules():
+            if isinstance(module, Scheduled):
+                module.start_epoch(epoch, t.epochs)
         order = epoch_order(len(train_set), settings.seed, epoch)
         loader = _loader(train_set, order, batch, position["step"], accelerator)
         for x, y in loader:
@@ -209,7 +219,7 @@ def train(run: Run, progress: Progress, stop: Callable[[], bool] = lambda: False
             schedule.step_update(step)
             optimizer.zero_grad()
             with meter if meter is not None and step < _RATE_STEPS else contextlib.nullcontext():
-                losses, correct = _step(model, x, y, t, method, loss, augment, train_set.fill, accelerator)
+                losses, correct = _step(model, x, y, t, method, loss, augment, train_set, accelerator)
             optimizer.step()
             position["step"] += 1
             position["loss"] += losses * len(y)
@@ -255,14 +265,14 @@ def _step(
     method: Callable[..., Tensor],
     loss: Callable[[Tensor, Tensor], Tensor],
     augment: Callable[[Tensor, Tensor], Tensor],
-    fill: Tensor,
+    dataset: Any,
     accelerator: Accelerator,
 ) -> tuple[float, int]:
     """Adds one step's gradients; returns the mean loss and the number of correct predictions of this process."""
     total, correct = 0.0, 0
     micro = list(zip(x.split(t.batch_size), y.split(t.batch_size), strict=True))
     for index, (x_part, y_part) in enumerate(micro):
-        x_part, y_part = _place(augment(x_part, fill), t, accelerator), y_part.to(accelerator.device)
+        x_part, y_part = _place(augment(x_part, dataset.fill), t, dataset, accelerator), y_part.to(accelerator.device)
         value = 0.0
 
         def scaled(logits: Tensor, labels: Tensor) -> Tensor:
@@ -279,9 +289,10 @@ def _step(
     return total, correct
 
 
-def _place(x: Tensor, t: TrainSettings, accelerator: Accelerator) -> Tensor:
-    x = x.to(accelerator.device)
-    return x.contiguous(memory_format=torch.channels_last) if t.channels_last and x.dim() == 4 else x
+def _place(x: Tensor, t: TrainSettings, dataset: Any, accelerator: Accelerator) -> Tensor:
+    x = dataset.encode(x.to(accelerator.device))
+    images = x.dim() == 4 and not dataset.is_sequence
+    return x.contiguous(memory_format=torch.channels_last) if t.channels_last and images else x
 
 
 def _loader(dataset: Any, order: Tensor, batch: int, skip: int, accelerator: Accelerator) -> DataLoader[Any]:
@@ -310,7 +321,7 @@ def evaluate(
     totals = torch.zeros(3, dtype=torch.float64)
     for x, y in DataLoader(dataset, batch_sampler=batches, collate_fn=collate):
         y = y.to(accelerator.device)
-        logits = model(_place(x, t, accelerator)).float()
+        logits = model(_place(x, t, dataset, accelerator)).float()
         correct = (logits.mean(0).argmax(1) == y).sum()
         totals += torch.tensor([float(loss(logits, y)) * len(y), float(correct), len(y)], dtype=torch.float64)
         tick(len(y))

@@ -43,8 +43,8 @@ class Named(BaseModel):
 
     @property
     def options(self) -> Json:
-        """All keys but the name."""
-        return dict(self.model_extra or {})
+        """All keys but the name; the string "none" stands for None, which TOML cannot say."""
+        return {key: None if value == "none" else value for key, value in (self.model_extra or {}).items()}
 
 
 class DataSettings(Named):
@@ -158,7 +158,7 @@ def check_settings(values: Json, where: str) -> Settings:
     _check_options(settings.data, DATASETS, f"{where}: data", {"split", "root"})
     _check_options(settings.model, MODELS, f"{where}: model", {"neuron", "in_channels", "num_classes"})
     if settings.neuron is not None:
-        _check_options(settings.neuron, NEURONS, f"{where}: neuron", set())
+        _check_options(settings.neuron, NEURONS, f"{where}: neuron", {"channels", "features"})
     _check_options(settings.train.loss, LOSSES, f"{where}: train.loss", {"logits", "y"})
     _check_options(settings.train.method, METHODS, f"{where}: train.method", {"model", "x", "y", "loss"})
     for transform in settings.train.augment:

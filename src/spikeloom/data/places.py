@@ -1,0 +1,27 @@
+"""Where data files are, and what to say when they are not there."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from spikeloom.errors import DataFileError, UsageError
+
+
+def data_root(root: str | os.PathLike[str] | None, title: str, source: str) -> Path:
+    """The folder of data files: the argument, or SPIKELOOM_DATA."""
+    place = root or os.environ.get("SPIKELOOM_DATA")
+    if not place:
+        raise UsageError(
+            f"no folder to read {title} from: give it as data.root=FOLDER or in the environment variable "
+            f"SPIKELOOM_DATA; if {title} is not there yet, {source}"
+        )
+    return Path(place).expanduser()
+
+
+def missing(title: str, folder: Path, path: Path, source: str) -> DataFileError:
+    """The error for a data set that is not in a folder."""
+    return DataFileError(
+        f"{title} is not in {folder}: no file {path}; give another folder as data.root=FOLDER or in SPIKELOOM_DATA, "
+        f"or {source}"
+    )
