@@ -195,19 +195,14 @@ def test_checkpoints_do_not_change_a_run(tmp_path: Path) -> None:
 def test_a_stopped_run_continues(tmp_path: Path) -> None:
     whole, parts = run_of(tmp_path / "whole", NORMED), run_of(tmp_path / "parts", NORMED)
     train(whole, Told())
-    stops = 0
-    while True:
+    for done in (0, 3):
         told = Told()
-        try:
+        with pytest.raises(Interrupted):
             train(parts, told, stop=lambda told=told: len(told.steps) == 3)
-        except Interrupted:
-            stops += 1
-            assert told.started == [(8, 3 * (stops - 1))]
-            assert not parts.weights.exists()
-            parts = Run.open(parts.folder)
-        else:
-            break
-    assert stops == 2
+        assert told.started == [(8, done)]
+        assert not parts.weights.exists()
+        parts = Run.open(parts.folder)
+    train(parts, Told())
     assert equal(weights(parts), weights(whole))
     assert [{**r, "seconds": 0} for r in parts.metrics()] == [{**r, "seconds": 0} for r in whole.metrics()]
 
@@ -317,6 +312,13 @@ def test_schedules(tmp_path: Path) -> None:
     assert stepped == pytest.approx([0.1] * 4 + [0.05] * 6 + [0.025] * 6)
     warmed = rates(tmp_path, warmup_epochs=1.0)
     assert warmed == pytest.approx([0.001 + (0.1 - 0.001) * step / 4 for step in range(4)] + [0.1] * 12)
+
+
+def test_the_learning_rate_follows_the_schedule(tmp_path: Path) -> None:
+    moving = {"optimizer": "sgd", "lr": 0.1, "epochs": 3, "schedule": "step", "milestones": [1.0, 2.0], "gamma": 0.5}
+    run = run_of(tmp_path / "run", SMALL, train=moving)
+    train(run, Told())
+    assert [record["lr"] for record in run.metrics()] == pytest.approx([0.1, 0.05, 0.025])
 
 
 # --- precision --------------------------------------------------------------------------------------------------------

@@ -12,12 +12,14 @@ import pytest
 import torch
 from golden_vectors import shared_folder
 
+from spikeloom.data import DATASETS
 from spikeloom.errors import UsageError
 from spikeloom.show import Quiet
 from spikeloom.train.checkpoint import load_tensors
 from spikeloom.train.loop import build_datasets, build_model, neuron_factory, train
 from spikeloom.train.recipe import (
     Recipe,
+    Settings,
     TrainSettings,
     check_settings,
     list_recipes,
@@ -31,7 +33,10 @@ SHARED = shared_folder()
 BUDGETS = ("smoke", "short", "full")
 ROWS = [(name, row) for name in list_recipes() for row in load_recipe(name).rows]
 # Channels and classes of the data sets, to build models without files.
-SHAPES = {"digits": (1, 10), "mnist": (1, 10), "cifar10": (3, 10)}
+SHAPES = {
+    "digits": (1, 10), "mnist": (1, 10), "sequential_mnist": (1, 10), "cifar10": (3, 10), "sequential_cifar10": (3, 10),
+    "cifar100": (3, 100), "sequential_cifar100": (3, 100), "fsdd": (80, 10),
+}  # fmt: skip
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -43,6 +48,10 @@ def _one_thread() -> Iterator[None]:
 
 
 # --- the recipes of the package ---------------------------------------------------------------------------------------
+
+
+def test_every_data_set_has_its_shape_here() -> None:
+    assert set(SHAPES) == set(DATASETS)
 
 
 def test_the_promised_recipes_are_there() -> None:
@@ -71,10 +80,7 @@ def test_every_row_resolves_and_builds(name: str, row: str) -> None:
     for budget in BUDGETS:
         settings = recipe.resolve(row, budget)
         assert settings.model_dump() == recipe.resolve(row, budget).model_dump()
-        with torch.device("meta"):
-            model = build_model(settings, *SHAPES[settings.data.name])
-        assert all(parameter.is_meta for parameter in model.parameters())
-        models.append(sum(parameter.numel() for parameter in model.parameters()))
+        models.append(size_of(settings))
     # A budget trains less, not another network.
     assert len(set(models)) == 1
     published = recipe.rows[row].published
@@ -90,35 +96,30 @@ def test_budgets_grow(name: str, row: str) -> None:
     assert recipe.resolve(row).model_dump() == recipe.resolve(row, recipe.budget).model_dump()
 
 
-def cheapest_rows() -> list[tuple[str, str]]:
-    """Of every recipe the row with the fewest parameters."""
-    chosen = []
-    for name in list_recipes():
-        recipe = load_recipe(name)
-        sizes = {}
-        for row in recipe.rows:
-            settings = recipe.resolve(row, "smoke")
-            with torch.device("meta"):
-                model = build_model(settings, *SHAPES[settings.data.name])
-            sizes[row] = sum(parameter.numel() for parameter in model.parameters())
-        chosen.append((name, min(sizes, key=lambda row: sizes[row])))
-    return chosen
+def size_of(settings: Settings) -> int:
+    """The number of parameters of a model, which is not drawn."""
+    with torch.device("meta"):
+        model = build_model(settings, *SHAPES[settings.data.name])
+    assert all(parameter.is_meta for parameter in model.parameters())
+    return sum(parameter.numel() for parameter in model.parameters())
 
 
-@pytest.mark.parametrize(("name", "row"), cheapest_rows())
-def test_the_smallest_row_trains_two_steps(
-    name: str, row: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.mark.parametrize("name", list_recipes())
+def test_the_smallest_row_trains_two_steps(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("SPIKELOOM_DATA", raising=False)
+    recipe = load_recipe(name)
+    row = min(recipe.rows, key=lambda row: size_of(recipe.resolve(row, "smoke")))
     reduced: dict[str, Any] = {
         "data": {"subset": 8, "test_subset": 4, "root": str(SHARED / "data")},
         "train": {"batch_size": 4, "epochs": 1},
     }
-    settings = load_recipe(name).resolve(row, "smoke", reduced)
+    settings = recipe.resolve(row, "smoke", reduced)
     if settings.data.name != "digits":
         try:
             build_datasets(settings)
         except UsageError as error:
+            if "is not in" not in str(error):
+                raise
             pytest.skip(
                 f"REAL DATA MISSING: {name}#{row} is NOT trained (set SPIKELOOM_SHARED to the folder of data/): {error}"
             )
