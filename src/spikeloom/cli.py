@@ -11,7 +11,6 @@ from collections.abc import Callable, Generator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-import click
 import typer
 
 from spikeloom.errors import UsageError
@@ -41,13 +40,17 @@ Words = Annotated[
 def main() -> None:
     """The `spikeloom` command: a user's mistake is one line on standard error and exit code 2."""
     try:
-        code = app(standalone_mode=False)
+        code = app(sys.argv[1:] or ["--help"], prog_name="spikeloom", standalone_mode=False)
     except UsageError as error:
         code = _fail(str(error))
-    except click.ClickException as error:
-        code = _fail(f"{error.format_message()} (see 'spikeloom --help')")
-    except (KeyboardInterrupt, click.Abort):
+    except (KeyboardInterrupt, typer.Abort):
         code = 130
+    except Exception as error:
+        # A wrong command or option: an exception of click's, of which typer may carry a copy of its own.
+        describe = getattr(error, "format_message", None)
+        if describe is None:
+            raise
+        code = _fail(f"{describe()} (see 'spikeloom --help')")
     sys.exit(code if isinstance(code, int) else 0)
 
 
@@ -72,7 +75,7 @@ def train(words: Words = None, as_json: AsJson = False) -> None:
     Keys: seed, budget (smoke, short, full), run (the folder to write), resume, and anything under
     data., model., neuron. and train. that a recipe may set.
     """
-    name, values = _parse(words)
+    name, values = _parse(words, "run", "resume")
     resume = values.pop("resume", None)
     if resume is not None:
         if name is not None or values:
@@ -91,6 +94,8 @@ def train(words: Words = None, as_json: AsJson = False) -> None:
         except Interrupted:
             print(f"stopped; continue with: spikeloom train resume={run.folder}", file=sys.stderr)
             raise typer.Exit(130) from None
+    if not summary:
+        return  # not the main process
     if as_json:
         print(json.dumps({"run": str(run.folder), **summary}))
         return
@@ -121,7 +126,7 @@ def evaluate(
     for key in overrides:
         if key != "data":
             raise UsageError(f"evaluate takes data.* settings only, got {key!r}")
-    settings = check_settings(merge(opened.settings.model_dump(exclude_none=True), overrides), run)
+    settings = check_settings(merge(opened.settings.model_dump(), overrides), run)
     from spikeloom.train.evaluate import evaluate_run
 
     with _progress(as_json) as progress:
@@ -148,7 +153,7 @@ def reproduce(words: Words = None, as_json: AsJson = False) -> None:
     Finished rows are taken from their run folders, interrupted ones are continued. Numbers go to results/ (or
     results=PATH), run folders to runs/ (or run=PATH).
     """
-    name, values = _parse(words)
+    name, values = _parse(words, "run", "results")
     if name is None:
         raise UsageError("name a table, for example 'spikeloom reproduce report/table2'; see 'spikeloom list recipes'")
     from spikeloom.train.recipe import load_recipe
@@ -156,7 +161,7 @@ def reproduce(words: Words = None, as_json: AsJson = False) -> None:
     recipe_name, _, row = name.partition("#")
     recipe = load_recipe(recipe_name)
     budget = _budget(values) or recipe.budget
-    runs, results = Path(values.pop("run", "runs")), Path(values.pop("results", "results"))
+    runs, results = Path(str(values.pop("run", "runs"))), Path(str(values.pop("results", "results")))
     from spikeloom.reproduce import reproduce as run_table
     from spikeloom.train.loop import Interrupted
 
@@ -243,15 +248,15 @@ def doctor(as_json: AsJson = False) -> None:
 # --- arguments --------------------------------------------------------------------------------------------------------
 
 
-def _parse(words: list[str] | None) -> tuple[str | None, Json]:
-    """The recipe, if the first word is one, and the settings."""
+def _parse(words: list[str] | None, *more: str) -> tuple[str | None, Json]:
+    """The recipe, if the first word is one, and the settings, with `more` keys of the command's own."""
     from spikeloom.registry import nearest
     from spikeloom.train.recipe import parse_overrides
 
     words = list(words or [])
     name = words.pop(0) if words and "=" not in words[0] else None
     values = parse_overrides(words)
-    known = ("seed", "budget", "run", "resume", "results", "data", "model", "neuron", "train")
+    known = ("seed", "budget", "data", "model", "neuron", "train", *more)
     for key in values:
         if key not in known:
             raise UsageError(f"unknown key {key!r}; {nearest(key, known)}")
@@ -289,14 +294,27 @@ def _new_run(name: str, values: Json) -> Run:
             )
         row = next(iter(recipe.rows))
     budget = _budget(values) or recipe.budget
-    values.pop("results", None)
     folder = values.pop("run", None)
     settings = recipe.resolve(row, budget, values)
     if folder is None:
         stamp = datetime.datetime.now().strftime("%Y%m%d-%H%M%S")
         stem = "-".join([*recipe.name.removesuffix(".toml").split("/"), *([] if row == "main" else [row]), stamp])
         folder = f"runs/{stem}"
-    return Run.create(Path(str(folder)), recipe.name, row, budget, settings)
+    return Run.plan(Path(_agree(str(folder))), recipe.name, row, budget, settings)
+
+
+def _agree(folder: str) -> str:
+    """The main process's folder: the clocks of several need not agree."""
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+        return folder
+    from accelerate.utils import broadcast_object_list
+
+    from spikeloom.train.loop import make_accelerator
+
+    make_accelerator("fp32")
+    shared: list[Any] = [folder]
+    broadcast_object_list(shared)
+    return str(shared[0])
 
 
 def _entries(what: str) -> dict[str, str]:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import datetime
 import hashlib
 import json
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Generator, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -45,23 +46,30 @@ def reproduce(
     """
     # All rows are checked before the first one trains.
     resolved = {row: recipe.resolve(row, budget, overrides) for row in rows}
+    # A recipe of the user's own is named by its file.
+    name = Path(recipe.name).stem if recipe.name.endswith(".toml") else recipe.name
+    with _writable(results / name):
+        (results / name).mkdir(parents=True, exist_ok=True)
     records: list[Json] = []
     for row, settings in resolved.items():
-        folder = runs / recipe.name.replace("/", "-") / f"{row}-{budget}-{_digest(settings)}"
-        if (folder / "settings.json").is_file():
-            run = Run.open(folder)
-        else:
-            run = Run.create(folder, recipe.name, row, budget, settings)
+        folder = runs / name.replace("/", "-") / f"{row}-{budget}-{_digest(settings)}"
+        begun = (folder / "settings.json").is_file()
+        run = Run.open(folder) if begun else Run.plan(folder, recipe.name, row, budget, settings)
         summary = run.summary() or train(run, progress, stop)
         record = _record(recipe.rows[row], recipe, run, summary)
-        target = results / recipe.name / f"{row}.{budget}.seed{settings.seed}.json"
-        try:
-            target.parent.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise UsageError(f"cannot write {target.parent}: {error.strerror or error}") from None
-        write_json(target, record)
+        write_json(results / name / f"{row}.{budget}.seed{settings.seed}.json", record)
         records.append(record)
     return records
+
+
+@contextlib.contextmanager
+def _writable(folder: Path) -> Generator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise UsageError(
+            f"cannot write {folder}: {error.strerror or error}; choose another with results=PATH"
+        ) from None
 
 
 def _record(row: Row, recipe: Recipe, run: Run, summary: Json) -> Json:
@@ -79,7 +87,7 @@ def _record(row: Row, recipe: Recipe, run: Run, summary: Json) -> Json:
         },
         "parameters": cost.parameters, "macs": cost.macs, "flops_s0": cost.flops_s0,
         "data": summary["data"], "epochs": summary["epochs"], "seconds": summary["seconds"],
-        "settings": settings.model_dump(exclude_none=True, exclude={"data": {"root"}}),
+        "settings": settings.model_dump(exclude={"data": {"root"}}),
         "environment": summary["environment"], "date": datetime.date.today().isoformat(),
     }  # fmt: skip
 

@@ -58,7 +58,7 @@ def resolved(**changes: Any) -> Settings:
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Run:
-    run = Run.create(tmp_path_factory.mktemp("finished") / "run", "quickstart/digits", "main", "full", resolved())
+    run = Run.plan(tmp_path_factory.mktemp("finished") / "run", "quickstart/digits", "main", "full", resolved())
     train(run, Quiet())
     return run
 
@@ -66,7 +66,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Run:
 @pytest.mark.parametrize("channels_last", [True, False])
 def test_a_run_is_evaluated_as_in_training(tmp_path: Path, channels_last: bool) -> None:
     settings = resolved(train={"channels_last": channels_last, "epochs": 1})
-    run = Run.create(tmp_path / "run", "quickstart/digits", "main", "full", settings)
+    run = Run.plan(tmp_path / "run", "quickstart/digits", "main", "full", settings)
     train(run, Quiet())
     for opened in (run, Run.open(run.folder)):
         result = evaluate_run(opened, opened.settings, Quiet())

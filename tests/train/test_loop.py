@@ -78,7 +78,7 @@ def resolved(base: dict[str, Any], **changes: Any) -> Settings:
 
 
 def run_of(folder: Path, base: dict[str, Any], **changes: Any) -> Run:
-    return Run.create(folder, "quickstart/digits", "main", "full", resolved(base, **changes))
+    return Run.plan(folder, "quickstart/digits", "main", "full", resolved(base, **changes))
 
 
 def weights(run: Run) -> dict[str, Tensor]:
@@ -470,7 +470,7 @@ def test_the_last_checkpoint_holds_the_trained_weights(finished: Run) -> None:
 
 def test_an_occupied_folder_is_refused(finished: Run) -> None:
     with pytest.raises(UsageError, match="is not empty: continue it with resume="):
-        Run.create(finished.folder, "x", "main", "full", finished.settings)
+        Run.plan(finished.folder, "x", "main", "full", finished.settings)
 
 
 def test_a_run_is_opened_with_its_settings(finished: Run) -> None:
@@ -479,6 +479,7 @@ def test_a_run_is_opened_with_its_settings(finished: Run) -> None:
 
 def test_a_soft_reset_survives_the_settings_file(tmp_path: Path) -> None:
     run = run_of(tmp_path / "run", SMALL, neuron={"name": "LIF", "v_reset": None})
+    run.begin()
     opened = Run.open(run.folder)
     for settings in (run.settings, opened.settings):
         assert settings.neuron is not None
@@ -486,7 +487,8 @@ def test_a_soft_reset_survives_the_settings_file(tmp_path: Path) -> None:
 
 
 def test_metrics_cut_short_by_a_crash(finished: Run, tmp_path: Path) -> None:
-    run = Run.create(tmp_path / "run", "x", "main", "full", finished.settings)
+    run = Run.plan(tmp_path / "run", "x", "main", "full", finished.settings)
+    run.begin()
     lines = (finished.folder / "metrics.jsonl").read_text()
     (run.folder / "metrics.jsonl").write_text(lines[:-20])
     assert [record["epoch"] for record in run.metrics()] == [1, 2]

@@ -124,7 +124,7 @@ def test_the_smallest_row_trains_two_steps(name: str, tmp_path: Path, monkeypatc
                 f"REAL DATA MISSING: {name}#{row} is NOT trained (set SPIKELOOM_SHARED to the folder of data/): {error}"
             )
     before = build_model(settings, *SHAPES[settings.data.name]).state_dict()
-    summary = train(Run.create(tmp_path / "run", name, row, "smoke", settings), Quiet())
+    summary = train(Run.plan(tmp_path / "run", name, row, "smoke", settings), Quiet())
     assert summary["epochs"] == 1
     assert 0 <= summary["test_accuracy"] <= 100
     run = Run.open(tmp_path / "run")

@@ -68,6 +68,8 @@ class SpikingVGG(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         x = as_sequence(x, self.T, dims=4)
+        if min(x.shape[-2:]) < 32:
+            raise ValueError(f"VGG takes images of at least 32x32, got {x.shape[-2]}x{x.shape[-1]}")
         return self.head(self.pool(self.features(x)))
 
 
@@ -170,14 +172,16 @@ def report_ms_resnet34(
 
 
 class ColoredMNISTNet(nn.Module):
-    """The small convolutional network of the Colored MNIST experiments (table 3); any image of at least 16x16.
+    """The small convolutional network of the Colored MNIST experiments (table 3).
+
+    Takes square images of `image_size`, at least 16.
 
     Shapes: [N, C, H, W] or [T, N, C, H, W] -> logits [T, N, num_classes].
     """
 
     def __init__(self, in_channels: int, num_classes: int, neuron: Callable[[], nn.Module], T: int, image_size: int):
         super().__init__()
-        self.T = T
+        self.T, self.image_size = T, image_size
         side = ((image_size - 4) // 2 - 4) // 2
         if side < 1:
             raise ValueError(f"image_size must be at least 16, got {image_size}")
@@ -188,7 +192,13 @@ class ColoredMNISTNet(nn.Module):
         self.head = nn.Sequential(Linear(50 * side * side, 500), neuron(), Linear(500, num_classes))
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.head(self.features(as_sequence(x, self.T, dims=4)))
+        x = as_sequence(x, self.T, dims=4)
+        if x.shape[-2:] != (self.image_size, self.image_size):
+            raise ValueError(
+                f"this network is made for images of {self.image_size}x{self.image_size}, got "
+                f"{x.shape[-2]}x{x.shape[-1]}: set model.image_size, or data.size to pad"
+            )
+        return self.head(self.features(x))
 
 
 @MODELS.register

@@ -68,9 +68,14 @@ def read_json(path: Path) -> Any:
 def save_tensors(path: Path, tensors: dict[str, Tensor], information: Json) -> None:
     """Writes tensors and JSON information as one safetensors file, atomically, with a checksum."""
     contiguous = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-    metadata = {"spikeloom": json.dumps(information), "crc32": str(_checksum(contiguous))}
+    text = json.dumps(information)
+    metadata = {"spikeloom": text, "crc32": str(_checksum(contiguous, text))}
     with atomic(path) as temporary:
         save_file(contiguous, temporary, metadata)
+        # safetensors writes for its owner alone; the other files of a run follow the umask.
+        mask = os.umask(0)
+        os.umask(mask)
+        temporary.chmod(0o666 & ~mask)
 
 
 def load_tensors(path: Path) -> tuple[dict[str, Tensor], Json]:
@@ -89,7 +94,7 @@ def load_tensors(path: Path) -> tuple[dict[str, Tensor], Json]:
         raise DataFileError(f"{path} is truncated or not a safetensors file: {str(error).splitlines()[0]}") from None
     if "spikeloom" not in metadata or "crc32" not in metadata:
         raise DataFileError(f"{path} was not written by Spikeloom: its header has no checksum")
-    if metadata["crc32"] != str(_checksum(tensors)):
+    if metadata["crc32"] != str(_checksum(tensors, metadata["spikeloom"])):
         raise DataFileError(f"{path} is damaged: its checksum does not match its contents")
     try:
         return tensors, json.loads(metadata["spikeloom"])
@@ -97,10 +102,10 @@ def load_tensors(path: Path) -> tuple[dict[str, Tensor], Json]:
         raise DataFileError(f"{path} is damaged: its header is not valid JSON") from None
 
 
-def _checksum(tensors: dict[str, Tensor]) -> int:
-    crc = 0
+def _checksum(tensors: dict[str, Tensor], information: str) -> int:
+    crc = zlib.crc32(information.encode())
     for name in sorted(tensors):
-        crc = zlib.crc32(name.encode(), crc)
+        crc = zlib.crc32(f"{name} {tensors[name].dtype} {tuple(tensors[name].shape)}".encode(), crc)
         data: Any = tensors[name].reshape(-1).view(torch.uint8).numpy()
         crc = zlib.crc32(data, crc)
     return crc

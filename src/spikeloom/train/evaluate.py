@@ -6,12 +6,11 @@ import functools
 from typing import Any
 
 import torch
-from accelerate import Accelerator
 
 from spikeloom.errors import DataFileError
 from spikeloom.record import RateMeter
 from spikeloom.train.checkpoint import load_tensors, load_weights
-from spikeloom.train.loop import build_datasets, build_model, evaluate
+from spikeloom.train.loop import build_datasets, build_model, evaluate, make_accelerator
 from spikeloom.train.losses import LOSSES
 from spikeloom.train.recipe import Settings
 from spikeloom.train.run import Run
@@ -38,9 +37,7 @@ def evaluate_run(run: Run, settings: Settings, progress: Any) -> Json:
     _, dataset = build_datasets(settings, train=False)
     model = load_run(run, dataset.in_channels, len(dataset.classes))
     t = settings.train
-    accelerator = Accelerator(
-        mixed_precision="bf16" if t.precision == "bf16" else "no", cpu=not torch.cuda.is_available()
-    )
+    accelerator = make_accelerator(t.precision)
     if t.channels_last:
         model = model.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
     model = accelerator.prepare(model)

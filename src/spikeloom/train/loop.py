@@ -16,6 +16,7 @@ from typing import Any, Protocol, runtime_checkable
 import numpy as np
 import torch
 from accelerate import Accelerator
+from accelerate.state import AcceleratorState
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
@@ -128,7 +129,8 @@ def _schedule(settings: TrainSettings, optimizer: torch.optim.Optimizer, steps_p
         return CosineLRScheduler(optimizer, t_initial=total, **common)
     milestones = settings.milestones if settings.schedule == "step" else []
     # Without milestones the rate is constant: one lies behind the end.
-    decay = [round(m * steps_per_epoch) for m in milestones] or [total + 1]
+    # timm counts the step that is about to end, hence the 1.
+    decay = [round(m * steps_per_epoch) + 1 for m in milestones] or [total + 2]
     return MultiStepLRScheduler(optimizer, decay_t=decay, decay_rate=settings.gamma, **common)
 
 
@@ -144,6 +146,31 @@ def epoch_order(length: int, seed: int, epoch: int) -> Tensor:
     """The order of the images in an epoch."""
     generator = torch.Generator().manual_seed(seed * 1_000_003 + epoch)
     return torch.randperm(length, generator=generator)
+
+
+def make_accelerator(precision: str) -> Accelerator:
+    """The devices, processes and precision of a run; another precision than the last run's in this process is fine."""
+    AcceleratorState._reset_state()  # pyright: ignore[reportPrivateUsage]
+    return Accelerator(mixed_precision="bf16" if precision == "bf16" else "no", cpu=not torch.cuda.is_available())
+
+
+def _try_input(model: nn.Module, dataset: Any, name: str) -> None:
+    # One item through the model before anything is written: a model and data that do not fit are a user's mistake.
+    x, _ = dataset.__getitems__([0])
+    try:
+        with torch.no_grad():
+            model.eval()(dataset.encode(x))
+    except (ValueError, RuntimeError) as error:
+        reason = str(error).splitlines()[0]
+        raise UsageError(f"model {name} cannot take {dataset.title} of shape {tuple(x.shape[1:])}: {reason}") from None
+
+
+def _shared(values: list[float], accelerator: Accelerator) -> list[float]:
+    """The sums of some numbers over all processes."""
+    if accelerator.num_processes == 1:
+        return values
+    summed: Any = accelerator.reduce(torch.tensor(values, dtype=torch.float64, device=accelerator.device))
+    return summed.tolist()
 
 
 # --- training ---------------------------------------------------------------------------------------------------------
@@ -165,9 +192,7 @@ def train(run: Run, progress: Progress, stop: Callable[[], bool] = lambda: False
         Interrupted: `stop` said so.
     """
     settings, t = run.settings, run.settings.train
-    accelerator = Accelerator(
-        mixed_precision="bf16" if t.precision == "bf16" else "no", cpu=not torch.cuda.is_available()
-    )
+    accelerator = make_accelerator(t.precision)
     train_set, test_set = build_datasets(settings)
     batch = t.batch_size * t.accumulate * accelerator.num_processes
     if batch > len(train_set):
@@ -176,6 +201,11 @@ def train(run: Run, progress: Progress, stop: Callable[[], bool] = lambda: False
             f"the {len(train_set)} training images of {train_set.title}: lower train.batch_size"
         )
     model = build_model(settings, train_set.in_channels, len(train_set.classes))
+    augment = augmentation([{"name": a.name, **a.options} for a in t.augment])
+    _try_input(model, train_set, settings.model.name)
+    if accelerator.is_main_process:
+        run.begin()
+    accelerator.wait_for_everyone()
     parameters = sum(p.numel() for p in model.parameters())
     if t.channels_last:
         model = model.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
@@ -190,7 +220,6 @@ def train(run: Run, progress: Progress, stop: Callable[[], bool] = lambda: False
     model, optimizer = accelerator.prepare(model, optimizer)
     method = functools.partial(METHODS[t.method.name], **t.method.options)
     loss = functools.partial(LOSSES[t.loss.name], **t.loss.options)
-    augment = augmentation([{"name": a.name, **a.options} for a in t.augment])
     done = position["epoch"] * steps_per_epoch + position["step"]
     progress.start(run, t.epochs * steps_per_epoch, done)
     writer = _tensorboard(run, position["epoch"]) if accelerator.is_main_process else None
@@ -222,18 +251,19 @@ def train(run: Run, progress: Progress, stop: Callable[[], bool] = lambda: False
                 losses, correct = _step(model, x, y, t, method, loss, augment, train_set, accelerator)
             optimizer.step()
             position["step"] += 1
-            position["loss"] += losses * len(y)
-            position["correct"] += correct
-            position["seen"] += len(y)
-            if not np.isfinite(losses):
+            total, correct, seen = _shared([losses * len(y), correct, len(y)], accelerator)
+            position["loss"] += total
+            position["correct"] += int(correct)
+            position["seen"] += int(seen)
+            if not np.isfinite(total):
                 raise UsageError(
-                    f"the loss is {losses} at epoch {epoch + 1}, step {position['step']}: lower train.lr; "
+                    f"the loss is {total / seen} at epoch {epoch + 1}, step {position['step']}: lower train.lr; "
                     f"the last checkpoint of {run.folder} is from before"
                 )
             if meter is not None and step == min(_RATE_STEPS, steps_per_epoch) - 1:
                 _warn_of_rates(meter.rates(), progress)
             progress.step(epoch + 1, position["loss"] / position["seen"], 100 * position["correct"] / position["seen"])
-            if stop():
+            if any(_shared([stop()], accelerator)):
                 save()
                 raise Interrupted
             if time.monotonic() - last_checkpoint >= 60 * t.checkpoint_minutes:
@@ -246,8 +276,9 @@ def train(run: Run, progress: Progress, stop: Callable[[], bool] = lambda: False
             _write_tensorboard(writer, record)
         save()
         progress.epoch(record)
-    summary = _summarise(run, train_set, test_set, parameters)
+    summary: Json = {}
     if accelerator.is_main_process:
+        summary = _summarise(run, train_set, test_set, parameters)
         save_tensors(run.weights, accelerator.unwrap_model(model).state_dict(), {"model": settings.model.model_dump()})
         write_json(run.folder / "summary.json", summary)
         if writer is not None:
@@ -325,7 +356,7 @@ def evaluate(
         correct = (logits.mean(0).argmax(1) == y).sum()
         totals += torch.tensor([float(loss(logits, y)) * len(y), float(correct), len(y)], dtype=torch.float64)
         tick(len(y))
-    total, correct, count = accelerator.reduce(totals.to(accelerator.device)).tolist()  # pyright: ignore
+    total, correct, count = _shared(totals.tolist(), accelerator)
     return {"test_loss": total / count, "test_accuracy": 100 * correct / count}
 
 
@@ -338,12 +369,10 @@ def _end_of_epoch(
     position: Json,
     optimizer: Any,
 ) -> Json:
-    sums = torch.tensor([position["loss"], position["correct"], position["seen"]], dtype=torch.float64)
-    total, correct, seen = accelerator.reduce(sums.to(accelerator.device)).tolist()  # pyright: ignore
     return {
         "epoch": position["epoch"] + 1,
-        "train_loss": total / seen,
-        "train_accuracy": 100 * correct / seen,
+        "train_loss": position["loss"] / position["seen"],
+        "train_accuracy": 100 * position["correct"] / position["seen"],
         **evaluate(model, test_set, t, loss, accelerator),
         "lr": optimizer.param_groups[0]["lr"],
     }

@@ -26,7 +26,7 @@ Json = dict[str, Any]
 
 
 class _Strict(BaseModel):
-    model_config = ConfigDict(extra="forbid", strict=True)
+    model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
 
 
 class Named(BaseModel):
@@ -188,7 +188,7 @@ def _options_model(builder: Callable[..., Any], supplied: frozenset[str]) -> typ
         fields[name] = (hint, ... if parameter.default is parameter.empty else parameter.default)
     return pydantic.create_model(
         builder.__name__,
-        __config__=ConfigDict(extra="forbid", strict=True, arbitrary_types_allowed=True),
+        __config__=ConfigDict(extra="forbid", strict=True, arbitrary_types_allowed=True, allow_inf_nan=False),
         **fields,
     )
 
@@ -200,7 +200,9 @@ def _validate(model: type[_Model], values: Json, where: str) -> _Model:
     try:
         return model.model_validate(values)
     except pydantic.ValidationError as error:
-        first = error.errors()[0]
+        # An unknown key first: a misspelt one is also missing.
+        errors = error.errors()
+        first = next((e for e in errors if e["type"] == "extra_forbidden"), errors[0])
         path = [str(part) for part in first["loc"]]
         key = ".".join(path)
         if first["type"] == "extra_forbidden":
@@ -246,7 +248,10 @@ def load_recipe(name: str) -> Recipe:
         path = Path(name)
         if not path.is_file():
             raise UsageError(f"there is no recipe file {name}")
-        text = path.read_text()
+        try:
+            text = path.read_text()
+        except (OSError, UnicodeDecodeError) as error:
+            raise UsageError(f"cannot read the recipe file {name}: {error}") from None
     else:
         known = list_recipes()
         if name not in known:

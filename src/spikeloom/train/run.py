@@ -10,10 +10,12 @@ summary.json             written at the end
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import platform
 import subprocess
+from collections.abc import Generator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -29,7 +31,7 @@ Json = dict[str, Any]
 
 @dataclass(frozen=True)
 class Run:
-    """A run folder that exists.
+    """A run: its folder, and what decides its weights.
 
     Attributes:
         folder: its path.
@@ -44,32 +46,45 @@ class Run:
     settings: Settings
 
     @classmethod
-    def create(cls, folder: Path, recipe: str, row: str, budget: str, settings: Settings) -> Run:
-        """Makes the folder, or takes an empty one.
+    def plan(cls, folder: Path, recipe: str, row: str, budget: str, settings: Settings) -> Run:
+        """A run that has not begun: nothing is written until `begin`, so that a mistake leaves nothing behind.
 
         Raises:
-            UsageError: it exists with something in it, or cannot be written.
+            UsageError: the folder exists with something in it.
         """
+        run = cls(folder, recipe, row, budget, settings)
+        with run._placing():
+            if folder.exists() and any(folder.iterdir()):
+                raise UsageError(f"{folder} is not empty: continue it with resume={folder}, or choose another run=PATH")
+        return run
+
+    def begin(self) -> None:
+        """Makes the folder and writes the settings, unless the run has begun; clears what a killed process left.
+
+        Raises:
+            UsageError: the folder cannot be written.
+        """
+        with self._placing():
+            self.folder.mkdir(parents=True, exist_ok=True)
+            for leftover in self.folder.glob(".*.tmp"):
+                leftover.unlink(missing_ok=True)
+        if not (self.folder / "settings.json").is_file():
+            write_json(
+                self.folder / "settings.json",
+                {
+                    "recipe": self.recipe, "row": self.row, "budget": self.budget,
+                    "settings": self.settings.model_dump(), "environment": environment(),
+                },
+            )  # fmt: skip
+
+    @contextlib.contextmanager
+    def _placing(self) -> Generator[None]:
         try:
-            folder.mkdir(parents=True, exist_ok=True)
-            occupied = any(folder.iterdir())
+            yield
         except OSError as error:
             raise UsageError(
-                f"cannot make the run folder {folder}: {error.strerror or error}; choose another with run=PATH"
+                f"cannot make the run folder {self.folder}: {error.strerror or error}; choose another with run=PATH"
             ) from None
-        if occupied:
-            raise UsageError(
-                f"{folder} is not empty: continue it with resume={folder}, or choose another with run=PATH"
-            )
-        run = cls(folder, recipe, row, budget, settings)
-        write_json(
-            folder / "settings.json",
-            {
-                "recipe": recipe, "row": row, "budget": budget,
-                "settings": settings.model_dump(exclude_none=True), "environment": environment(),
-            },
-        )  # fmt: skip
-        return run
 
     @classmethod
     def open(cls, folder: Path) -> Run:
