@@ -1,4 +1,4 @@
-"""Every registered model: counts, shapes, state, and PyTorch's exporters."""
+"""The models that take images: counts, shapes, state, and PyTorch's exporters; and the names of all."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ from spikeloom.record import Recorder
 from spikeloom.stream import Stream
 
 INPUT = {"colored_mnist_net": (3, 28, 28)}
+IMAGE_MODELS = [*list_models("report_*"), "colored_mnist_net"]
 RESNETS = ["report_vanilla_resnet34", "report_sew_resnet34", "report_ms_resnet34"]
 
 
@@ -106,7 +107,7 @@ def test_number_of_weighted_layers() -> None:
 
 
 @pytest.mark.parametrize("T", [1, 2, 5])
-@pytest.mark.parametrize("name", list_models())
+@pytest.mark.parametrize("name", IMAGE_MODELS)
 def test_forward_and_backward(name: str, T: int) -> None:
     model = build(name, T=T, num_classes=7).train()
     x = batch(name, 1).requires_grad_()
@@ -121,7 +122,7 @@ def test_forward_and_backward(name: str, T: int) -> None:
     assert x.grad.isfinite().all()
 
 
-@pytest.mark.parametrize("name", list_models())
+@pytest.mark.parametrize("name", IMAGE_MODELS)
 def test_frames_and_images(name: str) -> None:
     model = loaded(name, T=3).eval()
     x = batch(name, 2)
@@ -133,7 +134,7 @@ def test_frames_and_images(name: str) -> None:
         model(torch.zeros(32))
 
 
-@pytest.mark.parametrize("name", list_models())
+@pytest.mark.parametrize("name", IMAGE_MODELS)
 def test_second_call_gives_the_same_answer(name: str) -> None:
     model = loaded(name, T=2).eval()
     x = batch(name, 2)
@@ -155,7 +156,7 @@ def test_second_call_gives_the_same_answer(name: str) -> None:
     assert all(torch.equal(a, b) for a, b in zip(*grads, strict=True) if a is not None and b is not None)
 
 
-@pytest.mark.parametrize("name", list_models())
+@pytest.mark.parametrize("name", IMAGE_MODELS)
 def test_whole_is_stepwise(name: str) -> None:
     # In double precision: a convolution of one step may round unlike that of four, and one rounding can flip a spike.
     model = loaded(name).double().eval()
@@ -170,7 +171,7 @@ def test_whole_is_stepwise(name: str) -> None:
     assert not torch.equal(whole[0], whole[1])
 
 
-@pytest.mark.parametrize("name", list_models())
+@pytest.mark.parametrize("name", IMAGE_MODELS)
 def test_every_neuron_takes_part(name: str) -> None:
     model = loaded(name, T=2).eval()
     with Recorder(model) as record, torch.no_grad():
@@ -182,7 +183,7 @@ def test_every_neuron_takes_part(name: str) -> None:
     assert max(record.rates().values()) > 0
 
 
-@pytest.mark.parametrize("name", list_models())
+@pytest.mark.parametrize("name", IMAGE_MODELS)
 def test_autocast_to_bfloat16(name: str) -> None:
     model = loaded(name, T=2).train()
     with torch.autocast("cpu", dtype=torch.bfloat16), Recorder(model) as record:
@@ -196,7 +197,7 @@ def test_autocast_to_bfloat16(name: str) -> None:
         assert p.grad.isfinite().all(), key
 
 
-@pytest.mark.parametrize("name", list_models())
+@pytest.mark.parametrize("name", IMAGE_MODELS)
 def test_channels_last_gives_the_same(name: str) -> None:
     model = loaded(name, T=2).double().eval()
     x = batch(name, 2).double()
@@ -206,7 +207,7 @@ def test_channels_last_gives_the_same(name: str) -> None:
     torch.testing.assert_close(got, expected, rtol=1e-9, atol=1e-9)
 
 
-@pytest.mark.parametrize("name", list_models())
+@pytest.mark.parametrize("name", IMAGE_MODELS)
 def test_state_dict_is_weights_only(name: str) -> None:
     model = build(name, T=2)
     before = set(model.state_dict())
@@ -217,7 +218,7 @@ def test_state_dict_is_weights_only(name: str) -> None:
     create_model(name, T=5).load_state_dict(model.state_dict())
 
 
-@pytest.mark.parametrize("name", list_models())
+@pytest.mark.parametrize("name", IMAGE_MODELS)
 def test_neuron_factory_is_used(name: str) -> None:
     with torch.device("meta"):
         model = create_model(name, neuron=lambda: IF(0.5))
@@ -329,7 +330,7 @@ def test_common_arguments(name: str) -> None:
 # --- PyTorch's compilers ----------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", list_models())
+@pytest.mark.parametrize("name", IMAGE_MODELS)
 def test_export(name: str) -> None:
     model, x = loaded(name, T=2).eval(), batch(name, 2)
     with torch.no_grad():
@@ -349,7 +350,7 @@ def compiled_equals_eager(name: str, backend: str, dtype: torch.dtype) -> None:
 
 
 @pytest.mark.parametrize(
-    "name", [n if n == "colored_mnist_net" else pytest.param(n, marks=pytest.mark.slow) for n in list_models()]
+    "name", [n if n == "colored_mnist_net" else pytest.param(n, marks=pytest.mark.slow) for n in IMAGE_MODELS]
 )
 def test_compile_to_one_graph(name: str) -> None:
     compiled_equals_eager(name, "inductor", torch.float32)
