@@ -67,7 +67,7 @@ template <class T, Surrogate kind>
 int backward(const BandBackward& a) {
   const int64_t weights = a.sliding ? a.order : a.steps * a.steps, biases = a.sliding ? 1 : a.steps;
   // A fixed number of groups of blocks, each with its own sums, added in order: the result does not depend on threads.
-  const int64_t blocks = (a.size + LANES - 1) / LANES, groups = smaller(blocks, 16);
+  const int64_t blocks = (a.size + LANES - 1) / LANES, groups = blocks == 0 ? 1 : smaller(blocks, 16);
   const int64_t per_group = (blocks + groups - 1) / groups;
   double* partial = static_cast<double*>(std::calloc(groups * (weights + biases), sizeof(double)));
   if (partial == nullptr) return -1;

@@ -65,7 +65,7 @@ int backward(const ScanBackward& a) {
   const int64_t block = block_size(rows * 4, 192 << 10, 2048);
   // One partial sum a block, added in order: the result does not depend on the number of threads.
   const int64_t blocks = (a.size + block - 1) / block;
-  double* partial = a.grad_constants ? static_cast<double*>(std::malloc(blocks * 3 * sizeof(double))) : nullptr;
+  double* partial = a.grad_constants ? static_cast<double*>(std::malloc((blocks * 3 + 1) * sizeof(double))) : nullptr;
   if (a.grad_constants && partial == nullptr) return -1;
   const int failed = for_blocks(
       a.size, block, rows * block * 4, a.threads, a.steps * a.size < SMALL, [&](int64_t i0, int64_t n, float* scratch) {
