@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from spikeloom.errors import UsageError
-from spikeloom.neurons.base import Neuron, describe
+from spikeloom.neurons.base import Neuron, check_state, describe
 from spikeloom.ops.filter import leaky_filter
 from spikeloom.ops.firing import FIRING, fire_by
 from spikeloom.ops.scan import scan
@@ -49,11 +49,11 @@ class LeakyIntegrator(Neuron):
         self.learn_tau, self.time_step = learn_tau, time_step
         self.has_synapse = tau_syn is not None
         for name, tau in (("beta", tau_mem), ("alpha", tau_syn)):
-            value = torch.tensor(0.0) if tau is None else _decay(tau, time_step)
+            value = torch.tensor(0.0, dtype=torch.float64) if tau is None else _decay(tau, time_step)
             if learn_tau and tau is not None:
-                setattr(self, name, nn.Parameter(torch.logit(value)))
+                setattr(self, name, nn.Parameter(torch.logit(value).float()))
             else:
-                # Constants, made again from the settings: not part of the saved weights.
+                # Constants, made again from the settings: not part of the saved weights. Cast where they are used.
                 self.register_buffer(name, value, persistent=False)
 
     def decays(self) -> tuple[Tensor, Tensor]:
@@ -64,6 +64,7 @@ class LeakyIntegrator(Neuron):
 
     def membrane(self, x: Tensor, state: Tensor | None, keep: bool) -> tuple[Tensor, Tensor | None]:
         """M [T, N, ...] and the state after it."""
+        check_state(self, state, x, (2,))
         return leaky_filter(x, *self.decays(), state, keep)
 
     def run(self, x: Tensor, state: State, keep: bool) -> tuple[Tensor, State]:
@@ -82,7 +83,7 @@ def _decay(tau: float | list[float], time_step: float) -> Tensor:
     for value in values:
         if not value > 0:
             raise ValueError(f"time constants must be positive, got {value}")
-    decays = torch.tensor([math.exp(-time_step / value) for value in values])
+    decays = torch.tensor([math.exp(-time_step / value) for value in values], dtype=torch.float64)
     return decays if isinstance(tau, list) else decays[0]
 
 
@@ -170,6 +171,7 @@ class SynapticLIF(LeakyIntegrator):
 
     def run(self, x: Tensor, state: State, keep: bool) -> tuple[Tensor, State]:
         synapse, v = (None, None) if state is None else state
+        check_state(self, v, x)
         current, synapse = self.current(x, synapse, keep)
         beta = self.decays()[1]
         spikes, v = scan(

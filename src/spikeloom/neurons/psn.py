@@ -69,7 +69,7 @@ class MaskedPSN(Neuron):
         surrogate: its derivative replaces that of Theta.
 
     Parameters: `weight` [T, T], Kaiming-uniform; `bias` [T], -1. The buffer `lam` is saved with them.
-    Under a Stream it steps from a queue of inputs, up to T of them, once lam is 1.
+    Under a Stream it steps from a queue of the last k - 1 inputs, once lam is 1.
     """
 
     lam: Tensor
@@ -94,28 +94,35 @@ class MaskedPSN(Neuron):
         mask = band_mask(self.T, self.order, self.weight)
         return self.weight * (self.lam * mask + (1 - self.lam))
 
-    def run(self, x: Tensor, state: Tensor | None, keep: bool) -> tuple[Tensor, Tensor | None]:
+    def run(self, x: Tensor, state: tuple[Tensor, int] | None, keep: bool) -> tuple[Tensor, tuple[Tensor, int] | None]:
         if not keep:
             check_length(self, self.T, x)
             if torch.compiler.is_compiling() or float(self.lam) < 1:
-                return fire(over_time(x, self._masked(), self.bias).to(x.dtype), self.surrogate), None
+                return fire(over_time(x, self._masked(), self.bias), self.surrogate).to(x.dtype), None
             return psn(x, self.weight, self.bias, self.surrogate, self.order), None
         if float(self.lam) < 1:
             raise RuntimeError(f"MaskedPSN cannot step while its mask is partly off: lam is {float(self.lam):.3g}")
+        h, seen, last = self._continue(x, state)
+        queue = seen[max(0, seen.shape[0] - self.order + 1) :]
+        return fire(h, self.surrogate).to(x.dtype), (queue, last)
+
+    def _continue(self, x: Tensor, state: tuple[Tensor, int] | None) -> tuple[Tensor, Tensor, int]:
+        """Potentials of the steps that follow a state, the inputs they see, and the number of steps so far."""
+        seen, first = x, 0
         if state is not None:
-            check_state(self, state[0], x)
-        seen = x if state is None else torch.cat([state, x])
-        first, last = seen.shape[0] - x.shape[0], seen.shape[0]
+            queue, first = state
+            if queue.shape[0]:
+                check_state(self, queue[0], x)
+            seen = torch.cat([queue.to(x.dtype), x])
+        last = first + x.shape[0]
         if last > self.T:
             raise ValueError(f"this MaskedPSN is made for T = {self.T} steps, and the Stream has come to step {last}")
-        weight = self._masked()[first:last, :last]
-        return fire(over_time_of(seen, weight, self.bias[first:last]), self.surrogate), seen
+        weight = self._masked()[first:last, last - seen.shape[0] : last]
+        return over_time_of(seen, weight, self.bias[first:last]), seen, last
 
-    def potentials(self, x: Tensor, state: Tensor | None = None) -> Tensor:
+    def potentials(self, x: Tensor, state: tuple[Tensor, int] | None = None) -> Tensor:
         with torch.no_grad():
-            seen = x if state is None else torch.cat([state, x])
-            first, last = seen.shape[0] - x.shape[0], seen.shape[0]
-            return over_time_of(seen, self._masked()[first:last, :last], self.bias[first:last])
+            return self._continue(x, state)[0]
 
     def extra_repr(self) -> str:
         return describe(T=self.T, order=self.order, surrogate=self.surrogate)
@@ -123,7 +130,8 @@ class MaskedPSN(Neuron):
 
 def over_time_of(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     """`ops.band.over_time` for a weight with fewer rows than x has steps: [S, N, ...] -> [rows, N, ...]."""
-    h = weight @ x.flatten(1).to(weight.dtype) + bias.unsqueeze(1)
+    with torch.autocast(x.device.type, enabled=False):
+        h = weight @ x.flatten(1).to(weight.dtype) + bias.unsqueeze(1)
     return h.view(weight.shape[0], *x.shape[1:])
 
 

@@ -21,7 +21,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from spikeloom.neurons.base import Neuron, describe
+from spikeloom.neurons.base import Neuron, check_state, describe
 from spikeloom.neurons.if_lif import leak
 from spikeloom.neurons.psn import check_length
 from spikeloom.ops.band import over_time
@@ -75,6 +75,7 @@ class PSU(Neuron):
         return fire(v - self.v_threshold, self.surrogate, self.strict), state
 
     def _step(self, x: Tensor, state: Tensor | None) -> tuple[Tensor, Tensor]:
+        check_state(self, state, x, (2,))
         zero = torch.zeros_like(x[0], dtype=torch.float32)
         before = torch.stack([zero, zero]) if state is None else state
         u, after_u = leaky_filter(x, 0.0, self.decay, torch.stack([zero, before[0]]), True)
@@ -202,6 +203,7 @@ class SPSN(Neuron):
         self.tau = tau
 
     def run(self, x: Tensor, state: Tensor | None, keep: bool) -> tuple[Tensor, Tensor | None]:
+        check_state(self, state, x, (2,))
         u, state = leaky_filter(x, 0.0, self.decay, state, keep)
         return bernoulli(torch.sigmoid(u)), state
 

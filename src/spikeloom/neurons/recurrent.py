@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from spikeloom.neurons.base import describe
+from spikeloom.neurons.base import check_state, describe
 from spikeloom.neurons.paralif import LeakyIntegrator, ParaLIF
 from spikeloom.ops.recurrent import recurrent_scan
 from spikeloom.surrogates import FastSigmoid, Surrogate
@@ -53,8 +53,9 @@ class RecurrentLIF(LeakyIntegrator):
         self.recurrent = _recurrent(features)
 
     def run(self, x: Tensor, state: Any, keep: bool) -> tuple[Tensor, Any]:
+        check_state(self, None if state is None else state[0], x)
         spikes, last = recurrent_scan(
-            x, self.recurrent.weight, self.recurrent.bias, float(self.alpha), float(self.beta), self.v_threshold,
+            x, self.recurrent.weight, self.recurrent.bias, self.alpha, self.beta, self.v_threshold,
             self.surrogate, self.feedback == "relu", state,
         )  # fmt: skip
         return spikes, last if keep else None

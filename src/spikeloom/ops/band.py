@@ -42,7 +42,7 @@ def psn(x: Tensor, weight: Tensor, bias: Tensor, surrogate: Surrogate, order: in
         return _native(x, weight, bias, surrogate, 0 if order is None else min(order, steps), False)
     if order is not None:
         weight = weight * band_mask(steps, order, weight)
-    return fire(over_time(x, weight, bias), surrogate)
+    return fire(over_time(x, weight, bias), surrogate).to(x.dtype)
 
 
 def sliding_psn(x: Tensor, weight: Tensor, bias: Tensor, surrogate: Surrogate) -> Tensor:
@@ -60,14 +60,15 @@ def sliding_psn(x: Tensor, weight: Tensor, bias: Tensor, surrogate: Surrogate) -
     steps, order = x.shape[0], weight.shape[0]
     if dispatch.choose("sliding_psn", x, NATIVE_DTYPES) == "native":
         return _native(x, weight, bias.view(1), surrogate, order, True)
-    return fire(over_time(x, sliding_matrix(weight, steps), bias.expand(steps)), surrogate)
+    return fire(over_time(x, sliding_matrix(weight, steps), bias.expand(steps)), surrogate).to(x.dtype)
 
 
 def over_time(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     """The matrix product over time, `weight @ x + bias`: [T, N, ...] -> float32 (float64) [T, N, ...]."""
     rows, order = as_rows(x)
     rows = rows.to(weight.dtype)
-    h = weight @ rows if bias is None else torch.addmm(bias.unsqueeze(1), weight, rows)
+    with torch.autocast(x.device.type, enabled=False):
+        h = weight @ rows if bias is None else torch.addmm(bias.unsqueeze(1), weight, rows)
     return from_rows(h, x.shape, order)
 
 

@@ -35,6 +35,8 @@ def leaky_filter(
     Returns:
         M [T, N, ...] of x's dtype, and the state [2, N, ...] after the last step, or None.
     """
+    if state is not None and state.shape != (2, *x.shape[1:]):
+        raise ValueError(f"state must be [2, N, ...] of a step {tuple(x.shape[1:])}, got {tuple(state.shape)}")
     chosen = dispatch.choose("leaky_filter", x, NATIVE_DTYPES)
     if chosen == "reference":
         if x.device.type == "cpu" or state is not None or return_state:
@@ -58,6 +60,7 @@ def leaky_filter_reference(
     """`leaky_filter` in plain PyTorch: the definition, differentiated by autograd."""
     dtype = torch.float64 if x.dtype == torch.float64 else torch.float32
     synapse, membrane = x.new_zeros((2, *x.shape[1:]), dtype=dtype) if state is None else state.to(dtype)
+    alpha, beta = (c.to(dtype) if isinstance(c, Tensor) else c for c in (alpha, beta))
     trace: list[Tensor] = []
     for x_t in x.to(dtype):
         synapse = alpha * synapse + x_t

@@ -37,6 +37,8 @@ def gated_scan(
     Returns:
         Spikes [T, N, ...] of x's dtype, and the last state [2, N, ...].
     """
+    if state is not None and state.shape != (2, *x.shape[1:]):
+        raise ValueError(f"state must be [2, N, ...] of a step {tuple(x.shape[1:])}, got {tuple(state.shape)}")
     if dispatch.choose("gated_scan", x, (torch.float32,)) == "reference" or surrogate.formula is None:
         return gated_scan_reference(x, constants, surrogate, strict, state)
     expanded = [c.to(torch.float32).expand(x.shape[1:]) for c in constants]

@@ -18,8 +18,8 @@ def recurrent_scan(
     x: Tensor,
     weight: Tensor,
     bias: Tensor,
-    alpha: float,
-    beta: float,
+    alpha: float | Tensor,
+    beta: float | Tensor,
     v_threshold: float,
     surrogate: Surrogate,
     relu: bool,
@@ -39,10 +39,10 @@ def recurrent_scan(
     Returns:
         Spikes [T, N, features], and the last state.
     """
-    if dispatch.choose("recurrent_scan", x, (torch.float32,)) == "reference":
+    if dispatch.choose("recurrent_scan", x, (torch.float32,)) == "reference" or torch.compiler.is_compiling():
         return recurrent_scan_reference(x, weight, bias, alpha, beta, v_threshold, surrogate, relu, state)
     start = (x.new_zeros(x.shape[1:]),) * 3 if state is None else state
-    spikes, *last = _Recurrent.apply(x, weight, bias, *start, (alpha, beta, v_threshold, surrogate, relu))
+    spikes, *last = _Recurrent.apply(x, weight, bias, *start, (float(alpha), float(beta), v_threshold, surrogate, relu))
     return spikes, (last[0], last[1], last[2])
 
 
@@ -50,8 +50,8 @@ def recurrent_scan_reference(
     x: Tensor,
     weight: Tensor,
     bias: Tensor,
-    alpha: float,
-    beta: float,
+    alpha: float | Tensor,
+    beta: float | Tensor,
     v_threshold: float,
     surrogate: Surrogate,
     relu: bool,
