@@ -118,7 +118,8 @@ def mel_spikes(waves: Tensor, T: int, bands: int) -> Tensor:
     steps = min(T, spectrum.shape[2])
     energy[:, :, :steps] = torch.einsum("bf,nft->nbt", mel_bank(bands), spectrum[:, :, :steps].abs().square())
     decibel = 10 * torch.log10(energy + 1e-10)
-    loudest = decibel.amax((1, 2), keepdim=True)
+    # At least -50: in a recording without sound nothing is loud.
+    loudest = decibel.amax((1, 2), keepdim=True).clamp_min(-50)
     level = ((decibel - loudest) / 50 + 1).clamp(0, 1)
     rise = torch.diff(level, dim=2, prepend=torch.zeros_like(level[:, :, :1])).clamp_min(0) * 4
     # Integrate and fire with soft reset emits floor of the running sum, at most one spike a step for drives up to 1.

@@ -1,0 +1,77 @@
+"""The benchmarks measure what they say; their figures are not tested here."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from spikeloom.bench import neurons, run, write
+from spikeloom.bench.timing import copies, medians, saved_bytes
+from spikeloom.neurons import LIF, NEURONS
+from spikeloom.ops import backend
+from spikeloom.surrogates import ATan
+
+
+def test_every_neuron_is_measured() -> None:
+    rows = list(neurons.rows([[3, 2, 8]], 5))
+    assert [row["neuron"] for row in rows] == list(NEURONS)
+    for row in rows:
+        assert row["both_ms"] > 0
+        assert row["saved_per_input_byte"] > 0
+        assert row["shape"] == [3, 2, 8]
+
+
+def test_images_leave_recurrent_layers_out() -> None:
+    names = [row["neuron"] for row in neurons.rows([[2, 1, 3, 4, 4]], 5)]
+    assert names == [name for name in NEURONS if not name.startswith("Recurrent")]
+
+
+def test_lif_keeps_no_more_than_its_input() -> None:
+    x = torch.randn(16, 4, 64, requires_grad=True)
+    with backend("native"):
+        assert saved_bytes(lambda: LIF()(x)) <= x.nbytes + 64
+    with backend("reference"):
+        assert saved_bytes(lambda: LIF()(x)) >= 2 * x.nbytes, "what is measured is what autograd keeps"
+
+
+def test_plain_lif_is_the_fused_one() -> None:
+    fused = NEURONS["SynapticLIF"](tau_mem=2e-3, tau_syn=1e-3, v_threshold=0.5)
+    x = torch.rand(30, 1, 16)
+    plain = neurons.plain_lif(x, float(fused.alpha), float(fused.beta), 0.5, ATan())
+    assert torch.equal(plain, fused(x))
+    assert plain.sum() > 10
+
+
+def test_medians_take_turns() -> None:
+    order: list[str] = []
+    found = medians({"a": lambda: order.append("a"), "b": lambda: order.append("b")}, 5)
+    assert order == ["a", "b"] * 8
+    assert set(found) == {"a", "b"}
+
+
+def test_floor_moves_the_bytes() -> None:
+    copies(torch.randn(4, 8), 5)()
+
+
+def test_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(neurons, "rows", lambda *_: iter([{"neuron": "LIF", "shape": [4, 1], "peer": None}]))
+    monkeypatch.setattr(neurons, "filter_rows", lambda *_: iter([]))
+    monkeypatch.setattr(neurons, "paralif_rows", lambda *_: iter([{"length": 1}]))
+    monkeypatch.setattr(
+        neurons, "psn_grid", lambda *_: iter([{"N": 4, "T": 2, "inference_ratio": 1.0, "training_ratio": 2.0}])
+    )
+    told: list[object] = []
+    run.bench_neurons(tmp_path / "out", False, told.append)
+    assert len(told) == 3
+    saved = json.loads((tmp_path / "out" / "neurons.json").read_text())
+    assert saved["environment"]["threads"] >= 1
+    text = (tmp_path / "out" / "neurons.md").read_text()
+    assert "| LIF | 4x1 |  |" in text
+    assert "plotly" in (tmp_path / "out" / "psn_speed.html").read_text()
+
+
+def test_markdown_of_nothing() -> None:
+    assert write.markdown([]) == "(empty)"
