@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -44,7 +45,9 @@ def make(name: str, T: int, channels: int) -> nn.Module:
 def peer(name: str, T: int) -> Callable[[Tensor], Tensor] | None:
     """SpikingJelly's layer of the same equations, from rest at every call; None where it has none."""
     try:
-        from spikingjelly.activation_based import neuron, surrogate
+        # By name: an optional rival, which type checkers need not have.
+        neuron: Any = importlib.import_module("spikingjelly.activation_based.neuron")
+        surrogate: Any = importlib.import_module("spikingjelly.activation_based.surrogate")
     except ImportError:
         return None
     atan = surrogate.ATan()
