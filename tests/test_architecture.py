@@ -27,7 +27,7 @@ STAGES = [
     {"models"},
     {"train"},
     {"analyse", "deploy"},
-    {"doctor", "reproduce", "show"},
+    {"bench", "doctor", "reproduce", "show"},
     {"cli"},
     {"__main__"},
 ]

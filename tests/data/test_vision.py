@@ -44,10 +44,15 @@ def moments(images: torch.Tensor) -> tuple[list[float], list[float]]:
     return mean.tolist(), (shares @ grey.square() - mean.square()).sqrt().tolist()
 
 
-@pytest.fixture(params=list(DATASETS))
+@pytest.fixture(params=["digits", "mnist", "cifar10", "sequential_mnist", "sequential_cifar10"])
 def small(request: pytest.FixtureRequest) -> ImageDataset:
     """Every data set of the registry, on generated files where it reads files."""
-    roots = {"mnist": "mnist_root", "cifar10": "cifar_root"}
+    roots = {
+        "mnist": "mnist_root",
+        "cifar10": "cifar_root",
+        "sequential_mnist": "mnist_root",
+        "sequential_cifar10": "cifar_root",
+    }
     root = request.getfixturevalue(roots[request.param]) if request.param in roots else None
     return create_dataset(request.param, root, subset=20)
 
@@ -316,3 +321,15 @@ def test_import_is_light():
     code = "import sys, spikeloom.data; print([m for m in ('sklearn', 'torchvision', 'PIL') if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+def test_columns_are_time(cifar_root):
+    image, sequence = (create_dataset(name, cifar_root, subset=5) for name in ("cifar10", "sequential_cifar10"))
+    x, _ = image.__getitems__([0, 3])
+    assert image.encode(x) is x
+    assert (image.is_sequence, sequence.is_sequence) == (False, True)
+    steps = sequence.encode(sequence.__getitems__([0, 3])[0])
+    assert steps.shape == (32, 2, 3, 32)
+    assert torch.equal(steps[7, 1], x[1, :, :, 7])
+    assert (image.input_shape, sequence.input_shape) == ((3, 32, 32), (3, 32))
+    assert sequence.title == image.title
