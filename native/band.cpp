@@ -65,7 +65,9 @@ int forward(const BandForward& a) {
 
 template <class T, Surrogate kind>
 int backward(const BandBackward& a) {
-  const int64_t weights = a.sliding ? a.order : a.steps * a.steps, biases = a.sliding ? 1 : a.steps;
+  // A row of partial sums per step holds its terms alone; with an order these are the last `order` of `width` places.
+  const int64_t width = a.order == 0 ? a.steps : a.order;
+  const int64_t weights = a.sliding ? width : a.steps * width, biases = a.sliding ? 1 : a.steps;
   // A fixed number of groups of blocks, each with its own sums, added in order: the result does not depend on threads.
   const int64_t blocks = (a.size + LANES - 1) / LANES, groups = blocks == 0 ? 1 : smaller(blocks, 16);
   const int64_t per_group = (blocks + groups - 1) / groups;
@@ -94,7 +96,7 @@ int backward(const BandBackward& a) {
 #pragma omp simd reduction(+ : total)
         for (int64_t i = 0; i < LANES; i++) total += grad[i];
         grad_bias[a.sliding ? 0 : t] += total;
-        double* out = grad_weight + (r.weight - a.weight);
+        double* out = grad_weight + (a.sliding ? 0 : t * width) + (a.order == 0 ? 0 : width - (r.last - r.first));
         for (int64_t j = r.first; j < r.last; j++) {
           const float* x = x_rows + j * LANES;
           float dot = 0.f;
@@ -118,7 +120,14 @@ int backward(const BandBackward& a) {
   });
   for (int64_t g = 0; g < groups; g++) {
     const double* from = partial + g * (weights + biases);
-    for (int64_t w = 0; w < weights; w++) a.grad_weight[w] += from[w];
+    if (a.sliding || a.order == 0) {
+      for (int64_t w = 0; w < weights; w++) a.grad_weight[w] += from[w];
+    } else {
+      for (int64_t t = 0; t < a.steps; t++) {
+        const Rows r = terms(a, t);
+        for (int64_t j = r.first; j < r.last; j++) a.grad_weight[t * a.steps + j] += from[t * width + width - (t + 1 - j)];
+      }
+    }
     for (int64_t w = 0; w < biases; w++) a.grad_bias[w] += from[weights + w];
   }
   std::free(partial);

@@ -70,9 +70,9 @@ class PSU(Neuron):
 
     def run(self, x: Tensor, state: Tensor | None, keep: bool) -> tuple[Tensor, Tensor | None]:
         if not keep:
-            return fire(self.membrane(x) - self.v_threshold, self.surrogate, self.strict), None
+            return fire(self.membrane(x), self.surrogate, self.strict, self.v_threshold), None
         v, state = self._step(x, state)
-        return fire(v - self.v_threshold, self.surrogate, self.strict), state
+        return fire(v, self.surrogate, self.strict, self.v_threshold), state
 
     def _step(self, x: Tensor, state: Tensor | None) -> tuple[Tensor, Tensor]:
         check_state(self, state, x, (2,))

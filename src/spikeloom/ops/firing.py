@@ -100,7 +100,13 @@ def fire_by(
     if rule == "bernoulli":
         return bernoulli(y), None
     if rule == "threshold":
-        return fire(y - threshold, surrogate, strict=True), None
+        return _above(y, threshold, surrogate), None
     first = torch.zeros_like(y[:1]) if before is None else before.unsqueeze(0).to(y.dtype)
     rise = y - torch.cat([first, y[:-1]])
-    return fire(rise - threshold, surrogate, strict=True), y[-1]
+    return _above(rise, threshold, surrogate), y[-1]
+
+
+def _above(u: Tensor, threshold: float | Tensor, surrogate: Surrogate) -> Tensor:
+    if isinstance(threshold, Tensor):  # a learned one
+        return fire(u - threshold, surrogate, strict=True)
+    return fire(u, surrogate, strict=True, threshold=threshold)

@@ -85,9 +85,10 @@ def scan(
     return spikes, last.squeeze(0) if one else last
 
 
-def fire(u: Tensor, surrogate: Surrogate, strict: bool = False) -> Tensor:
-    """`Theta(u)` with a surrogate's gradient, for any u [T, N, ...], in one pass each way: a scan without memory."""
-    return scan(u, None, 0.0, 1.0, 0.0, None, surrogate, True, return_v=False, strict=strict)[0]
+def fire(u: Tensor, surrogate: Surrogate, strict: bool = False, threshold: float = 0.0) -> Tensor:
+    """`Theta(u - threshold)` with a surrogate's gradient, for any u [T, N, ...], one pass each way: a scan without
+    memory."""
+    return scan(u, None, 0.0, 1.0, threshold, None, surrogate, True, return_v=False, strict=strict)[0]
 
 
 def potentials(
