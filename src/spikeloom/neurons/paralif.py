@@ -12,7 +12,7 @@ from spikeloom.errors import UsageError
 from spikeloom.neurons.base import Neuron, check_state, describe
 from spikeloom.ops.filter import leaky_filter
 from spikeloom.ops.firing import FIRING, fire_by
-from spikeloom.ops.scan import scan
+from spikeloom.ops.scan import potentials, scan
 from spikeloom.registry import nearest
 from spikeloom.stream import State
 from spikeloom.surrogates import FastSigmoid, Surrogate
@@ -180,8 +180,6 @@ class SynapticLIF(LeakyIntegrator):
         return spikes, (synapse, v) if keep else None
 
     def potentials(self, x: Tensor, state: State = None) -> Tensor:
-        from spikeloom.ops.scan import potentials
-
         with torch.no_grad():
             synapse, v = (None, None) if state is None else state
             beta = self.decays()[1]

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from spikeloom.neurons.base import Neuron, check_state, describe
-from spikeloom.ops.band import band_mask, over_time, psn, sliding_psn
+from spikeloom.ops.band import band_mask, over_time, psn, sliding_matrix, sliding_psn
 from spikeloom.ops.scan import fire
 from spikeloom.surrogates import ATan, Surrogate
 
@@ -176,8 +176,6 @@ class SlidingPSN(Neuron):
         return spikes[seen.shape[0] - x.shape[0] :], seen[max(0, seen.shape[0] - self.order + 1) :]
 
     def potentials(self, x: Tensor, state: Tensor | None = None) -> Tensor:
-        from spikeloom.ops.band import sliding_matrix
-
         with torch.no_grad():
             seen = x if state is None else torch.cat([state, x])
             steps = seen.shape[0]

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from spikeloom.neurons.base import check_state, describe
 from spikeloom.neurons.paralif import LeakyIntegrator, ParaLIF
+from spikeloom.ops.firing import fire_by
 from spikeloom.ops.recurrent import recurrent_scan
 from spikeloom.surrogates import FastSigmoid, Surrogate
 
@@ -110,6 +111,4 @@ class RecurrentParaLIF(ParaLIF):
         return (hidden + m if self.add_hidden else m), None
 
     def _fire(self, m: Tensor) -> Tensor:
-        from spikeloom.ops.firing import fire_by
-
         return fire_by(self.firing, m, self.threshold(), self.surrogate)[0]
