@@ -11,7 +11,7 @@ from collections.abc import Callable, Generator, Iterable
 from pathlib import Path
 from typing import Any
 
-import spikeloom.bench  # registers its measurements  # noqa: F401
+import spikeloom.bench  # noqa: F401  # pyright: ignore[reportUnusedImport] - registers its measurements
 from spikeloom.analyse import MEASUREMENTS, Measured, count_cost
 from spikeloom.errors import UsageError
 from spikeloom.train.checkpoint import write_json

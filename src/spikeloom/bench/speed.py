@@ -59,7 +59,7 @@ def paralif_speed(lengths: list[int] | None = None, repeats: int = 11) -> Measur
 
 
 def _psu_neuron(name: str, T: int) -> Callable[..., Any]:
-    options = {"T": T} if name in ("IPSU", "RPSU") else {}
+    options: Json = {"T": T} if name in ("IPSU", "RPSU") else {}
     if name == "LIF":
         options["v_reset"] = None
     if name != "SPSN":
