@@ -103,7 +103,7 @@ def _repeats(x: Tensor) -> bool:
 
 def _moments(x: Tensor, layout: tuple[int, int]) -> tuple[Tensor, Tensor]:
     """Mean and variance (factor 1 / n) of every channel, float32."""
-    mean, variance = torch.empty(2, layout[0]).unbind()
+    mean, variance = torch.empty(layout[0]), torch.empty(layout[0])
     fields = _fields(x, layout)
     if _repeats(x):
         fields["steps"] = 1
