@@ -17,6 +17,7 @@ from torch import Tensor
 from spikeloom.errors import UsageError
 from spikeloom.ops import backend, dispatch, scan, scan_reference
 from spikeloom.ops import scan as scan_module_function
+from spikeloom.ops.scan_native import firing_numbers, scan_native_potentials
 from spikeloom.surrogates import SURROGATES, ATan, Rectangular, Sigmoid, Surrogate, Triangle
 
 scan_module = sys.modules[scan_module_function.__module__]
@@ -335,8 +336,8 @@ def test_potentials_are_those_of_the_scan(native: Any) -> None:
         assert last is not None
         silent = h[0] < v_threshold
         assert torch.equal(h[0][silent], last[silent]), v_threshold
-        decay, gain = torch.tensor(0.9).double(), torch.tensor(0.7).double()
-        native_h = scan_module._scan_potentials(x, v[None], decay, gain, None, [v_threshold], 0.0, False)
+        numbers = firing_numbers(v_threshold, 0.0, False, True, (0, 1.0, 1.0))
+        native_h = scan_native_potentials(x, v[None], 0.9, 0.7, None, numbers)
         assert torch.equal(h, native_h[0]), v_threshold
 
 

@@ -12,6 +12,7 @@ from spikeloom.neurons.base import check_state, describe
 from spikeloom.neurons.paralif import LeakyIntegrator, ParaLIF
 from spikeloom.ops.filter_fire import filter_fire
 from spikeloom.ops.recurrent import recurrent_scan
+from spikeloom.stream import State
 from spikeloom.surrogates import FastSigmoid, Surrogate
 
 
