@@ -65,4 +65,4 @@ _register("spikformer_v2_8_384", 8, 384, 8, 4, 1000)
 _register("spikformer_v2_8_512", 8, 512, 8, 4, 1000)
 _register("spikformer_v2_16_768", 16, 768, 12, 4, 1000)
 # Not of the paper: for images of 28x28 and 32x32, small enough for a CPU.
-_register("spikformer_v2_2_96", 2, 96, 6, 2, 10)
+_register("spikformer_v2_2_64", 2, 64, 4, 2, 10)

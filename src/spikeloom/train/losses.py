@@ -1,9 +1,10 @@
-"""Losses on logits per step [T, N, classes] and labels [N]; each is a scalar."""
+"""Losses on logits per step [T, N, classes] and labels [N], or weights of classes [N, classes]; each is a scalar."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -38,7 +39,18 @@ def tet(logits: Tensor, y: Tensor, lam: float = 0.0, target: float = 1.0, label_
         label_smoothing: as `sdt`.
     """
     steps = logits.shape[0]
-    cross_entropy = F.cross_entropy(logits.flatten(0, 1), y.repeat(steps), label_smoothing=label_smoothing)
+    cross_entropy = F.cross_entropy(logits.flatten(0, 1), torch.cat([y] * steps), label_smoothing=label_smoothing)
     if lam == 0:
         return cross_entropy
     return (1 - lam) * cross_entropy + lam * (logits - target).square().mean()
+
+
+@LOSSES.register
+def reconstruction(logits: Tensor, y: Tensor) -> Tensor:
+    """The mean square of what a masked autoencoder gives: its error at the hidden patches (Spikformer V2, Sec. 4.2).
+
+    Args:
+        logits: prediction minus target, of any shape.
+        y: labels, which play no part.
+    """
+    return logits.square().mean()
