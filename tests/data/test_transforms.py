@@ -10,10 +10,16 @@ import torch
 from torch import Tensor
 
 from spikeloom.data import TRANSFORMS, augmentation, create_dataset
-from spikeloom.data.transforms import RandomCrop, RandomHorizontalFlip
+from spikeloom.data.transforms import RandAugment, RandomCrop, RandomErase, RandomHorizontalFlip
 from spikeloom.errors import UsageError
+from spikeloom.train.loop import seed_everything
 
 OPTIONS: dict[str, dict[str, Any]] = {"random_crop": {"padding": 4}, "random_horizontal_flip": {}}
+# timm's: one image after another, drawn from `random` and numpy as well.
+TIMM: dict[str, dict[str, Any]] = {
+    "rand_augment": {"mean": (0.5, 0.4, 0.3), "std": (0.25, 0.2, 0.15)},
+    "random_erase": {"p": 0.5},
+}
 FILL = torch.tensor([-2.0, -1.5, -1.0])
 
 
@@ -22,7 +28,7 @@ def x() -> Tensor:
     return torch.randn(128, 3, 32, 32)
 
 
-@pytest.fixture(params=list(TRANSFORMS))
+@pytest.fixture(params=list(OPTIONS))
 def transform(request: pytest.FixtureRequest) -> Any:
     return TRANSFORMS[request.param](**OPTIONS[request.param])
 
@@ -152,3 +158,55 @@ def test_wrong_recipes(spec: Any, says: str):
         augmentation([spec])
     assert says in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+# --- timm's -----------------------------------------------------------------------------------------------------------
+
+
+def test_every_transform_is_tested_here():
+    assert set(TRANSFORMS) == {*OPTIONS, *TIMM}
+
+
+@pytest.mark.parametrize("name", TIMM)
+def test_transforms_of_timm(name: str):
+    transform = TRANSFORMS[name](**TIMM[name])
+    for dtype in (torch.float32, torch.bfloat16):
+        for shape in [(16, 3, 9, 12), (0, 3, 4, 4)]:
+            x = torch.randn(shape, dtype=dtype).clamp(-1, 1)
+            before, outs = x.clone(), []
+            for _ in range(2):
+                seed_everything(3)
+                outs.append(transform(x, FILL))
+            assert outs[0].shape == x.shape
+            assert outs[0].dtype == dtype
+            assert torch.equal(x, before)
+            assert torch.equal(*outs)
+            assert len(x) == 0 or not torch.equal(outs[0], x)
+
+
+def test_rand_augment_without_magnitude_returns_the_pixels():
+    # Of the operations at magnitude 0 only those that ignore the magnitude change an image.
+    mean, std = (0.5, 0.4, 0.3), (0.25, 0.2, 0.15)
+    pixels = torch.randint(0, 256, (8, 3, 6, 6))
+    x = (pixels / 255 - torch.tensor(mean).view(-1, 1, 1)) / torch.tensor(std).view(-1, 1, 1)
+    y = RandAugment(config="rand-m0-n1-p0.0", mean=mean, std=std)(x, FILL)
+    torch.testing.assert_close(y, x, rtol=0, atol=1e-5)
+    grey = RandAugment(config="rand-m9-n2", mean=(0.3,), std=(0.4,))(torch.rand(4, 1, 8, 8), FILL[:1])
+    assert grey.shape == (4, 1, 8, 8)
+
+
+def test_rand_augment_is_told_the_normalisation():
+    spec = [{"name": "rand_augment", "config": "rand-m9-n1"}]
+    [transform] = augmentation(spec, (0.5,), (0.25,)).transforms  # pyright: ignore
+    assert (transform.mean, transform.std) == ((0.5,), (0.25,))
+    with pytest.raises(UsageError, match="config of rand_augment cannot be 'rnd-m9'"):
+        augmentation([{"name": "rand_augment", "config": "rnd-m9"}], (0.5,), (0.25,))
+
+
+def test_erased_areas():
+    x = torch.ones(400, 1, 20, 20)
+    y = RandomErase(p=0.25, mode="const")(x, FILL[:1])
+    areas = (y == 0).float().mean((1, 2, 3))
+    assert 0.15 < (areas > 0).float().mean() < 0.35
+    assert areas[areas > 0].min() > 0.015
+    assert areas.max() < 0.4

@@ -124,10 +124,17 @@ class SpikingSelfAttention(nn.Module):
         super().__init__()
         if channels % heads:
             raise ValueError(f"channels must be a multiple of heads, got {channels} and {heads}")
-        self.q, self.k, self.v = (Conv2d(channels, channels, 1, bias=qkv_bias) for _ in range(3))
-        spiking, floating = functools.partial(NormSpike, channels, neuron), functools.partial(BatchNorm, channels)
-        self.q_spike, self.k_spike = ((spiking if variant == "ssa" else floating)() for _ in range(2))
-        self.v_spike = floating() if variant == "softmax_float_v" else spiking()
+
+        def linear() -> Conv2d:
+            return Conv2d(channels, channels, 1, bias=qkv_bias)
+
+        def unit(spiking: bool) -> nn.Module:
+            return NormSpike(channels, neuron) if spiking else BatchNorm(channels)
+
+        # A norm is registered right behind its convolution: by this order `deploy.fold` knows the pairs.
+        self.q, self.q_spike = linear(), unit(variant == "ssa")
+        self.k, self.k_spike = linear(), unit(variant == "ssa")
+        self.v, self.v_spike = linear(), unit(variant != "softmax_float_v")
         self.product = AttentionProduct(heads, scale, learnable_scale, variant, token_pool)
         self.spike = make_neuron(_with_threshold(neuron, v_threshold), channels)
         self.projection = Conv2d(channels, channels, 1)
