@@ -1,9 +1,9 @@
 """Data sets and augmentations, chosen by name."""
 
 from spikeloom.data.audio import SpikeDataset
-from spikeloom.data.event_sets import event_frames
 from spikeloom.data.events import EventFileError, Events, read_events
 from spikeloom.data.frame_sets import FrameDataset
+from spikeloom.data.frames import event_frames
 from spikeloom.data.images import ImageDataset, collate
 from spikeloom.data.transforms import TRANSFORMS, Transform, augmentation
 from spikeloom.data.vision import DATASETS, create_dataset

@@ -35,7 +35,7 @@ def aedat4(file: EventFile) -> Decoded:
     while start < end:
         if start + 8 > end:
             raise file.error(start, "truncated: in the header of a packet")
-        of, length = struct.unpack_from("<ii", file.data, start)
+        of, length = file.unpack("<ii", start)
         body = start + 8
         if length < 0 or body + length > end:
             raise file.error(start, f"truncated: a packet of {length} bytes, of which {end - body} are there")
@@ -57,7 +57,7 @@ def _header(file: EventFile) -> tuple[int, int, str, int]:
     data = file.data
     if len(data) < _START + 4:
         raise file.error(len(data), "truncated: in the header")
-    (length,) = struct.unpack_from("<I", data, _START)
+    (length,) = file.unpack("<I", _START)
     start = _START + 4 + length
     if start > len(data):
         raise file.error(_START, f"truncated: a header of {length} bytes in a file of {len(data)}")
@@ -145,27 +145,25 @@ def _decompress(file: EventFile, at: int, length: int, compression: int, budget:
     data = file.data[at : at + length].tobytes()
     if compression == 0:
         return data
-    name = "lz4.frame" if compression in _LZ4 else "zstandard"
+    lz4 = compression in _LZ4
+    name = "lz4" if lz4 else "zstandard"
     try:
-        codec: Any = importlib.import_module(name)
+        codec: Any = importlib.import_module("lz4.frame" if lz4 else name)
     except ImportError:
-        raise file.error(at, f"compressed with {name.split('.')[0]}: pip install {name.split('.')[0]}") from None
-    decoder = codec.LZ4FrameDecompressor() if compression in _LZ4 else codec.ZstdDecompressor().decompressobj()
+        raise file.error(at, f"compressed with {name}, which is not installed: pip install {name}") from None
     try:
-        if compression in _LZ4:
+        if lz4:
+            decoder = codec.LZ4FrameDecompressor()
             packet, whole = decoder.decompress(data, max_length=budget + 1), decoder.eof
         else:
-            if codec.frame_content_size(data) > budget:
-                raise file.error(at, _too_much(budget))
-            packet, whole = decoder.decompress(data), decoder.eof
-    except (RuntimeError, codec.ZstdError if compression in _ZSTD else EOFError) as error:
+            decoder = codec.ZstdDecompressor(max_window_size=1 << 27).stream_reader(data)
+            packet, whole = decoder.read(budget + 1), True
+    except (RuntimeError, MemoryError, codec.ZstdError if not lz4 else EOFError) as error:
         raise file.error(at, f"damaged packet: {' '.join(str(error).split())}") from None
     if len(packet) > budget:
-        raise file.error(at, _too_much(budget))
+        raise file.error(
+            at, f"the packets grow to more than {MOST_GROWTH} times the file, which those of recordings do not"
+        )
     if not whole:
         raise file.error(at, "damaged packet: its compressed data have no end")
     return packet
-
-
-def _too_much(budget: int) -> str:
-    return f"a packet grows beyond {budget} bytes: more than {MOST_GROWTH} times the file in all, no recording does"

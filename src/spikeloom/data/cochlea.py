@@ -12,8 +12,9 @@ import numpy as np
 import torch
 
 from spikeloom.data.event_sets import Place
+from spikeloom.data.events import Array
 from spikeloom.data.frame_sets import FrameDataset, cached, chosen
-from spikeloom.data.frames import Array, Slicing, accumulate, settled, slices
+from spikeloom.data.frames import Slicer, Slicing, accumulate
 from spikeloom.data.places import data_root, fetch_with_tonic, missing
 from spikeloom.errors import DataFileError, UsageError
 
@@ -47,7 +48,7 @@ def shd(
         frames, T, dt: as `nmnist`; by default 15 parts of equal duration.
         download: fetch missing files with tonic.
     """
-    T, dt = settled(frames, T, dt, 15)
+    slicer = Slicer.filled(frames, T, dt, 15)
     folder = data_root(root, "SHD", SHD_SOURCE)
     path = _found(folder, ("SHD", ""), f"shd_{split}.h5")
     if download and not path.is_file():
@@ -59,7 +60,7 @@ def shd(
         spikes = (file["spikes/times"], file["spikes/units"])
         if not len(labels) == len(spikes[0]) == len(spikes[1]):
             raise DataFileError(f"{path}: {len(labels)} labels, {len(spikes[0])} times, {len(spikes[1])} units")
-        return _dataset("shd", "SHD", path, labels, 20, 700, (frames, T, dt), subset,
+        return _dataset("shd", "SHD", path, labels, 20, 700, slicer, subset,
                         lambda i: (spikes[0][i], spikes[1][i]))  # fmt: skip
 
 
@@ -81,7 +82,7 @@ def n_tidigits(
         subset, download: as `shd`.
         frames, T, dt: as `nmnist`; by default windows of 5 ms from t = 0.
     """
-    T, dt = settled(frames, T, dt)
+    slicer = Slicer.filled(frames, T, dt)
     folder = data_root(root, "N-TIDIGITS", NTIDIGITS_SOURCE)
     path = _found(folder, ("NTIDIGITS18", "NTIDIGITS", ""), "n-tidigits.hdf5")
     if download and not path.is_file():
@@ -98,7 +99,7 @@ def n_tidigits(
             raise DataFileError(f"{path}: recording {names[wrong]!r}: label {said[wrong]!r}, expected z, 1 to 9 or o")
         labels = np.array(["z123456789o".index(digit) for digit in said], np.int64)
         times, units = file[f"{split}_timestamps"], file[f"{split}_addresses"]
-        return _dataset("n_tidigits", "N-TIDIGITS (single digits)", path, labels, 11, 64, (frames, T, dt), subset,
+        return _dataset("n_tidigits", "N-TIDIGITS (single digits)", path, labels, 11, 64, slicer, subset,
                         lambda i: (times[names[i]][()], units[names[i]][()]))  # fmt: skip
 
 
@@ -109,7 +110,7 @@ def _dataset(
     labels: Array,
     classes: int,
     channels: int,
-    slicing: tuple[Slicing, int | None, float | None],
+    slicer: Slicer,
     subset: int | None,
     spikes: Callable[[int], tuple[Any, Any]],
 ) -> FrameDataset:
@@ -121,16 +122,14 @@ def _dataset(
 
     def read(i: int) -> Array:
         seconds, units = (np.asarray(values) for values in spikes(which[i]))
-        return _frames(f"{path}: recording {which[i]}", seconds, units, channels, slicing)
+        return _frames(f"{path}: recording {which[i]}", seconds, units, channels, slicer)
 
-    counts = cached(name, {"slicing": slicing, "which": which}, [path], len(which), (channels,), read)
+    counts = cached(name, {"slicer": repr(slicer), "which": which}, [path], len(which), (channels,), read)
     digits = [str(digit) for digit in range(classes)]
     return FrameDataset(counts, torch.from_numpy(labels[which]), name=name, title=title, classes=digits)
 
 
-def _frames(
-    where: str, seconds: Array, units: Array, channels: int, slicing: tuple[Slicing, int | None, float | None]
-) -> Array:
+def _frames(where: str, seconds: Array, units: Array, channels: int, slicer: Slicer) -> Array:
     if seconds.shape != units.shape or seconds.ndim != 1 or not len(seconds):
         raise DataFileError(f"{where}: {seconds.shape} times and {units.shape} units, expected as many and at least 1")
     if seconds.dtype.kind != "f" or units.dtype.kind not in "iuf":
@@ -143,7 +142,7 @@ def _frames(
         raise DataFileError(f"{where}: a unit outside 0 to {channels - 1}")
     order = np.argsort(seconds, kind="stable")
     t = np.rint(1e6 * seconds[order]).astype(np.int64)
-    index, steps = slices(t, *slicing)
+    index, steps = slicer(t)
     return accumulate(units[order].astype(np.int64), index, steps, (channels,))
 
 

@@ -315,7 +315,7 @@ def event_stream(file: EventFile) -> Decoded:
     begin, now = 20, 0
     while begin < len(file.data):
         data = file.data[begin : begin + _CHUNK + 4]
-        # Where a record begins depends on all before it. Jumps of 1, 2, 4, ... records find the beginnings in log steps.
+        # Where a record begins depends on all before it: jumps of 1, 2, 4, ... records find all beginnings fast.
         jump = np.arange(len(data)) + np.where(data >= 254, 1, 5)
         jump = np.append(np.minimum(jump, len(data)), len(data))
         starts = np.zeros(1, np.int64)

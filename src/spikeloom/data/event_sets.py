@@ -12,9 +12,9 @@ from typing import Literal
 import numpy as np
 import torch
 
-from spikeloom.data.events import Decoded, EventFile, EventFileError, Events, checked, read_events
+from spikeloom.data.events import Array, Decoded, EventFile, EventFileError, Events, checked, read_events
 from spikeloom.data.frame_sets import FrameDataset, Resize, cached, chosen
-from spikeloom.data.frames import Array, Slicing, accumulate, settled, slices
+from spikeloom.data.frames import Slicer, Slicing, accumulate, check_number
 from spikeloom.data.options import check_integer
 from spikeloom.data.places import data_root, fetch_with_tonic, missing
 from spikeloom.errors import DataFileError, UsageError
@@ -47,20 +47,17 @@ class Cut:
 
 @dataclass(frozen=True)
 class Framing:
-    """How recordings become frames; the fields are options of the data sets, see `nmnist`."""
+    """How recordings become frames; the fields are options of the data sets, see `nmnist` and `cifar10_dvs`."""
 
-    frames: Slicing
-    T: int | None
-    dt: float | None
+    slicer: Slicer
     downsample: float | None = None
     polarity: int | None = None
 
     def __post_init__(self):
-        d, p = self.downsample, self.polarity
-        if d is not None and not (isinstance(d, int | float) and not isinstance(d, bool) and 1 <= d <= 1000):
-            raise UsageError(f"downsample must be a number from 1 to 1000, got {d!r}")
-        if p is not None and (isinstance(p, bool) or p not in (0, 1)):
-            raise UsageError(f"polarity must be 0 or 1, got {p!r}")
+        if self.downsample is not None:
+            check_number("downsample", self.downsample, 1, 1000)
+        if self.polarity is not None:
+            check_integer("polarity", self.polarity, 0, 1)
 
     def shape(self, sensor: tuple[int, int]) -> tuple[int, int, int]:
         """Channels, height and width of a frame."""
@@ -73,10 +70,11 @@ class Framing:
         Raises:
             EventFileError: it has no events, or for frames by count fewer than frames.
         """
-        if len(events) < (self.T or 1 if self.frames == "count" else 1):
-            raise EventFileError(f"{path}: a recording of {len(events)} events is too short for frames of data.T")
+        least = self.slicer.T or 1 if self.slicer.frames == "count" else 1
+        if len(events) < least:
+            raise EventFileError(f"{path}: a recording of {len(events)} events is too short, expected at least {least}")
         channels, height, width = shape = self.shape((events.width, events.height))
-        index, steps = slices(events.t, self.frames, self.T, self.dt)
+        index, steps = self.slicer(events.t)
         x, y, p = events.x.astype(np.int64), events.y.astype(np.int64), events.p
         if self.downsample is not None:
             x, y = (x / self.downsample).astype(np.int64), (y / self.downsample).astype(np.int64)
@@ -86,26 +84,6 @@ class Framing:
         if channels == 2:
             cell += p.astype(np.int64) * (height * width)
         return accumulate(cell, index, steps, shape)
-
-
-def event_frames(
-    events: Events, frames: Slicing = "count", T: int | None = None, dt: float | None = None
-) -> torch.Tensor:
-    """A recording as frames, int64 [T, 2, H, W]: how many events each pixel had, by polarity.
-
-    Args:
-        events: the recording.
-        frames: "count" and "time" cut it into T parts of equal number or duration, "windows" takes T windows of dt
-            milliseconds from the first event, "bins" as many of dt from t = 0 as there are.
-        T, dt: see `frames`; 10 and 5 ms unless given.
-
-    Raises:
-        UsageError: T or dt where they have no meaning, or out of range.
-    """
-    T, dt = settled(frames, T, dt)
-    index, steps = slices(events.t, frames, T, dt)
-    cell = (events.p.astype(np.int64) * events.height + events.y) * events.width + events.x
-    return torch.from_numpy(accumulate(cell, index, steps, (2, events.height, events.width)))
 
 
 def _dataset(
@@ -162,7 +140,7 @@ def nmnist(
         flatten: give a frame as one axis.
         download: fetch missing files with tonic.
     """
-    T, dt = settled(frames, T, dt)
+    slicer = Slicer.filled(frames, T, dt)
     folder = data_root(root, "N-MNIST", NMNIST_SOURCE)
     part = folder / "NMNIST" / split.capitalize()
     if download and not part.is_dir():
@@ -175,7 +153,7 @@ def nmnist(
     title = "N-MNIST" if whole else f"N-MNIST files of {len(cuts)} recordings"
     return _dataset(
         "nmnist", title, cuts, subset, [str(digit) for digit in range(10)], (34, 34),
-        Framing(frames, T, dt, None, polarity), lambda cut: read_events(cut.path, (34, 34)), flatten=flatten,
+        Framing(slicer, polarity=polarity), lambda cut: read_events(cut.path, (34, 34)), flatten=flatten,
     )  # fmt: skip
 
 
@@ -206,7 +184,7 @@ def cifar10_dvs(
         size: side to resize frames to as they are read.
         resize: how: "nearest", "bilinear" or "bilinear_corners", which aligns the corners.
     """
-    T, dt = settled(frames, T, dt)
+    slicer = Slicer.filled(frames, T, dt)
     folder = data_root(root, "CIFAR10-DVS", CIFAR10_DVS_SOURCE)
     base = folder / "CIFAR10DVS"
     if download and not base.is_dir():
@@ -221,7 +199,7 @@ def cifar10_dvs(
         return Events(events.t, 127 - events.y, 127 - events.x, 1 - events.p, 128, 128)
 
     title = f"CIFAR10-DVS ({test_part} tenth for testing)"
-    return _dataset("cifar10_dvs", title, cuts, subset, CIFAR10_CLASSES, (128, 128), Framing(frames, T, dt, downsample),
+    return _dataset("cifar10_dvs", title, cuts, subset, CIFAR10_CLASSES, (128, 128), Framing(slicer, downsample),
                     read, size, resize)  # fmt: skip
 
 
@@ -247,7 +225,7 @@ def n_caltech101(
         subset, frames, T, dt, download: as `nmnist`.
         test_part, size, resize: as `cifar10_dvs`.
     """
-    T, dt = settled(frames, T, dt)
+    slicer = Slicer.filled(frames, T, dt)
     folder = data_root(root, "N-Caltech101", CALTECH_SOURCE)
     base = next(
         (p for p in (folder / "NCALTECH101" / "Caltech101", folder / "Caltech101") if p.is_dir()),
@@ -261,7 +239,7 @@ def n_caltech101(
                       f"{CALTECH_SOURCE} (there are {len(classes)} of 101 classes)")  # fmt: skip
     cuts = _by_class(base, classes, ("*.bin",), split, test_part, "N-Caltech101", folder, CALTECH_SOURCE)
     title = f"N-Caltech101 ({test_part} tenth for testing)"
-    return _dataset("n_caltech101", title, cuts, subset, classes, (240, 180), Framing(frames, T, dt),
+    return _dataset("n_caltech101", title, cuts, subset, classes, (240, 180), Framing(slicer),
                     lambda cut: read_events(cut.path, (240, 180)), size, resize)  # fmt: skip
 
 
@@ -294,7 +272,7 @@ def dvs_gesture(
         other: with the eleventh class, "other gestures".
         downsample, size, resize: as `cifar10_dvs`.
     """
-    T, dt = settled(frames, T, dt)
+    slicer = Slicer.filled(frames, T, dt)
     folder = data_root(root, "DVS128 Gesture", GESTURE_SOURCE)
     base = folder / "DVSGesture"
     original, copies = base / "DvsGesture", base / f"ibmGesture{split.capitalize()}"
@@ -311,7 +289,7 @@ def dvs_gesture(
     classes = GESTURES if other else GESTURES[:-1]
     cuts = [cut for cut in cuts if cut.label < len(classes)]
     title = "DVS128 Gesture" if other else "DVS128 Gesture without other gestures"
-    return _dataset("dvs_gesture", title, cuts, subset, classes, (128, 128), Framing(frames, T, dt, downsample), read,
+    return _dataset("dvs_gesture", title, cuts, subset, classes, (128, 128), Framing(slicer, downsample), read,
                     size, resize, flatten)  # fmt: skip
 
 

@@ -6,6 +6,7 @@ An event is a pixel's change of brightness: (t, x, y, p). `docs/events.md` lists
 from __future__ import annotations
 
 import os
+import struct
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -60,6 +61,10 @@ class EventFile:
     def error(self, offset: int, reason: str) -> EventFileError:
         """The error for something at a byte of the file."""
         return EventFileError(f"{self.path}: at byte {offset} of {len(self.data)}: {reason}")
+
+    def unpack(self, kind: str, start: int) -> tuple[Any, ...]:
+        """Numbers at a byte, which must be there, as `struct` names them."""
+        return struct.unpack(kind, self.data[start : start + struct.calcsize(kind)].tobytes())
 
     def records(self, start: int, dtype: str) -> Array:
         """The rest of the file from a byte on as an array of fixed-size records.
@@ -147,8 +152,8 @@ def _joined(parts: list[Array]) -> Array:
 
 
 def read_events(path: str | os.PathLike[str], sensor: tuple[int, int] | None = None) -> Events:
-    """Reads one recording: AEDAT 2, 3.1 and 4, Prophesee EVT2, EVT3 and DAT, Event Stream, the 5-byte records of N-MNIST
-    and N-Caltech101 (.bin), ST-MNIST (.mat) and N-TIDIGITS (.bs1).
+    """Reads one recording: AEDAT 2, 3.1 and 4, Prophesee EVT2, EVT3 and DAT, Event Stream, the 5-byte records of
+    N-MNIST and N-Caltech101 (.bin), ST-MNIST (.mat) and N-TIDIGITS (.bs1).
 
     The format is told by content, only .bs1 by name. Needs memory of a few times the file, not for what its counts
     claim.

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from spikeloom.data.frames import Array
+from spikeloom.data.events import Array
 from spikeloom.data.options import check_integer
 from spikeloom.errors import UsageError
 

@@ -67,7 +67,7 @@ def st_mnist(file: EventFile) -> Decoded:
         raise file.error(126, "a MATLAB file of a big-endian machine or of a version other than 5")
     start = 128
     while start + 8 <= len(file.data):
-        kind, size = struct.unpack_from("<II", file.data, start)
+        kind, size = file.unpack("<II", start)
         body = start + 8
         if body + size > len(file.data):
             raise file.error(
