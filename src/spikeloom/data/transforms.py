@@ -9,6 +9,7 @@ from `random` and numpy as well.
 from __future__ import annotations
 
 import inspect
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, cast
@@ -135,6 +136,39 @@ class RandomErase:
         from timm.data.random_erasing import RandomErasing
 
         return RandomErasing(self.p, mode=self.mode, device="cpu")(x.clone())
+
+
+@TRANSFORMS.named("event_augment")
+@dataclass(frozen=True, kw_only=True)
+class EventAugment:
+    """One random operation on a clip of event frames, the same for all of them (Spikformer, Spikingformer on DVS sets).
+
+    One of: nothing, shear along x by up to 0.3, shift along x or y by up to 5 pixels, rotation by up to 30 degrees (31
+    magnitudes, either sign, nearest neighbour), or an empty square of 0.1 to 11 % of the area. New places are empty.
+    """
+
+    def __call__(self, x: Tensor, fill: Tensor) -> Tensor:
+        from torchvision.transforms.functional import affine
+
+        y = x.clone()
+        height, width = x.shape[-2:]
+        for image, operation in zip(y, torch.randint(6, (len(y),)).tolist(), strict=True):
+            magnitude = torch.randint(-30, 31, ()).item() / 30
+            angle, shift, shear = 0.0, [0, 0], 0.0
+            if operation == 1:
+                shear = math.degrees(math.atan(0.3 * magnitude))
+            elif operation in (2, 3):
+                shift[operation - 2] = round(5 * magnitude)
+            elif operation == 4:
+                angle = 30 * magnitude
+            elif operation == 5:
+                area = (0.001 + 0.109 * torch.rand(()).item()) * height * width
+                side = max(min(round(area**0.5), height, width), 1)
+                top, left = (int(torch.randint(n - side + 1, ())) for n in (height, width))
+                image[:, top : top + side, left : left + side] = fill.to(image).view(-1, 1, 1)
+            if operation in (1, 2, 3, 4):
+                image.copy_(affine(image, angle, shift, 1.0, [shear, 0.0], fill=fill.tolist()))
+        return y
 
 
 @dataclass(frozen=True)
