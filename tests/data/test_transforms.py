@@ -15,10 +15,11 @@ from spikeloom.errors import UsageError
 from spikeloom.train.loop import seed_everything
 
 OPTIONS: dict[str, dict[str, Any]] = {"random_crop": {"padding": 4}, "random_horizontal_flip": {}}
-# timm's: one image after another, drawn from `random` and numpy as well.
-TIMM: dict[str, dict[str, Any]] = {
+# One image after another; timm's are drawn from `random` and numpy as well.
+SINGLE: dict[str, dict[str, Any]] = {
     "rand_augment": {"mean": (0.5, 0.4, 0.3), "std": (0.25, 0.2, 0.15)},
     "random_erase": {"p": 0.5},
+    "event_augment": {},
 }
 FILL = torch.tensor([-2.0, -1.5, -1.0])
 
@@ -160,16 +161,16 @@ def test_wrong_recipes(spec: Any, says: str):
     assert "\n" not in str(caught.value)
 
 
-# --- timm's -----------------------------------------------------------------------------------------------------------
+# --- image by image ---------------------------------------------------------------------------------------------------
 
 
 def test_every_transform_is_tested_here():
-    assert set(TRANSFORMS) == {*OPTIONS, *TIMM}
+    assert set(TRANSFORMS) == {*OPTIONS, *SINGLE}
 
 
-@pytest.mark.parametrize("name", TIMM)
-def test_transforms_of_timm(name: str):
-    transform = TRANSFORMS[name](**TIMM[name])
+@pytest.mark.parametrize("name", SINGLE)
+def test_transforms_of_single_images(name: str):
+    transform = TRANSFORMS[name](**SINGLE[name])
     for dtype in (torch.float32, torch.bfloat16):
         for shape in [(16, 3, 9, 12), (0, 3, 4, 4)]:
             x = torch.randn(shape, dtype=dtype).clamp(-1, 1)
@@ -210,3 +211,23 @@ def test_erased_areas():
     assert 0.15 < (areas > 0).float().mean() < 0.35
     assert areas[areas > 0].min() > 0.015
     assert areas.max() < 0.4
+
+
+def test_event_clips_get_one_operation_each():
+    torch.manual_seed(4)
+    clips = torch.zeros(300, 3, 2, 24, 20)
+    clips[:, :, :, 8:16, 6:14] = torch.arange(1.0, 7.0).view(3, 2, 1, 1)  # another count in every frame
+    out = augmentation([{"name": "event_augment"}])(clips, torch.zeros(2))
+    assert out.shape == clips.shape
+    frames = out / torch.arange(1.0, 7.0).view(3, 2, 1, 1)
+    torch.testing.assert_close(frames, frames[:, :1, :1].expand_as(frames))  # the same for all frames and polarities
+    masks = frames[:, 0, 0]
+    assert set(masks.unique().tolist()) == {0.0, 1.0}
+    square = clips[0, 0, 0] > 0
+    shifted = {(dy, dx) for dy in range(-5, 6) for dx in range(-5, 6) if dx == 0 or dy == 0}
+    moves = {tuple(m) for m in shifted for mask in masks if torch.equal(mask > 0, square.roll(m, (0, 1)))}
+    assert len(moves) > 12
+    assert {dx for _, dx in moves} == {dy for dy, _ in moves} == set(range(-5, 6))
+    cut = [mask for mask in masks if mask.sum() < 64 and torch.equal(mask.bool() & square, mask.bool())]
+    assert cut, "a hole"
+    assert any(mask.sum() not in (64.0, *(m.sum() for m in cut)) for mask in masks), "sheared or rotated"
