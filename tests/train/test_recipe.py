@@ -227,7 +227,7 @@ def one_line(info: pytest.ExceptionInfo[UsageError], *parts: str) -> None:
         ("train.method.name=bptt train.method.k=1", ["train.method bptt", "'k'"]),
         ('train.augment=[{name="random_crop",pading=1}]', ["train.augment random_crop", "'pading'", "padding"]),
         # unknown names
-        ("data.name=digit", ["data:", "unknown dataset 'digit'", "did you mean digits?"]),
+        ("data.name=digit", ["data:", "unknown dataset 'digit'", "did you mean digits"]),
         ("model.name=report_sew_resnet43", ["unknown model 'report_sew_resnet43'", "report_sew_resnet34"]),
         ("neuron=LFI", ["neuron:", "unknown neuron 'LFI'", "LIF"]),
         ("train.loss=std", ["train.loss:", "unknown loss 'std'", "sdt"]),

@@ -68,7 +68,7 @@ def block_inputs(model: nn.Module, batches: Iterable[Tensor]) -> list[BlockInput
         if isinstance(module, SpikingSelfAttention):
             entry = BlockInput(name)
             found.append(entry)
-            handles.append(module.register_forward_pre_hook(lambda _m, args, entry=entry: entry.add(args[0])))
+            handles.append(module.register_forward_pre_hook(_adding(entry)))
     training = model.training
     try:
         model.eval()
@@ -79,6 +79,10 @@ def block_inputs(model: nn.Module, batches: Iterable[Tensor]) -> list[BlockInput
         for handle in handles:
             handle.remove()
     return found
+
+
+def _adding(entry: BlockInput) -> Any:
+    return lambda _module, args: entry.add(args[0])
 
 
 def draw_block_inputs(found: list[BlockInput], title: str) -> Any:
