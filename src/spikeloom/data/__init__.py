@@ -2,13 +2,14 @@
 
 from spikeloom.data.audio import SpikeDataset
 from spikeloom.data.images import ImageDataset, collate
-from spikeloom.data.transforms import TRANSFORMS, Transform, augmentation
+from spikeloom.data.transforms import TRANSFORMS, RandomTemporalDelete, Transform, augmentation
 from spikeloom.data.vision import DATASETS, create_dataset
 
 __all__ = [
     "DATASETS",
     "TRANSFORMS",
     "ImageDataset",
+    "RandomTemporalDelete",
     "SpikeDataset",
     "Transform",
     "augmentation",
