@@ -76,18 +76,23 @@ def _onehot(logits: Tensor, y: Tensor) -> Tensor:
 def irm(logits: Tensor, y: Tensor, estimator: Literal["square", "halves"] = "halves") -> Tensor:
     """The penalty of invariant risk minimisation in one environment (Arjovsky et al. 2019; document 000, Eq. 10).
 
-        || d/dw CE(w z, y) at w = 1 ||^2 with z the time-mean of the logits; d/dw CE = mean_n (softmax(z_n) . z_n - z_n[y])
+        || d/dw CE(w z, y) at w = 1 ||^2,   d/dw CE = mean_n (softmax(z_n) . z_n - z_n[y]),   z the mean over time
 
     Args:
         logits: [T, N, classes] of one environment.
         y: labels [N].
         estimator: "square" of the whole batch's gradient; or the product of those of even and odd samples ("halves"),
             whose mean over batches is the square of the population's gradient: it may be negative.
+
+    Raises:
+        ValueError: a single sample, of which there are no halves.
     """
     z = logits.mean(0)
     slopes = (z.softmax(1) * z).sum(1) - z.gather(1, y[:, None])[:, 0]
     if estimator == "square":
         return slopes.mean().square()
+    if len(slopes) < 2:
+        raise ValueError("irm with estimator 'halves' needs at least 2 samples of every environment in a batch, got 1")
     return slopes[::2].mean() * slopes[1::2].mean()
 
 
