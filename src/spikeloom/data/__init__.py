@@ -5,7 +5,7 @@ from spikeloom.data.events import EventFileError, Events, read_events
 from spikeloom.data.frame_sets import FrameDataset
 from spikeloom.data.frames import event_frames
 from spikeloom.data.images import ImageDataset, collate
-from spikeloom.data.transforms import TRANSFORMS, Transform, augmentation
+from spikeloom.data.transforms import TRANSFORMS, RandomTemporalDelete, Transform, augmentation
 from spikeloom.data.vision import DATASETS, create_dataset
 
 __all__ = [
@@ -15,6 +15,7 @@ __all__ = [
     "Events",
     "FrameDataset",
     "ImageDataset",
+    "RandomTemporalDelete",
     "SpikeDataset",
     "Transform",
     "augmentation",
