@@ -231,7 +231,7 @@ def one_line(info: pytest.ExceptionInfo[UsageError], *parts: str) -> None:
         ("model.name=report_sew_resnet43", ["unknown model 'report_sew_resnet43'", "report_sew_resnet34"]),
         ("neuron=LFI", ["neuron:", "unknown neuron 'LFI'", "LIF"]),
         ("train.loss=std", ["train.loss:", "unknown loss 'std'", "sdt"]),
-        ("train.method=btpt", ["train.method:", "unknown training method 'btpt'", "did you mean bptt?"]),
+        ("train.method=btpt", ["train.method:", "unknown training method 'btpt'", "did you mean bptt"]),
         ('train.augment=["random_corp"]', ["train.augment:", "unknown transform 'random_corp'", "random_crop"]),
         ("train.optimizer=sdg", ["train.optimizer", "'sgd'", "'sdg'"]),
         ("train.precision=fp16", ["train.precision", "'fp32'", "'bf16'", "'fp16'"]),
