@@ -9,6 +9,7 @@ from spikeloom.layers.shortcuts import (
     VanillaBlock,
     basic_branch,
 )
+from spikeloom.layers.spiking_attention import AttentionProduct, SpikingSelfAttention, mlp_branch, patch_units
 from spikeloom.layers.steps import (
     AvgPool1d,
     AvgPool2d,
@@ -23,7 +24,8 @@ from spikeloom.layers.steps import (
 )
 
 __all__ = [
-    "COMBINE", "AvgPool1d", "AvgPool2d", "BatchNorm", "Conv1d", "Conv2d", "Flatten", "GlobalAvgPool", "Linear",
-    "MaxPool2d", "MembraneBlock", "NormSpike", "PadShortcut", "SEWBlock", "TdBN", "VanillaBlock", "basic_branch",
-    "each_step", "repeats",
+    "COMBINE", "AttentionProduct", "AvgPool1d", "AvgPool2d", "BatchNorm", "Conv1d", "Conv2d", "Flatten",
+    "GlobalAvgPool", "Linear", "MaxPool2d", "MembraneBlock", "NormSpike", "PadShortcut", "SEWBlock",
+    "SpikingSelfAttention", "TdBN", "VanillaBlock", "basic_branch", "each_step", "mlp_branch", "patch_units",
+    "repeats",
 ]  # fmt: skip
