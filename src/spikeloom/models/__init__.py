@@ -1,11 +1,13 @@
 """Networks of the papers, one file a document; `create_model` builds them by name."""
 
+from spikeloom.models import ms_resnet as _ms_resnet
 from spikeloom.models import paralif as _paralif
 from spikeloom.models import psn as _psn
 from spikeloom.models import psu as _psu
 from spikeloom.models import report as _report
+from spikeloom.models import sew_resnet as _sew_resnet
 from spikeloom.models.registry import MODELS, create_model, list_models
 
 __all__ = ["MODELS", "create_model", "list_models"]
 
-del _paralif, _psn, _psu, _report
+del _ms_resnet, _paralif, _psn, _psu, _report, _sew_resnet
