@@ -62,9 +62,11 @@ def aedat4_packet(e: Events, count: int | None = None) -> bytes:
 def aedat4(e: Events, packet: int = 50, squeeze: str = "lz4") -> bytes:
     compress, number = _compressor(squeeze)
     xml = (
-        '<dv><node name="outInfo" path="/mainloop/Recorder/outInfo/"><node name="0" path="/mainloop/Recorder/outInfo/0/">'
+        '<dv><node name="outInfo" path="/mainloop/Recorder/outInfo/">'
+        '<node name="0" path="/mainloop/Recorder/outInfo/0/">'
         '<attr key="typeIdentifier" type="string">EVTS</attr>'
-        f'<attr key="sizeX" type="int">{e.width}</attr><attr key="sizeY" type="int">{e.height}</attr></node></node></dv>'
+        f'<attr key="sizeX" type="int">{e.width}</attr><attr key="sizeY" type="int">{e.height}</attr>'
+        "</node></node></dv>"
     ).encode()
     packets = b""
     for i in range(0, len(e), packet):

