@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-import sys
+import contextlib
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from spikeloom.data import FrameDataset, create_dataset
 from spikeloom.errors import DataFileError, UsageError
@@ -60,12 +62,12 @@ def test_shd(tmp_path: Path) -> None:
     [
         ({"labels": (20, 0, 1)}, "label 20 out of range, expected labels 0 to 19"),
         ({"labels": (-1, 0, 1)}, "label -1 out of range"),
-        ({"labels": (1, 0)}, "2 labels, 3 times, 3 units"),
+        ({"labels": (1, 0)}, r"int64 labels \(2,\) for 3 recordings"),
         ({"units": [[0, 700, 5, 5], [3, 4], [1, 1]]}, "recording 0: a unit outside 0 to 699"),
-        ({"units": [[0, 1, 2], [3, 4], [1, 1]]}, r"recording 0: \(4,\) times and \(3,\) units"),
+        ({"units": [[0, 1, 2], [3, 4], [1, 1]]}, "recording 0 does not have as many times as units"),
         ({"times": [*TIMES[:1], [-0.5, 1], TIMES[2]]}, "recording 1: a time outside 0 to 60 s"),
         ({"times": [*TIMES[:1], [np.nan, 1], TIMES[2]]}, "recording 1: a time outside"),
-        ({"times": [*TIMES[:2], []], "units": [*UNITS[:2], []]}, "recording 2: .* at least 1"),
+        ({"times": [*TIMES[:2], []], "units": [*UNITS[:2], []]}, "recording 2: holds no spikes"),
     ],
 )
 def test_shd_damaged(tmp_path: Path, changes: dict[str, Any], reason: str) -> None:
@@ -73,7 +75,8 @@ def test_shd_damaged(tmp_path: Path, changes: dict[str, Any], reason: str) -> No
         create_dataset("shd", shd_root(tmp_path, **changes))
     assert "shd_train.h5" in str(caught.value)
     assert "\n" not in str(caught.value)
-    assert not list((tmp_path / "cache").glob("*"))
+    assert not list((tmp_path / "cache").glob("*.frames"))
+    assert not list((tmp_path / "cache").glob(".*"))
 
 
 @pytest.mark.parametrize("cut", [0, 100, 2000, -9])
@@ -85,9 +88,44 @@ def test_shd_truncated(tmp_path: Path, cut: int) -> None:
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    ("code", "reason"), [("while True: pass", "does not come to an end"), ("os.abort()", "crashes")]
+)
+def test_what_the_hdf5_library_does_to_itself(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: str, reason: str
+) -> None:
+    """On damaged files it may loop for ever or crash: that happens in a process of its own."""
+    (tmp_path / "damaged.py").write_text(f"import os\n{code}\n")
+    monkeypatch.setattr("spikeloom.data.cochlea.hdf5.__file__", str(tmp_path / "damaged.py"))
+    monkeypatch.setattr("spikeloom.data.cochlea._PATIENCE", 1.0)
+    with pytest.raises(DataFileError, match=f"shd_train.h5: .*{reason}"):
+        create_dataset("shd", shd_root(tmp_path))
+    assert not list((tmp_path / "cache").iterdir())
+
+
+@pytest.mark.slow
+@settings(
+    max_examples=150, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+@given(cut=st.one_of(st.none(), st.floats(0, 1)),
+       changes=st.lists(st.tuples(st.floats(0, 1), st.integers(0, 255)), max_size=8))  # fmt: skip
+def test_damaged_hdf5_files(
+    tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch, cut: float | None,
+    changes: list[tuple[float, int]],
+) -> None:  # fmt: skip
+    monkeypatch.setattr("spikeloom.data.cochlea._PATIENCE", 5.0)
+    root = shd_root(tmp_path_factory.mktemp("damaged"))
+    data = bytearray((root / "SHD" / "shd_train.h5").read_bytes())
+    for part, value in changes:
+        data[int(part * (len(data) - 1))] = value
+    (root / "SHD" / "shd_train.h5").write_bytes(data if cut is None else data[: int(cut * len(data))])
+    with contextlib.suppress(DataFileError):
+        assert len(create_dataset("shd", root)) >= 1
+
+
 def test_needs_h5py(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     root = shd_root(tmp_path)
-    monkeypatch.setitem(sys.modules, "h5py", None)
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(UsageError, match=r"needs h5py: pip install 'spikeloom\[events\]'"):
         create_dataset("shd", root)
 

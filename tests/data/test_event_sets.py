@@ -330,7 +330,7 @@ def test_bad_files_leave_nothing_behind(tmp_path: Path, cache: Path) -> None:
 def test_a_cache_that_cannot_be_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("SPIKELOOM_CACHE", str(tmp_path / "file" / "cache"))
-    with pytest.raises(UsageError, match=r"cannot write the frames of nmnist to .*set SPIKELOOM_CACHE"):
+    with pytest.raises(UsageError, match=r"cannot write .*nmnist.*\.frames: .*set SPIKELOOM_CACHE"):
         create_dataset("nmnist", nmnist_root(tmp_path, 1))
 
 
@@ -359,7 +359,7 @@ def test_several_processes_make_the_same_entry(tmp_path: Path, cache: Path) -> N
         subprocess.Popen(
             [sys.executable, "-c", code, str(root)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
         )
-        for _ in range(3)
+        for _ in range(2)
     ]
     pipes = [(p.stdin, p.stdout) for p in processes]
     for _, output in pipes:
