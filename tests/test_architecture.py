@@ -27,7 +27,8 @@ STAGES = [
     {"models"},
     {"train"},
     {"analyse", "deploy"},
-    {"bench", "doctor", "reproduce", "show"},
+    {"bench"},
+    {"doctor", "reproduce", "show"},
     {"cli"},
     {"__main__"},
 ]

@@ -20,7 +20,7 @@ from spikeloom.errors import UsageError
 from spikeloom.reproduce import reproduce
 from spikeloom.show import Quiet
 from spikeloom.train.loop import Interrupted
-from spikeloom.train.recipe import load_recipe
+from spikeloom.train.recipe import list_recipes, load_recipe
 from spikeloom.train.run import Run
 
 ROWS = ("s0t2a", "s0t2b", "s0t2c")
@@ -260,3 +260,33 @@ def test_results_that_cannot_be_written(
     [line] = [line for line in captured.err.splitlines() if line.startswith("spikeloom: error:")]
     assert "file/below" in line
     assert not Path("runs").exists(), "the table was trained before the place of its results was tried"
+
+
+# --- recipes that measure ---------------------------------------------------------------------------------------------
+
+MEASURED = [name for name in list_recipes() if load_recipe(name).measures]
+
+
+@pytest.mark.parametrize("name", MEASURED)
+def test_every_measurement_takes_its_options(name: str) -> None:
+    recipe = load_recipe(name)
+    for row in recipe.rows:
+        for budget in ("smoke", "short", "full"):
+            module.check_measure(recipe, row, budget, {})
+    with pytest.raises(UsageError, match=f"{name}.*measured, not trained"):
+        recipe.resolve(next(iter(recipe.rows)))
+    with pytest.raises(UsageError, match="unknown key 'no_such_option'"):
+        module.check_measure(recipe, next(iter(recipe.rows)), "smoke", {"measure": {"no_such_option": 1}})
+
+
+def test_a_measured_row_is_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["measure.lengths=[2, 5]", "measure.repeats=5", f"results={tmp_path}", "budget=smoke"]
+    assert spikeloom(monkeypatch, "reproduce", "paralif/speed", *words, "--json") == 0
+    [record] = json.loads(capsys.readouterr().out)
+    assert record["measured"]["acceleration_plain_lif_at_5"] > 0
+    assert record["published"]["acceleration_plain_lif_at_5000"] == 200
+    folder = tmp_path / "paralif" / "speed"
+    assert json.loads((folder / "main.smoke.seed1.json").read_text()) == record
+    assert "plotly" in (folder / record["figures"][0]).read_text()

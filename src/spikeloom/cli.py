@@ -144,7 +144,7 @@ def evaluate(
 
 @app.command()
 def reproduce(words: Words = None, as_json: AsJson = False) -> None:
-    """Train every row of a published table and print published beside measured.
+    """Train or measure every row of a published table and print published beside measured.
 
     \b
     spikeloom reproduce report/table2 budget=smoke data.root=DATA
@@ -175,9 +175,12 @@ def reproduce(words: Words = None, as_json: AsJson = False) -> None:
             raise typer.Exit(130) from None
     if as_json:
         print(json.dumps(records))
+        return
+    if recipe.measures:
+        _print_measured(recipe.title, recipe.paper, budget, records)
     else:
         _print_table(recipe.title, recipe.paper, budget, records)
-        print(f"results: {results / recipe.name}")
+    print(f"results: {results / recipe.name}")
 
 
 @app.command()
@@ -256,7 +259,7 @@ def _parse(words: list[str] | None, *more: str) -> tuple[str | None, Json]:
     words = list(words or [])
     name = words.pop(0) if words and "=" not in words[0] else None
     values = parse_overrides(words)
-    known = ("seed", "budget", "data", "model", "neuron", "train", *more)
+    known = ("seed", "budget", "data", "model", "neuron", "train", "measure", *more)
     for key in values:
         if key not in known:
             raise UsageError(f"unknown key {key!r}; {nearest(key, known)}")
@@ -391,3 +394,26 @@ def _print_table(title: str, paper: str, budget: str, records: list[Json]) -> No
             f"\n{record['seconds']:.0f} s",
         )  # fmt: skip
     Console().print(table)
+
+
+def _print_measured(title: str, paper: str, budget: str, records: list[Json]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    console = Console()
+    table = Table(title=f"{title} (budget: {budget})", caption=paper)
+    for column in ("row", "system", "quantity", "published", "measured"):
+        table.add_column(column, overflow="fold")
+
+    def shown(value: Any) -> str:
+        return "-" if value is None else f"{value:.4g}" if isinstance(value, float) else str(value)
+
+    for record in records:
+        names = dict.fromkeys([*record["published"], *record["measured"]])
+        for index, name in enumerate(names):
+            first = (record["row"], record["system"]) if index == 0 else ("", "")
+            table.add_row(*first, name, shown(record["published"].get(name)), shown(record["measured"].get(name)))
+    console.print(table)
+    for record in records:
+        for figure in record["figures"]:
+            console.print(f"figure: {figure}", markup=False)

@@ -1,4 +1,4 @@
-"""Runs the rows of a published table and sets what was measured beside what was published."""
+"""Runs the rows of a published table, trained or measured, and sets what came out beside what was published."""
 
 from __future__ import annotations
 
@@ -6,16 +6,18 @@ import contextlib
 import datetime
 import hashlib
 import json
+import time
 from collections.abc import Callable, Generator, Iterable
 from pathlib import Path
 from typing import Any
 
-from spikeloom.analyse import count_cost
+import spikeloom.bench  # noqa: F401  # pyright: ignore[reportUnusedImport] - registers its measurements
+from spikeloom.analyse import MEASUREMENTS, Measured, count_cost
 from spikeloom.errors import UsageError
 from spikeloom.train.checkpoint import write_json
-from spikeloom.train.loop import Progress, build_datasets, build_model, train
-from spikeloom.train.recipe import Budget, Recipe, Row, Settings
-from spikeloom.train.run import Run
+from spikeloom.train.loop import Progress, build_datasets, build_model, seed_everything, train
+from spikeloom.train.recipe import Budget, MeasureSettings, Recipe, Row, Settings, check_options
+from spikeloom.train.run import Run, environment
 
 Json = dict[str, Any]
 
@@ -32,6 +34,8 @@ def reproduce(
 ) -> list[Json]:
     """Trains every row that is not trained yet, continues one that was interrupted, and writes `results`.
 
+    Rows of a recipe that measures are measured anew.
+
     Args:
         recipe: the table.
         rows: ids of its rows.
@@ -44,13 +48,18 @@ def reproduce(
     Returns:
         One record a row: published and measured numbers, settings, environment.
     """
-    # All rows are checked before the first one trains.
-    resolved = {row: recipe.resolve(row, budget, overrides) for row in rows}
     # A recipe of the user's own is named by its file.
     name = Path(recipe.name).stem if recipe.name.endswith(".toml") else recipe.name
+    records: list[Json] = []
+    # All rows are checked before the first one runs.
+    if recipe.measures:
+        planned = {row: check_measure(recipe, row, budget, overrides) for row in rows}
+        with _writable(results / name):
+            (results / name).mkdir(parents=True, exist_ok=True)
+        return [_measure(recipe, row, budget, planned[row], results / name) for row in planned]
+    resolved = {row: recipe.resolve(row, budget, overrides) for row in rows}
     with _writable(results / name):
         (results / name).mkdir(parents=True, exist_ok=True)
-    records: list[Json] = []
     for row, settings in resolved.items():
         folder = runs / name.replace("/", "-") / f"{row}-{budget}-{_digest(settings)}"
         begun = (folder / "settings.json").is_file()
@@ -60,6 +69,35 @@ def reproduce(
         write_json(results / name / f"{row}.{budget}.seed{settings.seed}.json", record)
         records.append(record)
     return records
+
+
+def check_measure(recipe: Recipe, row: str, budget: Budget | None, overrides: Json) -> MeasureSettings:
+    """What a row of a recipe measures, its options checked.
+
+    Raises:
+        UsageError: an unknown measurement or option.
+    """
+    settings = recipe.resolve_measure(row, budget, overrides)
+    check_options(settings.measure, MEASUREMENTS, f"{recipe.name}#{row}: measure", set())
+    return settings
+
+
+def _measure(recipe: Recipe, row: str, budget: Budget, settings: MeasureSettings, folder: Path) -> Json:
+    seed_everything(settings.seed)
+    start = time.monotonic()
+    found: Measured = MEASUREMENTS[settings.measure.name](**settings.measure.options)
+    stem = f"{row}.{budget}.seed{settings.seed}"
+    for name, figure in found.figures.items():
+        figure.write_html(str(folder / f"{stem}.{name}.html"), include_plotlyjs=True)
+    record: Json = {
+        "table": recipe.name, "row": row, "system": recipe.rows[row].system, "budget": budget, "seed": settings.seed,
+        "published": recipe.rows[row].published, "measured": found.values, "tables": found.tables,
+        "figures": [f"{stem}.{name}.html" for name in found.figures],
+        "seconds": round(time.monotonic() - start, 3), "settings": settings.model_dump(),
+        "environment": environment(), "date": datetime.date.today().isoformat(),
+    }  # fmt: skip
+    write_json(folder / f"{stem}.json", record)
+    return record
 
 
 @contextlib.contextmanager

@@ -1,5 +1,6 @@
 """Measuring networks."""
 
 from spikeloom.analyse.cost import Cost, count_cost
+from spikeloom.analyse.measure import MEASUREMENTS, Measured
 
-__all__ = ["Cost", "count_cost"]
+__all__ = ["MEASUREMENTS", "Cost", "Measured", "count_cost"]

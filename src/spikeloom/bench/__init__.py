@@ -1,1 +1,3 @@
-"""Measurements that a user can repeat: `spikeloom bench`."""
+"""Measurements of speed that a user can repeat: `spikeloom bench`, and recipes of speed figures."""
+
+from spikeloom.bench import speed as speed

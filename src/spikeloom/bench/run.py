@@ -42,5 +42,5 @@ def bench_neurons(folder: Path, quick: bool, tell: Callable[[Json], None] | None
         tables["serial LIF over PSN"] = collect(neurons.psn_grid(repeats))
     write_results(folder, "neurons", tables)
     if not quick:
-        plot_psn_grid(tables["serial LIF over PSN"], folder / "psn_speed.html")
+        plot_psn_grid(tables["serial LIF over PSN"]).write_html(str(folder / "psn_speed.html"), include_plotlyjs=True)
     return tables

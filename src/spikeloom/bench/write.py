@@ -42,24 +42,61 @@ def markdown(rows: list[Json]) -> str:
     return "\n".join(lines)
 
 
-def plot_psn_grid(rows: list[Json], path: Path) -> None:
+def plot_psn_grid(rows: list[Json]) -> Any:
     """The ratio of a serial LIF's time to a PSN's over N and T, two panels."""
+    return _panels(
+        rows, "T", "N", "inference", "training", "neurons", "time of LIF / time of PSN",
+        "A fused serial LIF against PSN, both Spikeloom's",
+    )  # fmt: skip
+
+
+def plot_ratios(rows: list[Json]) -> Any:
+    """The ratio of a network's time with LIF to its time with each parallel unit over T, two panels."""
+    return _panels(
+        [row for row in rows if row["neuron"] != "LIF"], "neuron", "T", "train", "test", "steps T",
+        "time with LIF / time with the unit", "One network with a fused serial LIF, and with parallel units",
+    )  # fmt: skip
+
+
+def _panels(rows: list[Json], line: str, x: str, left: str, right: str, x_title: str, y_title: str, title: str) -> Any:
+    """Two panels of ratios `<panel>_ratio` over x, one line for each value of `line`."""
     import plotly.graph_objects as go
     from plotly.subplots import make_subplots
 
-    figure = make_subplots(1, 2, subplot_titles=["inference", "training"])
-    for column, key in enumerate(("inference_ratio", "training_ratio"), 1):
-        for T in sorted({row["T"] for row in rows}):
-            line = [row for row in rows if row["T"] == T]
+    figure = make_subplots(1, 2, subplot_titles=[left, right], shared_yaxes=True)
+    colors = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+    for column, panel in enumerate((left, right), 1):
+        for index, value in enumerate(dict.fromkeys(row[line] for row in rows)):
+            points = [row for row in rows if row[line] == value]
             figure.add_trace(
                 go.Scatter(
-                    x=[row["N"] for row in line], y=[row[key] for row in line], name=f"T = {T}", legendgroup=str(T),
-                    showlegend=column == 1, mode="lines+markers",
+                    x=[row[x] for row in points], y=[row[f"{panel}_ratio"] for row in points],
+                    name=f"{line} = {value}" if line == "T" else str(value), legendgroup=str(value),
+                    showlegend=column == 1, mode="lines+markers", line={"color": colors[index % len(colors)]},
                 ),
                 row=1, col=column,
             )  # fmt: skip
-    figure.update_xaxes(type="log", title="neurons")
-    figure.update_yaxes(title="time of LIF / time of PSN", rangemode="tozero")
+    figure.update_xaxes(type="log", title=x_title, tickvals=sorted({row[x] for row in rows}))
+    figure.update_yaxes(title=y_title, rangemode="tozero", row=1, col=1)
     figure.add_hline(1, line_dash="dot")
-    figure.update_layout(title="A fused serial LIF against PSN, both Spikeloom's", template="plotly_white")
-    figure.write_html(str(path), include_plotlyjs=True)
+    figure.update_layout(title=title, template="plotly_white")
+    return figure
+
+
+def plot_paralif(rows: list[Json]) -> Any:
+    """Times of ParaLIF and of serial LIF over the number of steps, both axes logarithmic."""
+    import plotly.graph_objects as go
+
+    figure = go.Figure()
+    for key, name in (
+        ("plain_lif", "serial LIF, plain PyTorch"), ("fused_lif", "serial LIF, fused"), ("paralif", "ParaLIF-T")
+    ):  # fmt: skip
+        figure.add_trace(
+            go.Scatter(
+                x=[row["length"] for row in rows], y=[row[f"{key}_ms"] for row in rows], name=name, mode="lines+markers"
+            )
+        )
+    figure.update_xaxes(type="log", title="steps")
+    figure.update_yaxes(type="log", title="ms, forward and backward")
+    figure.update_layout(title="128 neurons, batch 1", template="plotly_white")
+    return figure

@@ -1,4 +1,4 @@
-"""Recipes: what to train and on what, as TOML with every key checked.
+"""Recipes: what to train and on what, or what to measure, as TOML with every key checked.
 
 A recipe is a table of a paper. Its rows share `settings`; a row, a budget, a row's own budget and the command line
 override them, in this order. Keys that nothing reads are errors, with the nearest known ones.
@@ -86,6 +86,13 @@ class Settings(_Strict):
     train: TrainSettings
 
 
+class MeasureSettings(_Strict):
+    """What a recipe measures instead of training: a function of `analyse.MEASUREMENTS` with its options."""
+
+    seed: int = Field(1, ge=0, lt=2**31)
+    measure: Named
+
+
 class Row(BaseModel):
     """One line of a published table: overrides of the recipe's settings, and the published numbers."""
 
@@ -114,8 +121,22 @@ class Recipe(_Strict):
     budgets: dict[Budget, Json]
     rows: dict[str, Row] = Field(min_length=1)
 
+    @property
+    def measures(self) -> bool:
+        """Whether its rows are measured, not trained."""
+        return "measure" in self.settings
+
     def resolve(self, row: str, budget: Budget | None = None, overrides: Json | None = None) -> Settings:
         """The settings of one row under a budget, checked against what they name."""
+        if self.measures:
+            raise UsageError(f"{self.name} is measured, not trained: use 'spikeloom reproduce {self.name}'")
+        return check_settings(self._merged(row, budget, overrides), f"{self.name}#{row}")
+
+    def resolve_measure(self, row: str, budget: Budget | None = None, overrides: Json | None = None) -> MeasureSettings:
+        """What one row measures under a budget; its options are checked by who knows the measurement."""
+        return _validate(MeasureSettings, self._merged(row, budget, overrides), f"{self.name}#{row}")
+
+    def _merged(self, row: str, budget: Budget | None, overrides: Json | None) -> Json:
         if row not in self.rows:
             raise UsageError(f"recipe {self.name} has no row {row!r}; {nearest(row, self.rows)}")
         entry, budget = self.rows[row], budget or self.budget
@@ -128,7 +149,7 @@ class Recipe(_Strict):
             overrides or {},
         ):
             merged = merge(merged, part)
-        return check_settings(merged, f"{self.name}#{row}")
+        return merged
 
 
 def merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> Json:
@@ -155,18 +176,23 @@ def check_settings(values: Json, where: str) -> Settings:
     from spikeloom.train.losses import LOSSES
     from spikeloom.train.methods import METHODS
 
-    _check_options(settings.data, DATASETS, f"{where}: data", {"split", "root"})
-    _check_options(settings.model, MODELS, f"{where}: model", {"neuron", "in_channels", "num_classes"})
+    check_options(settings.data, DATASETS, f"{where}: data", {"split", "root"})
+    check_options(settings.model, MODELS, f"{where}: model", {"neuron", "in_channels", "num_classes"})
     if settings.neuron is not None:
-        _check_options(settings.neuron, NEURONS, f"{where}: neuron", {"channels", "features"})
-    _check_options(settings.train.loss, LOSSES, f"{where}: train.loss", {"logits", "y"})
-    _check_options(settings.train.method, METHODS, f"{where}: train.method", {"model", "x", "y", "loss"})
+        check_options(settings.neuron, NEURONS, f"{where}: neuron", {"channels", "features"})
+    check_options(settings.train.loss, LOSSES, f"{where}: train.loss", {"logits", "y"})
+    check_options(settings.train.method, METHODS, f"{where}: train.method", {"model", "x", "y", "loss"})
     for transform in settings.train.augment:
-        _check_options(transform, TRANSFORMS, f"{where}: train.augment", set())
+        check_options(transform, TRANSFORMS, f"{where}: train.augment", set())
     return settings
 
 
-def _check_options(named: Named, registry: Any, where: str, supplied: set[str]) -> None:
+def check_options(named: Named, registry: Any, where: str, supplied: set[str]) -> None:
+    """Checks a name against a registry, and its options against the entry's signature, less what is `supplied`.
+
+    Raises:
+        UsageError: one line with the name or the key, what is wrong and, for unknown ones, the nearest.
+    """
     try:
         builder = registry[named.name]
     except UsageError as error:
