@@ -1,6 +1,9 @@
 """Data sets and augmentations, chosen by name."""
 
 from spikeloom.data.audio import SpikeDataset
+from spikeloom.data.events import EventFileError, Events, read_events
+from spikeloom.data.frame_sets import FrameDataset
+from spikeloom.data.frames import event_frames
 from spikeloom.data.images import ImageDataset, collate
 from spikeloom.data.transforms import TRANSFORMS, Transform, augmentation
 from spikeloom.data.vision import DATASETS, create_dataset
@@ -8,10 +11,15 @@ from spikeloom.data.vision import DATASETS, create_dataset
 __all__ = [
     "DATASETS",
     "TRANSFORMS",
+    "EventFileError",
+    "Events",
+    "FrameDataset",
     "ImageDataset",
     "SpikeDataset",
     "Transform",
     "augmentation",
     "collate",
     "create_dataset",
+    "event_frames",
+    "read_events",
 ]

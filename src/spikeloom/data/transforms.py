@@ -78,11 +78,17 @@ class RandomHorizontalFlip:
 
 @dataclass(frozen=True)
 class Pipeline:
-    """Transforms applied one after another; with none, x itself is returned."""
+    """Transforms applied one after another; with none, x itself is returned.
+
+    Clips [B, T, C, H, W] are given to them as images of T x C channels: what is drawn for a clip is done to all its
+    frames.
+    """
 
     transforms: tuple[Transform, ...]
 
     def __call__(self, x: Tensor, fill: Tensor) -> Tensor:
+        if x.dim() == 5 and self.transforms:
+            return self(x.flatten(1, 2), fill.repeat(x.shape[1])).unflatten(1, x.shape[1:3])
         for transform in self.transforms:
             x = transform(x, fill)
         return x

@@ -1,4 +1,4 @@
-"""The image data sets by name."""
+"""The data sets by name, and those of images."""
 
 from __future__ import annotations
 
@@ -13,6 +13,9 @@ from torch import Tensor
 
 from spikeloom.data import idx, jpegs
 from spikeloom.data.audio import SpikeDataset, fsdd
+from spikeloom.data.cochlea import n_tidigits, shd
+from spikeloom.data.event_sets import cifar10_dvs, dvs_gesture, n_caltech101, nmnist
+from spikeloom.data.frame_sets import FrameDataset
 from spikeloom.data.images import ImageDataset, columns
 from spikeloom.data.options import check_integer, check_options
 from spikeloom.data.places import data_root, missing
@@ -31,19 +34,21 @@ CIFAR10_SOURCE = (
 )
 CIFAR100_SOURCE = CIFAR10_SOURCE.replace("cifar-10-python", "cifar-100-python")
 
-DATASETS: Registry[Callable[..., ImageDataset | SpikeDataset]] = Registry("dataset")
-DATASETS.register(fsdd)
+AnyDataset = ImageDataset | SpikeDataset | FrameDataset
+DATASETS: Registry[Callable[..., AnyDataset]] = Registry("dataset")
+for _build in (fsdd, nmnist, cifar10_dvs, dvs_gesture, n_caltech101, shd, n_tidigits):
+    DATASETS.register(_build)
 
 
 def create_dataset(
     name: str, root: str | os.PathLike[str] | None = None, split: str = "train", **options: Any
-) -> ImageDataset | SpikeDataset:
+) -> AnyDataset:
     """A data set by its name in `DATASETS`.
 
     Args:
         root: folder of data files; by default the environment variable SPIKELOOM_DATA. digits needs none.
         split: "train" or "test".
-        options: as the function of that name takes them: subset, size, download.
+        options: as the function of that name takes them: subset, size, download, ...
 
     Raises:
         UsageError: unknown name, split or option, a value out of its limits, no root, or a failed download.
