@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from spikeloom.data import TRANSFORMS, augmentation, create_dataset
-from spikeloom.data.transforms import RandomCrop, RandomHorizontalFlip
+from spikeloom.data.transforms import RandomCrop, RandomHorizontalFlip, RandomTemporalDelete
 from spikeloom.errors import UsageError
 
 OPTIONS: dict[str, dict[str, Any]] = {"random_crop": {"padding": 4}, "random_horizontal_flip": {}}
@@ -22,7 +22,7 @@ def x() -> Tensor:
     return torch.randn(128, 3, 32, 32)
 
 
-@pytest.fixture(params=list(TRANSFORMS))
+@pytest.fixture(params=[name for name in TRANSFORMS if name != "random_temporal_delete"])
 def transform(request: pytest.FixtureRequest) -> Any:
     return TRANSFORMS[request.param](**OPTIONS[request.param])
 
@@ -152,3 +152,42 @@ def test_wrong_recipes(spec: Any, says: str):
         augmentation([spec])
     assert says in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+# --- time -------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("shape", [(5, 16, 7), (5, 16, 2, 4, 3)])
+def test_random_temporal_delete(shape: tuple[int, ...]):
+    # Slice t of every clip holds t.
+    x = torch.arange(16.0).view(1, 16, *(1,) * (len(shape) - 2)).expand(shape)
+    delete = RandomTemporalDelete(T_train=12)
+    counts = torch.zeros(16)
+    for _ in range(200):
+        y = delete(x, torch.empty(0))
+        assert y.shape == (5, 12, *shape[2:])
+        kept = y.flatten(2)[0, :, 0]
+        assert (y == kept.view(1, 12, *(1,) * (len(shape) - 2))).all()  # the same slices of all samples
+        assert (kept.diff() > 0).all()  # in order, none twice
+        counts[kept.long()] += 1
+    assert ((counts > 110) & (counts < 190)).all()  # uniformly: 150 on average, standard deviation 6
+    assert torch.equal(RandomTemporalDelete(T_train=16)(x, torch.empty(0)), x)
+    assert torch.equal(RandomTemporalDelete(T_train=20)(x, torch.empty(0)), x)
+
+
+def test_random_temporal_delete_of_images():
+    with pytest.raises(UsageError, match="takes sequences"):
+        RandomTemporalDelete(T_train=2)(torch.zeros(4, 3, 8, 8), FILL)
+    with pytest.raises(UsageError, match="T_train of random_temporal_delete must be an integer of at least 1"):
+        augmentation([{"name": "random_temporal_delete", "T_train": 0}])
+
+
+def test_a_clip_is_moved_as_one():
+    clips = torch.randn(6, 1, 3, 8, 8).expand(6, 5, 3, 8, 8)
+    pipeline = augmentation([{"name": "random_crop", "padding": 2}, {"name": "random_temporal_delete", "T_train": 3}])
+    moved = pipeline(clips, FILL)
+    assert moved.shape == (6, 3, 3, 8, 8)
+    assert (moved == moved[:, :1]).all()
+    assert not torch.equal(moved, clips[:, :3])
+    assert (moved[:, :, 2] == -1.0).any()  # new places are black: the fill of each frame's own channel
+    assert not (moved[:, :, 0] == -1.0).any()

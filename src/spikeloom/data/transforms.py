@@ -76,21 +76,53 @@ class RandomHorizontalFlip:
         return torch.where(flipped.view(-1, 1, 1, 1), x.flip(-1), x)
 
 
+@TRANSFORMS.named("random_temporal_delete")
+@dataclass(frozen=True, kw_only=True)
+class RandomTemporalDelete:
+    """Keeps T_train of the T slices of every sequence, drawn anew for each batch, in order (SEW, A.2).
+
+    All samples of a batch keep the same slices. For training only, as every transform: tests see all T.
+
+    Args:
+        T_train: slices kept; all of them where there are no more.
+
+    Shapes: [B, T, ...] -> [B, min(T, T_train), ...].
+
+    Raises:
+        UsageError: T_train is not an integer of at least 1, or x is a batch of images: there is no time to delete from.
+    """
+
+    T_train: int
+
+    def __post_init__(self):
+        check_integer("T_train of random_temporal_delete", self.T_train, 1)
+
+    def __call__(self, x: Tensor, fill: Tensor) -> Tensor:
+        if x.dim() == 4:
+            raise UsageError(
+                "random_temporal_delete takes sequences [B, T, features] or [B, T, C, H, W], got a batch of images "
+                f"{tuple(x.shape)}: leave it out of train.augment"
+            )
+        kept = torch.randperm(x.shape[1])[: self.T_train].sort().values
+        return x[:, kept.to(x.device)]
+
+
 @dataclass(frozen=True)
 class Pipeline:
     """Transforms applied one after another; with none, x itself is returned.
 
-    Clips [B, T, C, H, W] are given to them as images of T x C channels: what is drawn for a clip is done to all its
-    frames.
+    Clips [B, T, C, H, W] are given to those of images as images of T x C channels: what is drawn for a clip is done to
+    all its frames.
     """
 
     transforms: tuple[Transform, ...]
 
     def __call__(self, x: Tensor, fill: Tensor) -> Tensor:
-        if x.dim() == 5 and self.transforms:
-            return self(x.flatten(1, 2), fill.repeat(x.shape[1])).unflatten(1, x.shape[1:3])
         for transform in self.transforms:
-            x = transform(x, fill)
+            if x.dim() == 5 and not isinstance(transform, RandomTemporalDelete):
+                x = transform(x.flatten(1, 2), fill.repeat(x.shape[1])).unflatten(1, x.shape[1:3])
+            else:
+                x = transform(x, fill)
         return x
 
 
