@@ -27,7 +27,7 @@ SMALL: dict[str, dict[str, Any]] = {
     for name in ("spikformer_2_384", "spikformer_2_256_dvs", "spikformer_v2_2_64", "spikingformer_2_384",
                  "spikingformer_2_256_dvs")
 }  # fmt: skip
-IMAGE_MODELS = [*list_models("report_*"), "colored_mnist_net", *SMALL]
+IMAGE_MODELS = [*list_models("report_*"), "colored_mnist_net", "sew_resnet18", "sew_probe", "ms_resnet20", *SMALL]
 RESNETS = ["report_vanilla_resnet34", "report_sew_resnet34", "report_ms_resnet34"]
 
 

@@ -1,6 +1,7 @@
 """Data sets and augmentations, chosen by name."""
 
 from spikeloom.data.audio import SpikeDataset
+from spikeloom.data.colored_mnist import colored_mnist
 from spikeloom.data.events import EventFileError, Events, read_events
 from spikeloom.data.frame_sets import FrameDataset
 from spikeloom.data.frames import event_frames
@@ -20,6 +21,7 @@ __all__ = [
     "Transform",
     "augmentation",
     "collate",
+    "colored_mnist",
     "create_dataset",
     "event_frames",
     "read_events",

@@ -158,7 +158,7 @@ def _decompress(file: EventFile, at: int, length: int, compression: int, budget:
         else:
             decoder = codec.ZstdDecompressor(max_window_size=1 << 27).stream_reader(data)
             packet, whole = decoder.read(budget + 1), True
-    except (RuntimeError, MemoryError, codec.ZstdError if not lz4 else EOFError) as error:
+    except Exception as error:  # RuntimeError of lz4, zstandard's own
         raise file.error(at, f"damaged packet: {' '.join(str(error).split())}") from None
     if len(packet) > budget:
         raise file.error(

@@ -99,7 +99,7 @@ def aedat2(file: EventFile, sensor: tuple[int, int] | None) -> Decoded:
     DVS128 address: bit 0 polarity, 1 to 7 x, 8 to 14 y, 15 trigger. DAVIS: bit 31 frame or IMU word, 22 to 30 y,
     12 to 21 x, 11 polarity, 10 trigger. The camera is told by the header, or by `sensor`.
     """
-    lines, start = file.lines(b"#", (b"#End Of ASCII Header", b"# End Of ASCII Header"))
+    lines, start = file.lines(b"#", ("#End Of ASCII Header", "# End Of ASCII Header"))
     pairs = file.records(start, ">u4").reshape(-1, 2) if (len(file.data) - start) % 8 == 0 else None
     if pairs is None:
         file.records(start, "V8")
@@ -133,7 +133,7 @@ def aedat3(file: EventFile, sensor: tuple[int, int] | None) -> Decoded:
     An event: 32 bits (0 valid, 1 polarity, 2 to 16 y, 17 to 31 x) and 32 bits of microseconds, to which the header's
     overflow times 2^31 is added.
     """
-    lines, start = file.lines(b"#", (b"#!END-HEADER",))
+    lines, start = file.lines(b"#", ("#!END-HEADER",))
     if not any(line.startswith("#!END-HEADER") for line in lines):
         raise file.error(start, "the header does not end with #!END-HEADER")
     parts = Columns()
@@ -167,7 +167,7 @@ _CAMERAS = {"gen3": (640, 480), "gen31": (640, 480), "gen41": (1280, 720), "imx6
 
 def prophesee(file: EventFile) -> Decoded:
     """Prophesee's formats: lines that begin with "% ", then what they name, EVT2, EVT3 or DAT."""
-    lines, start = file.lines(b"% ", (b"% end",))
+    lines, start = file.lines(b"% ", ("% end",))
     text = "\n".join(lines).lower()
     # "% format EVT3;height=720;width=1280", "% geometry 640x480", "% Width 304", or only the name of the camera.
     sides = re.search(r"geometry\s*[:= ]\s*(\d{1,5})x(\d{1,5})", text)

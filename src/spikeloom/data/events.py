@@ -21,6 +21,7 @@ Array = npt.NDArray[Any]
 
 # Cameras read out rows in bursts and merge streams: an event may carry a time this much before the latest one.
 TOLERANCE_US = 1000
+_LONGEST_HEADER = 1 << 20  # bytes: preferences of jAER take up to some 100,000
 # Headerless formats do not name their sensor: the smallest of these that holds the events is taken.
 SENSORS = ((34, 34), (128, 128), (240, 180), (256, 256))
 
@@ -78,24 +79,25 @@ class EventFile:
             raise self.error(start + count * size, f"truncated: the last record has {rest} of {size} bytes")
         return self.data[start:].view(dtype)
 
-    def lines(self, mark: bytes, last: tuple[bytes, ...]) -> tuple[list[str], int]:
+    def lines(self, mark: bytes, last: tuple[str, ...]) -> tuple[list[str], int]:
         """The text lines at the beginning that start with a mark, up to a last one, and the byte after them.
 
         Raises:
             EventFileError: a line without end.
         """
         found: list[str] = []
-        start, view = 0, self.data.data
-        while bytes(view[start : start + len(mark)]) == mark:
-            # Binary data may begin with the mark by chance: a line of text is short and printable.
-            line, newline, _ = bytes(view[start : start + 65536]).partition(b"\n")
-            if not newline:
-                raise self.error(start, "truncated: a line of the header has no end")
-            if not line.rstrip(b"\r").replace(b"\t", b" ").decode("latin-1").isprintable():
+        head, start = self.data[:_LONGEST_HEADER].tobytes(), 0
+        while head.startswith(mark, start):
+            end = head.find(b"\n", start)
+            if end < 0:
+                raise self.error(start, f"truncated: a line of the header has no end within {len(head)} bytes")
+            line = head[start:end].decode("latin-1").strip()
+            # Binary data may begin with the mark by chance: a line of text is printable.
+            if not line.replace("\t", " ").isprintable():
                 break
-            found.append(line.decode("latin-1").strip())
-            start += len(line) + 1
-            if line.rstrip(b"\r\n").startswith(last):
+            found.append(line)
+            start = end + 1
+            if line.startswith(last):
                 break
         return found, start
 

@@ -161,35 +161,33 @@ def cached(
         UsageError: the cache cannot be written.
         EventFileError: from `read`.
     """
-    stats = [(str(path), (stat := path.stat()).st_size, stat.st_mtime_ns) for path in sources]
-    text = json.dumps([_VERSION, key, stats, count, shape], sort_keys=True)
-    stem = f"{name}-{hashlib.sha256(text.encode()).hexdigest()[:24]}"
-    folder = cache_folder()
-    found = _open(folder, stem, count, shape)
+    place = cache_place(name, [key, count, shape], sources)
+    found = _open(place, count, shape)
     if found is None:
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-            _remove_leftovers(folder)
-            _build(folder, stem, name, count, shape, read)
-        except OSError as error:
-            raise UsageError(
-                f"cannot write the frames of {name} to {folder}: {error.strerror or error}; "
-                "free some space or set SPIKELOOM_CACHE to another folder"
-            ) from None
-        found = _open(folder, stem, count, shape)
+        _build(place, name, count, shape, read)
+        found = _open(place, count, shape)
     if found is None:
-        raise UsageError(f"the frames of {name} in {folder} are damaged as soon as written: is the disk full?")
+        raise UsageError(f"the frames of {name} in {place.parent} are damaged as soon as written: is the disk full?")
     return found
 
 
-def _open(folder: Path, stem: str, count: int, shape: tuple[int, ...]) -> Counts | None:
+def cache_place(name: str, key: Any, sources: Sequence[Path]) -> Path:
+    """Where something made from files is kept, without an ending: it depends on the key, and on the files' sizes and
+    times of change.
+    """
+    stats = [(str(path), (stat := path.stat()).st_size, stat.st_mtime_ns) for path in sources]
+    text = json.dumps([_VERSION, key, stats], sort_keys=True)
+    return cache_folder() / f"{name}-{hashlib.sha256(text.encode()).hexdigest()[:24]}"
+
+
+def _open(place: Path, count: int, shape: tuple[int, ...]) -> Counts | None:
     """An entry that is there and whole, or None."""
     try:
-        with (folder / f"{stem}.json").open() as file:
+        with place.with_suffix(".json").open() as file:
             index = json.load(file)
         ends = np.cumsum([0, *index["lengths"]])
         dtype = np.dtype({"uint8": np.uint8, "uint16": np.uint16, "uint32": np.uint32}[index["dtype"]])
-        path = folder / f"{stem}.frames"
+        path = place.with_suffix(".frames")
         wanted = (int(ends[-1]), *shape)
         if len(ends) != count + 1 or path.stat().st_size != int(np.prod(wanted)) * dtype.itemsize:
             return None
@@ -203,15 +201,13 @@ class _TooLarge(Exception):
     """A count that a type does not hold."""
 
 
-def _build(
-    folder: Path, stem: str, name: str, count: int, shape: tuple[int, ...], read: Callable[[int], Array]
-) -> None:
+def _build(place: Path, name: str, count: int, shape: tuple[int, ...], read: Callable[[int], Array]) -> None:
     from rich.console import Console
     from rich.progress import track
 
     for dtype in (np.uint8, np.uint16, np.uint32):  # counts above a byte are rare, and never cut
         try:
-            with _replacing(folder / f"{stem}.frames") as temporary, temporary.open("wb") as file:
+            with writing(place.with_suffix(".frames")) as temporary, temporary.open("wb") as file:
                 lengths: list[int] = []
                 console = Console(stderr=True)
                 work = track(
@@ -227,28 +223,39 @@ def _build(
         except _TooLarge:
             continue
         # The index goes last: where it is, the frames are.
-        with _replacing(folder / f"{stem}.json") as temporary:
+        with writing(place.with_suffix(".json")) as temporary:
             temporary.write_text(json.dumps({"dtype": np.dtype(dtype).name, "lengths": lengths}))
         return
     raise UsageError(f"{name}: a pixel has more than 2^32 events in a frame")
 
 
 @contextlib.contextmanager
-def _replacing(path: Path) -> Generator[Path]:
-    """A file of this process's own, which takes the name `path` when the block ends well and goes when it does not."""
+def writing(path: Path) -> Generator[Path]:
+    """A file of this process's own, which takes the name `path` when the block ends well and goes when it does not.
+
+    Raises:
+        UsageError: the cache cannot be written.
+    """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        yield temporary
-        with temporary.open("rb+") as file:
-            os.fsync(file.fileno())
+        path.parent.mkdir(parents=True, exist_ok=True)
+        _remove_leftovers(path.parent)
         try:
-            temporary.replace(path)
-        except PermissionError:
-            # Windows: another process has the same frames open already.
-            if not path.exists():
-                raise
-    finally:
-        temporary.unlink(missing_ok=True)
+            yield temporary
+            with temporary.open("rb+") as file:
+                os.fsync(file.fileno())
+            try:
+                temporary.replace(path)
+            except PermissionError:
+                # Windows: another process has the same contents open already.
+                if not path.exists():
+                    raise
+        finally:
+            temporary.unlink(missing_ok=True)
+    except OSError as error:
+        raise UsageError(
+            f"cannot write {path}: {error.strerror or error}; free some space or set SPIKELOOM_CACHE to another folder"
+        ) from None
 
 
 def _remove_leftovers(folder: Path) -> None:

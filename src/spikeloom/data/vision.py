@@ -87,7 +87,7 @@ def digits(
     title = _subset_title("digits (scikit-learn)", subset, len(labels))
     # Measured on the whole training part, before padding.
     return ImageDataset(
-        _padded(images[:subset], size),
+        padded(images[:subset], size),
         labels[:subset],
         name="digits",
         title=title,
@@ -208,7 +208,7 @@ def _mnist(
     whole = len(labels) == {"train": 60_000, "test": 10_000}[split]
     title = _subset_title("MNIST" if whole else f"MNIST files of {len(labels)} images", subset, len(labels))
     return ImageDataset(
-        _padded(images[:subset], size),
+        padded(images[:subset], size),
         labels[:subset],
         name=name,
         title=title,
@@ -334,7 +334,7 @@ def _subset_title(title: str, subset: int | None, length: int) -> str:
     return title if subset == length else f"{title}, first {subset} images"
 
 
-def _padded(images: Tensor, size: int | None) -> Tensor:
+def padded(images: Tensor, size: int | None) -> Tensor:
     """Zero-pads uint8 [N, C, H, H] to [N, C, size, size]."""
     if size is None:
         return images

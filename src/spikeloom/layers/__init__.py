@@ -3,11 +3,17 @@
 from spikeloom.layers.norm import BatchNorm, NormSpike, TdBN
 from spikeloom.layers.shortcuts import (
     COMBINE,
+    Block,
     MembraneBlock,
     PadShortcut,
+    PlainBlock,
     SEWBlock,
     VanillaBlock,
     basic_branch,
+    bottleneck_branch,
+    conv_shortcut,
+    residual_stages,
+    start_as_identity,
 )
 from spikeloom.layers.spiking_attention import AttentionProduct, SpikingSelfAttention, mlp_branch, patch_units
 from spikeloom.layers.steps import (
@@ -15,6 +21,7 @@ from spikeloom.layers.steps import (
     AvgPool2d,
     Conv1d,
     Conv2d,
+    Dropout,
     Flatten,
     GlobalAvgPool,
     Linear,
@@ -24,8 +31,8 @@ from spikeloom.layers.steps import (
 )
 
 __all__ = [
-    "COMBINE", "AttentionProduct", "AvgPool1d", "AvgPool2d", "BatchNorm", "Conv1d", "Conv2d", "Flatten",
-    "GlobalAvgPool", "Linear", "MaxPool2d", "MembraneBlock", "NormSpike", "PadShortcut", "SEWBlock",
-    "SpikingSelfAttention", "TdBN", "VanillaBlock", "basic_branch", "each_step", "mlp_branch", "patch_units",
-    "repeats",
+    "COMBINE", "AttentionProduct", "AvgPool1d", "AvgPool2d", "BatchNorm", "Block", "Conv1d", "Conv2d", "Dropout",
+    "Flatten", "GlobalAvgPool", "Linear", "MaxPool2d", "MembraneBlock", "NormSpike", "PadShortcut", "PlainBlock",
+    "SEWBlock", "SpikingSelfAttention", "TdBN", "VanillaBlock", "basic_branch", "bottleneck_branch", "conv_shortcut",
+    "each_step", "mlp_branch", "patch_units", "repeats", "residual_stages", "start_as_identity",
 ]  # fmt: skip

@@ -25,6 +25,7 @@ from spikeloom.errors import UsageError
 from spikeloom.models import create_model
 from spikeloom.neurons import NEURONS, make_neuron
 from spikeloom.record import RateMeter
+from spikeloom.stream import Stream
 from spikeloom.surrogates import SURROGATES
 from spikeloom.train.checkpoint import (
     load_tensors,
@@ -34,6 +35,7 @@ from spikeloom.train.checkpoint import (
     unpack_optimizer,
     write_json,
 )
+from spikeloom.train.environments import PENALTIES, Penalised, environment_order, select_epoch, train_accuracies
 from spikeloom.train.losses import LOSSES
 from spikeloom.train.methods import METHODS
 from spikeloom.train.pretrain import Reconstructs, start_from, write_pictures
@@ -149,10 +151,10 @@ def seed_everything(seed: int, step: int = 0, process: int = 0) -> None:
     torch.manual_seed(mixed)
 
 
-def epoch_order(length: int, seed: int, epoch: int) -> Tensor:
-    """The order of the images in an epoch."""
-    generator = torch.Generator().manual_seed(seed * 1_000_003 + epoch)
-    return torch.randperm(length, generator=generator)
+def epoch_order(length: int, seed: int, epoch: int, environments: int = 1, batch: int = 1) -> Tensor:
+    """The order of the images in an epoch; each `batch` holds equal shares of several environments."""
+    shuffle = functools.partial(torch.randperm, generator=torch.Generator().manual_seed(seed * 1_000_003 + epoch))
+    return shuffle(length) if environments == 1 else environment_order(length, environments, batch, shuffle)
 
 
 def make_accelerator(precision: str) -> Accelerator:
@@ -161,12 +163,13 @@ def make_accelerator(precision: str) -> Accelerator:
     return Accelerator(mixed_precision="bf16" if precision == "bf16" else "no", cpu=not torch.cuda.is_available())
 
 
-def _try_input(model: nn.Module, dataset: Any, name: str) -> None:
+def _try_input(model: nn.Module, dataset: Any, name: str, method: str) -> None:
     # One item through the model before anything is written: a model and data that do not fit are a user's mistake.
+    # So is a neuron that needs the whole sequence with a method that steps.
     x, _ = dataset.__getitems__([0])
     try:
         with torch.no_grad():
-            model.eval()(dataset.encode(x))
+            (model.eval() if method == "bptt" else Stream(model.eval()))(dataset.encode(x))
     except (ValueError, RuntimeError) as error:
         reason = str(error).splitlines()[0]
         raise UsageError(f"model {name} cannot take {dataset.title} of shape {tuple(x.shape[1:])}: {reason}") from None
@@ -207,6 +210,8 @@ def train(run: Run, progress: Progress, stop: Callable[[], bool] = lambda: False
             f"a batch of {batch} images (train.batch_size x train.accumulate x processes) is larger than "
             f"the {len(train_set)} training images of {train_set.title}: lower train.batch_size"
         )
+    environments = getattr(train_set, "environments", 1)
+    order = functools.partial(epoch_order, len(train_set), settings.seed, environments=environments, batch=t.batch_size)
     model = build_model(settings, train_set.in_channels, len(train_set.classes))
     rest = start_from(model, t.start_from) if t.start_from is not None else None
     augment = augmentation(
@@ -214,7 +219,7 @@ def train(run: Run, progress: Progress, stop: Callable[[], bool] = lambda: False
         getattr(train_set, "mean", ()),
         getattr(train_set, "std", ()),
     )
-    _try_input(model, train_set, settings.model.name)
+    _try_input(model, train_set, settings.model.name, t.method.name)
     if accelerator.is_main_process:
         run.begin()
     if rest:
@@ -224,16 +229,17 @@ def train(run: Run, progress: Progress, stop: Callable[[], bool] = lambda: False
     if t.channels_last:
         model = model.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
     optimizer = _optimizer(t, model)
-    steps_per_epoch = len(train_set) // batch
+    steps_per_epoch = len(order(0)) // batch
     schedule = _schedule(t, optimizer, steps_per_epoch)
-    position: Json = {"epoch": 0, "step": 0, "loss": 0.0, "correct": 0, "seen": 0, "seconds": 0.0}
+    position: Json = {"epoch": 0, "step": 0, "loss": 0.0, "correct": 0, "seen": 0, "penalty": 0.0, "seconds": 0.0}
     if run.checkpoint.is_file():
-        position = _load_checkpoint(run, model, optimizer)
+        position |= _load_checkpoint(run, model, optimizer)
     if accelerator.is_main_process:
         run.keep_metrics(position["epoch"])
     model, optimizer = accelerator.prepare(model, optimizer)
     method = functools.partial(METHODS[t.method.name], **t.method.options)
     loss = functools.partial(LOSSES[t.loss.name], **t.loss.options)
+    penalised = _penalised(t, accelerator.unwrap_model(model), loss, environments, train_set.title)
     done = position["epoch"] * steps_per_epoch + position["step"]
     progress.start(run, t.epochs * steps_per_epoch, done)
     writer = _tensorboard(run, position["epoch"]) if accelerator.is_main_process else None
@@ -252,25 +258,29 @@ def train(run: Run, progress: Progress, stop: Callable[[], bool] = lambda: False
     while position["epoch"] < t.epochs:
         model.train()
         epoch = position["epoch"]
+        if penalised is not None and t.penalty is not None:
+            penalised.weight = t.penalty.weight * epoch / t.epochs
         for module in accelerator.unwrap_model(model).modules():
             if isinstance(module, Scheduled):
                 module.start_epoch(epoch, t.epochs)
-        order = epoch_order(len(train_set), settings.seed, epoch)
-        loader = _loader(train_set, order, batch, position["step"], accelerator)
+        loader = _loader(train_set, order(epoch), batch, position["step"], accelerator)
         for x, y in loader:
             step = epoch * steps_per_epoch + position["step"]
             seed_everything(settings.seed, step + 1, accelerator.process_index)
             schedule.step_update(step)
             optimizer.zero_grad()
-            with meter if meter is not None and step < _RATE_STEPS else contextlib.nullcontext():
-                mix = mixing(t, len(train_set.classes), epoch)
-                losses, correct = _step(model, x, y, t, method, loss, augment, mix, train_set, accelerator)
+            metered = meter if meter is not None and step < _RATE_STEPS else contextlib.nullcontext()
+            mix = mixing(t, len(train_set.classes), epoch)
+            with metered, penalised or contextlib.nullcontext():
+                losses, correct = _step(model, x, y, t, method, penalised or loss, augment, mix, train_set, accelerator)
             optimizer.step()
             position["step"] += 1
-            total, correct, seen = _shared([losses * len(y), correct, len(y)], accelerator)
+            penalty = 0.0 if penalised is None else penalised.take() * len(y)
+            total, correct, seen, penalty = _shared([losses * len(y), correct, len(y), penalty], accelerator)
             position["loss"] += total
             position["correct"] += int(correct)
             position["seen"] += int(seen)
+            position["penalty"] += penalty
             if not np.isfinite(total):
                 raise UsageError(
                     f"the loss is {total / seen} at epoch {epoch + 1}, step {position['step']}: lower train.lr; "
@@ -287,9 +297,15 @@ def train(run: Run, progress: Progress, stop: Callable[[], bool] = lambda: False
                 raise Interrupted
             if time.monotonic() - last_checkpoint >= 60 * t.checkpoint_minutes:
                 save()
-        record = _end_of_epoch(model, test_set, t, loss, accelerator, position, optimizer)
+        record = _end_of_epoch(model, train_set, test_set, t, loss, accelerator, position, optimizer)
         record["seconds"] = round(before + time.monotonic() - started, 3)
-        position = {**dict.fromkeys(position, 0), "loss": 0.0, "epoch": epoch + 1, "seconds": record["seconds"]}
+        position = {
+            **dict.fromkeys(position, 0),
+            "loss": 0.0,
+            "penalty": 0.0,
+            "epoch": epoch + 1,
+            "seconds": record["seconds"],
+        }
         if accelerator.is_main_process:
             run.add_metrics(record)
             _write_tensorboard(writer, record)
@@ -307,6 +323,14 @@ def train(run: Run, progress: Progress, stop: Callable[[], bool] = lambda: False
     accelerator.wait_for_everyone()
     accelerator.end_training()
     return summary
+
+
+def _penalised(t: TrainSettings, model: nn.Module, loss: Any, environments: int, title: str) -> Penalised | None:
+    if t.penalty is None:
+        return None
+    if environments == 1:
+        raise UsageError(f"train.penalty {t.penalty.name} needs data with environments, not {title}: colored_mnist")
+    return Penalised(model, loss, functools.partial(PENALTIES[t.penalty.name], **t.penalty.options), environments)
 
 
 def _step(
@@ -329,18 +353,17 @@ def _step(
         x_part, mixed, y_part = (
             _place(x_part, t, dataset, accelerator), mixed.to(accelerator.device), y_part.to(accelerator.device),
         )  # fmt: skip
-        value = 0.0
+        values: list[Tensor] = []  # several of a method that gives the loss one step at a time
 
-        def scaled(logits: Tensor, labels: Tensor) -> Tensor:
-            nonlocal value
+        def scaled(logits: Tensor, labels: Tensor, values: list[Tensor] = values) -> Tensor:
             result = loss(logits, labels)
-            value = result.detach()
+            values.append(result.detach())
             return result / len(micro)
 
         last = index == len(micro) - 1
         with contextlib.nullcontext() if last else accelerator.no_sync(model):
             logits = method(model, x_part, mixed, scaled)
-        total += float(value) / len(micro)
+        total += float(torch.stack(values).mean()) / len(micro)
         correct += _correct(logits, y_part)
     return total, correct
 
@@ -413,6 +436,7 @@ def _accuracy(model: nn.Module, correct: float, count: float) -> float | None:
 
 def _end_of_epoch(
     model: nn.Module,
+    train_set: Any,
     test_set: Any,
     t: TrainSettings,
     loss: Callable[[Tensor, Tensor], Tensor],
@@ -420,11 +444,18 @@ def _end_of_epoch(
     position: Json,
     optimizer: Any,
 ) -> Json:
+    count = getattr(train_set, "environments", 1)
+    parts = {f"train{n + 1}": train_set.environment(n) for n in range(count)} if count > 1 else {}
     return {
         "epoch": position["epoch"] + 1,
         "train_loss": position["loss"] / position["seen"],
         "train_accuracy": _accuracy(model, position["correct"], position["seen"]),
+        **({} if t.penalty is None else {"train_penalty": position["penalty"] / position["seen"]}),
         **evaluate(model, test_set, t, loss, accelerator),
+        **{
+            f"{name}_accuracy": evaluate(model, part, t, loss, accelerator)["test_accuracy"]
+            for name, part in parts.items()
+        },
         "lr": optimizer.param_groups[0]["lr"],
     }
 
@@ -474,6 +505,7 @@ def _summarise(run: Run, train_set: Any, test_set: Any, parameters: int) -> Json
         "test_accuracy": records[-1]["test_accuracy"], "best_test_accuracy": best["test_accuracy"],
         "test_loss": records[-1]["test_loss"], "best_epoch": best["epoch"], "epochs": len(records),
         "seconds": records[-1]["seconds"],
+        **({"last": records[-1], "selected": select_epoch(records)} if train_accuracies(records[-1]) else {}),
         "environment": environment(),
     }  # fmt: skip
 

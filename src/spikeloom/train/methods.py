@@ -104,6 +104,6 @@ def _online(model: nn.Module, steps: Tensor, y: Tensor, loss: Loss, learning: Co
 def _steps(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
     """x as a sequence [T, N, ...]: a model that repeats its input takes a batch, which begins with N and not with T."""
     T = getattr(getattr(model, "module", model), "T", None)
-    batch = len(y)
-    is_sequence = T is None or x.dim() == 5 or x.shape[0] != batch or (x.shape[1] == batch and x.dim() == 3)
-    return x if is_sequence else repeat(x, T)
+    if T is None or x.dim() == 5 or x.shape[0] != len(y) or (x.dim() == 3 and x.shape[1] == len(y)):
+        return x
+    return repeat(x, T)

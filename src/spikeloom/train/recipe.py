@@ -54,6 +54,12 @@ class DataSettings(Named):
     test_subset: int | None = Field(None, ge=1, description="images of the test part to use; all without it")
 
 
+class PenaltySettings(Named):
+    """A penalty on environments, with its options."""
+
+    weight: float = Field(gt=0, description="lambda = weight x epoch / epochs, epochs counted from 0")
+
+
 class MixSettings(_Strict):
     """Two images of a batch become one, with both labels (timm's Mixup, one draw a batch)."""
 
@@ -78,6 +84,7 @@ class TrainSettings(_Strict):
     accumulate: int = Field(1, ge=1, description="micro-batches per optimiser step")
     method: Named = Named(name="bptt")
     loss: Named = Named(name="sdt")
+    penalty: PenaltySettings | None = Field(None, description="added to the loss, of data with environments")
     optimizer: Literal["sgd", "adam", "adamw"] = "sgd"
     lr: float = Field(gt=0)
     momentum: float = Field(0.9, ge=0, lt=1, description="of SGD")
@@ -96,6 +103,11 @@ class TrainSettings(_Strict):
     precision: Literal["fp32", "bf16"] = "fp32"
     channels_last: bool = True
     checkpoint_minutes: float = Field(2.0, ge=0, description="between checkpoints; also one after every epoch")
+
+    @property
+    def takes_whole_sequences(self) -> bool:
+        """Whether the method gives the loss all steps at once."""
+        return self.method.name == "bptt" or self.method.options.get("mode") == "multi_step_detached"
 
 
 class Settings(_Strict):
@@ -195,7 +207,8 @@ def check_settings(values: Json, where: str) -> Settings:
     from spikeloom.data import DATASETS, TRANSFORMS
     from spikeloom.models import MODELS
     from spikeloom.neurons import NEURONS
-    from spikeloom.train.losses import LOSSES
+    from spikeloom.train.environments import PENALTIES
+    from spikeloom.train.losses import LOSSES, PER_STEP
     from spikeloom.train.methods import METHODS
 
     check_options(settings.data, DATASETS, f"{where}: data", {"split", "root"})
@@ -204,6 +217,17 @@ def check_settings(values: Json, where: str) -> Settings:
         check_options(settings.neuron, NEURONS, f"{where}: neuron", {"channels", "features"})
     check_options(settings.train.loss, LOSSES, f"{where}: train.loss", {"logits", "y"})
     check_options(settings.train.method, METHODS, f"{where}: train.method", {"model", "x", "y", "loss"})
+    if settings.train.penalty is not None:
+        check_options(settings.train.penalty, PENALTIES, f"{where}: train.penalty", {"shares"})
+    if not settings.train.takes_whole_sequences:
+        if settings.train.loss.name not in PER_STEP:
+            raise UsageError(
+                f"{where}: train.method {settings.train.method.name} takes one step at a time, but train.loss "
+                f"{settings.train.loss.name} is of the mean over time: use train.loss=tet, or "
+                "train.method=sltt train.method.mode=multi_step_detached"
+            )
+        if settings.train.penalty is not None:
+            raise UsageError(f"{where}: train.penalty needs train.method=bptt, got {settings.train.method.name}")
     for transform in settings.train.augment:
         check_options(transform, TRANSFORMS, f"{where}: train.augment", {"mean", "std"})
     return settings
