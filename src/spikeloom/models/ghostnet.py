@@ -201,8 +201,11 @@ class GhostBuilder:
         return GhostBottleneck(branch, shortcut, mlps[1] if inner_residual else None)
 
     def squeeze(self, channels: int) -> ChannelWeights:
-        # The original rounds to the nearest multiple of 4, halves up.
-        hidden = channels // 4 if self.variant == "T" else (channels // 4 + 2) // 4 * 4
+        hidden = channels // 4
+        if self.variant == "H":
+            # To the nearest multiple of 4, halves up, but not down by more than a tenth.
+            hidden = (channels + 8) // 16 * 4
+            hidden += 4 if hidden < 0.9 * channels / 4 else 0
         activation: nn.Module = nn.ReLU()
         gate: nn.Module = nn.Hardtanh(0.0, 1.0) if self.variant == "T" else nn.Hardsigmoid()
         if self.spiking_se:
