@@ -99,11 +99,18 @@ def train(words: Words = None, as_json: AsJson = False) -> None:
     if as_json:
         print(json.dumps({"run": str(run.folder), **summary}))
         return
-    print(f"\n{run.title} ({run.budget}): test accuracy {summary['test_accuracy']:.2f} % on {summary['data']['test']}")
-    print(f"  best {summary['best_test_accuracy']:.2f} % at epoch {summary['best_epoch']} of {summary['epochs']}; "
+    classifies = summary["test_accuracy"] is not None
+    found = f"accuracy {summary['test_accuracy']:.2f} %" if classifies else f"loss {summary['test_loss']:.4f}"
+    best = f"best {summary['best_test_accuracy']:.2f} %" if classifies else "best loss"
+    print(f"\n{run.title} ({run.budget}): test {found} on {summary['data']['test']}")
+    print(f"  {best} at epoch {summary['best_epoch']} of {summary['epochs']}; "
           f"{summary['parameters']:,} parameters; {summary['seconds']:.0f} s")  # fmt: skip
     print(f"  run:   {run.folder}")
-    print(f"  next:  spikeloom evaluate {run.folder}")
+    if classifies:
+        print(f"  next:  spikeloom evaluate {run.folder}")
+    else:
+        print(f"  drawn: {run.folder / 'pictures.png'}")
+        print(f"  next:  another recipe with train.start_from={run.folder}")
     print(f"         tensorboard --logdir {run.folder / 'tensorboard'}")
 
 
@@ -134,9 +141,8 @@ def evaluate(
     if as_json:
         print(json.dumps(result))
         return
-    print(
-        f"{opened.title}: accuracy {result['test_accuracy']:.2f} %, loss {result['test_loss']:.4f} on {result['data']}"
-    )
+    accuracy = "" if result["test_accuracy"] is None else f"accuracy {result['test_accuracy']:.2f} %, "
+    print(f"{opened.title}: {accuracy}loss {result['test_loss']:.4f} on {result['data']}")
     print("  firing rate (spikes per neuron and step)")
     for layer, rate in result["rates"].items():
         print(f"  {100 * rate:6.2f} %  {layer}")
@@ -385,7 +391,8 @@ def _print_table(title: str, paper: str, budget: str, records: list[Json]) -> No
 
     def pair(record: Json, key: str, digits: int) -> str:
         published, measured = record["published"].get(key), record["measured"][key]
-        return f"{'-' if published is None else published}\n{measured:.{digits}f}"
+        shown = "-" if measured is None else f"{measured:.{digits}f}"
+        return f"{'-' if published is None else published}\n{shown}"
 
     for record in records:
         table.add_row(

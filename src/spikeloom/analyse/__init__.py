@@ -1,6 +1,7 @@
 """Measuring networks."""
 
+from spikeloom.analyse.block_inputs import BlockInput, block_inputs, draw_block_inputs
 from spikeloom.analyse.cost import Cost, count_cost
 from spikeloom.analyse.measure import MEASUREMENTS, Measured
 
-__all__ = ["MEASUREMENTS", "Cost", "Measured", "count_cost"]
+__all__ = ["MEASUREMENTS", "BlockInput", "Cost", "Measured", "block_inputs", "count_cost", "draw_block_inputs"]

@@ -16,6 +16,7 @@ from spikeloom.layers.shortcuts import (
     residual_stages,
     start_as_identity,
 )
+from spikeloom.layers.spiking_attention import AttentionProduct, SpikingSelfAttention, mlp_branch, patch_units
 from spikeloom.layers.steps import (
     AvgPool1d,
     AvgPool2d,
@@ -31,8 +32,9 @@ from spikeloom.layers.steps import (
 )
 
 __all__ = [
-    "COMBINE", "AvgPool1d", "AvgPool2d", "BatchNorm", "Block", "Conv1d", "Conv2d", "Dropout", "Flatten",
-    "GlobalAvgPool", "Linear", "MaxPool2d", "MembraneBlock", "NormSpike", "PadShortcut", "PlainBlock", "SEWBlock",
-    "SpatialAttention", "SynapticAttention", "TdBN", "VanillaBlock", "basic_branch", "bottleneck_branch", "conv_shortcut", "each_step", "repeats",
-    "residual_stages", "start_as_identity",
+    "AttentionProduct", "AvgPool1d", "AvgPool2d", "BatchNorm", "Block", "COMBINE", "Conv1d", "Conv2d", "Dropout",
+    "Flatten", "GlobalAvgPool", "Linear", "MaxPool2d", "MembraneBlock", "NormSpike", "PadShortcut", "PlainBlock",
+    "SEWBlock", "SpatialAttention", "SpikingSelfAttention", "SynapticAttention", "TdBN", "VanillaBlock", "basic_branch",
+    "bottleneck_branch", "conv_shortcut", "each_step", "mlp_branch", "patch_units", "repeats", "residual_stages",
+    "start_as_identity",
 ]  # fmt: skip

@@ -62,6 +62,8 @@ class SEWBlock(nn.Module):
         self.combine = COMBINE[combine]
 
     def forward(self, s: Tensor) -> Tensor:
+        if self.combine is COMBINE["add"] and isinstance(self.shortcut, nn.Identity):
+            return self.spike(self.branch(s), add=s)  # one pass
         return self.combine(self.spike(self.branch(s)), self.shortcut(s))
 
 
