@@ -37,6 +37,7 @@ ROWS = [(name, row) for name in TRAINED for row in load_recipe(name).rows]
 SHAPES = {
     "digits": (1, 10), "mnist": (1, 10), "sequential_mnist": (1, 10), "cifar10": (3, 10), "sequential_cifar10": (3, 10),
     "cifar100": (3, 100), "sequential_cifar100": (3, 100), "fsdd": (80, 10),
+    "colored_mnist": (3, 2),
 }  # fmt: skip
 
 
