@@ -182,7 +182,7 @@ def reproduce(words: Words = None, as_json: AsJson = False) -> None:
     if as_json:
         print(json.dumps(records))
         return
-    if recipe.measures:
+    if recipe.measures or "figures" in records[0]:
         _print_measured(recipe.title, recipe.paper, budget, records)
     else:
         _print_table(recipe.title, recipe.paper, budget, records)

@@ -40,7 +40,7 @@ SHAPES = {
     "digits": (1, 10), "mnist": (1, 10), "sequential_mnist": (1, 10), "cifar10": (3, 10), "sequential_cifar10": (3, 10),
     "cifar100": (3, 100), "sequential_cifar100": (3, 100), "fsdd": (80, 10),
     "imagenet": (3, 1000), "nmnist": (2, 10), "cifar10_dvs": (2, 10), "dvs_gesture": (2, 11), "n_caltech101": (2, 101),
-    "shd": (700, 20), "n_tidigits": (64, 11), "colored_mnist": (2, 2),
+    "shd": (700, 20), "n_tidigits": (64, 11), "colored_mnist": (3, 2),
 }  # fmt: skip
 
 
