@@ -65,15 +65,14 @@ struct ScanBackward : Scan {
   double* grad_norm;       // sums over all but channels of grad_u and of grad_u x [2, channels], or null
 };
 
-// Sums over all but channels of x - pivot and of its square, with pivot the channel's first element: [3, channels], the
-// last row being the pivots.
+// Mean and variance (divided by n) over all but channels.
 struct Moments {
   Dtype dtype;
   int64_t steps, size;
   const void* x;
   int64_t x_stride;
   Channels layout;
-  double* sums;
+  float *mean, *variance;  // [channels]
   int threads;
 };
 

@@ -110,8 +110,12 @@ int for_blocks(int64_t size, int64_t block, int64_t scratch_bytes, int threads, 
   return failed;
 }
 
-// Groups of blocks: few enough for sums of their own, many enough to share among cores.
-inline int64_t groups_of(int64_t blocks) { return smaller(blocks, 32); }
+// Groups of blocks, to share among cores: at most 64, and of at least 8 blocks (but two groups) where a group has rows
+// of its own to prepare.
+inline int64_t groups_of(int64_t blocks, bool prepared) {
+  const int64_t groups = smaller(prepared ? blocks / 8 : blocks, 64);
+  return groups < 2 ? smaller(blocks, 2) : groups;
+}
 
 // Runs body(group, first block, last block, scratch) over groups of blocks.
 template <class Body>
@@ -121,9 +125,8 @@ int for_groups(int64_t blocks, int64_t groups, int64_t scratch_bytes, int thread
   });
 }
 
-// out[i] = sum of the groups' values, in order, of rows `stride` apart.
+// Adds the groups' values to out, in order, of rows `stride` apart.
 inline void add_groups(const double* partial, int64_t groups, int64_t stride, int64_t count, double* out) {
-  for (int64_t i = 0; i < count; i++) out[i] = 0;
   for (int64_t g = 0; g < groups; g++)
     for (int64_t i = 0; i < count; i++) out[i] += partial[g * stride + i];
 }
@@ -153,18 +156,37 @@ inline void for_runs(const Channels& layout, int64_t i0, int64_t n, const Body& 
 
 // A value a channel, spread over the elements [i0, i0 + n).
 inline void spread(const Channels& layout, int64_t i0, int64_t n, const float* values, float* row) {
+  if (layout.inner == 1) {
+    for (int64_t i = 0, c = i0 % layout.channels; i < n; c = 0) {
+      const int64_t count = smaller(layout.channels - c, n - i);
+      std::memcpy(row + i, values + c, count * 4);
+      i += count;
+    }
+    return;
+  }
   for_runs(layout, i0, n, [&](int64_t c, int64_t first, int64_t last) {
-    for (int64_t i = first; i < last; i++) row[i] = values[c];
+    const float value = values[c];
+    for (int64_t i = first; i < last; i++) row[i] = value;
   });
 }
 
 // Adds a row of elements to a sum a channel, and clears the row.
 inline void gather(const Channels& layout, int64_t i0, int64_t n, float* row, double* sums) {
-  for_runs(layout, i0, n, [&](int64_t c, int64_t first, int64_t last) {
-    float total = 0.f;
-    for (int64_t i = first; i < last; i++) total += row[i];
-    sums[c] += total;
-  });
+  if (layout.inner == 1) {
+    for (int64_t i = 0, c = i0 % layout.channels; i < n; c = 0) {
+      const int64_t count = smaller(layout.channels - c, n - i);
+#pragma omp simd
+      for (int64_t j = 0; j < count; j++) sums[c + j] += row[i + j];
+      i += count;
+    }
+  } else {
+    for_runs(layout, i0, n, [&](int64_t c, int64_t first, int64_t last) {
+      float total = 0.f;
+#pragma omp simd reduction(+ : total)
+      for (int64_t i = first; i < last; i++) total += row[i];
+      sums[c] += total;
+    });
+  }
   std::memset(row, 0, n * 4);
 }
 

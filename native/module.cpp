@@ -113,7 +113,7 @@ void read(Reader& r, ScanBackward& a) {
 }
 void read(Reader& r, Moments& a) {
   READ(dtype), READ(steps), READ(size), READ(x), READ(x_stride), READ(layout.channels), READ(layout.inner);
-  READ(sums), READ(threads);
+  READ(mean), READ(variance), READ(threads);
 }
 void read(Reader& r, Affine& a) {
   READ(dtype), READ(steps), READ(size), READ(x), READ(x_stride), READ(layout.channels), READ(layout.inner);

@@ -223,7 +223,8 @@ def train(run: Run, progress: Progress, stop: Callable[[], bool] = lambda: False
     done = position["epoch"] * steps_per_epoch + position["step"]
     progress.start(run, t.epochs * steps_per_epoch, done)
     writer = _tensorboard(run, position["epoch"]) if accelerator.is_main_process else None
-    meter = RateMeter(accelerator.unwrap_model(model)) if done == 0 else None
+    # A run that continues within the first steps watches them too: a watched layer does not run as one fused op.
+    meter = RateMeter(accelerator.unwrap_model(model)) if done < _RATE_STEPS else None
     last_checkpoint = started = time.monotonic()
     before = position["seconds"]
 
