@@ -91,7 +91,7 @@ def test_events(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert all(row["ours_Mev_per_s"] > 0 for row in frames)
     assert [(row["file"], row["events"]) for row in reading] == [("a/1.bin", 500), ("b/1.bin", 5)]
     assert "| a/1.bin | 500 |" in (tmp_path / "out" / "events.md").read_text()
-    with pytest.raises(UsageError, match="no event files .* under .*out"):
+    with pytest.raises(UsageError, match=r"no event files .* under .*out"):
         run.bench_events(tmp_path / "out", True, None, tmp_path / "out")
 
 
