@@ -87,16 +87,39 @@ class Audit:
                 raise UsageError(f"energy rule {rule} has no option {key!r}; it takes {', '.join(known) or 'none'}")
         return function(self.rows, self.steps, self.costs, **options)
 
+    def energies(self) -> dict[str, Energy]:
+        """Energy of one image by every rule, with its defaults."""
+        return {name: self.energy(name) for name in RULES}
+
+    def verdict(self) -> list[str]:
+        """The verdict in words: a line, and one for each cause that breaks it."""
+        silent = sum(row.input == "silent" for row in self.rows)
+        if self.spike_driven:
+            behind = sum(row.role != "encoder" for row in self.rows)
+            lines = [f"spike-driven: all {behind} layers behind the encoder receive spikes"]
+        else:
+            count = len(self.breaking)
+            lines = [f"not spike-driven: {count} of {len(self.rows)} layers receive what is not made of spikes"]
+        causes: dict[str, list[str]] = {}
+        for row in self.breaking:
+            causes.setdefault(f"{row.input} values from {row.why.split(' in ')[0]}", []).append(row.name)
+        for cause, names in causes.items():
+            more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+            lines.append(f"  {len(names)} with {cause}: {', '.join(names[:3])}{more}")
+        lines += [f"  not looked into: {name}" for name in self.uncounted]
+        if silent:
+            lines.append(f"  {silent} received nothing at all: what they cost says little")
+        return lines
+
     def to_json(self) -> Json:
         """Everything as plain values: the fields, the verdict, and the totals of every rule."""
-        energies = {name: self.energy(name) for name in RULES}
         return {
             "model": self.model, "images": self.images, "steps": self.steps, "parameters": self.parameters,
             "spike_driven": self.spike_driven, "uncounted": list(self.uncounted),
             "breaking": [{"name": row.name, "input": row.input, "why": row.why} for row in self.breaking],
             "macs": self.macs, "acs": self.acs, "energy_pj": self.energy_pj,
             "costs": vars(self.costs),
-            "energies": {n: {"macs": e.macs, "acs": e.acs, "pj": e.pj} for n, e in energies.items()},
+            "energies": {n: {"macs": e.macs, "acs": e.acs, "pj": e.pj} for n, e in self.energies().items()},
             "rows": [row.to_json() for row in self.rows],
         }  # fmt: skip
 
@@ -176,12 +199,11 @@ def _reset(model: nn.Module, reset: Callable[[], None] | None) -> None:
                 forget()
 
 
-def _sizes(
-    x: Tensor, labels: Tensor | None, output: Any, batch_axis: int | None, ledger: Ledger
-) -> tuple[int, int]:
+def _sizes(x: Tensor, labels: Tensor | None, output: Any, batch_axis: int | None, ledger: Ledger) -> tuple[int, int]:
     """Images of a batch, and T."""
     logits = output[0] if isinstance(output, tuple | list) and output else output
-    sequence = isinstance(logits, Tensor) and logits.dim() == 3 and logits.shape[1] in x.shape[:2]
+    # Three axes are [T, N, classes] where there are neurons; elsewhere they may be [N, tokens, features].
+    sequence = isinstance(logits, Tensor) and logits.dim() == 3 and ledger.spiking and logits.shape[1] in x.shape[:2]
     if batch_axis is not None:
         images = x.shape[batch_axis]
     elif labels is not None:

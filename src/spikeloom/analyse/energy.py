@@ -274,19 +274,19 @@ def spikingformer_neuro_printed(layers: Sequence[Layer], steps: int, costs: Cost
 
 
 @RULES.register
-def appendixG_1(layers: Sequence[Layer], steps: int, costs: Costs, encoder_once: bool = False) -> Energy:  # noqa: N802
+def appendixG_1(layers: Sequence[Layer], steps: int, costs: Costs, encoder_once: bool = False) -> Energy:
     """Spikingformer's recount of Spikformer (App. G), way 1: an integer N is N accumulates, up to 30."""
     return spikingformer(layers, steps, costs, largest=30, encoder_once=encoder_once, name="appendixG_1")
 
 
 @RULES.register
-def appendixG_2(layers: Sequence[Layer], steps: int, costs: Costs, encoder_once: bool = False) -> Energy:  # noqa: N802
+def appendixG_2(layers: Sequence[Layer], steps: int, costs: Costs, encoder_once: bool = False) -> Energy:
     """App. G, way 2: a layer whose input is not purely 0 and 1 multiplies. The rule of `spikingformer` itself."""
     return spikingformer(layers, steps, costs, largest=1, encoder_once=encoder_once, name="appendixG_2")
 
 
-PAPER_FIRST_CONV = 346_816_512.0
-"""MACs of the 8-512 model's first convolution at T = 4, which Spikformer's table adds to every size."""
+PAPER_FIRST_CONV = 0.347e9
+"""MACs that Spikformer's table adds to every size: the 8-512 model's first convolution at T = 4, 346,816,512."""
 
 
 @RULES.register

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import sys
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass, field, replace
 from types import CodeType
 from typing import Any
@@ -64,7 +64,6 @@ class _Origin:
 
 
 _UNSEEN = _Origin("a tensor from outside", "")
-_NOWHERE = torch.empty(0)
 
 
 @dataclass
@@ -102,6 +101,7 @@ class Ledger:
         self._running: list[nn.Module] = []
         self._neurons = 0
         self._origins: dict[int, _Origin] = {}
+        self.spiking = any(map(_is_neuron, self._modules))
         self.opaque: dict[str, None] = {}
 
     @contextlib.contextmanager
@@ -217,7 +217,8 @@ class Ledger:
         if self._neurons:
             return
         entry = self._pair_entry("", (a.shape[-2], a.shape[-1], b.shape[-1]))
-        self._book(entry, [(a, self._look(a, False, True)), (b, self._look(b, False, True))], operations, 0, outputs)
+        operands = [(self._origin(t), self._look(t, False, True)) for t in (a, b)]
+        self._book(entry, operands, operations, 0, outputs)
 
     def attention(self, q: Tensor, k: Tensor, v: Tensor) -> None:
         """softmax(Q K^T) V ran in one operation, [..., n, d], [..., m, d] and [..., m, e]."""
@@ -227,8 +228,8 @@ class Ledger:
         if not self._neurons:
             softmax = Look(count * m, 0.0, 1.0, REAL, count, count, count * m, torch.full((len(q),), 1 / m), None)
             entry = self._pair_entry("softmax", (n, m, v.shape[-1]))
-            self._book(entry, [(_NOWHERE, softmax), (v, self._look(v, False, True))], count * m * v.shape[-1], 0,
-                       count * v.shape[-1])  # fmt: skip
+            operands = [(_Origin("softmax", self.where()), softmax), (self._origin(v), self._look(v, False, True))]
+            self._book(entry, operands, count * m * v.shape[-1], 0, count * v.shape[-1])
 
     def _pair_entry(self, part: str, product: tuple[int, int, int]) -> _Entry:
         module = self.where()
@@ -241,9 +242,7 @@ class Ledger:
             entry.product = product
         return entry
 
-    def _layer(
-        self, kind: Kind, x: Tensor, weight: Tensor, operations: int, bias: Tensor | None, out: Tensor
-    ) -> None:
+    def _layer(self, kind: Kind, x: Tensor, weight: Tensor, operations: int, bias: Tensor | None, out: Tensor) -> None:
         name = self._name(weight)
         owner = self._owners.get(name.rpartition(".")[0]) if name is not None else None
         if self._neurons and (owner is None or _is_neuron(owner)):
@@ -255,26 +254,26 @@ class Ledger:
         key = (kind, name)
         entry = self._entries.get(key)
         if entry is None:
-            first = not self._entries or self._origins.get(_memory(x), _UNSEEN).op == "input"
+            first = not self._entries or self._origin(x).op == "input"
             entry = self._open(key, name, kind, first, 1)
         seen = self._look(x, True, not entry.encoder)
-        self._book(entry, [(x, seen)], operations, 0 if bias is None else out.numel(), out.numel())
+        self._book(entry, [(self._origin(x), seen)], operations, 0 if bias is None else out.numel(), out.numel())
 
     def _open(self, key: Any, name: str, kind: Kind, encoder: bool, operands: int) -> _Entry:
         entry = self._entries[key] = _Entry(name, kind, encoder, [None] * operands, [""] * operands)
         return entry
 
     def _book(
-        self, entry: _Entry, operands: list[tuple[Tensor, Look]], operations: int, bias: int, outputs: int
+        self, entry: _Entry, operands: list[tuple[_Origin, Look]], operations: int, bias: int, outputs: int
     ) -> None:
         entry.calls.append([seen for _, seen in operands])
         entry.operations += operations
         entry.bias += bias
         entry.outputs += outputs
-        for index, (tensor, seen) in enumerate(operands):
+        for index, (origin, seen) in enumerate(operands):
             operand = seen.operand()
             if not entry.why[index] and operand.input not in SPIKES:
-                entry.why[index] = self._origins.get(_memory(tensor), _UNSEEN).explain(operand)
+                entry.why[index] = origin.explain(operand)
 
     def _look(self, x: Tensor, channels: bool, may_scale: bool) -> Look:
         origin = self._origins.get(_memory(x))
@@ -284,6 +283,9 @@ class Ledger:
         if key not in origin.looks:
             origin.looks[key] = look(x, channels, may_scale)
         return origin.looks[key]
+
+    def _origin(self, tensor: Tensor) -> _Origin:
+        return self._origins.get(_memory(tensor), _UNSEEN)
 
     def where(self) -> str:
         return self._modules[self._running[-1]] if self._running else ""
@@ -316,7 +318,10 @@ def _layer(entry: _Entry, images: int, steps: int, folded: bool, last: bool) -> 
         }  # fmt: skip
     if layer.input not in SPIKES:
         pooled = role == "classifier" and layer.input == "scaled"
-        changes |= {"why": "; ".join(dict.fromkeys(filter(None, entry.why))), "breaks": role != "encoder" and not pooled}
+        changes |= {
+            "why": "; ".join(dict.fromkeys(filter(None, entry.why))),
+            "breaks": role != "encoder" and not pooled,
+        }
     return replace(layer, **changes)
 
 
