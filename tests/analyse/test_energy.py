@@ -72,9 +72,7 @@ NETWORKS = {512: spikingformer(512, 8, STEM_512, BLOCKS_512), 768: spikingformer
     [(512, 6.51754094e9, 6.48971541e9, 0.02782553e9, 347_329_512, 7.4635026),
      (768, 12.51365958e9, 12.47856415e9, 0.03509542e9, 520_993_768, 13.6588650)],
 )  # fmt: skip
-def test_spikingformer_from_published_rates(
-    D: int, acs: float, convs: float, ssa: float, macs: int, mj: float
-) -> None:
+def test_spikingformer_from_published_rates(D: int, acs: float, convs: float, ssa: float, macs: int, mj: float) -> None:
     energy = RULES["spikingformer"](NETWORKS[D], 4, Costs())
     products = sum(layer.acs for layer in energy.layers if ":matmul" in layer.name)
     assert energy.acs == pytest.approx(acs, rel=1e-4)

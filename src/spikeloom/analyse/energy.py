@@ -386,19 +386,31 @@ def _adds(layer: Layer, largest: int) -> bool:
     return driving.input in ("silent", "binary", "integer") and driving.minimum >= 0 and driving.maximum <= largest
 
 
-def _keys_values_first(layers: Sequence[Layer]) -> list[Layer]:
-    """The same layers, the two products of each attention counted as `Q (K^T V)`."""
-    reordered = list(layers)
+def attention_pairs(layers: Sequence[Layer]) -> dict[int, tuple[Operand, Operand, Operand]]:
+    """Queries, keys and values of every attention, by the place of its first product; it ran in either order."""
+    found: dict[int, tuple[Operand, Operand, Operand]] = {}
     for index, (first, second) in enumerate(zip(layers, layers[1:], strict=False)):
         if first.shape is None or second.shape is None or first.name.split(":")[0] != second.name.split(":")[0]:
             continue
+        _, n, d, m = first.shape
+        _, n2, k2, m2 = second.shape
+        if (n2, k2) == (n, m):  # (Q K^T) V
+            found[index] = (first.operands[0], first.operands[1], second.operands[1])
+        elif (k2, m2) == (n, m):  # Q (K^T V)
+            found[index] = (second.operands[0], first.operands[0], first.operands[1])
+    return found
+
+
+def _keys_values_first(layers: Sequence[Layer]) -> list[Layer]:
+    """The same layers, the two products of each attention counted as `Q (K^T V)`."""
+    reordered = list(layers)
+    for index, (queries, keys, values) in attention_pairs(layers).items():
+        first, second = layers[index], layers[index + 1]
+        assert first.shape is not None and second.shape is not None
         batch, n, d, m = first.shape
-        _, n2, m2, e = second.shape
-        if (n2, m2) != (n, m) or second.shape[0] != batch:
-            continue  # not (Q K^T) V: K^T V came first, or this is no attention
-        queries, keys = first.operands
-        values = second.operands[1]
-        steps = first.operations / (batch * n * d * m)
+        if second.shape[1:3] != (n, m):
+            continue
+        e, steps = second.shape[3], first.operations / (batch * n * d * m)
         product = replace(first, operands=(keys, values), operations=steps * batch * d * m * e, shape=(batch, d, m, e))
         # One accumulate per query spike, whatever integer K^T V holds there.
         answer = replace(second, operands=(queries,), operations=steps * batch * n * d * e, shape=(batch, n, d, e))
