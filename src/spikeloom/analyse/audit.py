@@ -201,7 +201,7 @@ def _reset(model: nn.Module, reset: Callable[[], None] | None) -> None:
 
 def _sizes(x: Tensor, labels: Tensor | None, output: Any, batch_axis: int | None, ledger: Ledger) -> tuple[int, int]:
     """Images of a batch, and T."""
-    logits = output[0] if isinstance(output, tuple | list) and output else output
+    logits: Any = output[0] if isinstance(output, tuple | list) and output else output
     # Three axes are [T, N, classes] where there are neurons; elsewhere they may be [N, tokens, features].
     sequence = isinstance(logits, Tensor) and logits.dim() == 3 and ledger.spiking and logits.shape[1] in x.shape[:2]
     if batch_axis is not None:

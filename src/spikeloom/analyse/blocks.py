@@ -1,11 +1,11 @@
-"""Residual blocks from outside: how alike their outputs are, and how they pass gradients (MS-ResNet, Hu et al. 2024)."""
+"""Residual blocks: how alike their outputs are, and how they pass gradients (Hu et al. 2024, MS-ResNet)."""
 
 from __future__ import annotations
 
 import copy
 import math
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -214,8 +214,3 @@ def simulate_influence(
     residual = sigma * torch.randn(1, samples, generator=generator)
     spikes = LIF(decay_input=False, v_threshold=v_threshold)(shortcut + residual)
     return (spikes != shortcut).double().mean().item()
-
-
-def rows(found: list[Similarity] | list[Isometry]) -> list[dict[str, Any]]:
-    """As plain values."""
-    return [asdict(row) for row in found]

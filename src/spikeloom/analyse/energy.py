@@ -6,6 +6,7 @@ over its time steps; `FLOPs` of the papers are multiply-accumulates.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
@@ -389,10 +390,10 @@ def _adds(layer: Layer, largest: int) -> bool:
 def attention_pairs(layers: Sequence[Layer]) -> dict[int, tuple[Operand, Operand, Operand]]:
     """Queries, keys and values of every attention, by the place of its first product; it ran in either order."""
     found: dict[int, tuple[Operand, Operand, Operand]] = {}
-    for index, (first, second) in enumerate(zip(layers, layers[1:], strict=False)):
+    for index, (first, second) in enumerate(itertools.pairwise(layers)):
         if first.shape is None or second.shape is None or first.name.split(":")[0] != second.name.split(":")[0]:
             continue
-        _, n, d, m = first.shape
+        _, n, _, m = first.shape
         _, n2, k2, m2 = second.shape
         if (n2, k2) == (n, m):  # (Q K^T) V
             found[index] = (first.operands[0], first.operands[1], second.operands[1])
@@ -406,7 +407,8 @@ def _keys_values_first(layers: Sequence[Layer]) -> list[Layer]:
     reordered = list(layers)
     for index, (queries, keys, values) in attention_pairs(layers).items():
         first, second = layers[index], layers[index + 1]
-        assert first.shape is not None and second.shape is not None
+        assert first.shape is not None
+        assert second.shape is not None
         batch, n, d, m = first.shape
         if second.shape[1:3] != (n, m):
             continue

@@ -44,12 +44,8 @@ def directions(model: nn.Module, seed: int) -> list[Tensor]:
             found.append(torch.zeros_like(parameter))
             continue
         d = torch.randn(parameter.shape, generator=generator)
-        axes = tuple(range(1, d.dim()))
-        length = (
-            d.norm(dim=axes, keepdim=True) if len(axes) == 1 else d.flatten(1).norm(dim=1).view(-1, *(1,) * len(axes))
-        )
-        weight = parameter.detach().flatten(1).norm(dim=1).view(-1, *(1,) * len(axes))
-        found.append(d * weight / length.clamp_min(1e-12))
+        scale = parameter.detach().flatten(1).norm(dim=1) / d.flatten(1).norm(dim=1)
+        found.append(d * scale.view(-1, *(1,) * (d.dim() - 1)))
     return found
 
 

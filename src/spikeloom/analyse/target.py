@@ -29,14 +29,18 @@ class Target:
 
     Attributes:
         title: of the network.
+        trained: whether it is a run's.
         data: what the data are.
+        classes: their names, in the order of the labels.
         model: with its weights.
         batches: makes the batches anew, each inputs and labels.
         images: how many they hold.
     """
 
     title: str
+    trained: bool
     data: str
+    classes: tuple[str, ...]
     model: nn.Module
     batches: Callable[[], Iterator[tuple[Tensor, Tensor]]]
     images: int
@@ -65,25 +69,23 @@ def open_target(name: str, values: Json) -> Target:
         settings = check_settings(merge(run.settings.model_dump(), {"data": values.get("data", {})}), name)
         _, dataset = build_datasets(settings, train=False)
         model = load_run(run, dataset.in_channels, len(dataset.classes))
-        return _on_data(f"{run.title} ({run.budget})", model, dataset, images, batch)
+        return _on_data(f"{run.title} ({run.budget})", True, model, dataset, images, batch)
     if name not in MODELS:
         raise UsageError(f"{name!r} is neither a run's folder nor a model; {nearest(name, MODELS)}")
     model_values = values.get("model", {})
     if not isinstance(model_values, dict):
         raise UsageError(f"the model is {name}: give its options as model.KEY=VALUE, got model={model_values!r}")
-    settings = check_settings(
-        {
-            "seed": values.get("seed", 1), "data": values.get("data", "digits"), "model": {**model_values, "name": name},
-            "neuron": values.get("neuron"), "train": {"epochs": 1, "batch_size": 1, "lr": 1.0},
-        },
-        name,
-    )  # fmt: skip
+    parts: Json = {
+        "seed": values.get("seed", 1), "data": values.get("data", "digits"), "neuron": values.get("neuron"),
+        "model": {**model_values, "name": name}, "train": {"epochs": 1, "batch_size": 1, "lr": 1.0},
+    }  # fmt: skip
+    settings = check_settings(parts, name)
     if "data" in values:
         if "input" in values:
             raise UsageError("input= is the shape of random inputs: leave it out, or leave out data=")
         _, dataset = build_datasets(settings, train=False)
         model = build_model(settings, dataset.in_channels, len(dataset.classes))
-        return _on_data(f"{name}, untrained", model, dataset, images, batch)
+        return _on_data(f"{name}, untrained", False, model, dataset, images, batch)
     shape = _shape(values.get("input", "3x32x32"))
     classes = settings.model.options.get("num_classes", 10)
     model = build_model(settings, shape[0], classes)
@@ -95,10 +97,12 @@ def open_target(name: str, values: Json) -> Target:
             size = min(batch, count - start)
             yield torch.rand(size, *shape, generator=generator), torch.zeros(size, dtype=torch.int64)
 
-    return Target(f"{name}, untrained", f"random inputs {'x'.join(map(str, shape))}", model, batches, count)
+    names = tuple(map(str, range(classes)))
+    data = f"random inputs {'x'.join(map(str, shape))}"
+    return Target(f"{name}, untrained", False, data, names, model, batches, count)
 
 
-def _on_data(title: str, model: nn.Module, dataset: Any, images: int, batch: int) -> Target:
+def _on_data(title: str, trained: bool, model: nn.Module, dataset: Any, images: int, batch: int) -> Target:
     count = min(images, len(dataset))
     order = [indices.tolist() for indices in torch.arange(count).split(batch)]
 
@@ -106,7 +110,7 @@ def _on_data(title: str, model: nn.Module, dataset: Any, images: int, batch: int
         for x, y in DataLoader(dataset, batch_sampler=order, collate_fn=collate):
             yield dataset.encode(x), y
 
-    return Target(title, f"{count} of {dataset.title}", model, batches, count)
+    return Target(title, trained, f"{count} of {dataset.title}", tuple(dataset.classes), model, batches, count)
 
 
 def _count(values: Json, key: str, default: int) -> int:

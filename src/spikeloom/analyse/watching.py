@@ -93,7 +93,7 @@ class Ledger:
 
     def __init__(self, model: nn.Module):
         self._modules = {module: name for name, module in model.named_modules()}
-        self._owners = {name: module for name, module in model.named_modules(remove_duplicate=False)}
+        self._owners = dict(model.named_modules(remove_duplicate=False))
         tensors = [*model.named_buffers(), *model.named_parameters()]
         self._weights = {_memory(tensor): name for name, tensor in tensors}
         self._entries: dict[Any, _Entry] = {}
