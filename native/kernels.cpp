@@ -9,6 +9,8 @@ namespace spikeloom::SPIKELOOM_LEVEL {
 extern const Kernels kernels{SPIKELOOM_STRING(SPIKELOOM_LEVEL),
                              scan_forward,
                              scan_backward,
+                             moments,
+                             affine,
                              band_forward,
                              band_backward,
                              filter_forward,

@@ -11,18 +11,30 @@ enum class Dtype : int { float32 = 0, bfloat16 = 1 };
 // `slope` reads the derivative from a tensor instead, for a surrogate that is not built in.
 enum class Surrogate : int { rational = 0, rectangle = 1, triangle = 2, fast_sigmoid = 3, sigmoid = 4, slope = 5 };
 
+// How a step lies in memory: [outer, channels, inner], so element i belongs to channel (i / inner) % channels.
+// inner == 1 is channels-last.
+struct Channels {
+  int64_t channels, inner;
+};
+
 // A neuron with linear charge, thresholds and a reset. For every level k, with its own potential:
-//   h[t] = v_rest + decay (v[t-1] - v_rest) + gain x[t],    f[t] = relu(scale h[t]) if `rectified`, else h[t],
+//   h[t] = v_rest + decay (v[t-1] - v_rest) + gain u[t],    f[t] = relu(scale h[t]) if `rectified`, else h[t],
 //   s[t] = f[t] >= fire_at[k],   v[t] = s[t] ? (hard ? v_rest : f[t] - threshold[k]) : f[t].
 // The output is the sum of s over the levels. fire_at differs from threshold only in the last bit (strict firing).
 // Every step holds `size` elements in one dense block; steps of x lie `x_stride` elements apart (0: all the same).
 // Potentials are [levels, size].
+//
+// The current u[t] is x[t], or with `factor` that of a normalisation, factor[c] x[t] + shift[c], plus `residual`[t] if
+// given.
 struct Scan {
   Dtype dtype;
   int64_t steps, size;
   const void* x;
   int64_t x_stride;
-  const float* v;  // initial potentials, or null: v_rest
+  Channels layout;
+  const float *factor, *shift;  // [channels], or null
+  const void* residual;         // [steps, size], or null
+  const float* v;               // initial potentials, or null: v_rest
   float decay, gain, scale, v_rest;
   bool rectified, hard;
   int levels;
@@ -32,20 +44,50 @@ struct Scan {
 
 struct ScanForward : Scan {
   void* spikes;
+  void* sum;          // u [steps, size], or null
+  const void* add;    // added to the spikes [steps, size], or null
   float* v_out;       // or null
   float* potentials;  // f [levels, steps, size], or null
 };
 
 struct ScanBackward : Scan {
   const void* grad_spikes;
+  const void* grad_sum;     // or null
   const float* grad_v_out;  // or null
   const float* slope;       // [levels, steps, size] where surrogate == slope
   Surrogate surrogate;
   float p, q;
   bool detach_reset;
-  void* grad_x;            // [steps, size]
+  void* grad_u;            // [steps, size]; with `sum_steps` [size], summed over the steps
+  bool sum_steps;
   float* grad_v;           // or null
   double* grad_constants;  // {decay, gain, scale}, or null when these are fixed
+  double* grad_norm;       // sums over all but channels of grad_u and of grad_u x [2, channels], or null
+};
+
+// Sums over all but channels of x - pivot and of its square, with pivot the channel's first element: [3, channels], the
+// last row being the pivots.
+struct Moments {
+  Dtype dtype;
+  int64_t steps, size;
+  const void* x;
+  int64_t x_stride;
+  Channels layout;
+  double* sums;
+  int threads;
+};
+
+// out = a[c] g + b[c] x + c[c] for [steps, size] tensors; out may be g.
+struct Affine {
+  Dtype dtype;
+  int64_t steps, size;
+  const void* x;
+  int64_t x_stride;
+  Channels layout;
+  const void* g;
+  const float *a, *b, *c;
+  void* out;
+  int threads;
 };
 
 // A product with a matrix over time, then the threshold: h[t] = bias[t] + sum_j w[t, j] x[j], s[t] = h[t] >= 0.
@@ -132,6 +174,8 @@ struct Kernels {
   const char* level;
   int (*scan_forward)(const ScanForward&);
   int (*scan_backward)(const ScanBackward&);
+  int (*moments)(const Moments&);
+  int (*affine)(const Affine&);
   int (*band_forward)(const BandForward&);
   int (*band_backward)(const BandBackward&);
   int (*filter_forward)(const FilterForward&);
@@ -145,6 +189,8 @@ struct Kernels {
   extern const Kernels kernels;                   \
   int scan_forward(const ScanForward&);           \
   int scan_backward(const ScanBackward&);         \
+  int moments(const Moments&);                    \
+  int affine(const Affine&);                      \
   int band_forward(const BandForward&);           \
   int band_backward(const BandBackward&);         \
   int filter_forward(const FilterForward&);       \

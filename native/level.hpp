@@ -110,6 +110,64 @@ int for_blocks(int64_t size, int64_t block, int64_t scratch_bytes, int threads, 
   return failed;
 }
 
+// Groups of blocks: few enough for sums of their own, many enough to share among cores.
+inline int64_t groups_of(int64_t blocks) { return smaller(blocks, 32); }
+
+// Runs body(group, first block, last block, scratch) over groups of blocks.
+template <class Body>
+int for_groups(int64_t blocks, int64_t groups, int64_t scratch_bytes, int threads, bool small, const Body& body) {
+  return for_blocks(groups, 1, scratch_bytes, threads, small, [&](int64_t group, int64_t, float* scratch) {
+    body(group, blocks * group / groups, blocks * (group + 1) / groups, scratch);
+  });
+}
+
+// out[i] = sum of the groups' values, in order, of rows `stride` apart.
+inline void add_groups(const double* partial, int64_t groups, int64_t stride, int64_t count, double* out) {
+  for (int64_t i = 0; i < count; i++) out[i] = 0;
+  for (int64_t g = 0; g < groups; g++)
+    for (int64_t i = 0; i < count; i++) out[i] += partial[g * stride + i];
+}
+
+// --- channels ---------------------------------------------------------------------------------------------------------
+
+// The largest block of at most `block` elements in which every channel has the same places as in the first: a multiple
+// of channels x inner, or `block` itself where that does not fit.
+inline int64_t whole_periods(const Channels& layout, int64_t block) {
+  const int64_t period = layout.channels * layout.inner;
+  return period <= block ? block / period * period : block;
+}
+
+inline bool repeats(const Channels& layout, int64_t block) { return block % (layout.channels * layout.inner) == 0; }
+
+// Runs body(channel, first, last) over the runs of one channel in the elements [i0, i0 + n), counted from i0.
+template <class Body>
+inline void for_runs(const Channels& layout, int64_t i0, int64_t n, const Body& body) {
+  int64_t place = i0 % layout.inner, channel = i0 / layout.inner % layout.channels;
+  for (int64_t i = 0; i < n;) {
+    const int64_t last = smaller(n, i + layout.inner - place);
+    body(channel, i, last);
+    i = last, place = 0;
+    channel = channel + 1 == layout.channels ? 0 : channel + 1;
+  }
+}
+
+// A value a channel, spread over the elements [i0, i0 + n).
+inline void spread(const Channels& layout, int64_t i0, int64_t n, const float* values, float* row) {
+  for_runs(layout, i0, n, [&](int64_t c, int64_t first, int64_t last) {
+    for (int64_t i = first; i < last; i++) row[i] = values[c];
+  });
+}
+
+// Adds a row of elements to a sum a channel, and clears the row.
+inline void gather(const Channels& layout, int64_t i0, int64_t n, float* row, double* sums) {
+  for_runs(layout, i0, n, [&](int64_t c, int64_t first, int64_t last) {
+    float total = 0.f;
+    for (int64_t i = first; i < last; i++) total += row[i];
+    sums[c] += total;
+  });
+  std::memset(row, 0, n * 4);
+}
+
 constexpr int64_t SMALL = 1 << 14;  // elements below which waking the threads costs more than it gives
 
 }  // namespace

@@ -53,15 +53,24 @@ void check(int code) {
   if (code != 0) throw std::logic_error("unknown kernel arguments");
 }
 
+constexpr const char* last_part(const char* path) {
+  const char* last = path;
+  for (const char* c = path; *c; c++)
+    if (*c == '.') last = c + 1;
+  return last;
+}
+
 // Fills a struct from keyword arguments; every field must be given and every argument used.
 class Reader {
  public:
   explicit Reader(const nb::kwargs& values) : values_(values) {}
 
+  // The name is an interned Python string.
   template <class Field>
-  void operator()(const char* name, Field& field) {
-    if (!values_.contains(name)) throw std::invalid_argument(std::string("missing argument ") + name);
-    nb::object value = nb::borrow(values_[name]);
+  void operator()(PyObject* name, Field& field) {
+    PyObject* found = PyDict_GetItemWithError(values_.ptr(), name);
+    if (found == nullptr) throw std::invalid_argument("missing argument " + nb::cast<std::string>(nb::handle(name)));
+    const nb::handle value(found);
     if constexpr (std::is_pointer_v<Field>) {
       field = reinterpret_cast<Field>(nb::cast<uintptr_t>(value));
     } else if constexpr (std::is_enum_v<Field>) {
@@ -81,20 +90,34 @@ class Reader {
   size_t used_ = 0;
 };
 
-#define READ(field) r(#field, a.field)
+// A nested field's name in Python is its last part.
+#define READ(field)                                                        \
+  r([] {                                                                   \
+    static PyObject* const name = PyUnicode_InternFromString(last_part(#field)); \
+    return name;                                                           \
+  }(), a.field)
 
 void read(Reader& r, Scan& a) {
-  READ(dtype), READ(steps), READ(size), READ(x), READ(x_stride), READ(v), READ(decay), READ(gain), READ(scale);
-  READ(v_rest), READ(rectified), READ(hard), READ(levels), READ(threshold), READ(fire_at), READ(threads);
+  READ(dtype), READ(steps), READ(size), READ(x), READ(x_stride), READ(layout.channels), READ(layout.inner);
+  READ(factor), READ(shift), READ(residual), READ(v), READ(decay), READ(gain), READ(scale), READ(v_rest);
+  READ(rectified), READ(hard), READ(levels), READ(threshold), READ(fire_at), READ(threads);
 }
 void read(Reader& r, ScanForward& a) {
   read(r, static_cast<Scan&>(a));
-  READ(spikes), READ(v_out), READ(potentials);
+  READ(spikes), READ(sum), READ(add), READ(v_out), READ(potentials);
 }
 void read(Reader& r, ScanBackward& a) {
   read(r, static_cast<Scan&>(a));
-  READ(grad_spikes), READ(grad_v_out), READ(slope), READ(surrogate), READ(p), READ(q), READ(detach_reset);
-  READ(grad_x), READ(grad_v), READ(grad_constants);
+  READ(grad_spikes), READ(grad_sum), READ(grad_v_out), READ(slope), READ(surrogate), READ(p), READ(q);
+  READ(detach_reset), READ(grad_u), READ(sum_steps), READ(grad_v), READ(grad_constants), READ(grad_norm);
+}
+void read(Reader& r, Moments& a) {
+  READ(dtype), READ(steps), READ(size), READ(x), READ(x_stride), READ(layout.channels), READ(layout.inner);
+  READ(sums), READ(threads);
+}
+void read(Reader& r, Affine& a) {
+  READ(dtype), READ(steps), READ(size), READ(x), READ(x_stride), READ(layout.channels), READ(layout.inner);
+  READ(g), READ(a), READ(b), READ(c), READ(out), READ(threads);
 }
 void read(Reader& r, Band& a) {
   READ(dtype), READ(steps), READ(size), READ(order), READ(sliding), READ(x), READ(x_stride), READ(weight), READ(bias);
@@ -177,6 +200,8 @@ NB_MODULE(_native, m) {
   });
   bind(m, "scan_forward", &Kernels::scan_forward);
   bind(m, "scan_backward", &Kernels::scan_backward);
+  bind(m, "moments", &Kernels::moments);
+  bind(m, "affine", &Kernels::affine);
   bind(m, "band_forward", &Kernels::band_forward);
   bind(m, "band_backward", &Kernels::band_backward);
   bind(m, "filter_forward", &Kernels::filter_forward);

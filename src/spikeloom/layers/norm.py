@@ -11,8 +11,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from spikeloom.layers.steps import each_step, repeats
-from spikeloom.neurons.base import make_neuron
-from spikeloom.stream import recomputing
+from spikeloom.neurons.base import check_state, make_neuron
+from spikeloom.neurons.if_lif import Threshold
+from spikeloom.ops import dispatch
+from spikeloom.ops.layout import NATIVE_DTYPES
+from spikeloom.ops.norm_scan import NormScan, norm_scan
+from spikeloom.stream import exchange, recomputing, streaming
 
 
 class BatchNorm(nn.BatchNorm2d):
@@ -34,6 +38,9 @@ class BatchNorm(nn.BatchNorm2d):
     def __init__(self, channels: int, eps: float = 1e-5, momentum: float = 0.1):
         super().__init__(channels, eps, momentum)
 
+    # Where eps stands: inside the square root.
+    eps_outside = False
+
     def scaled_weight(self) -> Tensor:
         """What multiplies the normalised input."""
         return self.weight
@@ -52,18 +59,19 @@ class BatchNorm(nn.BatchNorm2d):
             count = y.numel() // y.shape[1]
             shape = (-1, *(1,) * (y.dim() - 2))
             if count == 1:
-                self._track(y.detach().flatten().float(), torch.zeros_like(self.running_var))
+                self.track(y.detach().flatten().float(), torch.zeros_like(self.running_var))
                 return y * 0 + self.bias.to(y.dtype).view(shape)
             mean, variance = torch.zeros_like(self.running_mean), torch.zeros_like(self.running_var)
             # With momentum 1 the buffers receive the batch's own statistics, variance with the factor n / (n - 1).
             z = F.batch_norm(y, mean, variance, self.scaled_weight(), self.bias, True, 1.0, self.eps)
-            self._track(mean, variance * ((count - 1) * steps / (count * steps - 1)))
+            self.track(mean, variance * ((count - 1) * steps / (count * steps - 1)))
             return z
 
         return each_step(normalise, input)
 
     @torch.no_grad()
-    def _track(self, mean: Tensor, variance: Tensor) -> None:
+    def track(self, mean: Tensor, variance: Tensor) -> None:
+        """Lets the running statistics follow a batch's mean and unbiased variance [C]."""
         if recomputing():
             return
         self.running_mean.lerp_(mean.to(self.running_mean.dtype), self.momentum)
@@ -117,7 +125,7 @@ class TdBN(BatchNorm):
                 axes = [0, *range(2, y.dim())]
                 count = y.numel() // y.shape[1] * (input.shape[0] if repeats(input) else 1)
                 variance, mean = torch.var_mean(y if y.dtype == torch.float64 else y.float(), axes, correction=0)
-                self._track(mean, variance * (count / max(count - 1, 1)))
+                self.track(mean, variance * (count / max(count - 1, 1)))
             # The square root has no gradient at 0: a constant channel, or a single element.
             deviation = variance.clamp_min(torch.finfo(torch.float32).tiny).sqrt()
             factor = self.scaled_weight() / (deviation + self.eps)
@@ -130,14 +138,19 @@ class TdBN(BatchNorm):
 
 
 class NormSpike(nn.Module):
-    """Normalisation, an optional residual added to it, and the neuron: one unit, so that all three can be one pass.
+    """Normalisation, an optional residual added to it, and the neuron: one unit.
+
+        U = norm(X) + residual,    S = neuron(U),    output S + add
+
+    On the CPU, batch norms with IF, LIF, PLIF or MLF neurons run as one op (`ops.norm_scan`); any other pair, and one
+    whose modules somebody watches through hooks, runs as written.
 
     Args:
         channels: C of the input.
         neuron: makes the neuron layer.
         norm: makes the normalisation from `channels`.
 
-    Shapes: input and residual [T, N, C, ...] -> spikes [T, N, C, ...].
+    Shapes: input, residual and add [T, N, C, ...] -> [T, N, C, ...], spikes where nothing is added to them.
     """
 
     def __init__(
@@ -150,15 +163,65 @@ class NormSpike(nn.Module):
         self.norm = norm(channels)
         self.neuron = make_neuron(neuron, channels)
 
-    def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
-        return self.with_sum(x, residual)[0]
+    def forward(self, x: Tensor, residual: Tensor | None = None, add: Tensor | None = None) -> Tensor:
+        """The spikes, with `add` added to them: a shortcut that joins behind the neuron."""
+        return self._run(x, residual, add, False)[0]
 
     def with_sum(self, x: Tensor, residual: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """The spikes, and the sum of norm and residual that caused them: what a membrane shortcut carries on."""
-        u = self.norm(x)
+        return self._run(x, residual, None, True)
+
+    def _run(self, x: Tensor, residual: Tensor | None, add: Tensor | None, wanted: bool) -> tuple[Tensor, Tensor]:
+        norm, neuron = self.norm, self.neuron
+        if isinstance(norm, BatchNorm) and isinstance(neuron, Threshold) and _one_op(norm, neuron, x, residual, add):
+            return _fused(norm, neuron, x, residual, add, wanted)
+        u = norm(x)
         if residual is not None:
             u = u + residual
-        return self.neuron(u), u
+        spikes = neuron(u)
+        return spikes if add is None else spikes + add, u
+
+
+def _one_op(norm: BatchNorm, neuron: Threshold, x: Tensor, residual: Tensor | None, add: Tensor | None) -> bool:
+    """Whether norm and neuron are a pair that the fused op knows, on inputs that it takes, and nobody looks between."""
+    watched = (
+        module._forward_hooks or module._forward_pre_hooks or module._backward_hooks for module in (norm, neuron)
+    )
+    return (
+        x.dim() >= 3
+        and x.numel() > 0
+        and x.shape[2] == norm.num_features
+        and type(neuron).run is Threshold.run
+        and neuron.scale() is None
+        and neuron.surrogate.formula is not None
+        and norm.weight.dtype == torch.float32
+        and all(y is None or (y.dtype == x.dtype and y.shape == x.shape) for y in (residual, add))
+        and not any(watched)
+        and dispatch.choose("norm_scan", x, NATIVE_DTYPES) == "native"
+    )
+
+
+def _fused(
+    norm: BatchNorm, neuron: Threshold, x: Tensor, residual: Tensor | None, add: Tensor | None, wanted: bool
+) -> tuple[Tensor, Tensor]:
+    one = not isinstance(neuron.v_threshold, tuple)
+    keep = streaming()
+
+    def run(state: Tensor | None) -> tuple[NormScan, Tensor | None]:
+        check_state(neuron, state, x, () if one else (len(neuron.firing_numbers()) - 6,))
+        v = state.unsqueeze(0) if one and state is not None else state
+        found = norm_scan(
+            x, residual, add, v, norm.scaled_weight(), norm.bias,
+            None if norm.training else (norm.running_mean, norm.running_var), norm.eps, norm.eps_outside,
+            *neuron.charge(), neuron.firing_numbers(), wanted, keep,
+        )  # fmt: skip
+        return found, (found.v.squeeze(0) if one else found.v) if keep else None
+
+    found = exchange(neuron, run) if keep else run(None)[0]
+    if norm.training:
+        count = x.numel() // x.shape[2]
+        norm.track(found.mean, found.variance * (count / max(count - 1, 1)))
+    return found.spikes, found.sum
 
 
 def add_to_branches(count: int) -> float:

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from spikeloom.neurons.base import Neuron, check_state, describe
 from spikeloom.ops import scan as scan_op
 from spikeloom.ops.scan import potentials
+from spikeloom.ops.scan_native import Numbers, firing_numbers
 from spikeloom.surrogates import ATan, Rectangular, Surrogate
 
 
@@ -51,6 +52,12 @@ class Threshold(Neuron):
     def scale(self) -> float | Tensor | None:
         """The scale of a rectified charge, or None."""
         return None
+
+    def firing_numbers(self) -> Numbers:
+        """Thresholds, reset and surrogate as `ops.norm_scan` takes them; for surrogates with a formula."""
+        formula = self.surrogate.formula
+        assert formula is not None
+        return firing_numbers(self.v_threshold, self.v_reset, self.strict, self.detach_reset, formula)
 
     def run(self, x: Tensor, state: Tensor | None, keep: bool) -> tuple[Tensor, Tensor | None]:
         levels = (len(self.v_threshold),) if isinstance(self.v_threshold, tuple) else ()

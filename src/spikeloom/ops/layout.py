@@ -10,7 +10,8 @@ from torch import Tensor
 from spikeloom.ops import dispatch
 
 NATIVE_DTYPES = (torch.float32, torch.bfloat16)
-_HUGE = 16 << 20  # bytes above which a new tensor asks for large pages
+_DTYPE = {dtype: number for number, dtype in enumerate(NATIVE_DTYPES)}
+HUGE = 16 << 20  # bytes above which a new tensor asks for large pages
 
 
 def _is_dense(step: Tensor) -> bool:
@@ -25,21 +26,30 @@ def _is_dense(step: Tensor) -> bool:
 
 def dense(x: Tensor) -> Tensor:
     """x [T, ...] in a layout the kernels take: x itself if it can be, else a copy."""
-    size = x[0].numel()
+    if x.is_contiguous():
+        return x
+    size = step_size(x)
     if _is_dense(x[0]) and (x.shape[0] == 1 or x.stride(0) in (size, 0)):
         return x
     return x.contiguous()
 
 
+def step_size(x: Tensor) -> int:
+    """Elements of one step."""
+    return x.numel() // max(x.shape[0], 1)
+
+
 def like(x: Tensor, dtype: torch.dtype) -> Tensor:
     """An empty tensor of x's shape: one dense block a step, in the order of x's steps."""
-    return torch.empty_strided(x.shape, (x[0].numel(), *x.stride()[1:]), dtype=dtype, device=x.device)
+    if x.is_contiguous():
+        return torch.empty_like(x, dtype=dtype)
+    return torch.empty_strided(x.shape, (step_size(x), *x.stride()[1:]), dtype=dtype, device=x.device)
 
 
 def fresh(x: Tensor, dtype: torch.dtype) -> Tensor:
     """`like`, in large pages where it is large."""
     y = like(x, dtype)
-    if y.nbytes >= _HUGE:
+    if y.nbytes >= HUGE:
         dispatch.native.advise_huge(y.data_ptr(), y.nbytes)
     return y
 
@@ -52,7 +62,9 @@ def rows_like(count: int, step: Tensor, dtype: torch.dtype) -> Tensor:
 def ordered(y: Tensor, template: Tensor) -> Tensor:
     """y with the strides of a template of its shape: y itself if it has them, else a copy."""
     strides = template.stride()
-    if all(a == b or size == 1 for a, b, size in zip(y.stride(), strides, y.shape, strict=True)):
+    if y.stride() == strides or all(
+        a == b or size == 1 for a, b, size in zip(y.stride(), strides, y.shape, strict=True)
+    ):
         return y
     return torch.empty_strided(y.shape, strides, dtype=y.dtype, device=y.device).copy_(y)
 
@@ -64,15 +76,30 @@ def pointer(tensor: Tensor | None) -> int:
 
 def steps_of(x: Tensor) -> dict[str, int]:
     """The fields of a kernel's arguments that describe its dense input."""
-    size = x[0].numel()
+    steps = x.shape[0]
+    size = x.numel() // max(steps, 1)
     return {
-        "dtype": NATIVE_DTYPES.index(x.dtype),
-        "steps": x.shape[0],
+        "dtype": _DTYPE[x.dtype],
+        "steps": steps,
         "size": size,
         "x": x.data_ptr(),
-        "x_stride": x.stride(0) if x.shape[0] > 1 else size,
+        "x_stride": x.stride(0) if steps > 1 else size,
         "threads": torch.get_num_threads(),
     }
+
+
+def channels_of(x: Tensor) -> tuple[int, int] | None:
+    """Of a dense x [T, N, C, ...]: C, and how many elements of one channel lie side by side.
+
+    None where the axes lie in an order that is neither channels first nor channels last.
+    """
+    C = x.shape[2]
+    step = x[0]
+    inner = max(1, step[0, 0].numel())
+    if step.is_contiguous():
+        return C, inner
+    last = step.movedim(1, -1)
+    return (C, 1) if last.is_contiguous() else None
 
 
 def as_rows(x: Tensor) -> tuple[Tensor, list[int]]:

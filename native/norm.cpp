@@ -1,0 +1,83 @@
+// Batch statistics, and the last pass of a normalisation's gradient.
+#include "level.hpp"
+
+namespace spikeloom {
+namespace SPIKELOOM_LEVEL {
+namespace {
+
+template <class T>
+int moments(const Moments& a) {
+  const int64_t C = a.layout.channels, block = whole_periods(a.layout, 2048);
+  const bool fixed = repeats(a.layout, block);
+  const int64_t blocks = (a.size + block - 1) / block, groups = groups_of(blocks);
+  double* partial = static_cast<double*>(std::calloc(groups * 2 * C, sizeof(double)));
+  float* pivots = static_cast<float*>(std::malloc(C * sizeof(float)));
+  if (partial == nullptr || pivots == nullptr) {
+    std::free(partial), std::free(pivots);
+    return -1;
+  }
+  for (int64_t c = 0; c < C; c++) pivots[c] = load(static_cast<const T*>(a.x), c * a.layout.inner);
+  const int failed = for_groups(blocks, groups, 3 * block * 4, a.threads, a.steps * a.size < SMALL, [&](int64_t group, int64_t first, int64_t last, float* rows) {
+    float *pivot = rows, *sum = rows + block, *squares = rows + 2 * block;
+    double* mine = partial + group * 2 * C;
+    std::memset(sum, 0, 2 * block * 4);
+    if (fixed) spread(a.layout, 0, block, pivots, pivot);
+    for (int64_t i0 = first * block; i0 < smaller(last * block, a.size); i0 += block) {
+      const int64_t n = smaller(block, a.size - i0);
+      if (!fixed) spread(a.layout, i0, n, pivots, pivot);
+      for (int64_t t = 0; t < a.steps; t++) {
+        const T* x = static_cast<const T*>(a.x) + t * a.x_stride + i0;
+#pragma omp simd
+        for (int64_t i = 0; i < n; i++) {
+          const float d = load(x, i) - pivot[i];
+          sum[i] += d;
+          squares[i] += d * d;
+        }
+      }
+      if (!fixed || (i0 / block - first) % 16 == 15) {
+        gather(a.layout, i0, n, sum, mine);
+        gather(a.layout, i0, n, squares, mine + C);
+      }
+    }
+    if (fixed) {
+      gather(a.layout, 0, block, sum, mine);
+      gather(a.layout, 0, block, squares, mine + C);
+    }
+  });
+  add_groups(partial, groups, 2 * C, 2 * C, a.sums);
+  for (int64_t c = 0; c < C; c++) a.sums[2 * C + c] = pivots[c];
+  std::free(partial), std::free(pivots);
+  return failed;
+}
+
+template <class T>
+int affine(const Affine& a) {
+  const int64_t block = whole_periods(a.layout, 2048);
+  const bool fixed = repeats(a.layout, block);
+  const int64_t blocks = (a.size + block - 1) / block;
+  return for_groups(blocks, groups_of(blocks), 3 * block * 4, a.threads, a.steps * a.size < SMALL, [&](int64_t, int64_t first, int64_t last, float* rows) {
+    float *pa = rows, *pb = rows + block, *pc = rows + 2 * block;
+    const auto fill = [&](int64_t i0, int64_t n) {
+      spread(a.layout, i0, n, a.a, pa), spread(a.layout, i0, n, a.b, pb), spread(a.layout, i0, n, a.c, pc);
+    };
+    if (fixed) fill(0, block);
+    for (int64_t i0 = first * block; i0 < smaller(last * block, a.size); i0 += block) {
+      const int64_t n = smaller(block, a.size - i0);
+      if (!fixed) fill(i0, n);
+      for (int64_t t = 0; t < a.steps; t++) {
+        const T *x = static_cast<const T*>(a.x) + t * a.x_stride + i0, *g = static_cast<const T*>(a.g) + t * a.size + i0;
+        T* out = static_cast<T*>(a.out) + t * a.size + i0;
+#pragma omp simd
+        for (int64_t i = 0; i < n; i++) store(out, i, pa[i] * load(g, i) + pb[i] * load(x, i) + pc[i]);
+      }
+    }
+  });
+}
+
+}  // namespace
+
+int moments(const Moments& a) { return a.dtype == Dtype::float32 ? moments<float>(a) : moments<bfloat16>(a); }
+int affine(const Affine& a) { return a.dtype == Dtype::float32 ? affine<float>(a) : affine<bfloat16>(a); }
+
+}  // namespace SPIKELOOM_LEVEL
+}  // namespace spikeloom

@@ -1,0 +1,74 @@
+"""Ops of native kernels: direct calls in plain eager mode, custom ops for everything that traces or watches."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+
+_PLAIN = (Tensor, nn.Parameter)
+
+
+def _direct(x: Tensor) -> bool:
+    """Whether nothing needs to see the op: no compiler, export, transform, dispatch mode or profiler."""
+    return (
+        type(x) in _PLAIN
+        and not torch.compiler.is_compiling()
+        and torch._C._len_torch_dispatch_stack() == 0  # pyright: ignore[reportPrivateUsage]
+        and not torch._C._are_functorch_transforms_active()  # pyright: ignore[reportPrivateUsage, reportAttributeAccessIssue]
+        and not torch.autograd._profiler_enabled()  # pyright: ignore[reportPrivateUsage, reportAttributeAccessIssue]
+    )
+
+
+class NativeOp:
+    """An op with its gradient, from plain functions.
+
+    A `torch.library` custom op can be traced, exported and profiled, but costs 50 microseconds a call, as much as a
+    small layer. In plain eager mode the same functions therefore run in an autograd function of their own.
+
+    Args:
+        name: in the namespace `spikeloom`.
+        forward: the op; its signature is the custom op's schema, its first argument a tensor.
+        fake: the same, for shapes alone.
+        save: `(ctx, inputs, output)`, keeps what `differentiate` needs; None for an op without gradient.
+        differentiate: `(ctx, *grads)` to the gradients of all inputs.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        forward: Callable[..., Any],
+        fake: Callable[..., Any],
+        save: Callable[..., None] | None = None,
+        differentiate: Callable[..., Any] | None = None,
+    ):
+        self._custom: Any = torch.library.custom_op(f"spikeloom::{name}", forward, mutates_args=(), device_types="cpu")
+        self._custom.register_fake(fake)
+        self._forward: Callable[..., Any] = forward
+        if save is not None and differentiate is not None:
+            self._custom.register_autograd(differentiate, setup_context=save)
+            self._forward = _autograd_function(name, forward, save, differentiate)
+
+    def __call__(self, x: Tensor, *inputs: Any) -> Any:
+        return self._forward(x, *inputs) if _direct(x) else self._custom(x, *inputs)
+
+
+def _autograd_function(
+    name: str, forward: Callable[..., Any], save: Callable[..., None], differentiate: Callable[..., Any]
+) -> Callable[..., Any]:
+    def run(ctx: Any, *inputs: Any) -> Any:
+        output = forward(*inputs)
+        save(ctx, inputs, output)
+        return output
+
+    strict = once_differentiable(differentiate)
+
+    def back(ctx: Any, *grads: Any) -> Any:
+        # Only where a graph of the gradient is made can somebody try to differentiate twice, and is then told.
+        return strict(ctx, *grads) if torch.is_grad_enabled() else differentiate(ctx, *grads)
+
+    methods = {"forward": staticmethod(run), "backward": staticmethod(back)}
+    return type(name, (torch.autograd.Function,), methods).apply  # pyright: ignore[reportAttributeAccessIssue]

@@ -1,0 +1,284 @@
+"""Batch normalisation and the neurons behind it as one op, for training and inference.
+
+    U[t] = weight (X[t] - mean) k + bias + residual[t]      k = 1 / sqrt(var + eps), or 1 / (sqrt(var) + eps)
+    S[t] from U by `ops.scan`,     output S[t] + add[t]
+
+Forward reads X twice, for the statistics and for the scan, and writes spikes. Backward computes the potentials again:
+one pass writes dL/dU and sums it and dL/dU X by channel, a second one makes dL/dX of these in place. Kept are X, the
+residual and the statistics. The definition is the composition of norm, sum and neuron in `layers.NormSpike`.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from spikeloom.ops import dispatch
+from spikeloom.ops.layout import channels_of, dense, fresh, like, ordered, pointer, rows_like, steps_of
+from spikeloom.ops.native_op import NativeOp
+from spikeloom.ops.scan_native import Numbers, as_tensor, charge_fields, firing, no_potentials
+from spikeloom.ops.scan_reference import Constant
+
+
+class NormScan(NamedTuple):
+    """What `norm_scan` gives.
+
+    Attributes:
+        spikes: [T, N, C, ...], `add` included.
+        sum: U, or empty.
+        v: the last potentials [levels, N, C, ...], or empty.
+        mean, variance: of the batch [C], the variance with the factor 1 / n; those given, in evaluation.
+    """
+
+    spikes: Tensor
+    sum: Tensor
+    v: Tensor
+    mean: Tensor
+    variance: Tensor
+
+
+def norm_scan(
+    x: Tensor,
+    residual: Tensor | None,
+    add: Tensor | None,
+    v: Tensor | None,
+    weight: Tensor,
+    bias: Tensor,
+    statistics: tuple[Tensor, Tensor] | None,
+    eps: float,
+    eps_outside: bool,
+    decay: Constant,
+    gain: Constant,
+    numbers: Numbers,
+    return_sum: bool,
+    return_v: bool,
+) -> NormScan:
+    """Runs the equations at the top of this file.
+
+    Args:
+        x: [T, N, C, ...], float32 or bfloat16; a repeated image is read from cache, and its statistics taken once.
+        residual, add: [T, N, C, ...] of x's dtype, or None.
+        v: potentials before the first step [levels, N, C, ...]; None for rest.
+        weight, bias: [C], float32.
+        statistics: mean and variance [C] of an evaluation; None takes those of x.
+        eps, eps_outside: where eps stands in k.
+        decay, gain, numbers: of the scan (`scan_native.firing_numbers`).
+        return_sum, return_v: whether the caller wants U and the last potentials.
+    """
+    mean, variance = statistics or (None, None)
+    found = _norm_scan(
+        x, residual, add, v, weight, bias, mean, variance, as_tensor(decay), as_tensor(gain), numbers, eps,
+        eps_outside, return_sum, return_v,
+    )  # fmt: skip
+    return NormScan(*found)
+
+
+def _inverse(variance: Tensor, eps: float, eps_outside: bool) -> Tensor:
+    """k."""
+    if not eps_outside:
+        return torch.rsqrt(variance + eps)
+    return 1 / (variance.clamp_min(torch.finfo(torch.float32).tiny).sqrt() + eps)
+
+
+def _layout(x: Tensor) -> tuple[Tensor, tuple[int, int]]:
+    """x as the kernels take it, copied if its axes lie in no order of theirs."""
+    x = dense(x)
+    layout = channels_of(x)
+    if layout is None:
+        x = x.contiguous()
+        layout = channels_of(x)
+    assert layout is not None
+    return x, layout
+
+
+def _fields(x: Tensor, layout: tuple[int, int]) -> dict[str, Any]:
+    return {**steps_of(x), "channels": layout[0], "inner": layout[1]}
+
+
+def _repeats(x: Tensor) -> bool:
+    return x.shape[0] > 1 and x.stride(0) == 0
+
+
+def _moments(x: Tensor, layout: tuple[int, int]) -> tuple[Tensor, Tensor]:
+    """Mean and variance (factor 1 / n) of every channel, float32."""
+    C, _ = layout
+    sums = torch.empty(3, C, dtype=torch.float64)
+    fields = _fields(x, layout)
+    if _repeats(x):
+        fields["steps"] = 1
+    dispatch.native.moments(**fields, sums=sums.data_ptr())
+    count = max(fields["steps"] * fields["size"] // C, 1)
+    shift = sums[0] / count
+    variance = (sums[1] / count - shift.square()).clamp_min_(0)
+    return (shift + sums[2]).float(), variance.float()
+
+
+def _forward(
+    x: Tensor,
+    residual: Tensor | None,
+    add: Tensor | None,
+    v: Tensor | None,
+    weight: Tensor,
+    bias: Tensor,
+    mean: Tensor | None,
+    variance: Tensor | None,
+    decay: Tensor,
+    gain: Tensor,
+    numbers: list[float],
+    eps: float,
+    eps_outside: bool,
+    return_sum: bool,
+    return_v: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    x, layout = _layout(x)
+    a = firing(tuple(numbers))
+    if mean is None or variance is None:
+        mean, variance = _moments(x, layout)
+    else:
+        mean, variance = mean.float().clone(), variance.float().clone()
+    factor = weight.float() * _inverse(variance, eps, eps_outside)
+    shift = bias.float() - mean * factor
+    spikes = fresh(x, x.dtype)
+    total = fresh(x, x.dtype) if return_sum else x.new_empty(0)
+    last = rows_like(a.levels, spikes[0], torch.float32) if return_v else no_potentials(x)
+    residual = None if residual is None else ordered(residual, spikes)
+    add = None if add is None else ordered(add, spikes)
+    v = None if v is None else ordered(v, rows_like(a.levels, spikes[0], v.dtype))
+    dispatch.native.scan_forward(
+        **_fields(x, layout), **charge_fields(decay, gain, None), **a.forward, factor=factor.data_ptr(),
+        shift=shift.data_ptr(), residual=pointer(residual), v=pointer(v), spikes=spikes.data_ptr(),
+        sum=total.data_ptr() if return_sum else 0, add=pointer(add), v_out=last.data_ptr() if return_v else 0,
+        potentials=0,
+    )  # fmt: skip
+    return spikes, total, last, mean, variance
+
+
+def _fake(x: Tensor, residual: Any, add: Any, v: Any, weight: Any, bias: Any, mean: Any, variance: Any, decay: Any,
+          gain: Any, numbers: Any, eps: Any, eps_outside: Any, return_sum: bool, return_v: bool) -> Any:  # fmt: skip
+    x, (C, _) = _layout(x)
+    spikes = like(x, x.dtype)
+    total = torch.empty_like(spikes) if return_sum else x.new_empty(0)
+    last = rows_like(len(numbers) - 6, spikes[0], torch.float32) if return_v else no_potentials(x)
+    return spikes, total, last, x.new_empty(C, dtype=torch.float32), x.new_empty(C, dtype=torch.float32)
+
+
+def _backward(
+    grad_spikes: Tensor,
+    grad_sum: Tensor | None,
+    grad_last: Tensor | None,
+    x: Tensor,
+    residual: Tensor | None,
+    v: Tensor | None,
+    weight: Tensor,
+    bias: Tensor,
+    mean: Tensor,
+    variance: Tensor,
+    decay: Tensor,
+    gain: Tensor,
+    numbers: list[float],
+    eps: float,
+    eps_outside: bool,
+    frozen: bool,
+    learn: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    x, layout = _layout(x)
+    a, C = firing(tuple(numbers)), layout[0]
+    # A repeated image gets the sum of its steps.
+    repeated = _repeats(x) and residual is None
+    k = _inverse(variance, eps, eps_outside)
+    factor = weight.float() * k
+    shift = bias.float() - mean * factor
+    template = like(x, x.dtype) if repeated else fresh(x, x.dtype)
+    # With a residual its gradient is dL/dU itself; without, dL/dU is turned into dL/dX where it lies.
+    grad_u = rows_like(1, template[0], x.dtype) if repeated else template
+    grad_spikes = ordered(grad_spikes.to(x.dtype), template)
+    grad_sum = None if grad_sum is None else ordered(grad_sum.to(x.dtype), template)
+    residual = None if residual is None else ordered(residual, template)
+    states = rows_like(a.levels, template[0], torch.float32) if v is not None or grad_last is not None else None
+    if states is not None:
+        v = None if v is None else ordered(v, states)
+        grad_last = None if grad_last is None else ordered(grad_last.float(), states)
+    sums = torch.empty(2, C, dtype=torch.float64)
+    constants = x.new_empty(3 if learn else 0, dtype=torch.float64)
+    fields = _fields(x, layout)
+    dispatch.native.scan_backward(
+        **fields, **charge_fields(decay, gain, None), **a.forward, **a.backward, factor=factor.data_ptr(),
+        shift=shift.data_ptr(), residual=pointer(residual), v=pointer(v), grad_spikes=grad_spikes.data_ptr(),
+        grad_sum=pointer(grad_sum), grad_v_out=pointer(grad_last), slope=0, grad_u=grad_u.data_ptr(),
+        sum_steps=repeated, grad_v=0 if v is None else pointer(states),
+        grad_constants=constants.data_ptr() if learn else 0, grad_norm=sums.data_ptr(),
+    )  # fmt: skip
+    passed, passed_x = sums[0], sums[1] - mean * sums[0]  # of dL/dU, and of dL/dU (X - mean)
+    grad_weight, grad_bias = (passed_x * k).float(), passed.float()
+    slope, offset = torch.zeros_like(factor), torch.zeros_like(factor)
+    if not frozen:
+        count = x.numel() // C
+        wide = variance.clamp_min(torch.finfo(torch.float32).tiny).double()
+        narrow = k.double().square() / wide.sqrt() if eps_outside else k.double() ** 3
+        curved = weight.double() * narrow * passed_x / count
+        slope, offset = (-curved).float(), (mean * curved - factor * passed / count).float()
+    if repeated:  # every step gets its part of the sum
+        factor, fields["steps"] = factor / fields["steps"], 1
+    grad_x = grad_u if residual is None else fresh(x, x.dtype)
+    dispatch.native.affine(
+        **fields, g=grad_u.data_ptr(), a=factor.data_ptr(), b=slope.data_ptr(), c=offset.data_ptr(),
+        out=grad_x.data_ptr(),
+    )  # fmt: skip
+    grad_residual = grad_u if residual is not None else x.new_empty(0)
+    grad_v = no_potentials(x) if v is None or states is None else states
+    return grad_x, grad_residual, grad_v, grad_weight, grad_bias, constants
+
+
+def _fake_backward(grad_spikes: Any, grad_sum: Any, grad_last: Any, x: Tensor, residual: Any, v: Any, weight: Any,
+                   bias: Any, mean: Any, variance: Any, decay: Any, gain: Any, numbers: Any, eps: Any,
+                   eps_outside: Any, frozen: Any, learn: bool) -> Any:  # fmt: skip
+    x, (C, _) = _layout(x)
+    whole = like(x, x.dtype)
+    grad_x = rows_like(1, whole[0], x.dtype) if _repeats(x) and residual is None else whole
+    grad_residual = x.new_empty(0) if residual is None else torch.empty_like(whole)
+    grad_v = no_potentials(x) if v is None else rows_like(len(numbers) - 6, whole[0], torch.float32)
+    per_channel = x.new_empty(C, dtype=torch.float32)
+    constants = x.new_empty(3 if learn else 0, dtype=torch.float64)
+    return grad_x, grad_residual, grad_v, per_channel, torch.empty_like(per_channel), constants
+
+
+def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+    x, residual, add, v, weight, bias, mean, _, decay, gain, *ctx.settings, return_sum, return_v = inputs
+    _, total, last, batch_mean, batch_variance = output
+    ctx.frozen, ctx.added = mean is not None, add is not None
+    ctx.save_for_backward(x, residual, v, weight, bias, batch_mean, batch_variance, decay, gain)
+    ctx.set_materialize_grads(False)
+    unwanted = [t for t, wanted in ((total, return_sum), (last, return_v)) if not wanted]
+    ctx.mark_non_differentiable(batch_mean, batch_variance, *unwanted)
+
+
+def _differentiate(
+    ctx: Any, grad_spikes: Tensor | None, grad_sum: Tensor | None, grad_last: Tensor | None, *_: Any
+) -> tuple[Any, ...]:
+    x, residual, v, weight, bias, mean, variance, decay, gain = ctx.saved_tensors
+    learn = ctx.needs_input_grad[8] or ctx.needs_input_grad[9]
+    if grad_spikes is None:
+        grad_spikes = torch.zeros(x.shape, dtype=x.dtype, device=x.device)
+    grad_x, grad_residual, grad_v, grad_weight, grad_bias, sums = _norm_scan_backward(
+        grad_spikes, grad_sum, grad_last, x, residual, v, weight, bias, mean, variance, decay, gain, *ctx.settings,
+        ctx.frozen, learn,
+    )  # fmt: skip
+    return (
+        grad_x.expand(x.shape),
+        None if residual is None else grad_residual,
+        grad_spikes if ctx.added else None,
+        None if v is None else grad_v,
+        grad_weight.to(weight.dtype),
+        grad_bias.to(bias.dtype),
+        None,
+        None,
+        sums[0].to(decay.dtype) if ctx.needs_input_grad[8] else None,
+        sums[1].to(gain.dtype) if ctx.needs_input_grad[9] else None,
+        *(None,) * 5,
+    )
+
+
+_norm_scan = NativeOp("norm_scan", _forward, _fake, _save, _differentiate)
+_norm_scan_backward = NativeOp("norm_scan_backward", _backward, _fake_backward)

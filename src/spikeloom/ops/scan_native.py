@@ -1,0 +1,218 @@
+"""`ops.scan` in native kernels: what Autograd keeps is the input; the backward pass computes the potentials again."""
+
+from __future__ import annotations
+
+import math
+from functools import lru_cache
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from spikeloom.ops import dispatch
+from spikeloom.ops.layout import dense, fresh, like, ordered, pointer, rows_like, steps_of
+from spikeloom.ops.native_op import NativeOp
+from spikeloom.ops.scan_reference import Constant
+
+Numbers = tuple[float, ...]
+"""Thresholds, reset and surrogate of a scan, as a custom op can take them."""
+
+NO_NORM = {"channels": 1, "inner": 1, "factor": 0, "shift": 0, "residual": 0}
+
+
+def firing_numbers(
+    v_threshold: float | tuple[float, ...],
+    v_reset: float | None,
+    strict: bool,
+    detach_reset: bool,
+    formula: tuple[int, float, float],
+) -> Numbers:
+    """Packs what `firing` unpacks."""
+    thresholds = v_threshold if isinstance(v_threshold, tuple) else (v_threshold,)
+    return (math.nan if v_reset is None else v_reset, strict, detach_reset, *formula, *thresholds)
+
+
+class Firing(NamedTuple):
+    """The kernels' fields of thresholds, reset and surrogate, and the tensors that their addresses point to."""
+
+    levels: int
+    forward: dict[str, Any]
+    backward: dict[str, Any]
+    kept: tuple[Tensor, Tensor]
+
+
+@lru_cache(maxsize=1024)
+def firing(numbers: Numbers) -> Firing:
+    """The fields of some packed numbers."""
+    v_reset, strict, detach_reset, kind, p, q, *thresholds = numbers
+    threshold = torch.tensor(thresholds, dtype=torch.float32)
+    fire_at = torch.nextafter(threshold, torch.tensor(math.inf)) if strict else threshold
+    soft = math.isnan(v_reset)
+    forward = {
+        "v_rest": 0.0 if soft else v_reset, "hard": not soft, "levels": len(thresholds),
+        "threshold": threshold.data_ptr(), "fire_at": fire_at.data_ptr(),
+    }  # fmt: skip
+    backward = {"surrogate": int(kind), "p": p, "q": q, "detach_reset": bool(detach_reset)}
+    return Firing(len(thresholds), forward, backward, (threshold, fire_at))
+
+
+@lru_cache(maxsize=1024)
+def _fixed(value: float) -> Tensor:
+    return torch.tensor(value, dtype=torch.float64)
+
+
+def as_tensor(value: Constant) -> Tensor:
+    """A constant as the ops take it: a scalar tensor."""
+    return value if isinstance(value, Tensor) else _fixed(float(value))
+
+
+def charge_fields(decay: Tensor, gain: Tensor, scale: Tensor | None) -> dict[str, Any]:
+    """The kernels' fields of the charge."""
+    return {
+        "decay": decay.item(), "gain": gain.item(), "scale": 1.0 if scale is None else scale.item(),
+        "rectified": scale is not None,
+    }  # fmt: skip
+
+
+def _prepare(
+    x: Tensor, v: Tensor | None, decay: Tensor, gain: Tensor, scale: Tensor | None, numbers: Numbers
+) -> tuple[Tensor, Tensor | None, Firing, dict[str, Any]]:
+    x, a = dense(x), firing(tuple(numbers))
+    v = None if v is None else ordered(v, rows_like(a.levels, like(x, x.dtype)[0], v.dtype))
+    return x, v, a, {**steps_of(x), **NO_NORM, "v": pointer(v), **charge_fields(decay, gain, scale), **a.forward}
+
+
+def no_potentials(x: Tensor) -> Tensor:
+    """Stands for potentials that nobody wants."""
+    return x.new_empty(0, dtype=torch.float32)
+
+
+def _forward(
+    x: Tensor,
+    v: Tensor | None,
+    decay: Tensor,
+    gain: Tensor,
+    scale: Tensor | None,
+    slope: Tensor | None,
+    numbers: list[float],
+    return_v: bool,
+) -> tuple[Tensor, Tensor]:
+    x, v, a, fields = _prepare(x, v, decay, gain, scale, tuple(numbers))
+    spikes = fresh(x, x.dtype)
+    last = rows_like(a.levels, spikes[0], torch.float32) if return_v else no_potentials(x)
+    dispatch.native.scan_forward(
+        **fields, spikes=spikes.data_ptr(), sum=0, add=0, v_out=last.data_ptr() if return_v else 0, potentials=0
+    )
+    return spikes, last
+
+
+def _fake(x: Tensor, v: Any, decay: Any, gain: Any, scale: Any, slope: Any, numbers: Any, return_v: bool) -> Any:
+    spikes = like(dense(x), x.dtype)
+    return spikes, rows_like(len(numbers) - 6, spikes[0], torch.float32) if return_v else no_potentials(x)
+
+
+def _potentials(
+    x: Tensor, v: Tensor | None, decay: Tensor, gain: Tensor, scale: Tensor | None, numbers: list[float]
+) -> Tensor:
+    x, v, a, fields = _prepare(x, v, decay, gain, scale, tuple(numbers))
+    spikes = fresh(x, x.dtype)
+    f = rows_like(a.levels, spikes, torch.float32)
+    dispatch.native.scan_forward(
+        **fields, spikes=spikes.data_ptr(), sum=0, add=0, v_out=0, potentials=f.data_ptr()
+    )  # fmt: skip
+    return f
+
+
+def _fake_potentials(x: Tensor, v: Any, decay: Any, gain: Any, scale: Any, numbers: Any) -> Tensor:
+    return rows_like(len(numbers) - 6, like(dense(x), x.dtype), torch.float32)
+
+
+def _backward(
+    grad_spikes: Tensor,
+    grad_last: Tensor | None,
+    x: Tensor,
+    v: Tensor | None,
+    decay: Tensor,
+    gain: Tensor,
+    scale: Tensor | None,
+    slope: Tensor | None,
+    numbers: list[float],
+    learn: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    x, v, a, fields = _prepare(x, v, decay, gain, scale, tuple(numbers))
+    grad_x = fresh(x, x.dtype)
+    grad_spikes = ordered(grad_spikes.to(x.dtype), grad_x)
+    grad_v = no_potentials(x)
+    if v is not None or grad_last is not None:
+        states = rows_like(a.levels, grad_x[0], torch.float32)
+        grad_last = None if grad_last is None else ordered(grad_last.to(torch.float32), states)
+        grad_v = states if v is not None else grad_v
+    slope = None if slope is None else ordered(slope.to(torch.float32), rows_like(a.levels, grad_x, torch.float32))
+    constants = x.new_empty(3 if learn else 0, dtype=torch.float64)
+    dispatch.native.scan_backward(
+        **fields, **a.backward, grad_spikes=grad_spikes.data_ptr(), grad_sum=0, grad_v_out=pointer(grad_last),
+        slope=pointer(slope), grad_u=grad_x.data_ptr(), sum_steps=False, grad_v=0 if v is None else grad_v.data_ptr(),
+        grad_constants=constants.data_ptr() if learn else 0, grad_norm=0,
+    )  # fmt: skip
+    return grad_x, grad_v, constants
+
+
+def _fake_backward(grad_spikes: Any, grad_last: Any, x: Tensor, v: Any, decay: Any, gain: Any, scale: Any, slope: Any,
+                   numbers: Any, learn: bool) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+    grad_x = like(dense(x), x.dtype)
+    grad_v = no_potentials(x) if v is None else rows_like(len(numbers) - 6, grad_x[0], torch.float32)
+    return grad_x, grad_v, x.new_empty(3 if learn else 0, dtype=torch.float64)
+
+
+def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+    *tensors, ctx.numbers, return_v = inputs
+    ctx.save_for_backward(*tensors)
+    ctx.set_materialize_grads(False)
+    if not return_v:
+        ctx.mark_non_differentiable(output[1])
+
+
+def _differentiate(ctx: Any, grad_spikes: Tensor | None, grad_last: Tensor | None) -> tuple[Any, ...]:
+    x, v, decay, gain, scale, slope = ctx.saved_tensors
+    _, _, *needed, _, _, _ = ctx.needs_input_grad
+    grad_spikes = torch.zeros_like(x) if grad_spikes is None else grad_spikes
+    learn = True in needed
+    grad_x, grad_v, sums = _scan_backward(
+        grad_spikes, grad_last, x, v, decay, gain, scale, slope, ctx.numbers, learn
+    )  # fmt: skip
+    grads = (None, None, None)
+    if learn:
+        grads = (
+            sums[i].to(c.dtype) if n else None
+            for i, (c, n) in enumerate(zip((decay, gain, scale), needed, strict=True))
+        )
+    return grad_x, None if v is None else grad_v, *grads, None, None, None
+
+
+_scan = NativeOp("scan", _forward, _fake, _save, _differentiate)
+_scan_potentials = NativeOp("scan_potentials", _potentials, _fake_potentials)
+_scan_backward = NativeOp("scan_backward", _backward, _fake_backward)
+
+
+def scan_native(
+    x: Tensor,
+    v: Tensor | None,
+    decay: Constant,
+    gain: Constant,
+    scale: Constant | None,
+    slope: Tensor | None,
+    numbers: Numbers,
+    return_v: bool,
+) -> tuple[Tensor, Tensor]:
+    """Spikes [T, N, ...] and, if wanted, the last potentials [levels, N, ...] (else an empty tensor)."""
+    scale = None if scale is None else as_tensor(scale)
+    return _scan(x, v, as_tensor(decay), as_tensor(gain), scale, slope, numbers, return_v)
+
+
+def scan_native_potentials(
+    x: Tensor, v: Tensor | None, decay: Constant, gain: Constant, scale: Constant | None, numbers: Numbers
+) -> Tensor:
+    """The potentials [levels, T, N, ...] at which neurons decide to fire."""
+    return _scan_potentials(
+        x, v, as_tensor(decay), as_tensor(gain), None if scale is None else as_tensor(scale), numbers
+    )  # fmt: skip
