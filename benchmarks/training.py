@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import argparse
 import copy
-import functools
 import json
 import resource
 import subprocess
@@ -28,7 +27,6 @@ from torch import Tensor, nn
 
 import spikeloom
 from spikeloom.bench.timing import medians
-from spikeloom.bench.write import write_results
 from spikeloom.encode import repeat
 from spikeloom.layers import BatchNorm, Conv2d, GlobalAvgPool, Linear, NormSpike, SEWBlock, basic_branch
 from spikeloom.neurons import LIF

@@ -16,6 +16,7 @@ import typer
 from spikeloom.errors import UsageError
 
 if TYPE_CHECKING:
+    from spikeloom.analyse import Audit
     from spikeloom.train.recipe import Budget
     from spikeloom.train.run import Run
 
@@ -146,6 +147,44 @@ def evaluate(
     print("  firing rate (spikes per neuron and step)")
     for layer, rate in result["rates"].items():
         print(f"  {100 * rate:6.2f} %  {layer}")
+
+
+@app.command()
+def audit(
+    target: Annotated[str, typer.Argument(metavar="RUN|MODEL", help="The folder of a run, or a model's name.")],
+    words: Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Settings.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Show what enters every layer of a network, whether it is spike-driven, and what it costs by each published rule.
+
+    \b
+    spikeloom audit RUN images=1000 data.root=DATA
+    spikeloom audit report_sew_resnet34 data=digits data.size=32 model.T=4
+    spikeloom audit report_ms_resnet34 input=3x32x32      # random inputs, untrained weights
+
+    Keys: images (of the test data), batch, data.*; for a model also model.*, neuron.*, seed and input.
+    """
+    from spikeloom.analyse.audit import audit as audit_model
+    from spikeloom.analyse.target import open_target
+    from spikeloom.train.recipe import parse_overrides
+
+    opened = open_target(target, parse_overrides(words or []))
+    with _progress(as_json) as progress:
+        progress.work("auditing", opened.images)
+        try:
+            found = audit_model(opened.model, _ticking(opened.batches(), progress))
+        except (RuntimeError, ValueError) as error:
+            raise UsageError(f"{opened.title} cannot run on {opened.data}: {error}") from None
+    if as_json:
+        print(json.dumps({"target": opened.title, "data": opened.data, **found.to_json()}))
+    else:
+        _print_audit(opened.title, opened.data, found)
+
+
+def _ticking(batches: Any, progress: Any) -> Generator[Any]:
+    for x, y in batches:
+        yield x, y
+        progress.advance(len(y))
 
 
 @app.command()
@@ -430,3 +469,29 @@ def _print_measured(title: str, paper: str, budget: str, records: list[Json]) ->
     for record in records:
         for figure in record["figures"]:
             console.print(f"figure: {figure}", markup=False)
+
+
+def _print_audit(title: str, data: str, found: Audit) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    console = Console()
+    table = Table(title=f"{title}: what enters each layer, for one image of {found.steps} steps")
+    for column in ("layer", "input", "max", "rate %", "MACs M", "ACs M", "uJ", "dead"):
+        table.add_column(column, justify="left" if column in ("layer", "input") else "right", overflow="fold")
+    for row in found.rows:
+        table.add_row(
+            row.name, row.input, f"{row.max:.3g}", f"{100 * row.rate:.2f}", f"{row.macs / 1e6:.3f}",
+            f"{row.acs / 1e6:.3f}", f"{row.energy_pj / 1e6:.3f}", f"{row.dead}/{row.channels}" if row.channels else "",
+            style="red" if row.breaks else None,
+        )  # fmt: skip
+    console.print(table)
+    energies = Table(title="energy of one image, by rule")
+    for column in ("rule", "MACs M", "ACs M", "uJ"):
+        energies.add_column(column, justify="left" if column == "rule" else "right")
+    for name, energy in found.energies().items():
+        energies.add_row(name, f"{energy.macs / 1e6:.3f}", f"{energy.acs / 1e6:.3f}", f"{energy.pj / 1e6:.3f}")
+    console.print(energies)
+    console.print(f"measured on {data}; {found.parameters:,} parameters", markup=False)
+    for line in found.verdict():
+        console.print(line, markup=False)
