@@ -182,7 +182,7 @@ def reproduce(words: Words = None, as_json: AsJson = False) -> None:
     if as_json:
         print(json.dumps(records))
         return
-    if recipe.measures:
+    if recipe.measures or "figures" in records[0]:
         _print_measured(recipe.title, recipe.paper, budget, records)
     else:
         _print_table(recipe.title, recipe.paper, budget, records)
@@ -191,7 +191,7 @@ def reproduce(words: Words = None, as_json: AsJson = False) -> None:
 
 @app.command()
 def bench(
-    what: Annotated[str, typer.Argument(metavar="neurons", help="What to measure.")] = "neurons",
+    what: Annotated[str, typer.Argument(metavar="neurons|events", help="What to measure.")] = "neurons",
     words: Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="quick=true, out=PATH.")] = None,
     as_json: AsJson = False,
 ) -> None:
@@ -200,29 +200,35 @@ def bench(
     \b
     spikeloom bench neurons              # minutes; tables and a plot go to results/bench
     spikeloom bench neurons quick=true   # seconds: T = 4 and 64, no plot
+    spikeloom bench events data=DATA     # reading event files and cutting them into frames, beside tonic
 
-    Install the extra `bench` to have SpikingJelly as a rival in the same run.
+    Install the extra `bench` to have the rivals in the same run.
     """
     from spikeloom.registry import nearest
     from spikeloom.train.recipe import parse_overrides
 
-    if what != "neurons":
-        raise UsageError(f"unknown benchmark {what!r}; {nearest(what, ('neurons',))}")
+    if what not in ("neurons", "events"):
+        raise UsageError(f"unknown benchmark {what!r}; {nearest(what, ('neurons', 'events'))}")
     values = parse_overrides(words or [])
+    known = ("quick", "out", *(("data",) if what == "events" else ()))
     for key in values:
-        if key not in ("quick", "out"):
-            raise UsageError(f"unknown key {key!r}; {nearest(key, ('quick', 'out'))}")
-    from spikeloom.bench.run import bench_neurons
+        if key not in known:
+            raise UsageError(f"unknown key {key!r}; {nearest(key, known)}")
+    from spikeloom.bench.run import bench_events, bench_neurons
 
     quick = values.get("quick", False)
     if not isinstance(quick, bool):
         raise UsageError(f"quick must be true or false, got {quick!r}")
     folder = Path(str(values.get("out", "results/bench")))
-    tables = bench_neurons(folder, quick, None if as_json else lambda row: print(json.dumps(row), flush=True))
+    tell = None if as_json else lambda row: print(json.dumps(row), flush=True)
+    if what == "events":
+        tables = bench_events(folder, quick, tell, Path(str(values["data"])) if "data" in values else None)
+    else:
+        tables = bench_neurons(folder, quick, tell)
     if as_json:
         print(json.dumps(tables))
     else:
-        print(f"written: {folder / 'neurons.md'}")
+        print(f"written: {folder / what}.md")
 
 
 @app.command(name="list")

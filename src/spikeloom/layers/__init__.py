@@ -1,5 +1,6 @@
 """Time-first layers: sequences [T, N, ...] in and out."""
 
+from spikeloom.layers.attention import SpatialAttention, SynapticAttention
 from spikeloom.layers.norm import BatchNorm, NormSpike, TdBN
 from spikeloom.layers.shortcuts import (
     COMBINE,
@@ -31,8 +32,9 @@ from spikeloom.layers.steps import (
 )
 
 __all__ = [
-    "COMBINE", "AttentionProduct", "AvgPool1d", "AvgPool2d", "BatchNorm", "Block", "Conv1d", "Conv2d", "Dropout",
+    "AttentionProduct", "AvgPool1d", "AvgPool2d", "BatchNorm", "Block", "COMBINE", "Conv1d", "Conv2d", "Dropout",
     "Flatten", "GlobalAvgPool", "Linear", "MaxPool2d", "MembraneBlock", "NormSpike", "PadShortcut", "PlainBlock",
-    "SEWBlock", "SpikingSelfAttention", "TdBN", "VanillaBlock", "basic_branch", "bottleneck_branch", "conv_shortcut",
-    "each_step", "mlp_branch", "patch_units", "repeats", "residual_stages", "start_as_identity",
+    "SEWBlock", "SpatialAttention", "SpikingSelfAttention", "SynapticAttention", "TdBN", "VanillaBlock", "basic_branch",
+    "bottleneck_branch", "conv_shortcut", "each_step", "mlp_branch", "patch_units", "repeats", "residual_stages",
+    "start_as_identity",
 ]  # fmt: skip
