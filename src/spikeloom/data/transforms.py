@@ -85,7 +85,8 @@ class RandAugment:
     """timm's RandAugment (Cubuk et al. 2020), on the images as they were before normalisation, rounded to bytes.
 
     Args:
-        config: in timm's words, "rand-m9-n1-mstd0.4-inc1": magnitude 9, one operation, its deviation 0.4, increasing.
+        config: in timm's words, "rand-m9-n1-mstd0.4-inc1": magnitude 9, one operation, its deviation 0.4, increasing;
+            or "original", AutoAugment's policy for ImageNet (Cubuk et al. 2019).
         mean, std: of the normalisation, for each channel.
 
     Raises:
@@ -100,12 +101,13 @@ class RandAugment:
         self._augment(32)
 
     def _augment(self, side: int) -> Any:
-        from timm.data.auto_augment import rand_augment_transform
+        from timm.data.auto_augment import auto_augment_transform, rand_augment_transform
 
         grey = [round(255 * m) for m in self.mean]
         options = {"translate_const": int(side * 0.45), "img_mean": tuple(grey) if len(grey) > 1 else grey[0]}
         try:
-            return rand_augment_transform(self.config, options)
+            build = rand_augment_transform if self.config.startswith("rand") else auto_augment_transform
+            return build(self.config, options)
         except (AssertionError, ValueError) as error:
             raise UsageError(f"config of rand_augment cannot be {self.config!r}: {error}") from None
 
@@ -117,6 +119,36 @@ class RandAugment:
         pixels = ((x.float().cpu() * std + mean).clamp(0, 1) * 255).round().to(torch.uint8)
         drawn = [pil_to_tensor(augment(to_pil_image(image))) for image in pixels]
         return ((torch.stack(drawn).float() / 255 - mean) / std).to(x) if drawn else x.clone()
+
+
+@TRANSFORMS.named("random_resized_crop")
+@dataclass(frozen=True, kw_only=True)
+class RandomResizedCrop:
+    """A random rectangle of each image, enlarged to the old size (Szegedy et al. 2015; torchvision's of this name).
+
+    Args:
+        min_area: least part of the area; the sides are as 3 to 4 at most.
+
+    Raises:
+        UsageError: min_area is not above 0 and at most 1.
+    """
+
+    min_area: float = 0.08
+
+    def __post_init__(self):
+        if not 0 < self.min_area <= 1:
+            raise UsageError(f"min_area of random_resized_crop must be above 0 and at most 1, got {self.min_area!r}")
+
+    def __call__(self, x: Tensor, fill: Tensor) -> Tensor:
+        from torchvision.transforms import RandomResizedCrop as Reference
+        from torchvision.transforms.functional import resized_crop
+
+        area, size = [self.min_area, 1.0], list(x.shape[-2:])
+        cut = [
+            resized_crop(image.float(), *Reference.get_params(image, area, [3 / 4, 4 / 3]), size, antialias=True)
+            for image in x
+        ]
+        return torch.stack(cut).to(x) if cut else x.clone()
 
 
 @TRANSFORMS.named("random_erase")
