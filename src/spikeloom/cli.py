@@ -16,6 +16,7 @@ import typer
 from spikeloom.errors import UsageError
 
 if TYPE_CHECKING:
+    from spikeloom.analyse import Audit
     from spikeloom.train.recipe import Budget
     from spikeloom.train.run import Run
 
@@ -149,6 +150,44 @@ def evaluate(
 
 
 @app.command()
+def audit(
+    target: Annotated[str, typer.Argument(metavar="RUN|MODEL", help="The folder of a run, or a model's name.")],
+    words: Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Settings.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Show what enters every layer of a network, whether it is spike-driven, and what it costs by each published rule.
+
+    \b
+    spikeloom audit RUN images=1000 data.root=DATA
+    spikeloom audit report_sew_resnet34 data=digits data.size=32 model.T=4
+    spikeloom audit report_ms_resnet34 input=3x32x32      # random inputs, untrained weights
+
+    Keys: images (of the test data), batch, data.*; for a model also model.*, neuron.*, seed and input.
+    """
+    from spikeloom.analyse.audit import audit as audit_model
+    from spikeloom.analyse.target import open_target
+    from spikeloom.train.recipe import parse_overrides
+
+    opened = open_target(target, parse_overrides(words or []))
+    with _progress(as_json) as progress:
+        progress.work("auditing", opened.images)
+        try:
+            found = audit_model(opened.model, _ticking(opened.batches(), progress))
+        except (RuntimeError, ValueError) as error:
+            raise UsageError(f"{opened.title} cannot run on {opened.data}: {error}") from None
+    if as_json:
+        print(json.dumps({"target": opened.title, "data": opened.data, **found.to_json()}))
+    else:
+        _print_audit(opened.title, opened.data, found)
+
+
+def _ticking(batches: Any, progress: Any) -> Generator[Any]:
+    for x, y in batches:
+        yield x, y
+        progress.advance(len(y))
+
+
+@app.command()
 def reproduce(words: Words = None, as_json: AsJson = False) -> None:
     """Train or measure every row of a published table and print published beside measured.
 
@@ -182,7 +221,7 @@ def reproduce(words: Words = None, as_json: AsJson = False) -> None:
     if as_json:
         print(json.dumps(records))
         return
-    if recipe.measures:
+    if recipe.measures or "figures" in records[0]:
         _print_measured(recipe.title, recipe.paper, budget, records)
     else:
         _print_table(recipe.title, recipe.paper, budget, records)
@@ -191,7 +230,7 @@ def reproduce(words: Words = None, as_json: AsJson = False) -> None:
 
 @app.command()
 def bench(
-    what: Annotated[str, typer.Argument(metavar="neurons", help="What to measure.")] = "neurons",
+    what: Annotated[str, typer.Argument(metavar="neurons|events", help="What to measure.")] = "neurons",
     words: Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="quick=true, out=PATH.")] = None,
     as_json: AsJson = False,
 ) -> None:
@@ -200,29 +239,35 @@ def bench(
     \b
     spikeloom bench neurons              # minutes; tables and a plot go to results/bench
     spikeloom bench neurons quick=true   # seconds: T = 4 and 64, no plot
+    spikeloom bench events data=DATA     # reading event files and cutting them into frames, beside tonic
 
-    Install the extra `bench` to have SpikingJelly as a rival in the same run.
+    Install the extra `bench` to have the rivals in the same run.
     """
     from spikeloom.registry import nearest
     from spikeloom.train.recipe import parse_overrides
 
-    if what != "neurons":
-        raise UsageError(f"unknown benchmark {what!r}; {nearest(what, ('neurons',))}")
+    if what not in ("neurons", "events"):
+        raise UsageError(f"unknown benchmark {what!r}; {nearest(what, ('neurons', 'events'))}")
     values = parse_overrides(words or [])
+    known = ("quick", "out", *(("data",) if what == "events" else ()))
     for key in values:
-        if key not in ("quick", "out"):
-            raise UsageError(f"unknown key {key!r}; {nearest(key, ('quick', 'out'))}")
-    from spikeloom.bench.run import bench_neurons
+        if key not in known:
+            raise UsageError(f"unknown key {key!r}; {nearest(key, known)}")
+    from spikeloom.bench.run import bench_events, bench_neurons
 
     quick = values.get("quick", False)
     if not isinstance(quick, bool):
         raise UsageError(f"quick must be true or false, got {quick!r}")
     folder = Path(str(values.get("out", "results/bench")))
-    tables = bench_neurons(folder, quick, None if as_json else lambda row: print(json.dumps(row), flush=True))
+    tell = None if as_json else lambda row: print(json.dumps(row), flush=True)
+    if what == "events":
+        tables = bench_events(folder, quick, tell, Path(str(values["data"])) if "data" in values else None)
+    else:
+        tables = bench_neurons(folder, quick, tell)
     if as_json:
         print(json.dumps(tables))
     else:
-        print(f"written: {folder / 'neurons.md'}")
+        print(f"written: {folder / what}.md")
 
 
 @app.command(name="list")
@@ -424,3 +469,29 @@ def _print_measured(title: str, paper: str, budget: str, records: list[Json]) ->
     for record in records:
         for figure in record["figures"]:
             console.print(f"figure: {figure}", markup=False)
+
+
+def _print_audit(title: str, data: str, found: Audit) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    console = Console()
+    table = Table(title=f"{title}: what enters each layer, for one image of {found.steps} steps")
+    for column in ("layer", "input", "max", "rate %", "MACs M", "ACs M", "uJ", "dead"):
+        table.add_column(column, justify="left" if column in ("layer", "input") else "right", overflow="fold")
+    for row in found.rows:
+        table.add_row(
+            row.name, row.input, f"{row.max:.3g}", f"{100 * row.rate:.2f}", f"{row.macs / 1e6:.3f}",
+            f"{row.acs / 1e6:.3f}", f"{row.energy_pj / 1e6:.3f}", f"{row.dead}/{row.channels}" if row.channels else "",
+            style="red" if row.breaks else None,
+        )  # fmt: skip
+    console.print(table)
+    energies = Table(title="energy of one image, by rule")
+    for column in ("rule", "MACs M", "ACs M", "uJ"):
+        energies.add_column(column, justify="left" if column == "rule" else "right")
+    for name, energy in found.energies().items():
+        energies.add_row(name, f"{energy.macs / 1e6:.3f}", f"{energy.acs / 1e6:.3f}", f"{energy.pj / 1e6:.3f}")
+    console.print(energies)
+    console.print(f"measured on {data}; {found.parameters:,} parameters", markup=False)
+    for line in found.verdict():
+        console.print(line, markup=False)

@@ -12,9 +12,10 @@ from pathlib import Path
 from typing import Any
 
 import spikeloom.bench  # noqa: F401  # pyright: ignore[reportUnusedImport] - registers its measurements
-from spikeloom.analyse import MEASUREMENTS, Measured, count_cost
+from spikeloom.analyse import MEASUREMENTS, Measured, count_cost, training_curves
 from spikeloom.errors import UsageError
 from spikeloom.train.checkpoint import write_json
+from spikeloom.train.environments import train_accuracies
 from spikeloom.train.loop import Progress, build_datasets, build_model, seed_everything, train
 from spikeloom.train.recipe import (
     Budget,
@@ -71,7 +72,12 @@ def reproduce(
     for row, settings in resolved.items():
         run, summary = _trained(recipe, row, budget, settings, runs, progress, stop)
         record = _record(recipe.rows[row], recipe, run, summary)
-        write_json(results / name / f"{row}.{budget}.seed{settings.seed}.json", record)
+        stem = f"{row}.{budget}.seed{settings.seed}"
+        if "last" in summary:
+            record |= _environments(summary, record["measured"], f"{stem}.curves.html")
+            curves = training_curves(run.metrics(), f"{recipe.rows[row].system}, {summary['data']['train']}")
+            curves.write_html(str(results / name / f"{stem}.curves.html"), include_plotlyjs=True)
+        write_json(results / name / f"{stem}.json", record)
         records.append(record)
     return records
 
@@ -162,6 +168,18 @@ def _record(row: Row, recipe: Recipe, run: Run, summary: Json) -> Json:
         "settings": settings.model_dump(exclude={"data": {"root"}}),
         "environment": summary["environment"], "date": datetime.date.today().isoformat(),
     }  # fmt: skip
+
+
+def _environments(summary: Json, measured: Json, figure: str) -> Json:
+    """What is reported of a run over environments: the accuracies of the epoch that the paper's rule selects, if any,
+    and those of the last."""
+    found: Json = {}
+    for prefix, epoch in (("acc", summary["selected"]), ("last", summary["last"])):
+        for n, accuracy in enumerate(train_accuracies(epoch or {}), 1):
+            found[f"{prefix}_train{n}"] = accuracy
+        if epoch is not None:
+            found |= {f"{prefix}_test": epoch["test_accuracy"], f"{prefix}_epoch": epoch["epoch"]}
+    return {"measured": {**found, **measured}, "figures": [figure]}
 
 
 def _digest(settings: Settings) -> str:

@@ -65,7 +65,7 @@ def test_what_does_not_stand_behind_a_convolution_stays() -> None:
 
 SMALL: dict[str, dict[str, Any]] = {
     **{name: {"channels": 32, "heads": 4, "depth": 1} for name in list_models("spik*former_*")},
-    "sequential_cifar_net": {"channels": 16}, "psn_cifar_net": {"channels": 8},
+    "sequential_cifar_net": {"channels": 16}, "psn_cifar_net": {"channels": 8}, "cifarnet": {"T": 2},
 }  # fmt: skip
 SHAPES = {"sequential_cifar_net": (3, 32), "shd_net": (700,), "paralif_shd": (700,), "paralif_ntidigits": (64,),
           "paralif_nmnist": (1, 34, 34), "paralif_gesture": (2, 64, 64), "colored_mnist_net": (3, 28, 28)}  # fmt: skip

@@ -40,7 +40,7 @@ SHAPES = {
     "digits": (1, 10), "mnist": (1, 10), "sequential_mnist": (1, 10), "cifar10": (3, 10), "sequential_cifar10": (3, 10),
     "cifar100": (3, 100), "sequential_cifar100": (3, 100), "fsdd": (80, 10),
     "imagenet": (3, 1000), "nmnist": (2, 10), "cifar10_dvs": (2, 10), "dvs_gesture": (2, 11), "n_caltech101": (2, 101),
-    "shd": (700, 20), "n_tidigits": (64, 11), "colored_mnist": (2, 2),
+    "shd": (700, 20), "n_tidigits": (64, 11), "colored_mnist": (3, 2),
 }  # fmt: skip
 
 
@@ -231,7 +231,7 @@ def one_line(info: pytest.ExceptionInfo[UsageError], *parts: str) -> None:
         ("model.name=report_sew_resnet43", ["unknown model 'report_sew_resnet43'", "report_sew_resnet34"]),
         ("neuron=LFI", ["neuron:", "unknown neuron 'LFI'", "LIF"]),
         ("train.loss=std", ["train.loss:", "unknown loss 'std'", "sdt"]),
-        ("train.method=btpt", ["train.method:", "unknown training method 'btpt'", "did you mean bptt?"]),
+        ("train.method=btpt", ["train.method:", "unknown training method 'btpt'", "did you mean bptt"]),
         ('train.augment=["random_corp"]', ["train.augment:", "unknown transform 'random_corp'", "random_crop"]),
         ("train.optimizer=sdg", ["train.optimizer", "'sgd'", "'sdg'"]),
         ("train.precision=fp16", ["train.precision", "'fp32'", "'bf16'", "'fp16'"]),

@@ -1,7 +1,42 @@
 """Measuring networks."""
 
+from spikeloom.analyse.audit import Audit, audit
 from spikeloom.analyse.block_inputs import BlockInput, block_inputs, draw_block_inputs
+from spikeloom.analyse.blocks import (
+    block_isometry,
+    block_similarity,
+    calibrated,
+    draw_isometry,
+    draw_similarity,
+    residual_influence,
+    simulate_influence,
+    ssim,
+)
+from spikeloom.analyse.confusion import Confusion, confusion, draw_confusion
 from spikeloom.analyse.cost import Cost, count_cost
+from spikeloom.analyse.curves import training_curves
+from spikeloom.analyse.energy import RULES, Costs, Energy, Layer, LayerEnergy, Operand, report_readings
+from spikeloom.analyse.landscape import Landscape, draw_landscape, loss_landscape
 from spikeloom.analyse.measure import MEASUREMENTS, Measured
+from spikeloom.analyse.target import Target, open_target
+from spikeloom.analyse.trains import (
+    attention_rates,
+    draw_attention_rates,
+    draw_raster,
+    draw_responses,
+    draw_spike_maps,
+    probe_current,
+    responses,
+    spike_train,
+)
 
-__all__ = ["MEASUREMENTS", "BlockInput", "Cost", "Measured", "block_inputs", "count_cost", "draw_block_inputs"]
+from spikeloom.analyse import figures as figures  # isort: skip - registers the measurements
+
+__all__ = [
+    "MEASUREMENTS", "RULES", "Audit", "BlockInput", "Confusion", "Cost", "Costs", "Energy", "Landscape", "Layer",
+    "LayerEnergy", "Measured", "Operand", "Target", "attention_rates", "audit", "block_inputs", "block_isometry",
+    "block_similarity", "calibrated", "confusion", "count_cost", "draw_attention_rates", "draw_block_inputs",
+    "draw_confusion", "draw_isometry", "draw_landscape", "draw_raster", "draw_responses", "draw_similarity",
+    "draw_spike_maps", "loss_landscape", "open_target", "probe_current", "report_readings", "residual_influence",
+    "responses", "simulate_influence", "spike_train", "ssim", "training_curves",
+]  # fmt: skip

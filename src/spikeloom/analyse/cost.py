@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Generator
 from dataclasses import dataclass
 from typing import Any
 
@@ -26,6 +28,18 @@ class Cost:
     flops_s0: int
 
 
+@contextlib.contextmanager
+def evaluating(model: nn.Module) -> Generator[None]:
+    """A model in eval mode; each of its modules is put back as it was."""
+    training = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, flag in training:
+            module.training = flag
+
+
 def count_cost(model: nn.Module, image: tuple[int, ...], T: int) -> Cost:
     """Counts the cost of a model for one image of shape [C, H, W], or another input of one step, over T steps.
 
@@ -46,13 +60,10 @@ def count_cost(model: nn.Module, image: tuple[int, ...], T: int) -> Cost:
             other += args[0][0].numel()
 
     handles = [module.register_forward_hook(hook) for module in model.modules()]
-    training = [(module, module.training) for module in model.modules()]
     try:
-        with torch.no_grad():
-            model.eval()(torch.zeros(T, 1, *image))
+        with evaluating(model), torch.no_grad():
+            model(torch.zeros(T, 1, *image))
     finally:
-        for module, flag in training:
-            module.training = flag
         for handle in handles:
             handle.remove()
     parameters = sum(p.numel() for p in model.parameters() if p.requires_grad)

@@ -1,0 +1,223 @@
+"""Audit: what enters every convolution, linear layer and matrix product of any PyTorch network, and what it costs.
+
+The network runs as it is, under a `TorchDispatchMode` that sees every operation PyTorch carries out, functional ones
+too. Layers are named by the modules and weights they belong to.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from spikeloom.analyse.cost import evaluating
+from spikeloom.analyse.energy import RULES, SPIKES, Costs, Energy, Layer
+from spikeloom.analyse.watching import Ledger
+from spikeloom.errors import UsageError
+
+Json = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Audit:
+    """What an audit found.
+
+    Attributes:
+        model: the class of the network.
+        rows: its layers, in the order in which they first ran.
+        images: how many went through.
+        steps: T, time steps an image.
+        parameters: elements of all parameters.
+        costs: energies of the operations.
+        uncounted: operations that hold matrix products which could not be looked into.
+    """
+
+    model: str
+    rows: tuple[Layer, ...]
+    images: int
+    steps: int
+    parameters: int
+    costs: Costs
+    uncounted: tuple[str, ...] = ()
+
+    @property
+    def breaking(self) -> tuple[Layer, ...]:
+        """The layers that keep the network from being spike-driven, each with its `why`."""
+        return tuple(row for row in self.rows if row.breaks)
+
+    @property
+    def spike_driven(self) -> bool:
+        """Whether every layer behind the encoder is driven by spikes.
+
+        Each then only adds weights, when a spike arrives. A classifier may receive pooled spikes: a mean before a
+        linear layer is a factor of its weights.
+        """
+        return not self.breaking and not self.uncounted and any(row.input in SPIKES for row in self.rows)
+
+    @property
+    def macs(self) -> float:
+        return sum(row.macs for row in self.rows)
+
+    @property
+    def acs(self) -> float:
+        return sum(row.acs for row in self.rows)
+
+    @property
+    def energy_pj(self) -> float:
+        return sum(row.energy_pj for row in self.rows)
+
+    def energy(self, rule: str = "measured", **options: Any) -> Energy:
+        """Energy of one image by a published rule.
+
+        Args:
+            rule: of `RULES`.
+            options: of the rule.
+
+        Raises:
+            UsageError: unknown rule or option.
+        """
+        function = RULES[rule]
+        known = list(inspect.signature(function).parameters)[3:]
+        for key in options:
+            if key not in known:
+                raise UsageError(f"energy rule {rule} has no option {key!r}; it takes {', '.join(known) or 'none'}")
+        return function(self.rows, self.steps, self.costs, **options)
+
+    def energies(self) -> dict[str, Energy]:
+        """Energy of one image by every rule, with its defaults."""
+        return {name: self.energy(name) for name in RULES}
+
+    def verdict(self) -> list[str]:
+        """The verdict in words: a line, and one for each cause that breaks it."""
+        silent = sum(row.input == "silent" for row in self.rows)
+        if self.spike_driven:
+            behind = sum(row.role != "encoder" for row in self.rows)
+            lines = [f"spike-driven: all {behind} layers behind the encoder receive spikes"]
+        else:
+            count = len(self.breaking)
+            lines = [f"not spike-driven: {count} of {len(self.rows)} layers receive what is not made of spikes"]
+        causes: dict[str, list[str]] = {}
+        for row in self.breaking:
+            causes.setdefault(f"{row.input} values from {row.why.split(' in ')[0]}", []).append(row.name)
+        for cause, names in causes.items():
+            more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+            lines.append(f"  {len(names)} with {cause}: {', '.join(names[:3])}{more}")
+        lines += [f"  not looked into: {name}" for name in self.uncounted]
+        if silent:
+            lines.append(f"  {silent} received nothing at all: what they cost says little")
+        return lines
+
+    def to_json(self) -> Json:
+        """Everything as plain values: the fields, the verdict, and the totals of every rule."""
+        return {
+            "model": self.model, "images": self.images, "steps": self.steps, "parameters": self.parameters,
+            "spike_driven": self.spike_driven, "uncounted": list(self.uncounted),
+            "breaking": [{"name": row.name, "input": row.input, "why": row.why} for row in self.breaking],
+            "macs": self.macs, "acs": self.acs, "energy_pj": self.energy_pj,
+            "costs": vars(self.costs),
+            "energies": {n: {"macs": e.macs, "acs": e.acs, "pj": e.pj} for n, e in self.energies().items()},
+            "rows": [row.to_json() for row in self.rows],
+        }  # fmt: skip
+
+
+def audit(
+    model: nn.Module,
+    batches: Iterable[Any],
+    batch_axis: int | None = None,
+    folded_biases: Sequence[str] = (),
+    reset: Callable[[], None] | None = None,
+    costs: Costs = Costs(),  # noqa: B008
+) -> Audit:
+    """Measures a network on some batches, in eval mode and without gradients; it is left as it was.
+
+    Works for any PyTorch module: convolutions, linear layers and matrix products are seen where they run, whoever
+    calls them. Products inside a neuron, such as PSN's over time, are part of the neuron and not counted, as leaks and
+    thresholds are not; recurrent weights are counted.
+
+    Args:
+        model: takes a batch. State of SpikingJelly's modules is reset before each batch.
+        batches: each a tensor, or inputs and labels; an iterable of at least one.
+        batch_axis: of the first input; found from labels, logits or 5 axes ([T, N, C, H, W]) if None, otherwise 0.
+        folded_biases: names of layers whose bias came from folding a norm; it is not counted.
+        reset: called before each batch, for networks that keep state on their modules.
+        costs: energies of the operations.
+
+    Raises:
+        UsageError: no batch, a compiled model, a name in `folded_biases` that is no layer, or nothing to count.
+    """
+    _refuse_compiled(model)
+    ledger = Ledger(model)
+    images, steps = 0, 1
+    with evaluating(model), torch.no_grad():
+        for batch in batches:
+            x, labels = _parts(batch)
+            _reset(model, reset)
+            with ledger.watching(x):
+                output = model(x)
+            count, steps = _sizes(x, labels, output, batch_axis, ledger)
+            ledger.close(count, steps)
+            images += count
+    if images == 0:
+        raise UsageError("an audit needs at least one batch, got none: give a list or a loader of inputs")
+    rows = ledger.layers(images, steps, set(folded_biases))
+    if not rows:
+        raise UsageError(f"{type(model).__name__} ran no convolution, linear layer or matrix product to audit")
+    rows = [replace(row, energy_pj=costs.mac * row.macs + costs.ac * row.acs) for row in rows]
+    parameters = sum(p.numel() for p in model.parameters())
+    return Audit(type(model).__name__, tuple(rows), images, steps, parameters, costs, tuple(ledger.opaque))
+
+
+def _refuse_compiled(model: nn.Module) -> None:
+    for name, module in model.named_modules():
+        if hasattr(module, "_orig_mod") or getattr(module, "_compiled_call_impl", None) is not None:
+            raise UsageError(
+                f"an audit cannot look into compiled code (module {name or 'model'!r}): "
+                "audit the model as it was before torch.compile"
+            )
+
+
+def _parts(batch: Any) -> tuple[Tensor, Tensor | None]:
+    if isinstance(batch, Tensor):
+        return batch, None
+    if isinstance(batch, tuple | list) and len(batch) == 2 and all(isinstance(part, Tensor) for part in batch):
+        return batch[0], batch[1]
+    raise UsageError(f"a batch must be a tensor, or inputs and labels, got {type(batch).__name__}")
+
+
+def _reset(model: nn.Module, reset: Callable[[], None] | None) -> None:
+    if reset is not None:
+        reset()
+    for module in model.modules():
+        # SpikingJelly's functional.reset_net, which a user may forget.
+        if any(kind.__module__.startswith("spikingjelly.") for kind in type(module).__mro__):
+            forget = getattr(module, "reset", None)
+            if callable(forget):
+                forget()
+
+
+def _sizes(x: Tensor, labels: Tensor | None, output: Any, batch_axis: int | None, ledger: Ledger) -> tuple[int, int]:
+    """Images of a batch, and T."""
+    logits: Any = output[0] if isinstance(output, tuple | list) and output else output
+    # Three axes are [T, N, classes] where there are neurons; elsewhere they may be [N, tokens, features].
+    sequence = isinstance(logits, Tensor) and logits.dim() == 3 and ledger.spiking and logits.shape[1] in x.shape[:2]
+    if batch_axis is not None:
+        images = x.shape[batch_axis]
+    elif labels is not None:
+        images = len(labels)
+    elif sequence:
+        images = logits.shape[1]
+    elif x.dim() == 5:
+        images = x.shape[1]
+    else:
+        images = x.shape[0]
+    if images == 0:
+        raise UsageError(f"a batch of shape {tuple(x.shape)} holds no image")
+    if sequence and logits.shape[1] == images:
+        return images, logits.shape[0]
+    if x.dim() > 1 and x.shape[0] != images and x.shape[1] == images:
+        return images, x.shape[0]
+    return images, max(1, ledger.most_runs() // images)

@@ -1,0 +1,165 @@
+"""What is in a tensor: spikes, integers, a scaled version of them, or real values."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from spikeloom.analyse.energy import Input, Operand
+
+_LEVELS = 4096  # more multiples of a common factor than this are real values
+_CHUNK = 1 << 18  # elements of a pass that stay in the cache
+_SAMPLE = 1 << 14
+SILENT, REAL = 0.0, math.nan  # in place of a scale
+
+
+@dataclass
+class Look:
+    """What one tensor, or several, held.
+
+    Attributes:
+        elements: how many.
+        minimum, maximum: of all.
+        scale: the factor of which every value is a multiple: 1 for integers; SILENT without values; REAL without one.
+        total, magnitude, nonzero: sums of the values and of their absolute values, and how many are not 0.
+        rows: mean absolute value in each index of the first axis.
+        channels: how many are not 0 in each channel; None without channels.
+    """
+
+    elements: int
+    minimum: float
+    maximum: float
+    scale: float
+    total: float
+    magnitude: float
+    nonzero: float
+    rows: Tensor
+    channels: Tensor | None
+
+    def operand(self) -> Operand:
+        """The summary that a layer carries."""
+        kind, scale = self._kind(), self.scale if self.scale > 0 else 1.0
+        density = self.nonzero / self.elements
+        rate = density if kind == "real" else self.magnitude / self.elements
+        return Operand(kind, scale, self.minimum, self.maximum, self.total / self.elements, rate, density)
+
+    def _kind(self) -> Input:
+        if self.scale == SILENT:
+            return "silent"
+        if self.scale != 1.0:
+            return "real" if math.isnan(self.scale) else "scaled"
+        if self.minimum < -1 or self.maximum > 1:
+            return "integer"
+        return "binary" if self.minimum >= 0 else "ternary"
+
+
+def merge(looks: Iterable[Look]) -> Look:
+    """Several looks at one place as one, without their rows."""
+    looks = list(looks)
+    scale = looks[0].scale
+    for other in looks[1:]:
+        scale = _merge_scales(scale, other.scale)
+    low, high = min(o.minimum for o in looks), max(o.maximum for o in looks)
+    if scale > 0 and max(-low, high) / scale > _LEVELS:
+        scale = REAL
+    channels = [o.channels for o in looks if o.channels is not None]
+    return Look(
+        sum(o.elements for o in looks), low, high, scale, sum(o.total for o in looks),
+        sum(o.magnitude for o in looks), sum(o.nonzero for o in looks), torch.empty(0),
+        torch.stack(channels).sum(0) if channels else None,
+    )  # fmt: skip
+
+
+def _merge_scales(a: float, b: float) -> float:
+    if SILENT in (a, b):
+        return a + b
+    if math.isnan(a + b):
+        return REAL
+    return a if a == b else _common_factor(torch.tensor([a, b], dtype=torch.float64))
+
+
+def look(x: Tensor, channels: bool, may_scale: bool) -> Look:
+    """Looks at every element of a tensor, in about four passes that are read from the cache.
+
+    Args:
+        x: of at least two axes, not empty. With `channels`, axis 1 holds them.
+        channels: count what is not 0 in each channel.
+        may_scale: look for a common factor of values that are no integers.
+    """
+    x = x.detach()
+    if x.dtype not in (torch.float32, torch.float64):
+        x = x.float()
+    flat = _flat(x)
+    low, high = (value.item() for value in torch.aminmax(flat))
+    scale = _scale(flat, low, high, may_scale)
+    per_row, per_channel = _sums(x)
+    total = per_row.sum(dtype=torch.float64).item()
+    if low < 0:
+        per_row, _ = _sums(x.abs())
+    if not (scale == 1.0 and low >= 0 and high <= 1):  # of spikes the sums are the counts
+        _, per_channel = _sums(torch.sign(x).abs_())
+    return Look(
+        x.numel(), low, high, scale, total, per_row.sum(dtype=torch.float64).item(),
+        per_channel.sum(dtype=torch.float64).item(), per_row / (x.numel() // len(x)), per_channel if channels else None,
+    )  # fmt: skip
+
+
+def _flat(x: Tensor) -> Tensor:
+    """All elements on one axis, in the order in which they lie: a view, unless x has holes."""
+    order = sorted(range(x.dim()), key=x.stride, reverse=True)
+    return x.permute(order).reshape(-1)
+
+
+def _sums(x: Tensor) -> tuple[Tensor, Tensor]:
+    """Sums over all axes but the first, and over all but the second."""
+    if x.dim() > 2:
+        x = x.sum(tuple(range(2, x.dim())))
+    return x.sum(1), x.sum(0)
+
+
+def _scale(flat: Tensor, low: float, high: float, may_scale: bool) -> float:
+    if low == high == 0:
+        return SILENT
+    if not math.isfinite(low) or not math.isfinite(high):
+        return REAL
+    # A few elements tell most real tensors; what they do not tell, all elements do.
+    sample = flat[:: max(1, flat.numel() // _SAMPLE) | 1]
+    if _multiples(sample, 1.0, 0.0) and _multiples(flat, 1.0, 0.0):
+        return 1.0
+    if not may_scale:
+        return REAL
+    factor = _common_factor(torch.cat([sample, flat.new_tensor([low, high])]))
+    return factor if not math.isnan(factor) and _multiples(flat, factor, 0.01) else REAL
+
+
+def _multiples(flat: Tensor, factor: float, tolerance: float) -> bool:
+    """Whether every element is a multiple of a factor, up to a share of it."""
+    buffer = flat.new_empty(min(_CHUNK, flat.numel()))
+    for chunk in flat.split(_CHUNK):
+        rest = buffer[: len(chunk)]
+        if tolerance == 0:
+            torch.frac(chunk, out=rest)
+        else:
+            levels = chunk / factor
+            torch.sub(levels, levels.round(), out=rest)
+        if max(-rest.min().item(), rest.max().item()) > tolerance:
+            return False
+    return True
+
+
+def _common_factor(values: Tensor) -> float:
+    """The largest number of which all values are multiples, if it is among the smallest one's first 16 parts."""
+    values = values.abs()
+    values = values[values > 0]
+    smallest, largest = values.min().item(), values.max().item()
+    for part in range(1, 17):
+        levels = round(largest * part / smallest)
+        if levels > _LEVELS:
+            break
+        if _multiples(values, largest / levels, 0.01):
+            return largest / levels
+    return REAL
