@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from torch import nn
@@ -43,6 +45,23 @@ def test_vgg_of_the_report(channels: int, parameters: int, flops: str) -> None:
     cost = count_cost(create_model("report_vgg16", in_channels=channels), (channels, 32, 32), 6)
     assert cost.parameters == parameters
     assert f"{cost.flops_s0 / 1e6:.2f}" == flops
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "macs", "flops"),
+    [
+        ("ghostnet_snn", {}, 5_530_672, "6.413"), ("ghostnet_dfc", {}, 7_817_968, "9.722"),
+        ("ghostnet_channel_mlp", {}, 6_263_856, "7.146"),
+        # The places of the gate that the published figures, 4.9 M parameters and 9.7 M FLOPs, exclude.
+        ("ghostnet_dfc", {"first": 0}, 8_243_952, "10.737"),
+        ("ghostnet_dfc", {"where": "gm2", "first": 0}, 7_514_224, "8.807"),
+        ("ghostnet_dfc", {"where": "both", "first": 0}, 10_227_504, "13.132"),
+    ],
+)  # fmt: skip
+def test_ghostnets_of_the_report(name: str, options: dict[str, Any], macs: int, flops: str) -> None:
+    cost = count_cost(create_model(name, **options), (3, 32, 32), 6)
+    assert cost.macs == macs
+    assert f"{cost.flops_s0 / 1e6:.3f}" == flops
 
 
 def test_the_stem_is_all_the_difference_of_one_channel() -> None:

@@ -20,14 +20,18 @@ from spikeloom.stream import Stream
 
 INPUT = {
     "colored_mnist_net": (3, 28, 28), "spikformer_2_256_dvs": (2, 32, 32), "spikingformer_2_256_dvs": (2, 32, 32),
+    "ds_resnet14_dvs": (2, 13, 13), "syna_resnet18": (3, 8, 8), "tdbn_resnet19": (3, 8, 8), "vggsnn": (2, 16, 16),
 }  # fmt: skip
-# Transformers are narrower here than their names say, and livelier than with the weights they start from.
+# Narrower or smaller here than their names say, and livelier than with the weights they start from.
 SMALL: dict[str, dict[str, Any]] = {
     name: {"channels": 32, "heads": 4, "depth": 1, "scale": 2.0}
     for name in ("spikformer_2_384", "spikformer_2_256_dvs", "spikformer_v2_2_64", "spikingformer_2_384",
                  "spikingformer_2_256_dvs")
 }  # fmt: skip
-IMAGE_MODELS = [*list_models("report_*"), "colored_mnist_net", "sew_resnet18", "sew_probe", "ms_resnet20", *SMALL]
+# Time attention, the default of SynA-ResNet, has one length and cannot step: test_attentive_models.
+SMALL |= {"ds_resnet14_dvs": {"sam": True}, "syna_resnet18": {"attention": "none"}, "vggsnn": {"image_size": 16}}
+IMAGE_MODELS = [*list_models("report_*"), "colored_mnist_net", "sew_resnet18", "sew_probe", "ms_resnet20",
+                *list_models("ghostnet_*"), "tdbn_resnet19", *SMALL]  # fmt: skip
 RESNETS = ["report_vanilla_resnet34", "report_sew_resnet34", "report_ms_resnet34"]
 
 
@@ -189,7 +193,7 @@ def test_every_neuron_takes_part(name: str) -> None:
     neurons = [key for key, m in model.named_modules() if isinstance(m, Neuron)]
     assert sorted(record.spikes) == sorted(neurons)
     for spikes in itertools.chain(*record.spikes.values()):
-        assert ((spikes == 0) | (spikes == 1)).all()
+        assert ((spikes >= 0) & (spikes <= (3 if name.startswith("ds_") else 1)) & (spikes == spikes.round())).all()
     assert max(record.rates().values()) > 0
 
 

@@ -28,6 +28,7 @@ from spikeloom.layers import (
 )
 from spikeloom.models.registry import MODELS
 from spikeloom.models.residual import ResidualNet
+from spikeloom.models.weights import kaiming
 from spikeloom.neurons import LIF
 
 
@@ -66,7 +67,7 @@ class SpikingVGG(nn.Module):
         self.head = nn.Sequential(Linear(channels, 128), neuron(), Linear(128, num_classes))
         if spiking_output:
             self.head.append(neuron())
-        _initialise(self)
+        kaiming(self, "fan_in", linear=True)
 
     def forward(self, x: Tensor) -> Tensor:
         x = as_sequence(x, self.T, dims=4)
@@ -113,7 +114,7 @@ def _resnet34(
         head=Linear(64, num_classes),
         T=T,
     )
-    _initialise(model)
+    kaiming(model, "fan_in", linear=True)
     return model
 
 
@@ -193,12 +194,3 @@ def colored_mnist_net(
 ) -> ColoredMNISTNet:
     """Two 5x5 convolutions with bias, two linear layers; PyTorch's default initialisation, as the code it mirrors."""
     return ColoredMNISTNet(in_channels, num_classes, neuron, T, image_size)
-
-
-def _initialise(model: nn.Module) -> None:
-    # Kaiming normal, fan-in, for convolutions and linear layers, as in the code that the report cites.
-    for module in model.modules():
-        if isinstance(module, nn.Conv2d | nn.Linear):
-            nn.init.kaiming_normal_(module.weight)
-            if module.bias is not None:
-                nn.init.zeros_(module.bias)

@@ -36,6 +36,7 @@ from spikeloom.layers import (
 from spikeloom.models.pretrained import PretrainedANN, load_ann
 from spikeloom.models.registry import MODELS
 from spikeloom.models.residual import ResidualNet
+from spikeloom.models.weights import kaiming
 from spikeloom.neurons import IF, PLIF
 from spikeloom.surrogates import FlatATan
 
@@ -72,12 +73,6 @@ def _blocks(
     return make
 
 
-def _kaiming(model: nn.Module) -> None:
-    for module in model.modules():
-        if isinstance(module, nn.Conv2d):
-            nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
-
-
 # --- ImageNet (tables 2 and 3) ----------------------------------------------------------------------------------------
 
 LAYOUTS: dict[int, tuple[Branch, int, tuple[int, int, int, int]]] = {
@@ -109,7 +104,7 @@ def _imagenet(
         head=Linear(widths[-1], num_classes),
         T=T,
     )
-    _kaiming(model)
+    kaiming(model, "fan_out", linear=False)
     load_ann(model, pretrained_ann)
     return model
 
@@ -170,7 +165,7 @@ def _cifar(
         head=Linear(64, num_classes),
         T=T,
     )
-    _kaiming(model)
+    kaiming(model, "fan_out", linear=False)
     return model
 
 
