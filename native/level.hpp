@@ -75,6 +75,45 @@ inline float derivative(float u, float p, float q) {
   }
 }
 
+// sigmoid(x).
+inline float logistic(float x) {
+  const float e = exp_negative(absolute(x)), small = e / (1.f + e);
+  return x < 0.f ? small : 1.f - small;
+}
+
+// tanh(x), from its series near 0 where the quotient cancels.
+inline float hyperbolic(float x) {
+  const float a = absolute(x), e = exp_negative(2.f * a), square = a * a;
+  const float far = (1.f - e) / (1.f + e);
+  const float near = a * (1.f - square * (1.f / 3.f - square * (2.f / 15.f - square * (17.f / 315.f))));
+  const float y = a < 0.15f ? near : far;
+  return x < 0.f ? -y : y;
+}
+
+// A uniform number in (0, 1) of its own for every (seed, index): two rounds of Murmur's finaliser.
+inline float uniform(uint32_t seed, uint32_t index) {
+  uint32_t h = index * 0x9e3779b9u ^ seed;
+  h ^= h >> 16, h *= 0x85ebca6bu, h ^= h >> 13, h *= 0xc2b2ae35u, h ^= h >> 16;
+  h += seed;
+  h ^= h >> 16, h *= 0x85ebca6bu, h ^= h >> 13, h *= 0xc2b2ae35u, h ^= h >> 16;
+  return static_cast<float>(static_cast<int32_t>(h >> 8)) * 5.9604645e-8f + 2.9802322e-8f;
+}
+
+// A row of derivatives of a surrogate chosen at run time (not Surrogate::slope).
+inline void derivative_row(Surrogate kind, int64_t n, const float* u, float p, float q, float* out) {
+  const auto run = [=](auto derive) {
+#pragma omp simd
+    for (int64_t i = 0; i < n; i++) out[i] = derive(u[i]);
+  };
+  switch (kind) {
+    case Surrogate::rational: return run([=](float x) { return derivative<Surrogate::rational>(x, p, q); });
+    case Surrogate::rectangle: return run([=](float x) { return derivative<Surrogate::rectangle>(x, p, q); });
+    case Surrogate::triangle: return run([=](float x) { return derivative<Surrogate::triangle>(x, p, q); });
+    case Surrogate::fast_sigmoid: return run([=](float x) { return derivative<Surrogate::fast_sigmoid>(x, p, q); });
+    default: return run([=](float x) { return derivative<Surrogate::sigmoid>(x, p, q); });
+  }
+}
+
 inline int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
 
 // Elements of a block: `bytes` of scratch memory per element and core, in whole cache lines.

@@ -2,6 +2,9 @@
 
 from spikeloom.data.audio import SpikeDataset
 from spikeloom.data.colored_mnist import colored_mnist
+from spikeloom.data.events import EventFileError, Events, read_events
+from spikeloom.data.frame_sets import FrameDataset
+from spikeloom.data.frames import event_frames
 from spikeloom.data.images import ImageDataset, collate
 from spikeloom.data.transforms import TRANSFORMS, RandomTemporalDelete, Transform, augmentation
 from spikeloom.data.vision import DATASETS, create_dataset
@@ -9,6 +12,9 @@ from spikeloom.data.vision import DATASETS, create_dataset
 __all__ = [
     "DATASETS",
     "TRANSFORMS",
+    "EventFileError",
+    "Events",
+    "FrameDataset",
     "ImageDataset",
     "RandomTemporalDelete",
     "SpikeDataset",
@@ -17,4 +23,6 @@ __all__ = [
     "collate",
     "colored_mnist",
     "create_dataset",
+    "event_frames",
+    "read_events",
 ]

@@ -38,6 +38,7 @@ from spikeloom.train.checkpoint import (
 from spikeloom.train.environments import PENALTIES, Penalised, environment_order, select_epoch, train_accuracies
 from spikeloom.train.losses import LOSSES
 from spikeloom.train.methods import METHODS
+from spikeloom.train.pretrain import Reconstructs, start_from, write_pictures
 from spikeloom.train.recipe import Named, Settings, TrainSettings
 from spikeloom.train.run import Run, environment
 
@@ -109,7 +110,12 @@ def build_datasets(settings: Settings, train: bool = True) -> tuple[Any, Any]:
 
 
 def _optimizer(settings: TrainSettings, model: nn.Module) -> torch.optim.Optimizer:
-    parameters = list(model.parameters())
+    parameters: Any = list(model.parameters())
+    if not settings.decay_all:
+        parameters = [
+            {"params": [p for p in parameters if p.dim() > 1]},
+            {"params": [p for p in parameters if p.dim() <= 1], "weight_decay": 0.0},
+        ]
     if settings.optimizer == "sgd":
         return torch.optim.SGD(parameters, settings.lr, momentum=settings.momentum, weight_decay=settings.weight_decay)
     kind = torch.optim.Adam if settings.optimizer == "adam" else torch.optim.AdamW
@@ -124,11 +130,12 @@ def _schedule(settings: TrainSettings, optimizer: torch.optim.Optimizer, steps_p
     total = settings.epochs * steps_per_epoch
     common: Json = {
         "warmup_t": min(round(settings.warmup_epochs * steps_per_epoch), total - 1),
-        "warmup_lr_init": settings.lr / 100,
+        "warmup_lr_init": settings.lr / 100 if settings.warmup_lr is None else settings.warmup_lr,
         "t_in_epochs": False,
     }
     if settings.schedule == "cosine":
-        return CosineLRScheduler(optimizer, t_initial=total, **common)
+        falling = max(total - round(settings.cooldown_epochs * steps_per_epoch), 1)
+        return CosineLRScheduler(optimizer, t_initial=falling, lr_min=settings.min_lr, **common)
     milestones = settings.milestones if settings.schedule == "step" else []
     # Without milestones the rate is constant: one lies behind the end.
     # timm counts the step that is about to end, hence the 1.
@@ -206,10 +213,17 @@ def train(run: Run, progress: Progress, stop: Callable[[], bool] = lambda: False
     environments = getattr(train_set, "environments", 1)
     order = functools.partial(epoch_order, len(train_set), settings.seed, environments=environments, batch=t.batch_size)
     model = build_model(settings, train_set.in_channels, len(train_set.classes))
-    augment = augmentation([{"name": a.name, **a.options} for a in t.augment])
+    rest = start_from(model, t.start_from) if t.start_from is not None else None
+    augment = augmentation(
+        [{"name": a.name, **a.options} for a in t.augment],
+        getattr(train_set, "mean", ()),
+        getattr(train_set, "std", ()),
+    )
     _try_input(model, train_set, settings.model.name, t.method.name)
     if accelerator.is_main_process:
         run.begin()
+    if rest:
+        progress.warn(f"drawn anew, because {t.start_from} has no such weights: {', '.join(rest)}")
     accelerator.wait_for_everyone()
     parameters = sum(p.numel() for p in model.parameters())
     if t.channels_last:
@@ -256,8 +270,9 @@ def train(run: Run, progress: Progress, stop: Callable[[], bool] = lambda: False
             schedule.step_update(step)
             optimizer.zero_grad()
             metered = meter if meter is not None and step < _RATE_STEPS else contextlib.nullcontext()
+            mix = mixing(t, len(train_set.classes), epoch)
             with metered, penalised or contextlib.nullcontext():
-                losses, correct = _step(model, x, y, t, method, penalised or loss, augment, train_set, accelerator)
+                losses, correct = _step(model, x, y, t, method, penalised or loss, augment, mix, train_set, accelerator)
             optimizer.step()
             position["step"] += 1
             penalty = 0.0 if penalised is None else penalised.take() * len(y)
@@ -273,7 +288,10 @@ def train(run: Run, progress: Progress, stop: Callable[[], bool] = lambda: False
                 )
             if meter is not None and step == min(_RATE_STEPS, steps_per_epoch) - 1:
                 _warn_of_rates(meter.rates(), progress)
-            progress.step(epoch + 1, position["loss"] / position["seen"], 100 * position["correct"] / position["seen"])
+            accuracy = _accuracy(model, position["correct"], position["seen"])
+            progress.step(
+                epoch + 1, position["loss"] / position["seen"], float("nan") if accuracy is None else accuracy
+            )
             if any(_shared([stop()], accelerator)):
                 save()
                 raise Interrupted
@@ -296,6 +314,8 @@ def train(run: Run, progress: Progress, stop: Callable[[], bool] = lambda: False
     summary: Json = {}
     if accelerator.is_main_process:
         summary = _summarise(run, train_set, test_set, parameters)
+        if summary["test_accuracy"] is None:
+            write_pictures(accelerator.unwrap_model(model), test_set, run.folder / "pictures.png")
         save_tensors(run.weights, accelerator.unwrap_model(model).state_dict(), {"model": settings.model.model_dump()})
         write_json(run.folder / "summary.json", summary)
         if writer is not None:
@@ -321,6 +341,7 @@ def _step(
     method: Callable[..., Tensor],
     loss: Callable[[Tensor, Tensor], Tensor],
     augment: Callable[[Tensor, Tensor], Tensor],
+    mix: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]],
     dataset: Any,
     accelerator: Accelerator,
 ) -> tuple[float, int]:
@@ -328,7 +349,10 @@ def _step(
     total, correct = 0.0, 0
     micro = list(zip(x.split(t.batch_size), y.split(t.batch_size), strict=True))
     for index, (x_part, y_part) in enumerate(micro):
-        x_part, y_part = _place(augment(x_part, dataset.fill), t, dataset, accelerator), y_part.to(accelerator.device)
+        x_part, mixed = mix(augment(x_part, dataset.fill), y_part)
+        x_part, mixed, y_part = (
+            _place(x_part, t, dataset, accelerator), mixed.to(accelerator.device), y_part.to(accelerator.device),
+        )  # fmt: skip
         values: list[Tensor] = []  # several of a method that gives the loss one step at a time
 
         def scaled(logits: Tensor, labels: Tensor, values: list[Tensor] = values) -> Tensor:
@@ -338,10 +362,32 @@ def _step(
 
         last = index == len(micro) - 1
         with contextlib.nullcontext() if last else accelerator.no_sync(model):
-            logits = method(model, x_part, y_part, scaled)
+            logits = method(model, x_part, mixed, scaled)
         total += float(torch.stack(values).mean()) / len(micro)
-        correct += int((logits.float().mean(0).argmax(1) == y_part).sum())
+        correct += _correct(logits, y_part)
     return total, correct
+
+
+def _correct(logits: Tensor, y: Tensor) -> int:
+    """Right predictions; 0 of a model that does not classify, whose output has other axes than [T, N, classes]."""
+    return int((logits.float().mean(0).argmax(1) == y).sum()) if logits.dim() == 3 else 0
+
+
+def mixing(t: TrainSettings, classes: int, epoch: int) -> Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]:
+    """How the batches of an epoch are mixed: from images and labels [N] to images and weights of classes [N, classes].
+
+    Raises:
+        UsageError: micro-batches of an odd size, of which one image has no partner.
+    """
+    if t.mix is None or (t.mix.until is not None and epoch >= t.mix.until):
+        return lambda x, y: (x, y)
+    if t.batch_size % 2:
+        raise UsageError(f"train.mix needs an even train.batch_size, got {t.batch_size}")
+    from timm.data.mixup import Mixup
+
+    return Mixup(
+        t.mix.mixup, t.mix.cutmix, prob=t.mix.p, switch_prob=t.mix.switch, label_smoothing=0.0, num_classes=classes
+    )
 
 
 def _place(x: Tensor, t: TrainSettings, dataset: Any, accelerator: Accelerator) -> Tensor:
@@ -369,7 +415,7 @@ def evaluate(
     accelerator: Accelerator,
     tick: Callable[[int], None] = lambda _: None,
 ) -> Json:
-    """Mean loss and accuracy (percent) over a data set, every image once, shared by all processes."""
+    """Mean loss and accuracy (percent; None without classes) over a data set, every image once, by all processes."""
     model.eval()
     mine = torch.arange(accelerator.process_index, len(dataset), accelerator.num_processes)
     batches = [b.tolist() for b in mine.split(t.batch_size)]
@@ -377,11 +423,15 @@ def evaluate(
     for x, y in DataLoader(dataset, batch_sampler=batches, collate_fn=collate):
         y = y.to(accelerator.device)
         logits = model(_place(x, t, dataset, accelerator)).float()
-        correct = (logits.mean(0).argmax(1) == y).sum()
-        totals += torch.tensor([float(loss(logits, y)) * len(y), float(correct), len(y)], dtype=torch.float64)
+        totals += torch.tensor([float(loss(logits, y)) * len(y), _correct(logits, y), len(y)], dtype=torch.float64)
         tick(len(y))
     total, correct, count = _shared(totals.tolist(), accelerator)
-    return {"test_loss": total / count, "test_accuracy": 100 * correct / count}
+    return {"test_loss": total / count, "test_accuracy": _accuracy(model, correct, count)}
+
+
+def _accuracy(model: nn.Module, correct: float, count: float) -> float | None:
+    """In percent; None of a model that does not classify."""
+    return None if isinstance(getattr(model, "module", model), Reconstructs) else 100 * correct / count
 
 
 def _end_of_epoch(
@@ -399,7 +449,7 @@ def _end_of_epoch(
     return {
         "epoch": position["epoch"] + 1,
         "train_loss": position["loss"] / position["seen"],
-        "train_accuracy": 100 * position["correct"] / position["seen"],
+        "train_accuracy": _accuracy(model, position["correct"], position["seen"]),
         **({} if t.penalty is None else {"train_penalty": position["penalty"] / position["seen"]}),
         **evaluate(model, test_set, t, loss, accelerator),
         **{
@@ -446,13 +496,15 @@ def _load_checkpoint(run: Run, model: nn.Module, optimizer: Any) -> Json:
 
 def _summarise(run: Run, train_set: Any, test_set: Any, parameters: int) -> Json:
     records = run.metrics()
-    best = max(records, key=lambda r: r["test_accuracy"])
+    classifies = records[-1]["test_accuracy"] is not None
+    best = max(records, key=lambda r: r["test_accuracy"] if classifies else -r["test_loss"])
     return {
         "recipe": run.recipe, "row": run.row, "budget": run.budget, "seed": run.settings.seed,
         "model": run.settings.model.name, "parameters": parameters,
         "data": {"train": train_set.title, "test": test_set.title},
         "test_accuracy": records[-1]["test_accuracy"], "best_test_accuracy": best["test_accuracy"],
-        "best_epoch": best["epoch"], "epochs": len(records), "seconds": records[-1]["seconds"],
+        "test_loss": records[-1]["test_loss"], "best_epoch": best["epoch"], "epochs": len(records),
+        "seconds": records[-1]["seconds"],
         **({"last": records[-1], "selected": select_epoch(records)} if train_accuracies(records[-1]) else {}),
         "environment": environment(),
     }  # fmt: skip
@@ -467,6 +519,6 @@ def _tensorboard(run: Run, epochs_done: int) -> Any:
 
 def _write_tensorboard(writer: Any, record: Json) -> None:
     for key, value in record.items():
-        if key != "epoch":
+        if key != "epoch" and value is not None:
             writer.add_scalar(key.replace("_", "/", 1), value, record["epoch"])
     writer.flush()

@@ -59,6 +59,17 @@ def tet(
 
 
 @LOSSES.register
+def reconstruction(logits: Tensor, y: Tensor) -> Tensor:
+    """The mean square of what a masked autoencoder gives: its error at the hidden patches (Spikformer V2, Sec. 4.2).
+
+    Args:
+        logits: prediction minus target, of any shape.
+        y: labels, which play no part.
+    """
+    return logits.square().mean()
+
+
+@LOSSES.register
 def mse_onehot(logits: Tensor, y: Tensor) -> Tensor:
     """The mean square of the time-mean of the logits minus the one-hot label (SynA).
 
