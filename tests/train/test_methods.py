@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from spikeloom.layers import Flatten, Linear, NormSpike, TdBN
 from spikeloom.models import create_model
 from spikeloom.neurons import LIF, MLF, NEURONS, make_neuron
-from spikeloom.stream import Stream, detached_steps
+from spikeloom.stream import Stream, detach, detached_steps
 from spikeloom.train.losses import Loss, sdt, tet
 from spikeloom.train.methods import METHODS, bptt, sltt, sltt_k
 
@@ -256,6 +256,23 @@ def test_statistics_online_are_of_each_step(eps_outside: bool) -> None:
     assert by_sequence[0].norm.num_batches_tracked.item() == 1
     assert torch.cat(seen).mean((0, 1, 3, 4)).abs().max() < 1e-5
     assert torch.cat(seen)[0].mean((0, 2, 3)).abs().min() > 0.05  # a step alone has another mean
+
+
+@pytest.mark.parametrize("neuron", [LIF, MLF])
+def test_detached_steps_of_norm_and_neuron_in_one(neuron: Any) -> None:
+    """The fused pair gives way: gradients are those of the neuron alone, detached by hand."""
+    model = nn.Sequential(NormSpike(2, neuron), Flatten(), Linear(8, 3))
+    x, y = 3 * torch.randn(4, 5, 2, 2, 2), torch.randint(3, (5,))
+    reference, spikes, state = copy.deepcopy(model), list[Tensor](), None
+    for u in reference[0].norm(x):
+        s, state = reference[0].neuron.run(u[None], detach(state), True)
+        spikes.append(s)
+    sdt(reference[1:](torch.cat(spikes)), y).backward()
+    found, _ = gradients(model, sltt, x, y, sdt, mode="multi_step_detached")
+    whole, _ = gradients(model, bptt, x, y, sdt)
+    for grad, parameter in zip(found, reference.parameters(), strict=True):
+        torch.testing.assert_close(grad, parameter.grad)
+    assert not torch.allclose(found[0], whole[0])
 
 
 def test_detached_steps_end_with_their_block() -> None:

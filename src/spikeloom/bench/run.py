@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
-from spikeloom.bench import events, neurons
+from spikeloom.bench import events, methods, neurons
 from spikeloom.bench.write import plot_psn_grid, write_results
 
 Json = dict[str, Any]
@@ -64,3 +64,30 @@ def _collect(rows: Iterable[Json], tell: Callable[[Json], None] | None) -> list[
         if tell is not None:
             tell(row)
     return found
+
+
+def bench_methods(
+    folder: Path, quick: bool, tell: Callable[[Json], None] | None, model: str = "report_sew_resnet34"
+) -> dict[str, list[Json]]:
+    """Measures time and peak memory of a training step over T: BPTT, SLTT, and SpikingJelly with BPTT.
+
+    Args:
+        folder: where `methods-<model>.json`, `.md` and `.html` go.
+        quick: T = 2 and 8 with small batches instead of all.
+        tell: is given every row as it is measured.
+        model: in the registry; it takes images.
+    """
+    steps, batch, turns = ((2, 8), 4, 1) if quick else (methods.STEPS, 16, 2)
+    found: list[Json] = []
+    for row in methods.rows(model, steps, batch, turns):
+        found.append(row)
+        if tell is not None:
+            tell(row)
+    spreads: list[Json] = [
+        {"contender": contender, "spread_percent": round(methods.spread(found, contender), 2)}
+        for contender in dict.fromkeys(row["contender"] for row in found)
+    ]
+    tables = {"time and peak memory of a training step": found, "highest over lowest peak memory": spreads}
+    write_results(folder, f"methods-{model}", tables)
+    methods.plot(found).write_html(str(folder / f"methods-{model}.html"), include_plotlyjs=True)
+    return tables

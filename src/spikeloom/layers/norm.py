@@ -16,7 +16,7 @@ from spikeloom.neurons.if_lif import Threshold
 from spikeloom.ops import dispatch
 from spikeloom.ops.layout import NATIVE_DTYPES
 from spikeloom.ops.norm_scan import NormScan, norm_scan
-from spikeloom.stream import exchange, recomputing, streaming
+from spikeloom.stream import detaching, exchange, recomputing, streaming
 
 
 class BatchNorm(nn.BatchNorm2d):
@@ -197,6 +197,7 @@ def _one_op(norm: BatchNorm, neuron: Threshold, x: Tensor, residual: Tensor | No
         and norm.weight.dtype == torch.float32
         and all(y is None or (y.dtype == x.dtype and y.shape == x.shape) for y in (residual, add))
         and not any(watched)
+        and not detaching()
         and dispatch.choose("norm_scan", x, NATIVE_DTYPES) == "native"
     )
 
