@@ -15,6 +15,10 @@ extern const Kernels kernels{SPIKELOOM_STRING(SPIKELOOM_LEVEL),
                              band_backward,
                              filter_forward,
                              filter_backward,
+                             filter_fire_forward,
+                             filter_fire_backward,
+                             estimate_forward,
+                             estimate_backward,
                              gated_forward,
                              gated_backward};
 

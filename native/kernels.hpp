@@ -65,15 +65,14 @@ struct ScanBackward : Scan {
   double* grad_norm;       // sums over all but channels of grad_u and of grad_u x [2, channels], or null
 };
 
-// Sums over all but channels of x - pivot and of its square, with pivot the channel's first element: [3, channels], the
-// last row being the pivots.
+// Mean and variance (divided by n) over all but channels.
 struct Moments {
   Dtype dtype;
   int64_t steps, size;
   const void* x;
   int64_t x_stride;
   Channels layout;
-  double* sums;
+  float *mean, *variance;  // [channels]
   int threads;
 };
 
@@ -143,6 +142,76 @@ struct FilterBackward : Filter {
   float *grad_alpha, *grad_beta;  // [size], or null when these are fixed
 };
 
+// What becomes of a membrane m[t] (ParaLIF, SPSN): y = map(m), then
+//   threshold   s = y > threshold (>= unless strict)     difference  s = y - y[t-1] > threshold
+//   bernoulli   s = uniform < y, and ds/dy := y          gumbel      s = g > 1/2, ds/dm = 2 g (1 - g),
+// with g = u / (u + (1 - u) exp(-2 m)) and uniform numbers u(seed, t size + i), computed again where they are needed.
+enum class Map : int { identity = 0, sigmoid = 1, tanh = 2, relu_tanh = 3 };
+enum class Rule : int { threshold = 0, difference = 1, bernoulli = 2, gumbel = 3 };
+
+struct Firing {
+  Map map;
+  Rule rule;
+  float threshold;
+  bool strict;
+  uint32_t seed;
+  const float* before;  // y one step before the first [size], or null: 0
+};
+
+struct FilterFireForward : Filter {
+  Firing fire;
+  void* spikes;
+  float* state_out;   // or null
+  float* mapped_out;  // the last y [size], or null
+};
+
+struct FilterFireBackward : Filter {
+  Firing fire;
+  const void* grad_spikes;
+  const float* grad_state_out;   // or null
+  const float* grad_mapped_out;  // or null
+  Surrogate surrogate;
+  float p, q;
+  void* grad_x;
+  float* grad_state;              // or null
+  float* grad_before;             // or null
+  float *grad_alpha, *grad_beta;  // [size], or null when these are fixed
+  double* grad_threshold;         // or null
+};
+
+// A leaky integration less an estimate of what past spikes took (PSU, IPSU, RPSU):
+//   u[t] = integrate ? decay u[t-1] + (1 - decay) x[t] : x[t],    r[t] = decay r[t-1] + (1 - decay) e[t],
+//   V[t] = u[t] - drop r[t-1],   s[t] = V[t] >= threshold (>: strict),
+// with e = sigmoid(z), or z itself where `raw`; z is a tensor of its own, or u where null. The state is {u, r} [2, size].
+struct Estimate {
+  Dtype dtype;
+  int64_t steps, size;
+  const void* x;
+  int64_t x_stride;
+  const void* z;  // [steps, size], or null
+  bool integrate, raw, strict;
+  float decay, drop, threshold;
+  const float* state;  // or null: 0
+  int threads;
+};
+
+struct EstimateForward : Estimate {
+  void* spikes;       // or null
+  float* potentials;  // V [steps, size], or null
+  float* state_out;   // or null
+};
+
+struct EstimateBackward : Estimate {
+  const void* grad_spikes;
+  const float* grad_state_out;  // or null
+  const float* slope;           // [steps, size] where surrogate == slope
+  Surrogate surrogate;
+  float p, q;
+  void* grad_x;
+  void* grad_z;       // or null
+  float* grad_state;  // or null
+};
+
 // A gated neuron with constants of its own for every element (GLIF), on an input that is already gated:
 //   u[t] = decay v[t-1] - drop s[t-1] - leak + x[t],   s[t] = u[t] > threshold (>= unless strict),
 //   v[t] = u[t] (1 - gate s[t]).
@@ -180,6 +249,10 @@ struct Kernels {
   int (*band_backward)(const BandBackward&);
   int (*filter_forward)(const FilterForward&);
   int (*filter_backward)(const FilterBackward&);
+  int (*filter_fire_forward)(const FilterFireForward&);
+  int (*filter_fire_backward)(const FilterFireBackward&);
+  int (*estimate_forward)(const EstimateForward&);
+  int (*estimate_backward)(const EstimateBackward&);
   int (*gated_forward)(const GatedForward&);
   int (*gated_backward)(const GatedBackward&);
 };
@@ -195,6 +268,10 @@ struct Kernels {
   int band_backward(const BandBackward&);         \
   int filter_forward(const FilterForward&);       \
   int filter_backward(const FilterBackward&);     \
+  int filter_fire_forward(const FilterFireForward&);   \
+  int filter_fire_backward(const FilterFireBackward&); \
+  int estimate_forward(const EstimateForward&);   \
+  int estimate_backward(const EstimateBackward&); \
   int gated_forward(const GatedForward&);         \
   int gated_backward(const GatedBackward&);       \
   }

@@ -75,6 +75,45 @@ inline float derivative(float u, float p, float q) {
   }
 }
 
+// sigmoid(x).
+inline float logistic(float x) {
+  const float e = exp_negative(absolute(x)), small = e / (1.f + e);
+  return x < 0.f ? small : 1.f - small;
+}
+
+// tanh(x), from its series near 0 where the quotient cancels.
+inline float hyperbolic(float x) {
+  const float a = absolute(x), e = exp_negative(2.f * a), square = a * a;
+  const float far = (1.f - e) / (1.f + e);
+  const float near = a * (1.f - square * (1.f / 3.f - square * (2.f / 15.f - square * (17.f / 315.f))));
+  const float y = a < 0.15f ? near : far;
+  return x < 0.f ? -y : y;
+}
+
+// A uniform number in (0, 1) of its own for every (seed, index): two rounds of Murmur's finaliser.
+inline float uniform(uint32_t seed, uint32_t index) {
+  uint32_t h = index * 0x9e3779b9u ^ seed;
+  h ^= h >> 16, h *= 0x85ebca6bu, h ^= h >> 13, h *= 0xc2b2ae35u, h ^= h >> 16;
+  h += seed;
+  h ^= h >> 16, h *= 0x85ebca6bu, h ^= h >> 13, h *= 0xc2b2ae35u, h ^= h >> 16;
+  return static_cast<float>(static_cast<int32_t>(h >> 8)) * 5.9604645e-8f + 2.9802322e-8f;
+}
+
+// A row of derivatives of a surrogate chosen at run time (not Surrogate::slope).
+inline void derivative_row(Surrogate kind, int64_t n, const float* u, float p, float q, float* out) {
+  const auto run = [=](auto derive) {
+#pragma omp simd
+    for (int64_t i = 0; i < n; i++) out[i] = derive(u[i]);
+  };
+  switch (kind) {
+    case Surrogate::rational: return run([=](float x) { return derivative<Surrogate::rational>(x, p, q); });
+    case Surrogate::rectangle: return run([=](float x) { return derivative<Surrogate::rectangle>(x, p, q); });
+    case Surrogate::triangle: return run([=](float x) { return derivative<Surrogate::triangle>(x, p, q); });
+    case Surrogate::fast_sigmoid: return run([=](float x) { return derivative<Surrogate::fast_sigmoid>(x, p, q); });
+    default: return run([=](float x) { return derivative<Surrogate::sigmoid>(x, p, q); });
+  }
+}
+
 inline int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
 
 // Elements of a block: `bytes` of scratch memory per element and core, in whole cache lines.
@@ -110,8 +149,12 @@ int for_blocks(int64_t size, int64_t block, int64_t scratch_bytes, int threads, 
   return failed;
 }
 
-// Groups of blocks: few enough for sums of their own, many enough to share among cores.
-inline int64_t groups_of(int64_t blocks) { return smaller(blocks, 32); }
+// Groups of blocks, to share among cores: at most 64, and of at least 8 blocks (but two groups) where a group has rows
+// of its own to prepare.
+inline int64_t groups_of(int64_t blocks, bool prepared) {
+  const int64_t groups = smaller(prepared ? blocks / 8 : blocks, 64);
+  return groups < 2 ? smaller(blocks, 2) : groups;
+}
 
 // Runs body(group, first block, last block, scratch) over groups of blocks.
 template <class Body>
@@ -121,9 +164,8 @@ int for_groups(int64_t blocks, int64_t groups, int64_t scratch_bytes, int thread
   });
 }
 
-// out[i] = sum of the groups' values, in order, of rows `stride` apart.
+// Adds the groups' values to out, in order, of rows `stride` apart.
 inline void add_groups(const double* partial, int64_t groups, int64_t stride, int64_t count, double* out) {
-  for (int64_t i = 0; i < count; i++) out[i] = 0;
   for (int64_t g = 0; g < groups; g++)
     for (int64_t i = 0; i < count; i++) out[i] += partial[g * stride + i];
 }
@@ -153,18 +195,37 @@ inline void for_runs(const Channels& layout, int64_t i0, int64_t n, const Body& 
 
 // A value a channel, spread over the elements [i0, i0 + n).
 inline void spread(const Channels& layout, int64_t i0, int64_t n, const float* values, float* row) {
+  if (layout.inner == 1) {
+    for (int64_t i = 0, c = i0 % layout.channels; i < n; c = 0) {
+      const int64_t count = smaller(layout.channels - c, n - i);
+      std::memcpy(row + i, values + c, count * 4);
+      i += count;
+    }
+    return;
+  }
   for_runs(layout, i0, n, [&](int64_t c, int64_t first, int64_t last) {
-    for (int64_t i = first; i < last; i++) row[i] = values[c];
+    const float value = values[c];
+    for (int64_t i = first; i < last; i++) row[i] = value;
   });
 }
 
 // Adds a row of elements to a sum a channel, and clears the row.
 inline void gather(const Channels& layout, int64_t i0, int64_t n, float* row, double* sums) {
-  for_runs(layout, i0, n, [&](int64_t c, int64_t first, int64_t last) {
-    float total = 0.f;
-    for (int64_t i = first; i < last; i++) total += row[i];
-    sums[c] += total;
-  });
+  if (layout.inner == 1) {
+    for (int64_t i = 0, c = i0 % layout.channels; i < n; c = 0) {
+      const int64_t count = smaller(layout.channels - c, n - i);
+#pragma omp simd
+      for (int64_t j = 0; j < count; j++) sums[c + j] += row[i + j];
+      i += count;
+    }
+  } else {
+    for_runs(layout, i0, n, [&](int64_t c, int64_t first, int64_t last) {
+      float total = 0.f;
+#pragma omp simd reduction(+ : total)
+      for (int64_t i = first; i < last; i++) total += row[i];
+      sums[c] += total;
+    });
+  }
   std::memset(row, 0, n * 4);
 }
 

@@ -113,7 +113,7 @@ void read(Reader& r, ScanBackward& a) {
 }
 void read(Reader& r, Moments& a) {
   READ(dtype), READ(steps), READ(size), READ(x), READ(x_stride), READ(layout.channels), READ(layout.inner);
-  READ(sums), READ(threads);
+  READ(mean), READ(variance), READ(threads);
 }
 void read(Reader& r, Affine& a) {
   READ(dtype), READ(steps), READ(size), READ(x), READ(x_stride), READ(layout.channels), READ(layout.inner);
@@ -142,6 +142,31 @@ void read(Reader& r, FilterForward& a) {
 void read(Reader& r, FilterBackward& a) {
   read(r, static_cast<Filter&>(a));
   READ(grad_m), READ(grad_state_out), READ(grad_x), READ(grad_state), READ(grad_alpha), READ(grad_beta);
+}
+void read(Reader& r, Firing& a) {
+  READ(map), READ(rule), READ(threshold), READ(strict), READ(seed), READ(before);
+}
+void read(Reader& r, FilterFireForward& a) {
+  read(r, static_cast<Filter&>(a)), read(r, a.fire);
+  READ(spikes), READ(state_out), READ(mapped_out);
+}
+void read(Reader& r, FilterFireBackward& a) {
+  read(r, static_cast<Filter&>(a)), read(r, a.fire);
+  READ(grad_spikes), READ(grad_state_out), READ(grad_mapped_out), READ(surrogate), READ(p), READ(q), READ(grad_x);
+  READ(grad_state), READ(grad_before), READ(grad_alpha), READ(grad_beta), READ(grad_threshold);
+}
+void read(Reader& r, Estimate& a) {
+  READ(dtype), READ(steps), READ(size), READ(x), READ(x_stride), READ(z), READ(integrate), READ(raw), READ(strict);
+  READ(decay), READ(drop), READ(threshold), READ(state), READ(threads);
+}
+void read(Reader& r, EstimateForward& a) {
+  read(r, static_cast<Estimate&>(a));
+  READ(spikes), READ(potentials), READ(state_out);
+}
+void read(Reader& r, EstimateBackward& a) {
+  read(r, static_cast<Estimate&>(a));
+  READ(grad_spikes), READ(grad_state_out), READ(slope), READ(surrogate), READ(p), READ(q), READ(grad_x);
+  READ(grad_z), READ(grad_state);
 }
 void read(Reader& r, Gated& a) {
   READ(steps), READ(size), READ(x), READ(decay), READ(drop), READ(leak), READ(gate), READ(threshold), READ(strict);
@@ -206,6 +231,10 @@ NB_MODULE(_native, m) {
   bind(m, "band_backward", &Kernels::band_backward);
   bind(m, "filter_forward", &Kernels::filter_forward);
   bind(m, "filter_backward", &Kernels::filter_backward);
+  bind(m, "filter_fire_forward", &Kernels::filter_fire_forward);
+  bind(m, "filter_fire_backward", &Kernels::filter_fire_backward);
+  bind(m, "estimate_forward", &Kernels::estimate_forward);
+  bind(m, "estimate_backward", &Kernels::estimate_backward);
   bind(m, "gated_forward", &Kernels::gated_forward);
   bind(m, "gated_backward", &Kernels::gated_backward);
 }

@@ -9,7 +9,7 @@ template <class T>
 int moments(const Moments& a) {
   const int64_t C = a.layout.channels, block = whole_periods(a.layout, 2048);
   const bool fixed = repeats(a.layout, block);
-  const int64_t blocks = (a.size + block - 1) / block, groups = groups_of(blocks);
+  const int64_t blocks = (a.size + block - 1) / block, groups = groups_of(blocks, true);
   double* partial = static_cast<double*>(std::calloc(groups * 2 * C, sizeof(double)));
   float* pivots = static_cast<float*>(std::malloc(C * sizeof(float)));
   if (partial == nullptr || pivots == nullptr) {
@@ -44,8 +44,14 @@ int moments(const Moments& a) {
       gather(a.layout, 0, block, squares, mine + C);
     }
   });
-  add_groups(partial, groups, 2 * C, 2 * C, a.sums);
-  for (int64_t c = 0; c < C; c++) a.sums[2 * C + c] = pivots[c];
+  // The first group's sums take all.
+  add_groups(partial + 2 * C, groups - 1, 2 * C, 2 * C, partial);
+  const double count = static_cast<double>(a.steps * a.size / C);
+  for (int64_t c = 0; c < C; c++) {
+    const double shift = partial[c] / count, variance = partial[C + c] / count - shift * shift;
+    a.mean[c] = static_cast<float>(shift + pivots[c]);
+    a.variance[c] = static_cast<float>(variance > 0 ? variance : 0);
+  }
   std::free(partial), std::free(pivots);
   return failed;
 }
@@ -55,7 +61,7 @@ int affine(const Affine& a) {
   const int64_t block = whole_periods(a.layout, 2048);
   const bool fixed = repeats(a.layout, block);
   const int64_t blocks = (a.size + block - 1) / block;
-  return for_groups(blocks, groups_of(blocks), 3 * block * 4, a.threads, a.steps * a.size < SMALL, [&](int64_t, int64_t first, int64_t last, float* rows) {
+  return for_groups(blocks, groups_of(blocks, true), 3 * block * 4, a.threads, a.steps * a.size < SMALL, [&](int64_t, int64_t first, int64_t last, float* rows) {
     float *pa = rows, *pb = rows + block, *pc = rows + 2 * block;
     const auto fill = [&](int64_t i0, int64_t n) {
       spread(a.layout, i0, n, a.a, pa), spread(a.layout, i0, n, a.b, pb), spread(a.layout, i0, n, a.c, pc);

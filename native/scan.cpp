@@ -66,8 +66,8 @@ template <bool hard, bool rectified, class S, class Out>
 inline void fire(const Scan& a, int64_t k, int64_t n, const S* u, float* v, float* potentials, const Out& out) {
   const float decay = a.decay, gain = a.gain, scale = a.scale, rest = a.v_rest;
   const float threshold = a.threshold[k], fire_at = a.fire_at[k];
-#pragma omp simd
-  for (int64_t i = 0; i < n; i++) {
+  // By value: a captured reference to a float could be one of those that are stored.
+  const auto step = [=](int64_t i) {
     float h = decay * (v[i] - rest) + gain * load(u, i) + rest;
     if constexpr (rectified) {
       h = scale * h;
@@ -75,8 +75,15 @@ inline void fire(const Scan& a, int64_t k, int64_t n, const S* u, float* v, floa
     }
     const bool fired = h >= fire_at;
     v[i] = fired ? (hard ? rest : h - threshold) : h;
-    if (potentials) potentials[i] = h;
     out(i, fired ? 1.f : 0.f);
+    return h;
+  };
+  if (potentials) {
+#pragma omp simd
+    for (int64_t i = 0; i < n; i++) potentials[i] = step(i);
+  } else {
+#pragma omp simd
+    for (int64_t i = 0; i < n; i++) step(i);
   }
 }
 
@@ -103,7 +110,7 @@ template <class T, bool hard, bool rectified>
 int forward(const ScanForward& a) {
   const int64_t levels = a.levels, block = a.factor ? whole_periods(a.layout, 2048) : 2048;
   const int64_t scratch = (levels + 1 + CURRENT_ROWS) * block * 4;
-  const int64_t blocks = (a.size + block - 1) / block, groups = groups_of(blocks);
+  const int64_t blocks = (a.size + block - 1) / block, groups = groups_of(blocks, a.factor != nullptr);
   return for_groups(blocks, groups, scratch, a.threads, a.steps * a.size < SMALL, [&](int64_t, int64_t first, int64_t last, float* rows) {
     Currents<T> currents(a, rows + (levels + 1) * block, block);
     for (int64_t i0 = first * block; i0 < smaller(last * block, a.size); i0 += block) {
@@ -177,14 +184,13 @@ struct ConstantSums {
 };
 
 // One step back of one level: dL/dh in, gradients of u and of the potential before out. `emit(i, g)` takes dL/du.
-template <class T, Surrogate kind, bool rectified, bool learn, class Emit>
+template <class T, Surrogate kind, bool rectified, bool learn, class S, class Emit>
 inline void step_back(const ScanBackward& a, int64_t k, int64_t t, int64_t i0, int64_t n, const BackwardRows& rows,
-                      int64_t block, const float* u_row, ConstantSums& sums, const Emit& emit) {
+                      int64_t block, const S* u, ConstantSums& sums, const Emit& emit) {
   const float decay = a.decay, gain = a.gain, scale = a.scale, rest = a.v_rest, p = a.p, q = a.q;
   const float hard = a.hard ? 1.f : 0.f, attached = a.detach_reset ? 0.f : 1.f;
   const float threshold = a.threshold[k], fire_at = a.fire_at[k], last_fire_at = t == 0 ? __builtin_inff() : fire_at;
   const T* grad_s = static_cast<const T*>(a.grad_spikes) + t * a.size + i0;
-  const T* x = static_cast<const T*>(a.x) + t * a.x_stride + i0;
   const float* slope = kind == Surrogate::slope ? a.slope + (k * a.steps + t) * a.size + i0 : nullptr;
   const float *f = rows.f + (t + 1) * block, *before = rows.h + (t + 1) * block, *last = rows.f + t * block;
   float* carried = rows.carried;
@@ -204,7 +210,7 @@ inline void step_back(const ScanBackward& a, int64_t k, int64_t t, int64_t i0, i
     if constexpr (learn) {
       const float v = last[i] >= last_fire_at ? (hard != 0.f ? rest : last[i] - threshold) : last[i];
       row_decay += grad * (v - rest);
-      row_gain += grad * (u_row ? u_row[i] : load(x, i));
+      row_gain += grad * load(u, i);
     }
     carried[i] = decay * grad;
     emit(i, gain * grad);
@@ -221,7 +227,7 @@ int backward(const ScanBackward& a) {
   const bool normed = a.grad_norm != nullptr, fixed = normed && repeats(a.layout, block);
   // A fixed number of groups of blocks, each with sums of its own, added in order: the result does not depend on the
   // number of threads.
-  const int64_t blocks = (a.size + block - 1) / block, groups = groups_of(blocks);
+  const int64_t blocks = (a.size + block - 1) / block, groups = groups_of(blocks, normed);
   const int64_t partial_size = (learn ? 3 : 0) + (normed ? 2 * C : 0);
   double* partial = partial_size ? static_cast<double*>(std::calloc(groups * partial_size, sizeof(double))) : nullptr;
   if (partial_size && partial == nullptr) return -1;
@@ -250,26 +256,28 @@ int backward(const ScanBackward& a) {
             for (int64_t i = 0; i < n; i++) rows.carried[i] = a.grad_v_out ? a.grad_v_out[k * a.size + i0 + i] : 0.f;
             for (int64_t t = a.steps - 1; t >= 0; t--) {
               T* out = static_cast<T*>(a.grad_u) + (a.sum_steps ? 0 : t * a.size) + i0;
+              const T* x = static_cast<const T*>(a.x) + t * a.x_stride + i0;
               const T* grad_sum = a.grad_sum ? static_cast<const T*>(a.grad_sum) + t * a.size + i0 : nullptr;
-              const float* u_row = learn && made(a) ? currents.at(t) : nullptr;
-              float* total = rows.total + t * block;
-              const bool plain = levels == 1 && !normed && !grad_sum && !a.sum_steps;
-              if (plain) {
-                step_back<T, kind, rectified, learn>(a, k, t, i0, n, rows, block, u_row, sums, [=](int64_t i, float g) { store(out, i, g); });
+              const auto back = [&](const auto& emit) {
+                if (learn && made(a))
+                  step_back<T, kind, rectified, learn>(a, k, t, i0, n, rows, block, currents.at(t), sums, emit);
+                else
+                  step_back<T, kind, rectified, learn>(a, k, t, i0, n, rows, block, x, sums, emit);
+              };
+              if (levels == 1 && !normed && !grad_sum && !a.sum_steps) {
+                back([=](int64_t i, float g) { store(out, i, g); });
                 continue;
               }
               // One level's gradient goes to a row that is in no other use by now: that of f[t].
-              float* g_row = levels == 1 ? rows.f + (t + 1) * block : total;
-              if (k == 0) {
-                step_back<T, kind, rectified, learn>(a, k, t, i0, n, rows, block, u_row, sums, [=](int64_t i, float g) { g_row[i] = g; });
-              } else {
-                step_back<T, kind, rectified, learn>(a, k, t, i0, n, rows, block, u_row, sums, [=](int64_t i, float g) { g_row[i] += g; });
-              }
+              float* g_row = levels == 1 ? rows.f + (t + 1) * block : rows.total + t * block;
+              if (k == 0)
+                back([=](int64_t i, float g) { g_row[i] = g; });
+              else
+                back([=](int64_t i, float g) { g_row[i] += g; });
               if (k < levels - 1) continue;
               if (grad_sum)
                 for (int64_t i = 0; i < n; i++) g_row[i] += load(grad_sum, i);
               if (normed) {
-                const T* x = static_cast<const T*>(a.x) + t * a.x_stride + i0;
                 float *pass = rows.pass, *pass_x = rows.pass_x;
 #pragma omp simd
                 for (int64_t i = 0; i < n; i++) {
@@ -302,6 +310,8 @@ int backward(const ScanBackward& a) {
         }
         if (learn) mine[0] = sums.decay, mine[1] = sums.gain, mine[2] = sums.scale;
       });
+  if (learn) std::memset(a.grad_constants, 0, 3 * sizeof(double));
+  if (normed) std::memset(a.grad_norm, 0, 2 * C * sizeof(double));
   if (learn) add_groups(partial, groups, partial_size, 3, a.grad_constants);
   if (normed) add_groups(partial ? partial + (learn ? 3 : 0) : partial, groups, partial_size, 2 * C, a.grad_norm);
   std::free(partial);

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from golden_vectors import Golden, shared_folder
+from golden_vectors import Golden, golden_folder
 
 from spikeloom.ops import dispatch
 
@@ -64,10 +64,11 @@ def tracks() -> Callable[[torch.Tensor, torch.Tensor], float]:
 
 @pytest.fixture(scope="session")
 def golden() -> Golden:
-    folder = shared_folder() / "golden" / "neurons"
-    if not (folder / "manifest.csv").exists():
-        pytest.skip(
-            f"GOLDEN VECTORS MISSING: no {folder}/manifest.csv; agreement with the original authors' code is NOT "
-            "tested (set SPIKELOOM_SHARED to the folder that holds golden/neurons)"
-        )
-    return Golden(folder)
+    """The golden vectors of neurons."""
+    return golden_folder("neurons")
+
+
+@pytest.fixture(scope="session")
+def golden_networks() -> Golden:
+    """The golden vectors of networks, blocks and modules."""
+    return golden_folder("networks")

@@ -100,11 +100,18 @@ def train(words: Words = None, as_json: AsJson = False) -> None:
     if as_json:
         print(json.dumps({"run": str(run.folder), **summary}))
         return
-    print(f"\n{run.title} ({run.budget}): test accuracy {summary['test_accuracy']:.2f} % on {summary['data']['test']}")
-    print(f"  best {summary['best_test_accuracy']:.2f} % at epoch {summary['best_epoch']} of {summary['epochs']}; "
+    classifies = summary["test_accuracy"] is not None
+    found = f"accuracy {summary['test_accuracy']:.2f} %" if classifies else f"loss {summary['test_loss']:.4f}"
+    best = f"best {summary['best_test_accuracy']:.2f} %" if classifies else "best loss"
+    print(f"\n{run.title} ({run.budget}): test {found} on {summary['data']['test']}")
+    print(f"  {best} at epoch {summary['best_epoch']} of {summary['epochs']}; "
           f"{summary['parameters']:,} parameters; {summary['seconds']:.0f} s")  # fmt: skip
     print(f"  run:   {run.folder}")
-    print(f"  next:  spikeloom evaluate {run.folder}")
+    if classifies:
+        print(f"  next:  spikeloom evaluate {run.folder}")
+    else:
+        print(f"  drawn: {run.folder / 'pictures.png'}")
+        print(f"  next:  another recipe with train.start_from={run.folder}")
     print(f"         tensorboard --logdir {run.folder / 'tensorboard'}")
 
 
@@ -135,9 +142,8 @@ def evaluate(
     if as_json:
         print(json.dumps(result))
         return
-    print(
-        f"{opened.title}: accuracy {result['test_accuracy']:.2f} %, loss {result['test_loss']:.4f} on {result['data']}"
-    )
+    accuracy = "" if result["test_accuracy"] is None else f"accuracy {result['test_accuracy']:.2f} %, "
+    print(f"{opened.title}: {accuracy}loss {result['test_loss']:.4f} on {result['data']}")
     print("  firing rate (spikes per neuron and step)")
     for layer, rate in result["rates"].items():
         print(f"  {100 * rate:6.2f} %  {layer}")
@@ -215,7 +221,7 @@ def reproduce(words: Words = None, as_json: AsJson = False) -> None:
     if as_json:
         print(json.dumps(records))
         return
-    if recipe.measures:
+    if recipe.measures or "figures" in records[0]:
         _print_measured(recipe.title, recipe.paper, budget, records)
     else:
         _print_table(recipe.title, recipe.paper, budget, records)
@@ -224,7 +230,7 @@ def reproduce(words: Words = None, as_json: AsJson = False) -> None:
 
 @app.command()
 def bench(
-    what: Annotated[str, typer.Argument(metavar="neurons", help="What to measure.")] = "neurons",
+    what: Annotated[str, typer.Argument(metavar="neurons|events", help="What to measure.")] = "neurons",
     words: Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="quick=true, out=PATH.")] = None,
     as_json: AsJson = False,
 ) -> None:
@@ -233,29 +239,35 @@ def bench(
     \b
     spikeloom bench neurons              # minutes; tables and a plot go to results/bench
     spikeloom bench neurons quick=true   # seconds: T = 4 and 64, no plot
+    spikeloom bench events data=DATA     # reading event files and cutting them into frames, beside tonic
 
-    Install the extra `bench` to have SpikingJelly as a rival in the same run.
+    Install the extra `bench` to have the rivals in the same run.
     """
     from spikeloom.registry import nearest
     from spikeloom.train.recipe import parse_overrides
 
-    if what != "neurons":
-        raise UsageError(f"unknown benchmark {what!r}; {nearest(what, ('neurons',))}")
+    if what not in ("neurons", "events"):
+        raise UsageError(f"unknown benchmark {what!r}; {nearest(what, ('neurons', 'events'))}")
     values = parse_overrides(words or [])
+    known = ("quick", "out", *(("data",) if what == "events" else ()))
     for key in values:
-        if key not in ("quick", "out"):
-            raise UsageError(f"unknown key {key!r}; {nearest(key, ('quick', 'out'))}")
-    from spikeloom.bench.run import bench_neurons
+        if key not in known:
+            raise UsageError(f"unknown key {key!r}; {nearest(key, known)}")
+    from spikeloom.bench.run import bench_events, bench_neurons
 
     quick = values.get("quick", False)
     if not isinstance(quick, bool):
         raise UsageError(f"quick must be true or false, got {quick!r}")
     folder = Path(str(values.get("out", "results/bench")))
-    tables = bench_neurons(folder, quick, None if as_json else lambda row: print(json.dumps(row), flush=True))
+    tell = None if as_json else lambda row: print(json.dumps(row), flush=True)
+    if what == "events":
+        tables = bench_events(folder, quick, tell, Path(str(values["data"])) if "data" in values else None)
+    else:
+        tables = bench_neurons(folder, quick, tell)
     if as_json:
         print(json.dumps(tables))
     else:
-        print(f"written: {folder / 'neurons.md'}")
+        print(f"written: {folder / what}.md")
 
 
 @app.command(name="list")
@@ -424,7 +436,8 @@ def _print_table(title: str, paper: str, budget: str, records: list[Json]) -> No
 
     def pair(record: Json, key: str, digits: int) -> str:
         published, measured = record["published"].get(key), record["measured"][key]
-        return f"{'-' if published is None else published}\n{measured:.{digits}f}"
+        shown = "-" if measured is None else f"{measured:.{digits}f}"
+        return f"{'-' if published is None else published}\n{shown}"
 
     for record in records:
         table.add_row(

@@ -12,11 +12,21 @@ from pathlib import Path
 from typing import Any
 
 import spikeloom.bench  # noqa: F401  # pyright: ignore[reportUnusedImport] - registers its measurements
-from spikeloom.analyse import MEASUREMENTS, Measured, count_cost
+from spikeloom.analyse import MEASUREMENTS, Measured, count_cost, training_curves
 from spikeloom.errors import UsageError
 from spikeloom.train.checkpoint import write_json
+from spikeloom.train.environments import train_accuracies
 from spikeloom.train.loop import Progress, build_datasets, build_model, seed_everything, train
-from spikeloom.train.recipe import Budget, MeasureSettings, Recipe, Row, Settings, check_options
+from spikeloom.train.recipe import (
+    Budget,
+    MeasureSettings,
+    Recipe,
+    Row,
+    Settings,
+    check_options,
+    list_recipes,
+    load_recipe,
+)
 from spikeloom.train.run import Run, environment
 
 Json = dict[str, Any]
@@ -48,8 +58,7 @@ def reproduce(
     Returns:
         One record a row: published and measured numbers, settings, environment.
     """
-    # A recipe of the user's own is named by its file.
-    name = Path(recipe.name).stem if recipe.name.endswith(".toml") else recipe.name
+    name = _name(recipe)
     records: list[Json] = []
     # All rows are checked before the first one runs.
     if recipe.measures:
@@ -61,14 +70,45 @@ def reproduce(
     with _writable(results / name):
         (results / name).mkdir(parents=True, exist_ok=True)
     for row, settings in resolved.items():
-        folder = runs / name.replace("/", "-") / f"{row}-{budget}-{_digest(settings)}"
-        begun = (folder / "settings.json").is_file()
-        run = Run.open(folder) if begun else Run.plan(folder, recipe.name, row, budget, settings)
-        summary = run.summary() or train(run, progress, stop)
+        run, summary = _trained(recipe, row, budget, settings, runs, progress, stop)
         record = _record(recipe.rows[row], recipe, run, summary)
-        write_json(results / name / f"{row}.{budget}.seed{settings.seed}.json", record)
+        stem = f"{row}.{budget}.seed{settings.seed}"
+        if "last" in summary:
+            record |= _environments(summary, record["measured"], f"{stem}.curves.html")
+            curves = training_curves(run.metrics(), f"{recipe.rows[row].system}, {summary['data']['train']}")
+            curves.write_html(str(results / name / f"{stem}.curves.html"), include_plotlyjs=True)
+        write_json(results / name / f"{stem}.json", record)
         records.append(record)
     return records
+
+
+def _trained(
+    recipe: Recipe,
+    row: str,
+    budget: Budget,
+    settings: Settings,
+    runs: Path,
+    progress: Progress,
+    stop: Callable[[], bool],
+) -> tuple[Run, Json]:
+    """A row's run, trained if it was not: first the row of a recipe, if any, that it starts from."""
+    base, _, base_row = (settings.train.start_from or "").partition("#")
+    if base in list_recipes():
+        first = load_recipe(base)
+        first_settings = first.resolve(base_row, budget, {"data": {"root": settings.data.root}})
+        started, _ = _trained(first, base_row, budget, first_settings, runs, progress, stop)
+        train_settings = settings.train.model_copy(update={"start_from": str(started.folder)})
+        settings = settings.model_copy(update={"train": train_settings})
+    name = _name(recipe).replace("/", "-")
+    folder = runs / name / f"{row}-{budget}-{_digest(settings)}"
+    begun = (folder / "settings.json").is_file()
+    run = Run.open(folder) if begun else Run.plan(folder, recipe.name, row, budget, settings)
+    return run, run.summary() or train(run, progress, stop)
+
+
+def _name(recipe: Recipe) -> str:
+    # A recipe of the user's own is named by its file.
+    return Path(recipe.name).stem if recipe.name.endswith(".toml") else recipe.name
 
 
 def check_measure(recipe: Recipe, row: str, budget: Budget | None, overrides: Json) -> MeasureSettings:
@@ -128,6 +168,18 @@ def _record(row: Row, recipe: Recipe, run: Run, summary: Json) -> Json:
         "settings": settings.model_dump(exclude={"data": {"root"}}),
         "environment": summary["environment"], "date": datetime.date.today().isoformat(),
     }  # fmt: skip
+
+
+def _environments(summary: Json, measured: Json, figure: str) -> Json:
+    """What is reported of a run over environments: the accuracies of the epoch that the paper's rule selects, if any,
+    and those of the last."""
+    found: Json = {}
+    for prefix, epoch in (("acc", summary["selected"]), ("last", summary["last"])):
+        for n, accuracy in enumerate(train_accuracies(epoch or {}), 1):
+            found[f"{prefix}_train{n}"] = accuracy
+        if epoch is not None:
+            found |= {f"{prefix}_test": epoch["test_accuracy"], f"{prefix}_epoch": epoch["epoch"]}
+    return {"measured": {**found, **measured}, "figures": [figure]}
 
 
 def _digest(settings: Settings) -> str:

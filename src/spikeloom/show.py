@@ -87,10 +87,14 @@ class Shown:
 
     def epoch(self, record: Json) -> None:
         """An epoch is done and evaluated."""
+
+        def part(name: str) -> str:
+            accuracy = record[f"{name}_accuracy"]
+            shown = "" if accuracy is None else f" accuracy {accuracy:6.2f} %"
+            return f"{name} loss {record[f'{name}_loss']:.4f}{shown}"
+
         self._console.print(
-            f"epoch {record['epoch']:3d}/{self._epochs}  train loss {record['train_loss']:.4f} "
-            f"accuracy {record['train_accuracy']:6.2f} %   test loss {record['test_loss']:.4f} "
-            f"accuracy {record['test_accuracy']:6.2f} %   {record['seconds']:.0f} s",
+            f"epoch {record['epoch']:3d}/{self._epochs}  {part('train')}   {part('test')}   {record['seconds']:.0f} s",
             markup=False,
         )
 

@@ -24,6 +24,7 @@ Output = TypeVar("Output")
 class _Local(threading.local):
     states: _States | None = None
     recomputing: bool = False
+    detached: bool = False
 
 
 _local = _Local()
@@ -65,6 +66,21 @@ def streaming() -> bool:
     return not torch.compiler.is_compiling() and _local.states is not None
 
 
+@contextmanager
+def detached_steps() -> Generator[None]:
+    """Inside, neurons of this thread detach what they carry from step to step: gradients do not cross steps."""
+    outer, _local.detached = _local.detached, True
+    try:
+        yield
+    finally:
+        _local.detached = outer
+
+
+def detaching() -> bool:
+    """Whether this thread is inside `detached_steps`: a neuron then runs step by step, with `detach` between."""
+    return not torch.compiler.is_compiling() and _local.detached
+
+
 def exchange(module: nn.Module, run: Callable[[State], tuple[Output, State]]) -> Output:
     """Runs one neuron layer under the Stream of this thread: from the state it left, to the state it leaves."""
     states = _local.states
@@ -83,6 +99,11 @@ def previous_state(module: nn.Module) -> State:
     """The state from which a neuron layer runs in the present call: None without a Stream."""
     states = None if torch.compiler.is_compiling() else _local.states
     return None if states is None else states.before.get(module)
+
+
+def detach(state: State) -> State:
+    """A neuron's state without the graph that made it."""
+    return _map(state, Tensor.detach)
 
 
 def _map(state: State, function: Callable[[Tensor], Tensor]) -> State:
@@ -134,7 +155,7 @@ class Stream:
 
     def detach(self) -> None:
         """Cuts the states from the graph that made them."""
-        self._states = {module: _map(state, Tensor.detach) for module, state in self._states.items()}
+        self._states = {module: detach(state) for module, state in self._states.items()}
 
     def reset(self) -> None:
         """Forgets everything: the next call starts from rest."""

@@ -5,11 +5,14 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from made_events import five_bytes, made
 
-from spikeloom.bench import neurons, run, write
+from spikeloom.bench import events, neurons, run, write
 from spikeloom.bench.timing import copies, medians, saved_bytes
+from spikeloom.errors import UsageError
 from spikeloom.neurons import LIF, NEURONS
 from spikeloom.ops import backend
 from spikeloom.surrogates import ATan
@@ -71,6 +74,40 @@ def test_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     text = (tmp_path / "out" / "neurons.md").read_text()
     assert "| LIF | 4x1 |  |" in text
     assert "plotly" in (tmp_path / "out" / "psn_speed.html").read_text()
+
+
+def test_events(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(events, "made", lambda: made(2000, 20, 10))
+    monkeypatch.setattr(events, "_AT_MOST", 2)
+    for name, n in (("a/1.bin", 500), ("a/2.bin", 600), ("a/3.bin", 700), ("b/1.bin", 5)):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes(five_bytes(made(n, 34, 34)))
+    tables = run.bench_events(tmp_path / "out", True, None, tmp_path)
+    frames, reading = tables.values()
+    # Recordings with fewer events than frames are left out of the cutting.
+    assert [(row["recordings"], row["frames"], row["events"]) for row in frames] == [
+        ("made, 128x128", "count", 2000), ("made, 128x128", "time", 2000), ("a", "count", 1100), ("a", "time", 1100),
+    ]  # fmt: skip
+    assert all(row["ours_Mev_per_s"] > 0 for row in frames)
+    assert [(row["file"], row["events"]) for row in reading] == [("a/1.bin", 500), ("b/1.bin", 5)]
+    assert "| a/1.bin | 500 |" in (tmp_path / "out" / "events.md").read_text()
+    with pytest.raises(UsageError, match=r"no event files .* under .*out"):
+        run.bench_events(tmp_path / "out", True, None, tmp_path / "out")
+
+
+@pytest.mark.parametrize("rival", ["tonic", "spikingjelly"])
+@pytest.mark.parametrize("frames", ["count", "time"])
+def test_rivals_make_the_same_frames(rival: str, frames: str) -> None:
+    """Otherwise their times could not be compared. tonic's parts by time overlap by an event at their ends."""
+    pytest.importorskip(rival)
+    e = made(997, 20, 10)
+    found = events._contenders([e], frames)
+    ours, theirs = np.asarray(found["ours"]()[0]), np.asarray(found[rival]()[0])
+    assert theirs.shape == ours.shape
+    if rival == "spikingjelly":
+        assert np.array_equal(theirs, ours)
+    else:
+        assert np.abs(theirs - ours).sum() <= 40
 
 
 def test_markdown_of_nothing() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import wave
 from collections.abc import Callable
 from pathlib import Path
 
@@ -111,3 +112,45 @@ def test_the_real_recordings(real_data: Callable[[str], Path]) -> None:
     assert torch.bincount(test.labels).tolist() == [30] * 10
     assert train.title == "FSDD, first 200 recordings"
     assert 0.05 < test.spikes.float().mean() < 0.3
+
+
+def write_wav(path: Path, samples: np.ndarray, rate: int = 8000) -> None:
+    with wave.open(str(path), "wb") as file:
+        file.setnchannels(1)
+        file.setsampwidth(samples.itemsize)
+        file.setframerate(rate)
+        file.writeframes(samples.tobytes())
+
+
+def test_wav_files_are_the_container(tmp_path: Path) -> None:
+    container, originals = tmp_path / "a", tmp_path / "b"
+    container.mkdir()
+    folder = originals / "FSDD" / "recordings"
+    folder.mkdir(parents=True)
+    with np.load(write(container) / "FSDD" / "train.npz") as file:
+        samples, offsets = file["samples"], file["offsets"]
+    for name, i in (("0_theo_5", 0), ("5_george_6", 1), ("9_theo_44", 2), ("3_theo_4", 1)):
+        write_wav(folder / f"{name}.wav", samples[offsets[i] : offsets[i + 1]])
+    data, same = create_dataset("fsdd", originals), create_dataset("fsdd", container)
+    assert torch.equal(data.spikes, same.spikes)
+    assert data.labels.tolist() == [0, 5, 9]
+    assert data.title == "FSDD, 3 WAV files"
+    test = create_dataset("fsdd", originals, "test")
+    assert test.labels.tolist() == [3]
+    assert torch.equal(test.spikes[0], data.spikes[1])
+    wrong = folder / "7_theo_9.wav"
+    for samples, rate, reason in (
+        (np.zeros(99, np.int16), 16000, "16000 Hz, 1 channels, 16 bits; expected 8000 Hz"),
+        (np.zeros(99, np.uint8), 8000, "8000 Hz, 1 channels, 8 bits"),
+        (np.zeros(0, np.int16), 8000, "truncated: holds 0 of 0 bytes"),
+    ):
+        write_wav(wrong, samples, rate)
+        with pytest.raises(DataFileError, match=rf"7_theo_9\.wav: {reason}"):
+            create_dataset("fsdd", originals)
+    for data, reason in ((b"", "truncated"), (b"\x89PNG" + bytes(80), "does not start with RIFF")):
+        wrong.write_bytes(data)
+        with pytest.raises(DataFileError, match=f"not a readable WAV file: .*{reason}"):
+            create_dataset("fsdd", originals)
+    wrong.rename(folder / "seven.wav")
+    with pytest.raises(DataFileError, match=r"seven\.wav: expected a name such as 7_jackson_32\.wav"):
+        create_dataset("fsdd", originals)

@@ -10,10 +10,23 @@ import torch
 from torch import Tensor
 
 from spikeloom.data import TRANSFORMS, augmentation, create_dataset
-from spikeloom.data.transforms import RandomCrop, RandomHorizontalFlip
+from spikeloom.data.transforms import (
+    RandAugment,
+    RandomCrop,
+    RandomErase,
+    RandomHorizontalFlip,
+    RandomTemporalDelete,
+)
 from spikeloom.errors import UsageError
+from spikeloom.train.loop import seed_everything
 
 OPTIONS: dict[str, dict[str, Any]] = {"random_crop": {"padding": 4}, "random_horizontal_flip": {}}
+# One image after another; timm's are drawn from `random` and numpy as well.
+SINGLE: dict[str, dict[str, Any]] = {
+    "rand_augment": {"mean": (0.5, 0.4, 0.3), "std": (0.25, 0.2, 0.15)},
+    "random_erase": {"p": 0.5},
+    "event_augment": {},
+}
 FILL = torch.tensor([-2.0, -1.5, -1.0])
 
 
@@ -22,7 +35,7 @@ def x() -> Tensor:
     return torch.randn(128, 3, 32, 32)
 
 
-@pytest.fixture(params=list(TRANSFORMS))
+@pytest.fixture(params=list(OPTIONS))
 def transform(request: pytest.FixtureRequest) -> Any:
     return TRANSFORMS[request.param](**OPTIONS[request.param])
 
@@ -152,3 +165,114 @@ def test_wrong_recipes(spec: Any, says: str):
         augmentation([spec])
     assert says in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+# --- image by image ---------------------------------------------------------------------------------------------------
+
+
+def test_every_transform_is_tested_here():
+    assert set(TRANSFORMS) == {*OPTIONS, *SINGLE, "random_temporal_delete"}
+
+
+@pytest.mark.parametrize("name", SINGLE)
+def test_transforms_of_single_images(name: str):
+    transform = TRANSFORMS[name](**SINGLE[name])
+    for dtype in (torch.float32, torch.bfloat16):
+        for shape in [(16, 3, 9, 12), (0, 3, 4, 4)]:
+            x = torch.randn(shape, dtype=dtype).clamp(-1, 1)
+            before, outs = x.clone(), []
+            for _ in range(2):
+                seed_everything(3)
+                outs.append(transform(x, FILL))
+            assert outs[0].shape == x.shape
+            assert outs[0].dtype == dtype
+            assert torch.equal(x, before)
+            assert torch.equal(*outs)
+            assert len(x) == 0 or not torch.equal(outs[0], x)
+
+
+def test_rand_augment_without_magnitude_returns_the_pixels():
+    # Of the operations at magnitude 0 only those that ignore the magnitude change an image.
+    mean, std = (0.5, 0.4, 0.3), (0.25, 0.2, 0.15)
+    pixels = torch.randint(0, 256, (8, 3, 6, 6))
+    x = (pixels / 255 - torch.tensor(mean).view(-1, 1, 1)) / torch.tensor(std).view(-1, 1, 1)
+    y = RandAugment(config="rand-m0-n1-p0.0", mean=mean, std=std)(x, FILL)
+    torch.testing.assert_close(y, x, rtol=0, atol=1e-5)
+    grey = RandAugment(config="rand-m9-n2", mean=(0.3,), std=(0.4,))(torch.rand(4, 1, 8, 8), FILL[:1])
+    assert grey.shape == (4, 1, 8, 8)
+
+
+def test_rand_augment_is_told_the_normalisation():
+    spec = [{"name": "rand_augment", "config": "rand-m9-n1"}]
+    [transform] = augmentation(spec, (0.5,), (0.25,)).transforms  # pyright: ignore
+    assert (transform.mean, transform.std) == ((0.5,), (0.25,))
+    with pytest.raises(UsageError, match="config of rand_augment cannot be 'rnd-m9'"):
+        augmentation([{"name": "rand_augment", "config": "rnd-m9"}], (0.5,), (0.25,))
+
+
+def test_erased_areas():
+    x = torch.ones(400, 1, 20, 20)
+    y = RandomErase(p=0.25, mode="const")(x, FILL[:1])
+    areas = (y == 0).float().mean((1, 2, 3))
+    assert 0.15 < (areas > 0).float().mean() < 0.35
+    assert areas[areas > 0].min() > 0.015
+    assert areas.max() < 0.4
+
+
+def test_event_clips_get_one_operation_each():
+    torch.manual_seed(4)
+    clips = torch.zeros(300, 3, 2, 24, 20)
+    clips[:, :, :, 8:16, 6:14] = torch.arange(1.0, 7.0).view(3, 2, 1, 1)  # another count in every frame
+    out = augmentation([{"name": "event_augment"}])(clips, torch.zeros(2))
+    assert out.shape == clips.shape
+    frames = out / torch.arange(1.0, 7.0).view(3, 2, 1, 1)
+    torch.testing.assert_close(frames, frames[:, :1, :1].expand_as(frames))  # the same for all frames and polarities
+    masks = frames[:, 0, 0]
+    assert set(masks.unique().tolist()) == {0.0, 1.0}
+    square = clips[0, 0, 0] > 0
+    shifted = {(dy, dx) for dy in range(-5, 6) for dx in range(-5, 6) if dx == 0 or dy == 0}
+    moves = {tuple(m) for m in shifted for mask in masks if torch.equal(mask > 0, square.roll(m, (0, 1)))}
+    assert len(moves) > 12
+    assert {dx for _, dx in moves} == {dy for dy, _ in moves} == set(range(-5, 6))
+    cut = [mask for mask in masks if mask.sum() < 64 and torch.equal(mask.bool() & square, mask.bool())]
+    assert cut, "a hole"
+    assert any(mask.sum() not in (64.0, *(m.sum() for m in cut)) for mask in masks), "sheared or rotated"
+
+
+# --- time -------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("shape", [(5, 16, 7), (5, 16, 2, 4, 3)])
+def test_random_temporal_delete(shape: tuple[int, ...]):
+    # Slice t of every clip holds t.
+    x = torch.arange(16.0).view(1, 16, *(1,) * (len(shape) - 2)).expand(shape)
+    delete = RandomTemporalDelete(T_train=12)
+    counts = torch.zeros(16)
+    for _ in range(200):
+        y = delete(x, torch.empty(0))
+        assert y.shape == (5, 12, *shape[2:])
+        kept = y.flatten(2)[0, :, 0]
+        assert (y == kept.view(1, 12, *(1,) * (len(shape) - 2))).all()  # the same slices of all samples
+        assert (kept.diff() > 0).all()  # in order, none twice
+        counts[kept.long()] += 1
+    assert ((counts > 110) & (counts < 190)).all()  # uniformly: 150 on average, standard deviation 6
+    assert torch.equal(RandomTemporalDelete(T_train=16)(x, torch.empty(0)), x)
+    assert torch.equal(RandomTemporalDelete(T_train=20)(x, torch.empty(0)), x)
+
+
+def test_random_temporal_delete_of_images():
+    with pytest.raises(UsageError, match="takes sequences"):
+        RandomTemporalDelete(T_train=2)(torch.zeros(4, 3, 8, 8), FILL)
+    with pytest.raises(UsageError, match="T_train of random_temporal_delete must be an integer of at least 1"):
+        augmentation([{"name": "random_temporal_delete", "T_train": 0}])
+
+
+def test_a_clip_is_moved_as_one():
+    clips = torch.randn(6, 1, 3, 8, 8).expand(6, 5, 3, 8, 8)
+    pipeline = augmentation([{"name": "random_crop", "padding": 2}, {"name": "random_temporal_delete", "T_train": 3}])
+    moved = pipeline(clips, FILL)
+    assert moved.shape == (6, 3, 3, 8, 8)
+    assert (moved == moved[:, :1]).all()
+    assert not torch.equal(moved, clips[:, :3])
+    assert (moved[:, :, 2] == -1.0).any()  # new places are black: the fill of each frame's own channel
+    assert not (moved[:, :, 0] == -1.0).any()

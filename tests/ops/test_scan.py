@@ -11,25 +11,16 @@ from typing import Any
 import pytest
 import torch
 import torch._dynamo
+from surrogate_of_ones_own import Gaussian
 from torch import Tensor
 
 from spikeloom.errors import UsageError
 from spikeloom.ops import backend, dispatch, scan, scan_reference
 from spikeloom.ops import scan as scan_module_function
+from spikeloom.ops.scan_native import firing_numbers, scan_native_potentials
 from spikeloom.surrogates import SURROGATES, ATan, Rectangular, Sigmoid, Surrogate, Triangle
 
 scan_module = sys.modules[scan_module_function.__module__]
-
-
-@dataclass(frozen=True)
-class Gaussian(Surrogate):
-    """One of a user's own, without a formula that kernels know; not even in x, to catch a wrong sign."""
-
-    def primitive(self, x: Tensor) -> Tensor:
-        return torch.special.erf(2 * x - 0.25)
-
-    def derivative(self, x: Tensor) -> Tensor:
-        return 4 / torch.pi**0.5 * torch.exp(-(2 * x - 0.25).square())
 
 
 ATAN = ATan()
@@ -345,8 +336,8 @@ def test_potentials_are_those_of_the_scan(native: Any) -> None:
         assert last is not None
         silent = h[0] < v_threshold
         assert torch.equal(h[0][silent], last[silent]), v_threshold
-        decay, gain = torch.tensor(0.9).double(), torch.tensor(0.7).double()
-        native_h = scan_module._scan_potentials(x, v[None], decay, gain, None, [v_threshold], 0.0, False)
+        numbers = firing_numbers(v_threshold, 0.0, False, True, (0, 1.0, 1.0))
+        native_h = scan_native_potentials(x, v[None], 0.9, 0.7, None, numbers)
         assert torch.equal(h, native_h[0]), v_threshold
 
 
@@ -525,7 +516,7 @@ def test_custom_op_obeys_the_rules(native: Any, how: str, v: bool) -> None:
     kind, p, q = ATan().formula
     torch.library.opcheck(
         torch.ops.spikeloom.scan.default,
-        (x, start, decay, gain, None, None, [0.9], 0.0, False, kind, p, q, False, True),
+        (x, start, decay, gain, None, None, firing_numbers(0.9, 0.0, False, False, (kind, p, q)), True),
     )
 
 
@@ -533,29 +524,14 @@ def test_other_custom_ops_obey_the_rules(native: Any) -> None:
     x, v, grad, grad_last = inputs((3, 2, 5))
     decay, gain = torch.tensor(0.6), torch.tensor(0.7)
     v, grad_last = v[None], grad_last[None]
-    torch.library.opcheck(torch.ops.spikeloom.scan_potentials.default, (x, v, decay, gain, None, [0.9], None, False))
+    numbers = firing_numbers(0.9, None, False, True, (0, 1.0, 3.0))
+    torch.library.opcheck(torch.ops.spikeloom.scan_potentials.default, (x, v, decay, gain, None, numbers))
     slope = torch.rand(1, 3, 2, 5)
     for start, last, s in ((v, grad_last, slope), (None, None, None)):
+        chosen = firing_numbers(0.9, None, False, True, (5 if s is not None else 0, 1.0, 3.0))
         torch.library.opcheck(
             torch.ops.spikeloom.scan_backward.default,
-            (
-                grad,
-                last,
-                x,
-                start,
-                decay,
-                gain,
-                None,
-                s,
-                [0.9],
-                None,
-                False,
-                5 if s is not None else 0,
-                1.0,
-                1.0,
-                True,
-                True,
-            ),
+            (grad, last, x, start, decay, gain, None, s, chosen, start is not None),
         )
 
 

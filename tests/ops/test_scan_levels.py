@@ -3,30 +3,20 @@
 from __future__ import annotations
 
 import sys
-from dataclasses import dataclass
 from typing import Any
 
 import pytest
 import torch
 import torch._dynamo
+from surrogate_of_ones_own import Gaussian
 from torch import Tensor
 
 from spikeloom.ops import backend, scan
+from spikeloom.ops.scan_native import firing_numbers
 from spikeloom.surrogates import SURROGATES, ATan, Rectangular, Surrogate, Triangle
 
 scan_module = sys.modules[scan.__module__]
 Thresholds = float | tuple[float, ...]
-
-
-@dataclass(frozen=True)
-class Gaussian(Surrogate):
-    """One of a user's own, without a formula that kernels know; not even in x."""
-
-    def primitive(self, x: Tensor) -> Tensor:
-        return torch.special.erf(2 * x - 0.25)
-
-    def derivative(self, x: Tensor) -> Tensor:
-        return 4 / torch.pi**0.5 * torch.exp(-(2 * x - 0.25).square())
 
 
 SURROGATE = {name: SURROGATES[name]() for name in SURROGATES} | {
@@ -295,16 +285,18 @@ def test_custom_ops_obey_the_rules(native: Any, carried: bool, how: str) -> None
     learned = [torch.tensor(c, requires_grad=carried) for c in (0.6, 0.7, 1.25)]
     ops = torch.ops.spikeloom
     first = None if start is None else start.clone().requires_grad_()
-    rest = (kind, p, q, False, True)
+    numbers = firing_numbers(tuple(thresholds), 0.0, True, False, (kind, p, q))
     torch.library.opcheck(
-        ops.scan.default, (x.detach().requires_grad_(), first, *learned, None, thresholds, 0.0, True, *rest)
-    )
-    torch.library.opcheck(ops.scan_potentials.default, (x, start, *constants, thresholds, None, False))
+        ops.scan.default, (x.detach().requires_grad_(), first, *learned, None, numbers, True)
+    )  # fmt: skip
+    torch.library.opcheck(ops.scan_potentials.default, (x, start, *constants, numbers))
     for slope, k in ((None, kind), (torch.rand(2, 3, 2, 3, 4, 5), 5)):
         torch.library.opcheck(
             ops.scan_backward.default,
-            (grad, grad_last if carried else None, x, start, *constants, slope, thresholds, None, True, k, p, q, True,
-             True),
+            (
+                grad, grad_last if carried else None, x, start, *constants, slope,
+                firing_numbers(tuple(thresholds), None, True, True, (k, p, q)), True,
+            ),
         )  # fmt: skip
 
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from spikeloom.train.losses import LOSSES, sdt, tet
+from spikeloom.train.losses import LOSSES, PER_STEP, mse_onehot, sdt, tet
 
 T, N, C = 5, 7, 4
 
@@ -39,7 +39,7 @@ def gradient(loss: Tensor, logits: Tensor) -> Tensor:
 
 
 def test_registered_losses_are_scalars(logits: Tensor, y: Tensor) -> None:
-    assert {"sdt", "tet"} <= set(LOSSES)
+    assert {"sdt", "tet", "mse_onehot"} <= set(LOSSES)
     for name in LOSSES:
         assert LOSSES[name](logits, y).shape == ()
 
@@ -99,6 +99,33 @@ def test_lam(logits: Tensor, y: Tensor, target: float) -> None:
     torch.testing.assert_close(mixed, 0.95 * tet(logits, y) + 0.05 * mean_square)
     expected = (1 - 0.05) * (logits.softmax(2) - onehot(y)) / (T * N) + 0.05 * 2 * (logits - target) / (T * N * C)
     torch.testing.assert_close(gradient(mixed, logits), expected.detach())
+
+
+def test_lam_towards_the_labels(logits: Tensor, y: Tensor) -> None:
+    mean_square = ((logits - onehot(y)) ** 2).sum() / (T * N * C)
+    torch.testing.assert_close(tet(logits, y, lam=1.0, target="onehot"), mean_square)
+    mixed = tet(logits, y, lam=0.05, target="onehot")
+    torch.testing.assert_close(mixed, 0.95 * tet(logits, y) + 0.05 * mean_square)
+
+
+def test_mse_onehot(logits: Tensor, y: Tensor) -> None:
+    loss = mse_onehot(logits, y)
+    torch.testing.assert_close(loss, ((logits.mean(0) - onehot(y)) ** 2).sum() / (N * C))
+    expected = 2 * (logits.mean(0) - onehot(y)) / (T * N * C)
+    torch.testing.assert_close(gradient(loss, logits), expected.expand(T, N, C).detach())
+    assert mse_onehot(onehot(y).expand(T, N, C), y).item() == 0
+
+
+@pytest.mark.parametrize("name", list(LOSSES))
+def test_labels_may_be_weights_of_classes(logits: Tensor, y: Tensor, name: str) -> None:
+    torch.testing.assert_close(LOSSES[name](logits, onehot(y)), LOSSES[name](logits, y))
+
+
+@pytest.mark.parametrize("name", list(LOSSES))
+def test_losses_of_each_step(logits: Tensor, y: Tensor, name: str) -> None:
+    """Those that methods which step may take are the mean of what they give for each step; the others are not."""
+    steps = torch.stack([LOSSES[name](logits[t : t + 1], y) for t in range(T)]).mean()
+    assert torch.allclose(LOSSES[name](logits, y), steps) == (name in PER_STEP)
 
 
 def test_defaults_of_the_regulariser(logits: Tensor, y: Tensor) -> None:

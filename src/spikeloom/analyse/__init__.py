@@ -1,6 +1,7 @@
 """Measuring networks."""
 
 from spikeloom.analyse.audit import Audit, audit
+from spikeloom.analyse.block_inputs import BlockInput, block_inputs, draw_block_inputs
 from spikeloom.analyse.blocks import (
     block_isometry,
     block_similarity,
@@ -13,6 +14,7 @@ from spikeloom.analyse.blocks import (
 )
 from spikeloom.analyse.confusion import Confusion, confusion, draw_confusion
 from spikeloom.analyse.cost import Cost, count_cost
+from spikeloom.analyse.curves import training_curves
 from spikeloom.analyse.energy import RULES, Costs, Energy, Layer, LayerEnergy, Operand, report_readings
 from spikeloom.analyse.landscape import Landscape, draw_landscape, loss_landscape
 from spikeloom.analyse.measure import MEASUREMENTS, Measured
@@ -31,9 +33,10 @@ from spikeloom.analyse.trains import (
 from spikeloom.analyse import figures as figures  # isort: skip - registers the measurements
 
 __all__ = [
-    "MEASUREMENTS", "RULES", "Audit", "Confusion", "Cost", "Costs", "Energy", "Landscape", "Layer", "LayerEnergy",
-    "Measured", "Operand", "Target", "attention_rates", "audit", "block_isometry", "block_similarity", "calibrated",
-    "confusion", "count_cost", "draw_attention_rates", "draw_confusion", "draw_isometry", "draw_landscape",
-    "draw_raster", "draw_responses", "draw_similarity", "draw_spike_maps", "loss_landscape", "open_target",
-    "probe_current", "report_readings", "residual_influence", "responses", "simulate_influence", "spike_train", "ssim",
+    "MEASUREMENTS", "RULES", "Audit", "BlockInput", "Confusion", "Cost", "Costs", "Energy", "Landscape", "Layer",
+    "LayerEnergy", "Measured", "Operand", "Target", "attention_rates", "audit", "block_inputs", "block_isometry",
+    "block_similarity", "calibrated", "confusion", "count_cost", "draw_attention_rates", "draw_block_inputs",
+    "draw_confusion", "draw_isometry", "draw_landscape", "draw_raster", "draw_responses", "draw_similarity",
+    "draw_spike_maps", "loss_landscape", "open_target", "probe_current", "report_readings", "residual_influence",
+    "responses", "simulate_influence", "spike_train", "ssim", "training_curves",
 ]  # fmt: skip

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
-from spikeloom.bench import neurons
+from spikeloom.bench import events, neurons
 from spikeloom.bench.write import plot_psn_grid, write_results
 
 Json = dict[str, Any]
@@ -25,22 +25,42 @@ def bench_neurons(folder: Path, quick: bool, tell: Callable[[Json], None] | None
     repeats = 5 if quick else 11
     shapes = [[T, 32, 256] for T in steps] + ([] if quick else [[4, 32, 64, 32, 32]])
 
-    def collect(rows: Iterable[Json]) -> list[Json]:
-        found: list[Json] = []
-        for row in rows:
-            found.append(row)
-            if tell is not None:
-                tell(row)
-        return found
-
     tables = {
-        "neurons, forward and backward": collect(neurons.rows(shapes, repeats)),
-        "leaky integration, scan and FFT": collect(neurons.filter_rows(steps, repeats)),
-        "ParaLIF over a serial LIF": collect(neurons.paralif_rows(lengths, repeats)),
+        "neurons, forward and backward": _collect(neurons.rows(shapes, repeats), tell),
+        "leaky integration, scan and FFT": _collect(neurons.filter_rows(steps, repeats), tell),
+        "ParaLIF over a serial LIF": _collect(neurons.paralif_rows(lengths, repeats), tell),
     }
     if not quick:
-        tables["serial LIF over PSN"] = collect(neurons.psn_grid(repeats))
+        tables["serial LIF over PSN"] = _collect(neurons.psn_grid(repeats), tell)
     write_results(folder, "neurons", tables)
     if not quick:
         plot_psn_grid(tables["serial LIF over PSN"]).write_html(str(folder / "psn_speed.html"), include_plotlyjs=True)
     return tables
+
+
+def bench_events(
+    folder: Path, quick: bool, tell: Callable[[Json], None] | None, data: Path | None = None
+) -> dict[str, list[Json]]:
+    """Measures how fast recordings are cut into frames and read.
+
+    Args:
+        folder: where `events.json` and `events.md` go.
+        quick, tell: as `bench_neurons`.
+        data: a folder with event files; without it only a made recording is cut.
+    """
+    repeats = 5 if quick else 11
+    tables = {
+        "frames, millions of events a second": _collect(events.frame_rows(data, repeats), tell),
+        "reading": _collect(events.read_rows(data, repeats), tell),
+    }
+    write_results(folder, "events", tables)
+    return tables
+
+
+def _collect(rows: Iterable[Json], tell: Callable[[Json], None] | None) -> list[Json]:
+    found: list[Json] = []
+    for row in rows:
+        found.append(row)
+        if tell is not None:
+            tell(row)
+    return found

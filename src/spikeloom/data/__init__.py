@@ -1,17 +1,28 @@
 """Data sets and augmentations, chosen by name."""
 
 from spikeloom.data.audio import SpikeDataset
+from spikeloom.data.colored_mnist import colored_mnist
+from spikeloom.data.events import EventFileError, Events, read_events
+from spikeloom.data.frame_sets import FrameDataset
+from spikeloom.data.frames import event_frames
 from spikeloom.data.images import ImageDataset, collate
-from spikeloom.data.transforms import TRANSFORMS, Transform, augmentation
+from spikeloom.data.transforms import TRANSFORMS, RandomTemporalDelete, Transform, augmentation
 from spikeloom.data.vision import DATASETS, create_dataset
 
 __all__ = [
     "DATASETS",
     "TRANSFORMS",
+    "EventFileError",
+    "Events",
+    "FrameDataset",
     "ImageDataset",
+    "RandomTemporalDelete",
     "SpikeDataset",
     "Transform",
     "augmentation",
     "collate",
+    "colored_mnist",
     "create_dataset",
+    "event_frames",
+    "read_events",
 ]

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import re
+import wave
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -67,9 +69,9 @@ def fsdd(
 ) -> SpikeDataset:
     """Free Spoken Digit Dataset (English digits, 6 speakers, 8 kHz), encoded to spikes: [T, N, 2 x bands].
 
-    Read from root/FSDD/{train,test}.npz: arrays `samples` int16 end to end, `offsets` int64, `labels` uint8. Takes 0
-    to 4 of each speaker and digit are the official test part. A step is 6.25 ms; longer recordings are cut, shorter
-    ones end in silence.
+    Read from root/FSDD/{train,test}.npz: arrays `samples` int16 end to end, `offsets` int64, `labels` uint8; or else
+    from the original's root/FSDD/recordings/<digit>_<speaker>_<take>.wav. Takes 0 to 4 of each speaker and digit are
+    the official test part. A step is 6.25 ms; longer recordings are cut, shorter ones end in silence.
 
     Args:
         subset: take only the first n recordings.
@@ -77,22 +79,26 @@ def fsdd(
         bands: mel bands; each has one neuron for its level and one for its rise.
     """
     folder = data_root(root, "FSDD", SOURCE)
-    path = folder / "FSDD" / f"{split}.npz"
-    if not path.is_file():
+    path, wavs = folder / "FSDD" / f"{split}.npz", folder / "FSDD" / "recordings"
+    if path.is_file():
+        samples, offsets, labels = _read(path)
+    elif wavs.is_dir():
+        samples, offsets, labels = _read_wavs(wavs, split)
+    else:
         raise missing("FSDD", folder, path, SOURCE)
-    samples, offsets, labels = _read(path)
     count = len(labels)
     if subset is not None:
         check_integer("subset", subset, 1, count, ", the number of recordings")
     check_integer("T", T, 1)
     check_integer("bands", bands, 1, 128)
-    title = "FSDD" if subset in (None, count) else f"FSDD, first {subset} recordings"
+    title = "FSDD" if path.is_file() else f"FSDD, {count} WAV files"
+    title = title if subset in (None, count) else f"{title}, first {subset} recordings"
     chosen = range(count if subset is None else subset)
     length = T * _HOP + _WINDOW
     waves = torch.zeros(len(chosen), length)
     for i in chosen:
-        wave = samples[offsets[i] : offsets[i + 1]][:length]
-        waves[i, : len(wave)] = torch.from_numpy(wave.astype(np.float32) / 32768)
+        sound = samples[offsets[i] : offsets[i + 1]][:length]
+        waves[i, : len(sound)] = torch.from_numpy(sound.astype(np.float32) / 32768)
     return SpikeDataset(
         mel_spikes(waves, T, bands),
         torch.from_numpy(labels[: len(chosen)].astype(np.int64)),
@@ -136,6 +142,37 @@ def mel_bank(bands: int, low: float = 100.0, high: float = RATE / 2, bins: int =
     rising = (frequency - edges[:-2, None]) / (edges[1:-1] - edges[:-2])[:, None]
     falling = (edges[2:, None] - frequency) / (edges[2:] - edges[1:-1])[:, None]
     return torch.minimum(rising, falling).clamp_min(0)
+
+
+def _read_wavs(folder: Path, split: str) -> list[npt.NDArray[Any]]:
+    """The arrays of a container, from WAV files by take, speaker and digit: the first ones are of all classes."""
+    found: list[tuple[int, str, int, Path]] = []
+    for path in folder.glob("*.wav"):
+        name = re.fullmatch(r"([0-9])_(\w+)_(\d{1,9})", path.stem)
+        if name is None:
+            raise DataFileError(f"{path}: expected a name such as 7_jackson_32.wav: digit, speaker, take")
+        if (int(name[3]) < 5) == (split == "test"):
+            found.append((int(name[3]), name[2], int(name[1]), path))
+    found.sort()
+    waves = [_read_wav(path) for *_, path in found]
+    labels = [digit for _, _, digit, _ in found]
+    if not labels:
+        raise DataFileError(f"{folder}: holds no recordings of the {split} part (takes below 5 are for testing)")
+    return [np.concatenate(waves), np.cumsum([0, *map(len, waves)]), np.array(labels, np.uint8)]
+
+
+def _read_wav(path: Path) -> npt.NDArray[np.int16]:
+    try:
+        with wave.open(str(path), "rb") as file:
+            kind = (file.getframerate(), file.getnchannels(), 8 * file.getsampwidth())
+            wanted, data = 2 * file.getnframes(), file.readframes(file.getnframes())
+    except (OSError, EOFError, wave.Error) as error:
+        raise DataFileError(f"{path}: not a readable WAV file: {str(error) or 'truncated'}") from None
+    if kind != (RATE, 1, 16):
+        raise DataFileError(f"{path}: {kind[0]} Hz, {kind[1]} channels, {kind[2]} bits; expected {RATE} Hz, 1, 16")
+    if not data or len(data) != wanted:
+        raise DataFileError(f"{path}: truncated: holds {len(data)} of {wanted} bytes of sound")
+    return np.frombuffer(data, "<i2")
 
 
 def _read(path: Path) -> list[npt.NDArray[Any]]:

@@ -9,6 +9,8 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from spikeloom.data.options import check_integer
+
 Batch = TypeVar("Batch")
 
 
@@ -25,6 +27,8 @@ class ImageDataset(Dataset[tuple[Tensor, int]]):
         mean, std: for each channel, on the scale 0 to 1.
         to_sequence: from a batch float32 [B, C, H, W] to a sequence [T, B, ...]; None leaves it to the model to repeat
             the image.
+        environments: how many environments of one size the images are from, one after another.
+        resize: side to which `encode` enlarges images (bicubic); None leaves them as they are.
 
     Attributes:
         in_channels: C.
@@ -46,6 +50,8 @@ class ImageDataset(Dataset[tuple[Tensor, int]]):
         mean: Sequence[float],
         std: Sequence[float],
         to_sequence: Callable[[Tensor], Tensor] | None = None,
+        environments: int = 1,
+        resize: int | None = None,
     ):
         if images.dtype != torch.uint8 or images.dim() != 4 or not images.shape[1] == len(mean) == len(std):
             raise ValueError(
@@ -58,6 +64,10 @@ class ImageDataset(Dataset[tuple[Tensor, int]]):
         self.name, self.title, self.classes = name, title, list(classes)
         self.mean, self.std = tuple(mean), tuple(std)
         self._to_sequence, self.is_sequence = to_sequence, to_sequence is not None
+        self.environments = environments
+        if resize is not None:
+            check_integer("resize", resize, 1, 4096)
+        self._resize = resize
         self.in_channels = images.shape[1]
         self.fill = self._normalised(torch.zeros(1, len(mean), 1, 1, dtype=torch.uint8)).flatten()
 
@@ -69,7 +79,18 @@ class ImageDataset(Dataset[tuple[Tensor, int]]):
 
     def encode(self, x: Tensor) -> Tensor:
         """What a model takes, from a batch as `__getitems__` gives it, augmented or not."""
+        if self._resize is not None:
+            x = torch.nn.functional.interpolate(x, (self._resize,) * 2, mode="bicubic", align_corners=False)
         return x if self._to_sequence is None else self._to_sequence(x)
+
+    def environment(self, index: int) -> ImageDataset:
+        """The images of one environment, counted from 0."""
+        per = len(self) // self.environments
+        part = slice(index * per, (index + 1) * per)
+        return ImageDataset(
+            self.images[part], self.labels[part], name=self.name, title=self.title, classes=self.classes,
+            mean=self.mean, std=self.std, to_sequence=self._to_sequence,
+        )  # fmt: skip
 
     def __len__(self) -> int:
         return len(self.images)

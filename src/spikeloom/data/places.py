@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 from pathlib import Path
 
@@ -25,3 +26,20 @@ def missing(title: str, folder: Path, path: Path, source: str) -> DataFileError:
         f"{title} is not in {folder}: no file {path}; give another folder as data.root=FOLDER or in SPIKELOOM_DATA, "
         f"or {source}"
     )
+
+
+def fetch_with_tonic(name: str, folder: Path, **options: object) -> None:
+    """Downloads a data set into folder/<name> by making tonic's data set of that name.
+
+    Raises:
+        UsageError: tonic is not installed, or the download failed.
+    """
+    try:
+        datasets = importlib.import_module("tonic.datasets")
+    except ImportError:
+        raise UsageError("data.download=true for event data needs tonic: pip install 'spikeloom[events]'") from None
+    try:
+        getattr(datasets, name)(str(folder), **options)
+    except Exception as error:  # what a network, a proxy, a disk and an archive can do has no common class
+        reason = " ".join(f"{type(error).__name__}: {error}".split())
+        raise UsageError(f"{name} could not be downloaded into {folder}: {reason}") from error

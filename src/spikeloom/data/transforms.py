@@ -2,14 +2,17 @@
 
 A transform takes normalised images x [B, C, H, W] and fill [C], the normalised value of black
 (`ImageDataset.fill`), and returns new images of the same shape. Every image gets its own draw. Draws come from the
-CPU's generator wherever x lies, so a seed gives the same augmentation on every device.
+CPU's generator wherever x lies, so a seed gives the same augmentation on every device; those of timm's transforms come
+from `random` and numpy as well.
 """
 
 from __future__ import annotations
 
+import inspect
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any, Literal, cast
 
 import torch
 from torch import Tensor
@@ -76,36 +79,170 @@ class RandomHorizontalFlip:
         return torch.where(flipped.view(-1, 1, 1, 1), x.flip(-1), x)
 
 
+@TRANSFORMS.named("rand_augment")
+@dataclass(frozen=True, kw_only=True)
+class RandAugment:
+    """timm's RandAugment (Cubuk et al. 2020), on the images as they were before normalisation, rounded to bytes.
+
+    Args:
+        config: in timm's words, "rand-m9-n1-mstd0.4-inc1": magnitude 9, one operation, its deviation 0.4, increasing.
+        mean, std: of the normalisation, for each channel.
+
+    Raises:
+        UsageError: timm cannot read config.
+    """
+
+    config: str = "rand-m9-mstd0.5-inc1"
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+    def __post_init__(self):
+        self._augment(32)
+
+    def _augment(self, side: int) -> Any:
+        from timm.data.auto_augment import rand_augment_transform
+
+        grey = [round(255 * m) for m in self.mean]
+        options = {"translate_const": int(side * 0.45), "img_mean": tuple(grey) if len(grey) > 1 else grey[0]}
+        try:
+            return rand_augment_transform(self.config, options)
+        except (AssertionError, ValueError) as error:
+            raise UsageError(f"config of rand_augment cannot be {self.config!r}: {error}") from None
+
+    def __call__(self, x: Tensor, fill: Tensor) -> Tensor:
+        from torchvision.transforms.functional import pil_to_tensor, to_pil_image
+
+        mean, std = (torch.tensor(v).view(-1, 1, 1) for v in (self.mean, self.std))
+        augment = self._augment(min(x.shape[-2:]))
+        pixels = ((x.float().cpu() * std + mean).clamp(0, 1) * 255).round().to(torch.uint8)
+        drawn = [pil_to_tensor(augment(to_pil_image(image))) for image in pixels]
+        return ((torch.stack(drawn).float() / 255 - mean) / std).to(x) if drawn else x.clone()
+
+
+@TRANSFORMS.named("random_erase")
+@dataclass(frozen=True, kw_only=True)
+class RandomErase:
+    """timm's RandomErasing (Zhong et al. 2020) of normalised images: a rectangle of 2 to 33 % of the area.
+
+    Args:
+        p: probability for each image.
+        mode: "pixel" for normal noise, "const" for 0.
+    """
+
+    p: float = 0.25
+    mode: Literal["pixel", "const"] = "pixel"
+
+    def __call__(self, x: Tensor, fill: Tensor) -> Tensor:
+        from timm.data.random_erasing import RandomErasing
+
+        return RandomErasing(self.p, mode=self.mode, device="cpu")(x.clone())
+
+
+@TRANSFORMS.named("event_augment")
+@dataclass(frozen=True, kw_only=True)
+class EventAugment:
+    """One random operation on a clip of event frames, the same for all of them (Spikformer, Spikingformer on DVS sets).
+
+    One of: nothing, shear along x by up to 0.3, shift along x or y by up to 5 pixels, rotation by up to 30 degrees (31
+    magnitudes, either sign, nearest neighbour), or an empty square of 0.1 to 11 % of the area. New places are empty.
+    """
+
+    def __call__(self, x: Tensor, fill: Tensor) -> Tensor:
+        from torchvision.transforms.functional import affine
+
+        y = x.clone()
+        height, width = x.shape[-2:]
+        for image, operation in zip(y, torch.randint(6, (len(y),)).tolist(), strict=True):
+            magnitude = torch.randint(-30, 31, ()).item() / 30
+            angle, shift, shear = 0.0, [0, 0], 0.0
+            if operation == 1:
+                shear = math.degrees(math.atan(0.3 * magnitude))
+            elif operation in (2, 3):
+                shift[operation - 2] = round(5 * magnitude)
+            elif operation == 4:
+                angle = 30 * magnitude
+            elif operation == 5:
+                area = (0.001 + 0.109 * torch.rand(()).item()) * height * width
+                side = max(min(round(area**0.5), height, width), 1)
+                top, left = (int(torch.randint(n - side + 1, ())) for n in (height, width))
+                image[:, top : top + side, left : left + side] = fill.to(image).view(-1, 1, 1)
+            if operation in (1, 2, 3, 4):
+                image.copy_(affine(image, angle, shift, 1.0, [shear, 0.0], fill=fill.tolist()))
+        return y
+
+
+@TRANSFORMS.named("random_temporal_delete")
+@dataclass(frozen=True, kw_only=True)
+class RandomTemporalDelete:
+    """Keeps T_train of the T slices of every sequence, drawn anew for each batch, in order (SEW, A.2).
+
+    All samples of a batch keep the same slices. For training only, as every transform: tests see all T.
+
+    Args:
+        T_train: slices kept; all of them where there are no more.
+
+    Shapes: [B, T, ...] -> [B, min(T, T_train), ...].
+
+    Raises:
+        UsageError: T_train is not an integer of at least 1, or x is a batch of images: there is no time to delete from.
+    """
+
+    T_train: int
+
+    def __post_init__(self):
+        check_integer("T_train of random_temporal_delete", self.T_train, 1)
+
+    def __call__(self, x: Tensor, fill: Tensor) -> Tensor:
+        if x.dim() == 4:
+            raise UsageError(
+                "random_temporal_delete takes sequences [B, T, features] or [B, T, C, H, W], got a batch of images "
+                f"{tuple(x.shape)}: leave it out of train.augment"
+            )
+        kept = torch.randperm(x.shape[1])[: self.T_train].sort().values
+        return x[:, kept.to(x.device)]
+
+
 @dataclass(frozen=True)
 class Pipeline:
-    """Transforms applied one after another; with none, x itself is returned."""
+    """Transforms applied one after another; with none, x itself is returned.
+
+    Clips [B, T, C, H, W] are given to those of images as images of T x C channels: what is drawn for a clip is done to
+    all its frames.
+    """
 
     transforms: tuple[Transform, ...]
 
     def __call__(self, x: Tensor, fill: Tensor) -> Tensor:
         for transform in self.transforms:
-            x = transform(x, fill)
+            if x.dim() == 5 and not isinstance(transform, RandomTemporalDelete):
+                x = transform(x.flatten(1, 2), fill.repeat(x.shape[1])).unflatten(1, x.shape[1:3])
+            else:
+                x = transform(x, fill)
         return x
 
 
-def augmentation(spec: Sequence[Mapping[str, Any]]) -> Transform:
+def augmentation(
+    spec: Sequence[Mapping[str, Any]], mean: tuple[float, ...] = (), std: tuple[float, ...] = ()
+) -> Transform:
     """The pipeline a recipe's list describes.
 
     Args:
         spec: for each transform, in order of application, its name in `TRANSFORMS` and its options:
             [{"name": "random_crop", "padding": 4}, {"name": "random_horizontal_flip"}].
+        mean, std: of the data's normalisation, for each channel; transforms that take them are told.
 
     Raises:
         UsageError: an entry that is no such mapping, an unknown name or option, or a wrong value.
     """
-    return Pipeline(tuple(_transform(i, entry) for i, entry in enumerate(spec)))
+    return Pipeline(tuple(_transform(i, entry, {"mean": mean, "std": std}) for i, entry in enumerate(spec)))
 
 
-def _transform(i: int, entry: object) -> Transform:
+def _transform(i: int, entry: object, normalisation: Mapping[str, Any]) -> Transform:
     name = entry.get("name") if isinstance(entry, Mapping) else None
     if not isinstance(entry, Mapping) or not isinstance(name, str):
         raise UsageError(f"transform {i} must be a mapping such as {{name: random_crop, padding: 4}}, got {entry!r}")
     options = {str(key): value for key, value in entry.items() if key != "name"}
     build = TRANSFORMS[name]
+    options |= {key: value for key, value in normalisation.items() if key in inspect.signature(build).parameters}
     check_options(f"transform {name!r}", build, options)
     return build(**options)

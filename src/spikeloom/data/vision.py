@@ -1,4 +1,4 @@
-"""The image data sets by name."""
+"""The data sets by name, and those of images."""
 
 from __future__ import annotations
 
@@ -13,6 +13,10 @@ from torch import Tensor
 
 from spikeloom.data import idx, jpegs
 from spikeloom.data.audio import SpikeDataset, fsdd
+from spikeloom.data.cochlea import n_tidigits, shd
+from spikeloom.data.event_sets import cifar10_dvs, dvs_gesture, n_caltech101, nmnist
+from spikeloom.data.frame_sets import FrameDataset
+from spikeloom.data.imagenet import imagenet
 from spikeloom.data.images import ImageDataset, columns
 from spikeloom.data.options import check_integer, check_options
 from spikeloom.data.places import data_root, missing
@@ -31,19 +35,21 @@ CIFAR10_SOURCE = (
 )
 CIFAR100_SOURCE = CIFAR10_SOURCE.replace("cifar-10-python", "cifar-100-python")
 
-DATASETS: Registry[Callable[..., ImageDataset | SpikeDataset]] = Registry("dataset")
-DATASETS.register(fsdd)
+AnyDataset = ImageDataset | SpikeDataset | FrameDataset
+DATASETS: Registry[Callable[..., AnyDataset]] = Registry("dataset")
+for _build in (fsdd, nmnist, cifar10_dvs, dvs_gesture, n_caltech101, shd, n_tidigits, imagenet):
+    DATASETS.register(_build)
 
 
 def create_dataset(
     name: str, root: str | os.PathLike[str] | None = None, split: str = "train", **options: Any
-) -> ImageDataset | SpikeDataset:
+) -> AnyDataset:
     """A data set by its name in `DATASETS`.
 
     Args:
         root: folder of data files; by default the environment variable SPIKELOOM_DATA. digits needs none.
         split: "train" or "test".
-        options: as the function of that name takes them: subset, size, download.
+        options: as the function of that name takes them: subset, size, download, ...
 
     Raises:
         UsageError: unknown name, split or option, a value out of its limits, no root, or a failed download.
@@ -81,7 +87,7 @@ def digits(
     title = _subset_title("digits (scikit-learn)", subset, len(labels))
     # Measured on the whole training part, before padding.
     return ImageDataset(
-        _padded(images[:subset], size),
+        padded(images[:subset], size),
         labels[:subset],
         name="digits",
         title=title,
@@ -120,7 +126,12 @@ def sequential_mnist(
 
 @DATASETS.register
 def cifar10(
-    root: str | os.PathLike[str] | None, split: str, *, subset: int | None = None, download: bool = False
+    root: str | os.PathLike[str] | None,
+    split: str,
+    *,
+    subset: int | None = None,
+    resize: int | None = None,
+    download: bool = False,
 ) -> ImageDataset:
     """CIFAR-10, 32x32 RGB, from root/cifar-10-batches-py, or else JPEG copies from root/CIFAR10/<split>.npz.
 
@@ -128,22 +139,28 @@ def cifar10(
 
     Args:
         subset: take only the first n images (of the copies, only these are decoded).
+        resize: enlarge images to resize x resize for the model (bicubic), after augmentation.
         download: fetch the originals with torchvision unless they are there, copies or not.
     """
-    return _cifar10(root, split, subset, download)
+    return _cifar10(root, split, subset, download, resize=resize)
 
 
 @DATASETS.register
 def cifar100(
-    root: str | os.PathLike[str] | None, split: str, *, subset: int | None = None, download: bool = False
+    root: str | os.PathLike[str] | None,
+    split: str,
+    *,
+    subset: int | None = None,
+    resize: int | None = None,
+    download: bool = False,
 ) -> ImageDataset:
     """CIFAR-100, 32x32 RGB, from root/cifar-100-python.
 
     Args:
-        subset: take only the first n images.
+        subset, resize: as `cifar10`.
         download: fetch missing files with torchvision.
     """
-    return _cifar100(root, split, subset, download)
+    return _cifar100(root, split, subset, download, resize=resize)
 
 
 @DATASETS.register
@@ -191,7 +208,7 @@ def _mnist(
     whole = len(labels) == {"train": 60_000, "test": 10_000}[split]
     title = _subset_title("MNIST" if whole else f"MNIST files of {len(labels)} images", subset, len(labels))
     return ImageDataset(
-        _padded(images[:subset], size),
+        padded(images[:subset], size),
         labels[:subset],
         name=name,
         title=title,
@@ -209,6 +226,7 @@ def _cifar10(
     download: bool,
     name: str = "cifar10",
     to_sequence: Sequence | None = None,
+    resize: int | None = None,
 ) -> ImageDataset:
     folder = data_root(root, "CIFAR-10", CIFAR10_SOURCE)
     originals = folder / "cifar-10-batches-py"
@@ -231,6 +249,7 @@ def _cifar10(
         mean=(0.4914, 0.4822, 0.4465),
         std=(0.2023, 0.1994, 0.2010),
         to_sequence=to_sequence,
+        resize=resize,
     )
 
 
@@ -241,6 +260,7 @@ def _cifar100(
     download: bool,
     name: str = "cifar100",
     to_sequence: Sequence | None = None,
+    resize: int | None = None,
 ) -> ImageDataset:
     folder = data_root(root, "CIFAR-100", CIFAR100_SOURCE)
     if not _checked_download(download) and not (folder / "cifar-100-python").is_dir():
@@ -255,6 +275,7 @@ def _cifar100(
         mean=(0.5071, 0.4865, 0.4409),
         std=(0.2673, 0.2564, 0.2762),
         to_sequence=to_sequence,
+        resize=resize,
     )
 
 
@@ -313,7 +334,7 @@ def _subset_title(title: str, subset: int | None, length: int) -> str:
     return title if subset == length else f"{title}, first {subset} images"
 
 
-def _padded(images: Tensor, size: int | None) -> Tensor:
+def padded(images: Tensor, size: int | None) -> Tensor:
     """Zero-pads uint8 [N, C, H, H] to [N, C, size, size]."""
     if size is None:
         return images

@@ -1,19 +1,28 @@
 """Time-first layers: sequences [T, N, ...] in and out."""
 
+from spikeloom.layers.attention import SpatialAttention, SynapticAttention
 from spikeloom.layers.norm import BatchNorm, NormSpike, TdBN
 from spikeloom.layers.shortcuts import (
     COMBINE,
+    Block,
     MembraneBlock,
     PadShortcut,
+    PlainBlock,
     SEWBlock,
     VanillaBlock,
     basic_branch,
+    bottleneck_branch,
+    conv_shortcut,
+    residual_stages,
+    start_as_identity,
 )
+from spikeloom.layers.spiking_attention import AttentionProduct, SpikingSelfAttention, mlp_branch, patch_units
 from spikeloom.layers.steps import (
     AvgPool1d,
     AvgPool2d,
     Conv1d,
     Conv2d,
+    Dropout,
     Flatten,
     GlobalAvgPool,
     Linear,
@@ -23,7 +32,36 @@ from spikeloom.layers.steps import (
 )
 
 __all__ = [
-    "COMBINE", "AvgPool1d", "AvgPool2d", "BatchNorm", "Conv1d", "Conv2d", "Flatten", "GlobalAvgPool", "Linear",
-    "MaxPool2d", "MembraneBlock", "NormSpike", "PadShortcut", "SEWBlock", "TdBN", "VanillaBlock", "basic_branch",
-    "each_step", "repeats",
+    "COMBINE",
+    "AttentionProduct",
+    "AvgPool1d",
+    "AvgPool2d",
+    "BatchNorm",
+    "Block",
+    "Conv1d",
+    "Conv2d",
+    "Dropout",
+    "Flatten",
+    "GlobalAvgPool",
+    "Linear",
+    "MaxPool2d",
+    "MembraneBlock",
+    "NormSpike",
+    "PadShortcut",
+    "PlainBlock",
+    "SEWBlock",
+    "SpatialAttention",
+    "SpikingSelfAttention",
+    "SynapticAttention",
+    "TdBN",
+    "VanillaBlock",
+    "basic_branch",
+    "bottleneck_branch",
+    "conv_shortcut",
+    "each_step",
+    "mlp_branch",
+    "patch_units",
+    "repeats",
+    "residual_stages",
+    "start_as_identity",
 ]  # fmt: skip

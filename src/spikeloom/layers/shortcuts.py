@@ -3,6 +3,7 @@
 A block is composed of a `branch` that ends in a convolution, the `spike` unit (norm and neuron) behind it, and a
 `shortcut`. With F = BN(branch):
 
+    plain      O = SN(F(S))
     vanilla    O = SN(F(S) + S)            Spiking ResNet (Zheng et al. 2021)
     SEW        O = g(SN(F(S)), S)          Fang et al. 2021, Sec. 3.3
     membrane   U' = F(SN(U)) + U           MS-ResNet (Hu et al. 2024)
@@ -10,13 +11,16 @@ A block is composed of a `branch` that ends in a convolution, the `spike` unit (
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from spikeloom.layers.norm import NormSpike
-from spikeloom.layers.steps import Conv2d, each_step
+from spikeloom.errors import UsageError
+from spikeloom.layers.norm import BatchNorm, NormSpike
+from spikeloom.layers.steps import AvgPool2d, Conv2d, each_step
+from spikeloom.neurons.if_lif import Threshold
 from spikeloom.registry import Registry
 
 COMBINE: Registry[Callable[[Tensor, Tensor], Tensor]] = Registry("combine function")
@@ -24,6 +28,18 @@ COMBINE: Registry[Callable[[Tensor, Tensor], Tensor]] = Registry("combine functi
 COMBINE.register(lambda a, s: a + s, "add")
 COMBINE.register(lambda a, s: a * s, "and")
 COMBINE.register(lambda a, s: (1 - a) * s, "iand")
+COMBINE.register(lambda a, s: a + s - a * s, "or")
+
+
+class PlainBlock(nn.Module):
+    """`O = SN(F(S))`, no shortcut. Shapes: [T, N, C, H, W] -> [T, N, C', H', W'], spikes."""
+
+    def __init__(self, branch: nn.Module, spike: NormSpike):
+        super().__init__()
+        self.branch, self.spike = branch, spike
+
+    def forward(self, s: Tensor) -> Tensor:
+        return self.spike(self.branch(s))
 
 
 class VanillaBlock(nn.Module):
@@ -46,6 +62,8 @@ class SEWBlock(nn.Module):
         self.combine = COMBINE[combine]
 
     def forward(self, s: Tensor) -> Tensor:
+        if self.combine is COMBINE["add"] and isinstance(self.shortcut, nn.Identity):
+            return self.spike(self.branch(s), add=s)  # one pass
         return self.combine(self.spike(self.branch(s)), self.shortcut(s))
 
 
@@ -65,15 +83,105 @@ class MembraneBlock(nn.Module):
         return self.spike.with_sum(self.branch(s), self.shortcut(u))
 
 
+Block = PlainBlock | VanillaBlock | SEWBlock | MembraneBlock
+
+
+@torch.no_grad()
+def start_as_identity(block: Block) -> None:
+    """Sets the last norm so that F gives nothing: SEW and membrane blocks of unchanged shape are then the identity.
+
+    The weight becomes 0, and so does the bias, but for AND: there the bias makes every neuron fire at every step
+    (the threshold over the gain of the neuron's input, hence 1 for IF).
+    """
+    norm, neuron = block.spike.norm, block.spike.neuron
+    assert isinstance(norm, BatchNorm)
+    bias: float | Tensor = 0.0
+    if isinstance(block, SEWBlock) and block.combine is COMBINE["and"]:
+        if not isinstance(neuron, Threshold) or isinstance(neuron.v_threshold, tuple):
+            raise UsageError(
+                f"zero_init with combine 'and' needs a neuron with one fixed threshold, got {type(neuron).__name__}: "
+                "set zero_init to false"
+            )
+        bias = neuron.v_threshold / neuron.charge()[1]
+    nn.init.zeros_(norm.weight)
+    norm.bias.copy_(torch.as_tensor(bias))
+
+
 def basic_branch(
-    in_channels: int, out_channels: int, stride: int, neuron: Callable[[], nn.Module], bias: bool = False
+    in_channels: int,
+    out_channels: int,
+    stride: int,
+    neuron: Callable[[], nn.Module],
+    bias: bool = False,
+    norm: Callable[[int], nn.Module] = BatchNorm,
 ) -> nn.Sequential:
     """Conv3x3 - BN - SN - Conv3x3: the branch of a basic block, less the norm that follows it."""
     return nn.Sequential(
         Conv2d(in_channels, out_channels, 3, stride, 1, bias=bias),
-        NormSpike(out_channels, neuron),
+        NormSpike(out_channels, neuron, norm),
         Conv2d(out_channels, out_channels, 3, 1, 1, bias=bias),
     )
+
+
+def bottleneck_branch(
+    in_channels: int, out_channels: int, stride: int, neuron: Callable[[], nn.Module]
+) -> nn.Sequential:
+    """Conv1x1 to a quarter of `out_channels` - BN - SN - Conv3x3 - BN - SN - Conv1x1, less the norm that follows it."""
+    width = out_channels // 4
+    return nn.Sequential(
+        Conv2d(in_channels, width, 1, bias=False),
+        NormSpike(width, neuron),
+        Conv2d(width, width, 3, stride, 1, bias=False),
+        NormSpike(width, neuron),
+        Conv2d(width, out_channels, 1, bias=False),
+    )
+
+
+def conv_shortcut(
+    in_channels: int,
+    out_channels: int,
+    stride: int,
+    neuron: Callable[[], nn.Module] | None = None,
+    norm: Callable[[int], nn.Module] = BatchNorm,
+    pool: bool = False,
+) -> nn.Module:
+    """What carries S over a block: itself where the shape stays, else Conv1x1 - BN, with a neuron Conv1x1 - BN - SN.
+
+    Args:
+        in_channels, out_channels, stride: of the block.
+        neuron: makes the neuron of the shortcut; None for a shortcut that ends in its norm.
+        norm: makes the norm from the channels.
+        pool: an average pool before the convolution strides, not the convolution (MS-ResNet-104).
+    """
+    if stride == 1 and in_channels == out_channels:
+        return nn.Identity()
+    end = norm(out_channels) if neuron is None else NormSpike(out_channels, neuron, norm)
+    if pool and stride > 1:
+        # At odd sizes a pool over what is there gives the size that a strided convolution has.
+        return nn.Sequential(
+            AvgPool2d(stride, ceil_mode=True, count_include_pad=False),
+            Conv2d(in_channels, out_channels, 1, bias=False),
+            end,
+        )
+    return nn.Sequential(Conv2d(in_channels, out_channels, 1, stride, bias=False), end)
+
+
+def residual_stages(
+    make: Callable[[int, int, int], nn.Module], in_channels: int, stages: Iterable[tuple[int, int, int]]
+) -> nn.ModuleList:
+    """The blocks of a residual network in their order.
+
+    Args:
+        make: a block from its input channels, output channels and stride.
+        in_channels: of the first block.
+        stages: output channels, number of blocks and stride of the first block of each stage.
+    """
+    blocks = nn.ModuleList()
+    for channels, count, first_stride in stages:
+        for stride in (first_stride, *(1,) * (count - 1)):
+            blocks.append(make(in_channels, channels, stride))
+            in_channels = channels
+    return blocks
 
 
 class PadShortcut(nn.Module):

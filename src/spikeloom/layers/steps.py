@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import torch
 from torch import Tensor, nn
 
 
@@ -64,6 +65,13 @@ class AvgPool1d(nn.AvgPool1d):
 
     def forward(self, input: Tensor) -> Tensor:
         return each_step(super().forward, input)
+
+
+class Dropout(nn.Dropout):
+    """`torch.nn.Dropout` with one mask for all steps, so that a mean over time is dropped as a whole."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        return input * super().forward(torch.ones_like(input[0])) if self.training else input
 
 
 class GlobalAvgPool(nn.Module):

@@ -24,8 +24,10 @@ from spikeloom.layers import (
     SEWBlock,
     VanillaBlock,
     basic_branch,
+    residual_stages,
 )
 from spikeloom.models.registry import MODELS
+from spikeloom.models.residual import ResidualNet
 from spikeloom.neurons import LIF
 
 
@@ -86,53 +88,33 @@ def report_vgg16(
     return SpikingVGG(widths, in_channels, num_classes, neuron, T, spiking_output)
 
 
-class ReportResNet(nn.Module):
-    """The 6n + 2 layers of He et al. (2016), Sec. 4.2, with n = 5, made spiking with one of three shortcuts (Eqs. 4-6).
+def _resnet34(
+    block: Callable[..., nn.Module],
+    in_channels: int,
+    num_classes: int,
+    neuron: Callable[[], nn.Module],
+    T: int,
+    block_bias: bool,
+) -> ResidualNet:
+    """The 6n + 2 layers of He et al. (2016), Sec. 4.2, n = 5, made spiking with one of three shortcuts (Eqs. 4-6)."""
 
-    Shapes: [N, C, H, W] or [T, N, C, H, W] -> logits [T, N, num_classes].
-    """
+    def make(channels: int, width: int, stride: int) -> nn.Module:
+        same = stride == 1 and channels == width
+        return block(
+            basic_branch(channels, width, stride, neuron, bias=block_bias),
+            NormSpike(width, neuron),
+            nn.Identity() if same else PadShortcut(channels, width),
+        )
 
-    def __init__(
-        self,
-        shortcut: Literal["vanilla", "sew", "membrane"],
-        in_channels: int,
-        num_classes: int,
-        neuron: Callable[[], nn.Module],
-        T: int,
-        block_bias: bool,
-    ):
-        super().__init__()
-        self.T = T
-        block = {"vanilla": VanillaBlock, "sew": SEWBlock, "membrane": MembraneBlock}[shortcut]
-        self.carries_membrane = shortcut == "membrane"
-        self.stem = Conv2d(in_channels, 16, 3, padding=1, bias=False)
-        self.stem_spike = NormSpike(16, neuron)
-        self.blocks = nn.ModuleList()
-        channels = 16
-        for width, first_stride in ((16, 1), (32, 2), (64, 2)):
-            for stride in (first_stride, 1, 1, 1, 1):
-                same = stride == 1 and channels == width
-                self.blocks.append(
-                    block(
-                        basic_branch(channels, width, stride, neuron, bias=block_bias),
-                        NormSpike(width, neuron),
-                        nn.Identity() if same else PadShortcut(channels, width),
-                    )
-                )
-                channels = width
-        self.pool = GlobalAvgPool()
-        self.head = Linear(64, num_classes)
-        _initialise(self)
-
-    def forward(self, x: Tensor) -> Tensor:
-        x = as_sequence(x, self.T, dims=4)
-        s, u = self.stem_spike.with_sum(self.stem(x))
-        for block in self.blocks:
-            if self.carries_membrane:
-                s, u = block(s, u)
-            else:
-                s = block(s)
-        return self.head(self.pool(s))
+    model = ResidualNet(
+        stem=Conv2d(in_channels, 16, 3, padding=1, bias=False),
+        stem_spike=NormSpike(16, neuron),
+        blocks=residual_stages(make, 16, ((16, 5, 1), (32, 5, 2), (64, 5, 2))),
+        head=Linear(64, num_classes),
+        T=T,
+    )
+    _initialise(model)
+    return model
 
 
 @MODELS.register
@@ -142,9 +124,9 @@ def report_vanilla_resnet34(
     neuron: Callable[[], nn.Module] = report_lif,
     T: int = 6,
     block_bias: bool = False,
-) -> ReportResNet:
+) -> ResidualNet:
     """`O = SN(F2(SN(F1(U))) + U)` (Eq. 4)."""
-    return ReportResNet("vanilla", in_channels, num_classes, neuron, T, block_bias)
+    return _resnet34(VanillaBlock, in_channels, num_classes, neuron, T, block_bias)
 
 
 @MODELS.register
@@ -154,9 +136,9 @@ def report_sew_resnet34(
     neuron: Callable[[], nn.Module] = report_lif,
     T: int = 6,
     block_bias: bool = False,
-) -> ReportResNet:
+) -> ResidualNet:
     """`O = SN(F2(SN(F1(U)))) + U` (Eq. 5)."""
-    return ReportResNet("sew", in_channels, num_classes, neuron, T, block_bias)
+    return _resnet34(SEWBlock, in_channels, num_classes, neuron, T, block_bias)
 
 
 @MODELS.register
@@ -166,9 +148,9 @@ def report_ms_resnet34(
     neuron: Callable[[], nn.Module] = report_lif,
     T: int = 6,
     block_bias: bool = False,
-) -> ReportResNet:
+) -> ResidualNet:
     """`O = F2(SN(F1(SN(U)))) + U` (Eq. 6), and a last SN before the pooling."""
-    return ReportResNet("membrane", in_channels, num_classes, neuron, T, block_bias)
+    return _resnet34(MembraneBlock, in_channels, num_classes, neuron, T, block_bias)
 
 
 class ColoredMNISTNet(nn.Module):

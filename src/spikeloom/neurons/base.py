@@ -6,9 +6,10 @@ import inspect
 from collections.abc import Callable
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
-from spikeloom.stream import State, exchange, streaming
+from spikeloom.stream import State, detach, detaching, exchange, streaming
 
 
 class Neuron(nn.Module):
@@ -33,7 +34,16 @@ class Neuron(nn.Module):
             raise ValueError(f"neurons take a sequence [T, N, ...] of at least one step, got shape {tuple(x.shape)}")
         if streaming():
             return exchange(self, lambda state: self.run(x, state, True))
+        if detaching():
+            return self._run_detached(x)
         return self.run(x, None, False)[0]
+
+    def _run_detached(self, x: Tensor) -> Tensor:
+        state, outputs = None, list[Tensor]()
+        for x_t in x:
+            output, state = self.run(x_t[None], detach(state), True)
+            outputs.append(output)
+        return torch.cat(outputs)
 
 
 def check_state(module: nn.Module, state: Tensor | None, x: Tensor, extra: tuple[int, ...] = ()) -> None:

@@ -11,7 +11,8 @@ from torch import Tensor, nn
 from spikeloom.errors import UsageError
 from spikeloom.neurons.base import Neuron, check_state, describe
 from spikeloom.ops.filter import leaky_filter
-from spikeloom.ops.firing import FIRING, fire_by
+from spikeloom.ops.filter_fire import filter_fire
+from spikeloom.ops.firing import FIRING
 from spikeloom.ops.scan import potentials, scan
 from spikeloom.registry import nearest
 from spikeloom.stream import State
@@ -124,9 +125,11 @@ class ParaLIF(LeakyIntegrator):
 
     def run(self, x: Tensor, state: State, keep: bool) -> tuple[Tensor, State]:
         filters, before = (None, None) if state is None else state
-        m, filters = self.membrane(x, filters, keep)
-        spikes, last = fire_by(self.firing, m, self.threshold(), self.surrogate, before)
-        return spikes, (filters, last) if keep else None
+        check_state(self, filters, x, (2,))
+        spikes, after = filter_fire(
+            x, *self.decays(), self.firing, self.threshold(), self.surrogate, (filters, before), keep
+        )
+        return spikes, after if keep else None
 
     def potentials(self, x: Tensor, state: State = None) -> Tensor:
         with torch.no_grad():

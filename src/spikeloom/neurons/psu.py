@@ -25,9 +25,9 @@ from spikeloom.neurons.base import Neuron, check_state, describe
 from spikeloom.neurons.if_lif import leak
 from spikeloom.neurons.psn import check_length
 from spikeloom.ops.band import over_time
+from spikeloom.ops.estimate import estimate_fire, estimate_potentials
 from spikeloom.ops.filter import leaky_filter
-from spikeloom.ops.firing import bernoulli
-from spikeloom.ops.scan import fire
+from spikeloom.ops.filter_fire import filter_fire
 from spikeloom.surrogates import ATan, Surrogate
 
 
@@ -54,49 +54,28 @@ class PSU(Neuron):
         self.decay = leak(tau, "it is the decay of the leaky integration")
         self.tau, self.v_threshold, self.surrogate, self.strict = tau, v_threshold, surrogate, strict
 
-    def integrate(self, x: Tensor) -> Tensor:
-        """`A x`."""
-        return leaky_filter(x, 0.0, self.decay)[0]
+    def currents(self, x: Tensor) -> tuple[Tensor, Tensor | None, bool, bool]:
+        """X, Z, and whether to integrate X and to take Z as it is, of `ops.estimate`."""
+        return x, None, True, False
 
-    def reset(self, estimate: Tensor, v_threshold: float) -> Tensor:
-        """`B estimate` with a threshold in B: the integration of the step before, times `V_th tau (1 - 1/tau)`."""
-        integrated = self.integrate(estimate)
-        return _late(integrated) * (v_threshold * self.tau * self.decay)
-
-    def membrane(self, x: Tensor) -> Tensor:
-        """V [T, N, ...] for currents x."""
-        u = self.integrate(x)
-        return u - self.reset(torch.sigmoid(u), self.v_threshold)
+    def drop(self) -> float:
+        """What B takes for every unit of the integrated estimate: `V_th tau (1 - 1/tau)`."""
+        return self.v_threshold * self.tau * self.decay
 
     def run(self, x: Tensor, state: Tensor | None, keep: bool) -> tuple[Tensor, Tensor | None]:
-        if not keep:
-            return fire(self.membrane(x), self.surrogate, self.strict, self.v_threshold), None
-        v, state = self._step(x, state)
-        return fire(v, self.surrogate, self.strict, self.v_threshold), state
-
-    def _step(self, x: Tensor, state: Tensor | None) -> tuple[Tensor, Tensor]:
         check_state(self, state, x, (2,))
-        zero = torch.zeros_like(x[0], dtype=torch.float32)
-        before = torch.stack([zero, zero]) if state is None else state
-        u, after_u = leaky_filter(x, 0.0, self.decay, torch.stack([zero, before[0]]), True)
-        r, after_r = leaky_filter(torch.sigmoid(u), 0.0, self.decay, torch.stack([zero, before[1]]), True)
-        assert after_u is not None
-        assert after_r is not None
-        late = torch.cat([before[1:2].to(r.dtype), r[:-1]])
-        v = u - late * (self.v_threshold * self.tau * self.decay)
-        return v, torch.stack([after_u[1], after_r[1]])
+        u, z, integrate, raw = self.currents(x)
+        return estimate_fire(
+            u, z, self.decay, self.drop(), self.v_threshold, self.surrogate, integrate, raw, self.strict, state, keep
+        )
 
     def potentials(self, x: Tensor, state: Tensor | None = None) -> Tensor:
         with torch.no_grad():
-            return self._step(x, state)[0]
+            u, z, integrate, raw = self.currents(x)
+        return estimate_potentials(u, z, self.decay, self.drop(), integrate, raw, state)
 
     def extra_repr(self) -> str:
         return describe(tau=self.tau, v_threshold=self.v_threshold, surrogate=self.surrogate)
-
-
-def _late(x: Tensor) -> Tensor:
-    """Every step's value one step later, zero at first."""
-    return torch.cat([torch.zeros_like(x[:1]), x[:-1]])
 
 
 class _Learned(PSU):
@@ -134,9 +113,8 @@ class _Learned(PSU):
             )
         return super().run(x, state, keep)
 
-    def potentials(self, x: Tensor, state: Tensor | None = None) -> Tensor:
-        with torch.no_grad():
-            return self.membrane(x)
+    def drop(self) -> float:
+        return self.reset_threshold * self.tau * self.decay
 
 
 class IPSU(_Learned):
@@ -163,9 +141,9 @@ class IPSU(_Learned):
             raise ValueError(f"form must be 'paper' or 'released', got {form!r}")
         self.form = form
 
-    def membrane(self, x: Tensor) -> Tensor:
-        j = self.learned(x)
-        return j - self.reset(torch.sigmoid(j) if self.form == "paper" else x, self.reset_threshold)
+    def currents(self, x: Tensor) -> tuple[Tensor, Tensor | None, bool, bool]:
+        released = self.form == "released"
+        return self.learned(x), x if released else None, False, released
 
 
 class RPSU(_Learned):
@@ -181,8 +159,8 @@ class RPSU(_Learned):
     Under a Stream it raises: its matrix is made for whole sequences.
     """
 
-    def membrane(self, x: Tensor) -> Tensor:
-        return self.integrate(x) - self.reset(torch.sigmoid(self.learned(x)), self.reset_threshold)
+    def currents(self, x: Tensor) -> tuple[Tensor, Tensor | None, bool, bool]:
+        return x, self.learned(x), True, False
 
 
 class SPSN(Neuron):
@@ -204,8 +182,8 @@ class SPSN(Neuron):
 
     def run(self, x: Tensor, state: Tensor | None, keep: bool) -> tuple[Tensor, Tensor | None]:
         check_state(self, state, x, (2,))
-        u, state = leaky_filter(x, 0.0, self.decay, state, keep)
-        return bernoulli(torch.sigmoid(u)), state
+        spikes, (state, _) = filter_fire(x, 0.0, self.decay, "sb", 0.0, ATan(), (state, None), keep)
+        return spikes, state
 
     def potentials(self, x: Tensor, state: Tensor | None = None) -> Tensor:
         with torch.no_grad():

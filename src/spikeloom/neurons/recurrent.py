@@ -10,8 +10,9 @@ from torch import Tensor, nn
 
 from spikeloom.neurons.base import check_state, describe
 from spikeloom.neurons.paralif import LeakyIntegrator, ParaLIF
-from spikeloom.ops.firing import fire_by
+from spikeloom.ops.filter_fire import filter_fire
 from spikeloom.ops.recurrent import recurrent_scan
+from spikeloom.stream import State
 from spikeloom.surrogates import FastSigmoid, Surrogate
 
 
@@ -101,14 +102,20 @@ class RecurrentParaLIF(ParaLIF):
         self.feedback, self.add_hidden = feedback, add_hidden
         self.recurrent = _recurrent(features)
 
+    def current(self, x: Tensor) -> Tensor:
+        """What the second pass integrates, the first pass included: `LI` is linear, so M_h is the integral of X."""
+        if self.feedback == "relu":
+            h = torch.relu(super().membrane(x, None, False)[0])
+        else:
+            h, _ = filter_fire(x, *self.decays(), self.firing, self.threshold(), self.surrogate)
+        late = torch.cat([torch.zeros_like(h[:1]), h[:-1]])
+        fed = x + self.recurrent(late)
+        return fed + x if self.add_hidden else fed
+
     def membrane(self, x: Tensor, state: Tensor | None, keep: bool) -> tuple[Tensor, Tensor | None]:
+        return super().membrane(self.current(x), None, False)
+
+    def run(self, x: Tensor, state: State, keep: bool) -> tuple[Tensor, State]:
         if keep:
             raise RuntimeError("RecurrentParaLIF needs the whole sequence at once; RecurrentLIF can step")
-        hidden, _ = super().membrane(x, None, False)
-        h = torch.relu(hidden) if self.feedback == "relu" else self._fire(hidden)
-        late = torch.cat([torch.zeros_like(h[:1]), h[:-1]])
-        m, _ = super().membrane(x + self.recurrent(late), None, False)
-        return (hidden + m if self.add_hidden else m), None
-
-    def _fire(self, m: Tensor) -> Tensor:
-        return fire_by(self.firing, m, self.threshold(), self.surrogate)[0]
+        return super().run(self.current(x), None, False)

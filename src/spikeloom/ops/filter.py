@@ -16,6 +16,7 @@ from torch import Tensor
 
 from spikeloom.ops import dispatch
 from spikeloom.ops.layout import NATIVE_DTYPES, dense, fresh, like, ordered, pointer, rows_like, steps_of
+from spikeloom.ops.native_op import NativeOp
 
 Constant = float | Tensor
 
@@ -42,16 +43,16 @@ def leaky_filter(
         if x.device.type == "cpu" or state is not None or return_state:
             return leaky_filter_reference(x, alpha, beta, state)
         return leaky_filter_fft(x, alpha, beta), None
-    constants = [_as_constant(c, x) for c in (alpha, beta)]
-    if constants[0].dim() != constants[1].dim():
-        constants = [c.expand(x.shape[1:]) for c in constants]
-    m, last = _filter(x, *constants, None if state is None else state.float(), return_state)
+    m, last = _filter(x, *as_constants(alpha, beta, x), None if state is None else state.float(), return_state)
     return m, last if return_state else None
 
 
-def _as_constant(value: Constant, x: Tensor) -> Tensor:
-    tensor = torch.as_tensor(value, dtype=torch.float32)
-    return tensor if tensor.dim() == 0 else tensor.expand(x.shape[1:])
+def as_constants(alpha: Constant, beta: Constant, x: Tensor) -> tuple[Tensor, Tensor]:
+    """Both as float32, scalars or both of the shape of a step."""
+    a, b = (torch.as_tensor(c, dtype=torch.float32) for c in (alpha, beta))
+    if a.dim() == 0 and b.dim() == 0:
+        return a, b
+    return a.expand(x.shape[1:]), b.expand(x.shape[1:])
 
 
 def leaky_filter_reference(
@@ -99,14 +100,14 @@ def combined_kernel(alpha: float, beta: float, steps: int) -> Tensor:
 # --- the native path --------------------------------------------------------------------------------------------------
 
 
-def _fields(x: Tensor, alpha: Tensor, beta: Tensor, state: Tensor | None) -> dict[str, Any]:
+def filter_fields(x: Tensor, alpha: Tensor, beta: Tensor, state: Tensor | None) -> dict[str, Any]:
     return {
         **steps_of(x), "alpha": alpha.data_ptr(), "beta": beta.data_ptr(),
         "constant_stride": 0 if alpha.dim() == 0 else 1, "state": pointer(state),
     }  # fmt: skip
 
 
-def _aligned(
+def aligned(
     x: Tensor, alpha: Tensor, beta: Tensor, state: Tensor | None
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor | None]:
     """x dense, a template of one step, and the others in its order."""
@@ -116,29 +117,26 @@ def _aligned(
     return x, step, alpha, beta, None if state is None else ordered(state, rows_like(2, step, torch.float32))
 
 
-@torch.library.custom_op("spikeloom::leaky_filter", mutates_args=(), device_types="cpu")
-def _filter(x: Tensor, alpha: Tensor, beta: Tensor, state: Tensor | None, return_state: bool) -> tuple[Tensor, Tensor]:
-    x, step, alpha, beta, state = _aligned(x, alpha, beta, state)
+def _forward(x: Tensor, alpha: Tensor, beta: Tensor, state: Tensor | None, return_state: bool) -> tuple[Tensor, Tensor]:
+    x, step, alpha, beta, state = aligned(x, alpha, beta, state)
     m = fresh(x, x.dtype)
-    last = _last(step, return_state)
+    last = last_state(step, return_state)
     dispatch.native.filter_forward(
-        **_fields(x, alpha, beta, state), m=m.data_ptr(), state_out=last.data_ptr() if return_state else 0
+        **filter_fields(x, alpha, beta, state), m=m.data_ptr(), state_out=last.data_ptr() if return_state else 0
     )
     return m, last
 
 
-def _last(step: Tensor, wanted: bool) -> Tensor:
+def last_state(step: Tensor, wanted: bool) -> Tensor:
     return rows_like(2, step, torch.float32) if wanted else step.new_empty(0)
 
 
-@_filter.register_fake
-def _(x: Tensor, alpha: Any, beta: Any, state: Any, return_state: bool) -> tuple[Tensor, Tensor]:
+def _fake(x: Tensor, alpha: Any, beta: Any, state: Any, return_state: bool) -> tuple[Tensor, Tensor]:
     m = like(dense(x), x.dtype)
-    return m, _last(like(dense(x), torch.float32)[0], return_state)
+    return m, last_state(like(dense(x), torch.float32)[0], return_state)
 
 
-@torch.library.custom_op("spikeloom::leaky_filter_backward", mutates_args=(), device_types="cpu")
-def _filter_backward(
+def _backward(
     grad_m: Tensor,
     grad_last: Tensor | None,
     x: Tensor,
@@ -147,43 +145,47 @@ def _filter_backward(
     state: Tensor | None,
     learn: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    x, step, alpha, beta, state = _aligned(x, alpha, beta, state)
+    x, step, alpha, beta, state = aligned(x, alpha, beta, state)
     grad_x = fresh(x, x.dtype)
     grad_m = ordered(grad_m.to(x.dtype), grad_x)
     grad_last = None if grad_last is None else ordered(grad_last.float(), rows_like(2, step, torch.float32))
-    grad_state = _last(step, state is not None)
+    grad_state = last_state(step, state is not None)
     constants = rows_like(2, step, torch.float32) if learn else step.new_zeros(2)
     dispatch.native.filter_backward(
-        **_fields(x, alpha, beta, state), grad_m=grad_m.data_ptr(), grad_state_out=pointer(grad_last),
+        **filter_fields(x, alpha, beta, state), grad_m=grad_m.data_ptr(), grad_state_out=pointer(grad_last),
         grad_x=grad_x.data_ptr(), grad_state=0 if state is None else grad_state.data_ptr(),
         grad_alpha=constants[0].data_ptr() if learn else 0, grad_beta=constants[1].data_ptr() if learn else 0,
     )  # fmt: skip
-    if learn and alpha.dim() == 0:
+    return grad_x, grad_state, *constant_gradients(constants, learn and alpha.dim() == 0)
+
+
+def constant_gradients(constants: Tensor, scalars: bool) -> tuple[Tensor, Tensor]:
+    """The gradients of alpha and beta from their sums over time for every element."""
+    if scalars:
         constants = constants.flatten(1).sum(1, dtype=torch.float64).float()
-    return grad_x, grad_state, constants[0].clone(), constants[1].clone()
+    return constants[0].clone(), constants[1].clone()
 
 
-@_filter_backward.register_fake
-def _(grad_m: Any, grad_last: Any, x: Tensor, alpha: Tensor, beta: Tensor, state: Any, learn: bool) -> Any:
+def _fake_backward(grad_m: Any, grad_last: Any, x: Tensor, alpha: Tensor, beta: Tensor, state: Any, learn: bool) -> Any:
     grad_x = like(dense(x), x.dtype)
     step = like(dense(x), torch.float32)[0]
     constant = torch.empty_like(step) if learn and alpha.dim() else step.new_empty(())
-    return grad_x, _last(step, state is not None), constant, constant.clone()
+    return grad_x, last_state(step, state is not None), constant, constant.clone()
 
 
 def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
     x, alpha, beta, state, ctx.return_state = inputs
     ctx.save_for_backward(x, alpha, beta, state)
+    ctx.set_materialize_grads(False)
     if not ctx.return_state:
         ctx.mark_non_differentiable(output[1])
 
 
-def _differentiate(ctx: Any, grad_m: Tensor, grad_last: Tensor | None) -> tuple[Any, ...]:
+def _differentiate(ctx: Any, grad_m: Tensor | None, grad_last: Tensor | None) -> tuple[Any, ...]:
     x, alpha, beta, state = ctx.saved_tensors
     learn = ctx.needs_input_grad[1] or ctx.needs_input_grad[2]
-    grad_x, grad_state, grad_alpha, grad_beta = _filter_backward(
-        grad_m, grad_last if ctx.return_state else None, x, alpha, beta, state, learn
-    )
+    grad_m = torch.zeros_like(x) if grad_m is None else grad_m
+    grad_x, grad_state, grad_alpha, grad_beta = _filter_backward(grad_m, grad_last, x, alpha, beta, state, learn)
     return (
         grad_x,
         grad_alpha if ctx.needs_input_grad[1] else None,
@@ -193,4 +195,5 @@ def _differentiate(ctx: Any, grad_m: Tensor, grad_last: Tensor | None) -> tuple[
     )
 
 
-_filter.register_autograd(_differentiate, setup_context=_save)
+_filter = NativeOp("leaky_filter", _forward, _fake, _save, _differentiate)
+_filter_backward = NativeOp("leaky_filter_backward", _backward, _fake_backward)

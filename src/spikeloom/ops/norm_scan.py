@@ -103,16 +103,12 @@ def _repeats(x: Tensor) -> bool:
 
 def _moments(x: Tensor, layout: tuple[int, int]) -> tuple[Tensor, Tensor]:
     """Mean and variance (factor 1 / n) of every channel, float32."""
-    C, _ = layout
-    sums = torch.empty(3, C, dtype=torch.float64)
+    mean, variance = torch.empty(layout[0]), torch.empty(layout[0])
     fields = _fields(x, layout)
     if _repeats(x):
         fields["steps"] = 1
-    dispatch.native.moments(**fields, sums=sums.data_ptr())
-    count = max(fields["steps"] * fields["size"] // C, 1)
-    shift = sums[0] / count
-    variance = (sums[1] / count - shift.square()).clamp_min_(0)
-    return (shift + sums[2]).float(), variance.float()
+    dispatch.native.moments(**fields, mean=mean.data_ptr(), variance=variance.data_ptr())
+    return mean, variance
 
 
 def _forward(

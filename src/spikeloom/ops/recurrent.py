@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from spikeloom.ops import dispatch
 from spikeloom.surrogates import Surrogate
@@ -71,34 +72,44 @@ def recurrent_scan_reference(
     return torch.stack(spikes), (synapse, membrane, fed)
 
 
+def _run(
+    x: Tensor, weight: Tensor, bias: Tensor, state: State, settings: tuple[Any, ...], ms: Tensor
+) -> tuple[Tensor, State]:
+    """The loop without gradients; writes the membranes before the reset into ms."""
+    alpha, beta, v_threshold, _, relu = settings
+    synapse, membrane, fed = state
+    spikes = torch.empty_like(x)
+    transposed = weight.T
+    for t in range(x.shape[0]):
+        synapse = torch.addmm(x[t] + bias, fed, transposed).add_(synapse, alpha=alpha)
+        m = torch.mul(membrane, beta, out=ms[t]).add_(synapse, alpha=1 - beta)
+        s = m > v_threshold
+        spikes[t] = s
+        membrane = m.masked_fill(s, 0)
+        fed = membrane.relu() if relu else spikes[t]
+    return spikes, (synapse, membrane, fed.clone())
+
+
 class _Recurrent(torch.autograd.Function):
-    """The loop with its backward written out: membranes are kept, everything else is computed from them."""
+    """The loop with its backward written out. The input alone is kept: the membranes are computed again."""
 
     @staticmethod
     def forward(
         ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, synapse: Tensor, membrane: Tensor, fed: Tensor, settings: Any
     ) -> tuple[Tensor, ...]:
-        alpha, beta, v_threshold, _, relu = settings
-        ms, spikes = torch.empty_like(x), torch.empty_like(x)
-        first_fed = fed
-        transposed = weight.T
-        for t in range(x.shape[0]):
-            synapse = torch.addmm(x[t] + bias, fed, transposed).add_(synapse, alpha=alpha)
-            m = torch.mul(membrane, beta, out=ms[t]).add_(synapse, alpha=1 - beta)
-            s = torch.gt(m, v_threshold, out=torch.empty(0, dtype=torch.bool))
-            spikes[t] = s
-            membrane = m.masked_fill(s, 0)
-            fed = membrane.relu() if relu else spikes[t]
-        ctx.save_for_backward(weight, ms, first_fed)
+        ctx.save_for_backward(x, weight, bias, synapse, membrane, fed)
         ctx.settings = settings
-        return spikes, synapse, membrane, fed.clone()
+        spikes, last = _run(x, weight, bias, (synapse, membrane, fed), settings, torch.empty_like(x))
+        return spikes, *last
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, *grads: Any) -> tuple[Any, ...]:
         grad_spikes, grad_synapse, grad_membrane, grad_fed = grads
-        weight, ms, fed0 = ctx.saved_tensors
+        x, weight, bias, *state = ctx.saved_tensors
         alpha, beta, v_threshold, surrogate, relu = ctx.settings
-        grad_x = torch.empty_like(ms)
+        ms, grad_x = torch.empty_like(x), torch.empty_like(x)
+        _run(x, weight, bias, (state[0], state[1], state[2]), ctx.settings, ms)
         for t in reversed(range(ms.shape[0])):
             m = ms[t]
             keep = m <= v_threshold
@@ -111,6 +122,6 @@ class _Recurrent(torch.autograd.Function):
             grad_synapse = alpha * grad_synapse
         after_reset = ms * (ms <= v_threshold)
         fed = after_reset.relu() if relu else (ms > v_threshold).to(ms.dtype)
-        fed = torch.cat([fed0.unsqueeze(0), fed[:-1]])
+        fed = torch.cat([state[2].unsqueeze(0), fed[:-1]])
         grad_weight = grad_x.flatten(0, 1).T @ fed.flatten(0, 1)
         return grad_x, grad_weight, grad_x.sum((0, 1)), grad_synapse, grad_membrane, grad_fed, None

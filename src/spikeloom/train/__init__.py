@@ -1,5 +1,6 @@
 """Training: methods, losses, recipes, and the loop that runs them."""
 
+from spikeloom.data import RandomTemporalDelete
 from spikeloom.train import losses, methods
 
-__all__ = ["losses", "methods"]
+__all__ = ["RandomTemporalDelete", "losses", "methods"]

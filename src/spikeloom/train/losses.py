@@ -1,9 +1,14 @@
-"""Losses on logits per step [T, N, classes] and labels [N]; each is a scalar."""
+"""Losses on logits per step [T, N, classes] and labels [N], or weights of classes [N, classes]; each is a scalar.
+
+Penalties, which compare environments, are here as equations; `train.environments` adds them to a loss.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Literal
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -12,6 +17,8 @@ from spikeloom.registry import Registry
 Loss = Callable[[Tensor, Tensor], Tensor]
 
 LOSSES: Registry[Callable[..., Tensor]] = Registry("loss")
+# Means over steps of a loss of each step: those that can be taken one step at a time.
+PER_STEP = {"tet"}
 
 
 @LOSSES.register
@@ -27,18 +34,89 @@ def sdt(logits: Tensor, y: Tensor, label_smoothing: float = 0.0) -> Tensor:
 
 
 @LOSSES.register
-def tet(logits: Tensor, y: Tensor, lam: float = 0.0, target: float = 1.0, label_smoothing: float = 0.0) -> Tensor:
+def tet(
+    logits: Tensor,
+    y: Tensor,
+    lam: float = 0.0,
+    target: float | Literal["onehot"] = 1.0,
+    label_smoothing: float = 0.0,
+) -> Tensor:
     """Temporal efficient training: the mean of every step's cross-entropy (Deng et al. 2022, TET, Eqs. 9-13).
 
     Args:
         logits: [T, N, classes].
         y: labels [N].
         lam: weight of the regulariser, the mean square of `logits - target`; the loss has weight `1 - lam`.
-        target: the regulariser's constant, the same for every class.
+        target: the regulariser's constant, the same for every class; or "onehot" for the labels (SLTT on DVS-CIFAR10).
         label_smoothing: as `sdt`.
     """
     steps = logits.shape[0]
-    cross_entropy = F.cross_entropy(logits.flatten(0, 1), y.repeat(steps), label_smoothing=label_smoothing)
+    cross_entropy = F.cross_entropy(logits.flatten(0, 1), torch.cat([y] * steps), label_smoothing=label_smoothing)
     if lam == 0:
         return cross_entropy
-    return (1 - lam) * cross_entropy + lam * (logits - target).square().mean()
+    aim = _onehot(logits, y) if target == "onehot" else target
+    return (1 - lam) * cross_entropy + lam * (logits - aim).square().mean()
+
+
+@LOSSES.register
+def reconstruction(logits: Tensor, y: Tensor) -> Tensor:
+    """The mean square of what a masked autoencoder gives: its error at the hidden patches (Spikformer V2, Sec. 4.2).
+
+    Args:
+        logits: prediction minus target, of any shape.
+        y: labels, which play no part.
+    """
+    return logits.square().mean()
+
+
+@LOSSES.register
+def mse_onehot(logits: Tensor, y: Tensor) -> Tensor:
+    """The mean square of the time-mean of the logits minus the one-hot label (SynA).
+
+    Args:
+        logits: [T, N, classes].
+        y: labels [N].
+    """
+    return (logits.mean(0) - _onehot(logits, y)).square().mean()
+
+
+def _onehot(logits: Tensor, y: Tensor) -> Tensor:
+    return y.to(logits) if y.is_floating_point() else F.one_hot(y, logits.shape[-1]).to(logits)
+
+
+def irm(logits: Tensor, y: Tensor, estimator: Literal["square", "halves"] = "halves") -> Tensor:
+    """The penalty of invariant risk minimisation in one environment (Arjovsky et al. 2019; document 000, Eq. 10).
+
+        || d/dw CE(w z, y) at w = 1 ||^2,   d/dw CE = mean_n (softmax(z_n) . z_n - z_n[y]),   z the mean over time
+
+    Args:
+        logits: [T, N, classes] of one environment.
+        y: labels [N].
+        estimator: "square" of the whole batch's gradient; or the product of those of even and odd samples ("halves"),
+            whose mean over batches is the square of the population's gradient: it may be negative.
+
+    Raises:
+        ValueError: a single sample, of which there are no halves.
+    """
+    z = logits.mean(0)
+    slopes = (z.softmax(1) * z).sum(1) - z.gather(1, y[:, None])[:, 0]
+    if estimator == "square":
+        return slopes.mean().square()
+    if len(slopes) < 2:
+        raise ValueError("irm with estimator 'halves' needs at least 2 samples of every environment in a batch, got 1")
+    return slopes[::2].mean() * slopes[1::2].mean()
+
+
+def spike_similarity(first: Tensor, second: Tensor, axis: Literal["sample", "batch"] = "sample") -> Tensor:
+    """The mean cosine of the spike sequences of two environments, in [0, 1] (document 000, Eq. 7).
+
+    A silent sequence is similar to none (0) and has no gradient.
+
+    Args:
+        first, second: spikes [T, N, features], sample n against sample n.
+        axis: a sequence is all steps and features of a "sample"; or one feature at one step over the "batch".
+    """
+    axes = (0, 2) if axis == "sample" else (1,)
+    norms = torch.linalg.vector_norm(first, dim=axes) * torch.linalg.vector_norm(second, dim=axes)
+    # Zero norms are masked, not raised to a small number: by that number their gradient would be divided.
+    return ((first * second).sum(axes) * torch.where(norms > 0, 1 / norms.clamp_min(1e-8), 0.0)).mean()

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import contextlib
+from collections.abc import Callable, Collection
+from typing import Literal
 
+import torch
 from torch import Tensor, nn
 
+from spikeloom.encode import repeat
 from spikeloom.registry import Registry
+from spikeloom.stream import Stream, detached_steps
 from spikeloom.train.losses import Loss
 
 METHODS: Registry[Callable[..., Tensor]] = Registry("training method")
@@ -27,3 +32,78 @@ def bptt(model: nn.Module, x: Tensor, y: Tensor, loss: Loss) -> Tensor:
     logits = model(x)
     loss(logits, y).backward()
     return logits.detach()
+
+
+@METHODS.register
+def sltt(
+    model: nn.Module,
+    x: Tensor,
+    y: Tensor,
+    loss: Loss,
+    mode: Literal["online", "multi_step_detached"] = "online",
+) -> Tensor:
+    """Spatial learning through time: no gradient between steps (Meng et al. 2023, SLTT, Eqs. 8-10).
+
+    Args:
+        model, x, y: as `bptt`.
+        loss: a mean of a loss of each step, as `tet` is; online it is given one step at a time, and its sum over the
+            steps divided by T. "multi_step_detached" takes any loss.
+        mode: "online" takes one step at a time, so that memory does not grow with T; batch statistics, tdBN's too, are
+            then those of each step, and running ones are updated at every step. "multi_step_detached" runs all steps
+            at once, with statistics over time and memory that grows, and detaches what neurons carry.
+
+    Returns:
+        As `bptt`.
+    """
+    if mode == "multi_step_detached":
+        with detached_steps():
+            return bptt(model, x, y, loss)
+    steps = _steps(model, x, y)
+    return _online(model, steps, y, loss, range(len(steps)))
+
+
+@METHODS.register
+def sltt_k(model: nn.Module, x: Tensor, y: Tensor, loss: Loss, k: int = 4) -> Tensor:
+    """SLTT with gradients at K of the T steps only, drawn anew each time (Meng et al. 2023, SLTT-K, Sec. 4.4).
+
+    The other steps run forward without a graph. A step's loss keeps the factor 1/T: the mean over draws is K/T times
+    the gradient of `sltt`, and k = T is `sltt`.
+
+    Args:
+        model, x, y: as `bptt`.
+        loss: as `sltt` online; not called for the steps without gradient.
+        k: the number of steps, from 1; all where there are no more.
+
+    Returns:
+        As `bptt`, the logits of all steps.
+    """
+    if k < 1:
+        raise ValueError(f"k must be at least 1, got {k}")
+    steps = _steps(model, x, y)
+    return _online(model, steps, y, loss, torch.randperm(len(steps))[:k].tolist())
+
+
+def _online(model: nn.Module, steps: Tensor, y: Tensor, loss: Loss, learning: Collection[int]) -> Tensor:
+    """One step after another, each with its own backward pass if it is among the learning ones."""
+    stream, logits = Stream(model), list[Tensor]()
+    for t, x_t in enumerate(steps):
+        # Several processes exchange gradients once, with the last backward pass.
+        last = t == max(learning)
+        with (
+            torch.set_grad_enabled(t in learning),
+            contextlib.nullcontext() if last else getattr(model, "no_sync", contextlib.nullcontext)(),
+        ):
+            output = stream(x_t[None])
+            if t in learning:
+                (loss(output, y) / len(steps)).backward()
+        stream.detach()
+        logits.append(output.detach())
+    return torch.cat(logits)
+
+
+def _steps(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
+    """x as a sequence [T, N, ...]: a model that repeats its input takes a batch, which begins with N and not with T."""
+    T = getattr(getattr(model, "module", model), "T", None)
+    if T is None or x.dim() == 5 or x.shape[0] != len(y) or (x.dim() == 3 and x.shape[1] == len(y)):
+        return x
+    return repeat(x, T)

@@ -54,6 +54,28 @@ class DataSettings(Named):
     test_subset: int | None = Field(None, ge=1, description="images of the test part to use; all without it")
 
 
+class PenaltySettings(Named):
+    """A penalty on environments, with its options."""
+
+    weight: float = Field(gt=0, description="lambda = weight x epoch / epochs, epochs counted from 0")
+
+
+class MixSettings(_Strict):
+    """Two images of a batch become one, with both labels (timm's Mixup, one draw a batch)."""
+
+    mixup: float = Field(0.0, ge=0, description="alpha; 0 for none")
+    cutmix: float = Field(0.0, ge=0, description="alpha; 0 for none")
+    p: float = Field(1.0, ge=0, le=1, description="probability that a batch is mixed")
+    switch: float = Field(0.5, ge=0, le=1, description="probability of cutmix, where both are on")
+    until: int | None = Field(None, ge=0, description="epochs after which batches stay as they are")
+
+    @model_validator(mode="after")
+    def _mixes(self) -> MixSettings:
+        if self.mixup == self.cutmix == 0:
+            raise ValueError("mixup or cutmix must be above 0")
+        return self
+
+
 class TrainSettings(_Strict):
     """How to train. Times are in epochs, so that they do not depend on the batch size."""
 
@@ -62,18 +84,30 @@ class TrainSettings(_Strict):
     accumulate: int = Field(1, ge=1, description="micro-batches per optimiser step")
     method: Named = Named(name="bptt")
     loss: Named = Named(name="sdt")
+    penalty: PenaltySettings | None = Field(None, description="added to the loss, of data with environments")
     optimizer: Literal["sgd", "adam", "adamw"] = "sgd"
     lr: float = Field(gt=0)
     momentum: float = Field(0.9, ge=0, lt=1, description="of SGD")
     weight_decay: float = Field(0.0, ge=0)
+    decay_all: bool = Field(True, description="weight decay also of biases and norms; false as in timm")
     schedule: Literal["constant", "cosine", "step"] = "cosine"
-    warmup_epochs: float = Field(0.0, ge=0, description="linear, from lr / 100")
+    warmup_epochs: float = Field(0.0, ge=0, description="linear, from warmup_lr")
+    warmup_lr: float | None = Field(None, gt=0, description="lr / 100 without it")
+    min_lr: float = Field(0.0, ge=0, description="where the cosine ends")
+    cooldown_epochs: float = Field(0.0, ge=0, description="last epochs, at min_lr, of the cosine schedule")
     milestones: list[float] = Field([], description="epochs after which the step schedule multiplies by gamma")
     gamma: float = Field(0.1, gt=0, le=1)
     augment: list[Named] = []
+    mix: MixSettings | None = None
+    start_from: str | None = Field(None, description="folder of a finished run whose weights this one starts from")
     precision: Literal["fp32", "bf16"] = "fp32"
     channels_last: bool = True
     checkpoint_minutes: float = Field(2.0, ge=0, description="between checkpoints; also one after every epoch")
+
+    @property
+    def takes_whole_sequences(self) -> bool:
+        """Whether the method gives the loss all steps at once."""
+        return self.method.name == "bptt" or self.method.options.get("mode") == "multi_step_detached"
 
 
 class Settings(_Strict):
@@ -173,7 +207,8 @@ def check_settings(values: Json, where: str) -> Settings:
     from spikeloom.data import DATASETS, TRANSFORMS
     from spikeloom.models import MODELS
     from spikeloom.neurons import NEURONS
-    from spikeloom.train.losses import LOSSES
+    from spikeloom.train.environments import PENALTIES
+    from spikeloom.train.losses import LOSSES, PER_STEP
     from spikeloom.train.methods import METHODS
 
     check_options(settings.data, DATASETS, f"{where}: data", {"split", "root"})
@@ -182,8 +217,19 @@ def check_settings(values: Json, where: str) -> Settings:
         check_options(settings.neuron, NEURONS, f"{where}: neuron", {"channels", "features"})
     check_options(settings.train.loss, LOSSES, f"{where}: train.loss", {"logits", "y"})
     check_options(settings.train.method, METHODS, f"{where}: train.method", {"model", "x", "y", "loss"})
+    if settings.train.penalty is not None:
+        check_options(settings.train.penalty, PENALTIES, f"{where}: train.penalty", {"shares"})
+    if not settings.train.takes_whole_sequences:
+        if settings.train.loss.name not in PER_STEP:
+            raise UsageError(
+                f"{where}: train.method {settings.train.method.name} takes one step at a time, but train.loss "
+                f"{settings.train.loss.name} is of the mean over time: use train.loss=tet, or "
+                "train.method=sltt train.method.mode=multi_step_detached"
+            )
+        if settings.train.penalty is not None:
+            raise UsageError(f"{where}: train.penalty needs train.method=bptt, got {settings.train.method.name}")
     for transform in settings.train.augment:
-        check_options(transform, TRANSFORMS, f"{where}: train.augment", set())
+        check_options(transform, TRANSFORMS, f"{where}: train.augment", {"mean", "std"})
     return settings
 
 

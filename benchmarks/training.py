@@ -1,0 +1,236 @@
+"""Whole training steps: ours, SpikingJelly's neurons (eager and compiled), and ReLU, in one network with one set of weights.
+
+    python benchmarks/training.py                      # all networks and precisions, minutes; writes results/bench
+    python benchmarks/training.py sew18 --precision bf16 --repeats 9
+    python benchmarks/training.py --check              # seconds: fails where the ratio to ReLU got 15 % worse
+
+Contenders are the same modules with the same weights; where ours has a `NormSpike`, the others have batch norm and
+their activation, on the same sequence [T, N, C, H, W]. Contenders take turns in one process; times are medians. Peak
+memory is that of a process of its own for every contender.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import json
+import resource
+import subprocess
+import sys
+from collections import defaultdict
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+import spikeloom
+from spikeloom.bench.timing import medians
+from spikeloom.encode import repeat
+from spikeloom.layers import BatchNorm, Conv2d, GlobalAvgPool, Linear, NormSpike, SEWBlock, basic_branch
+from spikeloom.neurons import LIF
+from spikeloom.train.losses import sdt
+
+Json = dict[str, Any]
+CONTENDERS = ("ours", "relu", "spikingjelly", "spikingjelly_compiled")
+RESULTS = Path(__file__).parents[1] / "results" / "bench"
+
+
+# --- networks ---------------------------------------------------------------------------------------------------------
+
+
+class SEW18(nn.Module):
+    """SEW-ResNet-18 (ADD) for 32x32 images: stages of 64, 128, 256 and 512 channels, two blocks each."""
+
+    def __init__(self, T: int, widths: tuple[int, ...] = (64, 128, 256, 512), blocks: int = 2):
+        super().__init__()
+        self.T = T
+        self.stem = nn.Sequential(Conv2d(3, widths[0], 3, padding=1, bias=False), NormSpike(widths[0], LIF))
+        layers: list[nn.Module] = []
+        width = widths[0]
+        for stage, out in enumerate(widths):
+            for block in range(blocks):
+                stride = 2 if stage and not block else 1
+                same = stride == 1 and width == out
+                shortcut = nn.Identity() if same else nn.Sequential(
+                    Conv2d(width, out, 1, stride, bias=False), NormSpike(out, LIF)
+                )  # fmt: skip
+                layers.append(SEWBlock(basic_branch(width, out, stride, LIF), NormSpike(out, LIF), shortcut))
+                width = out
+        self.blocks = nn.Sequential(*layers)
+        self.head = nn.Sequential(GlobalAvgPool(), Linear(width, 10))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.blocks(self.stem(repeat(x, self.T))))
+
+
+NETWORKS: dict[str, tuple[Callable[[], nn.Module], int]] = {
+    "sew18": (lambda: SEW18(T=4), 32),
+    "report_sew_resnet34": (lambda: spikeloom.create_model("report_sew_resnet34", T=6), 64),
+    "report_ms_resnet34": (lambda: spikeloom.create_model("report_ms_resnet34", T=6), 64),
+    "small": (lambda: SEW18(T=4, widths=(32, 64), blocks=1), 16),
+}
+
+
+class Other(nn.Module):
+    """What stands in a rival's network where ours has a `NormSpike`: batch norm, sum, activation."""
+
+    def __init__(self, norm: BatchNorm, activation: nn.Module):
+        super().__init__()
+        self.norm = nn.BatchNorm2d(norm.num_features)
+        self.norm.load_state_dict(norm.state_dict())
+        self.activation = activation
+
+    def forward(self, x: Tensor, residual: Tensor | None = None, add: Tensor | None = None) -> Tensor:
+        s, _ = self.with_sum(x, residual)
+        return s if add is None else s + add
+
+    def with_sum(self, x: Tensor, residual: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        u = self.norm(x.flatten(0, 1)).unflatten(0, x.shape[:2])
+        u = u if residual is None else u + residual
+        return self.activation(u), u
+
+
+class Peer(nn.Module):
+    """SpikingJelly's LIF, from rest at every call."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        from spikingjelly.activation_based import neuron, surrogate
+
+        self.neuron = neuron.LIFNode(tau=2.0, surrogate_function=surrogate.ATan(), detach_reset=True, step_mode="m")
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.neuron.reset()
+        return self.neuron(x)
+
+
+class PlainLIF(nn.Module):
+    """The same LIF written step by step, for `torch.compile`, which cannot follow a module that keeps state."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        from spikeloom.surrogates import ATan
+
+        v = torch.zeros_like(x[0])
+        spikes = []
+        for x_t in x:
+            h = v + (x_t - v) / 2
+            s = ATan()(h - 1)
+            v = h * (1 - s.detach())
+            spikes.append(s)
+        return torch.stack(spikes)
+
+
+def build(network: str, contender: str) -> nn.Module:
+    """One contender; all have the same weights."""
+    torch.manual_seed(0)
+    model = NETWORKS[network][0]().to(memory_format=torch.channels_last)
+    if contender == "ours":
+        return model
+    make: Callable[[], nn.Module] = {"relu": nn.ReLU, "spikingjelly": Peer, "spikingjelly_compiled": Peer}[contender]
+    model = copy.deepcopy(model)
+    for module in list(model.modules()):
+        for name, child in list(module.named_children()):
+            if isinstance(child, NormSpike):
+                setattr(module, name, Other(child.norm, make()))
+    if contender == "spikingjelly_compiled":
+        model = torch.compile(model)
+    return model
+
+
+def step_of(network: str, contender: str, precision: str) -> Callable[[], None]:
+    """A whole training step: forward, loss, backward, SGD."""
+    model = build(network, contender)
+    optimizer = torch.optim.SGD(model.parameters(), 0.01, momentum=0.9)
+    generator = torch.Generator().manual_seed(1)
+    n = NETWORKS[network][1]
+    x = torch.rand(n, 3, 32, 32, generator=generator).contiguous(memory_format=torch.channels_last)
+    y = torch.randint(0, 10, (n,), generator=generator)
+
+    def step() -> None:
+        optimizer.zero_grad()
+        with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16"):
+            loss = sdt(model(x).float(), y)
+        loss.backward()
+        optimizer.step()
+
+    return step
+
+
+# --- measurements -----------------------------------------------------------------------------------------------------
+
+KINDS = {
+    "convolution": ("convolution", "mkldnn"), "norm + neuron": ("norm_scan", "batch_norm", "spikeloom", "relu", "threshold"),
+    "copies": ("copy_", "clone", "contiguous", "_to_copy"),
+}  # fmt: skip
+
+
+def split(step: Callable[[], None]) -> dict[str, float]:
+    """Milliseconds of one step by kind of op."""
+    from torch.profiler import ProfilerActivity, profile
+
+    step()
+    with profile(activities=[ProfilerActivity.CPU]) as profiler:
+        step()
+    found: dict[str, float] = defaultdict(float)
+    for event in profiler.key_averages():
+        kind = next((k for k, words in KINDS.items() if any(word in event.key for word in words)), "other")
+        found[kind] += event.self_cpu_time_total / 1e3
+    return {kind: round(found[kind], 1) for kind in (*KINDS, "other")}
+
+
+def peak_memory(network: str, contender: str, precision: str) -> float:
+    """Megabytes that three steps add to the resident set of a new process."""
+    words = [sys.executable, __file__, network, "--precision", precision, "--only", contender]
+    done = subprocess.run(words, capture_output=True, text=True, check=True)
+    return float(done.stdout.strip().splitlines()[-1])
+
+
+def own_peak(network: str, contender: str, precision: str) -> float:
+    step = step_of(network, contender, precision)
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    for _ in range(3):
+        step()
+    return (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024
+
+
+def measure(network: str, precision: str, contenders: tuple[str, ...], repeats: int, memory: bool) -> Json:
+    """Times of all contenders in turn, their ratios, peak memory and the split of ours and of ReLU."""
+    steps = {name: step_of(network, name, precision) for name in contenders}
+    times = medians(steps, repeats, budget=120)
+    images = NETWORKS[network][1]
+    row: Json = {"network": network, "precision": precision}
+    row |= {f"{name}_ms": round(value, 1) for name, value in times.items()}
+    row |= {f"ours_to_{name}": round(times["ours"] / value, 3) for name, value in times.items() if name != "ours"}
+    row["images_per_second"] = round(1e3 * images / times["ours"], 1)
+    for name in contenders:
+        if name != "spikingjelly_compiled":
+            row |= {f"{name}_{kind}_ms": value for kind, value in split(steps[name]).items()}
+    if memory:
+        row |= {f"{name}_peak_MB": round(peak_memory(network, name, precision)) for name in contenders}
+    return row
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("networks", nargs="*", default=["sew18", "report_sew_resnet34", "report_ms_resnet34"])
+    parser.add_argument("--precision", choices=("fp32", "bf16"), help="both without it")
+    parser.add_argument("--repeats", type=int, default=7)
+    parser.add_argument("--contenders", default=",".join(CONTENDERS))
+    parser.add_argument("--no-memory", action="store_true")
+    parser.add_argument("--only", help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.only:
+        print(own_peak(arguments.networks[0], arguments.only, arguments.precision))
+        return
+    rows: list[Json] = []
+    for network in arguments.networks:
+        for precision in [arguments.precision] if arguments.precision else ["fp32", "bf16"]:
+            contenders = tuple(arguments.contenders.split(","))
+            rows.append(measure(network, precision, contenders, arguments.repeats, not arguments.no_memory))
+            print(json.dumps(rows[-1]), flush=True)
+
+
+if __name__ == "__main__":
+    main()

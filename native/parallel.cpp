@@ -1,0 +1,377 @@
+// Neurons that do not wait for their spikes: a leaky integration and what is made of it (ParaLIF, SPSN), or less an
+// estimate of the reset (PSU and its kin). All steps of a block stay in cache; what is kept for the backward pass is x.
+#include "level.hpp"
+
+namespace spikeloom {
+namespace SPIKELOOM_LEVEL {
+namespace {
+
+template <class T>
+inline const T* step_of(const void* x, int64_t t, int64_t stride, int64_t i0) {
+  return static_cast<const T*>(x) + t * stride + i0;
+}
+
+void map_row(Map map, int64_t n, const float* m, float* y) {
+  switch (map) {
+    case Map::identity:
+      std::memcpy(y, m, n * 4);
+      return;
+    case Map::sigmoid:
+#pragma omp simd
+      for (int64_t i = 0; i < n; i++) y[i] = logistic(m[i]);
+      return;
+    case Map::tanh:
+#pragma omp simd
+      for (int64_t i = 0; i < n; i++) y[i] = hyperbolic(m[i]);
+      return;
+    case Map::relu_tanh:
+#pragma omp simd
+      for (int64_t i = 0; i < n; i++) y[i] = m[i] > 0.f ? hyperbolic(m[i]) : 0.f;
+  }
+}
+
+// Multiplies a row of dL/dy by the map's derivative, from y.
+void unmap_row(Map map, int64_t n, const float* y, float* grad) {
+  if (map == Map::sigmoid) {
+#pragma omp simd
+    for (int64_t i = 0; i < n; i++) grad[i] *= y[i] * (1.f - y[i]);
+  } else if (map == Map::tanh) {
+#pragma omp simd
+    for (int64_t i = 0; i < n; i++) grad[i] *= 1.f - y[i] * y[i];
+  } else if (map == Map::relu_tanh) {
+#pragma omp simd
+    for (int64_t i = 0; i < n; i++) grad[i] = y[i] > 0.f ? grad[i] * (1.f - y[i] * y[i]) : 0.f;
+  }
+}
+
+// The soft sample of the Gumbel-softmax over (m, -m) at temperature 1.
+inline float soft_sample(float m, float u) {
+  const float e = exp_negative(2.f * absolute(m)), v = 1.f - u;
+  return m < 0.f ? u * e / (u * e + v) : u / (u + v * e);
+}
+
+// Reads the constants and the state of a block.
+inline void enter(const Filter& a, int64_t i0, int64_t n, float* alpha, float* beta, float* syn, float* mem) {
+  for (int64_t i = 0; i < n; i++) {
+    alpha[i] = a.alpha[a.constant_stride * (i0 + i)];
+    beta[i] = a.beta[a.constant_stride * (i0 + i)];
+    syn[i] = a.state ? a.state[i0 + i] : 0.f;
+    mem[i] = a.state ? a.state[a.size + i0 + i] : 0.f;
+  }
+}
+
+template <class T>
+inline void integrate(int64_t n, const T* x, const float* alpha, const float* beta, const float* syn0, const float* mem0,
+                      float* syn1, float* mem1) {
+#pragma omp simd
+  for (int64_t i = 0; i < n; i++) {
+    const float s = alpha[i] * syn0[i] + load(x, i);
+    syn1[i] = s;
+    mem1[i] = beta[i] * mem0[i] + (1.f - beta[i]) * s;
+  }
+}
+
+template <class T>
+int fire_forward(const FilterFireForward& a) {
+  const int64_t block = 512;
+  return for_blocks(a.size, block, 7 * block * 4, a.threads, a.steps * a.size < SMALL, [&](int64_t i0, int64_t n, float* rows) {
+    float *alpha = rows, *beta = rows + block, *syn = rows + 2 * block, *mem = rows + 3 * block;
+    float *y = rows + 4 * block, *before = rows + 5 * block, *u = rows + 6 * block;
+    const Firing& f = a.fire;
+    enter(a, i0, n, alpha, beta, syn, mem);
+    for (int64_t i = 0; i < n; i++) before[i] = f.before ? f.before[i0 + i] : 0.f;
+    for (int64_t t = 0; t < a.steps; t++) {
+      integrate(n, step_of<T>(a.x, t, a.x_stride, i0), alpha, beta, syn, mem, syn, mem);
+      T* s = static_cast<T*>(a.spikes) + t * a.size + i0;
+      if (f.rule == Rule::gumbel) {
+        const uint32_t first = static_cast<uint32_t>(t * a.size + i0), seed = f.seed;
+#pragma omp simd
+        for (int64_t i = 0; i < n; i++)
+          store(s, i, soft_sample(mem[i], uniform(seed, first + static_cast<uint32_t>(i))) > 0.5f ? 1.f : 0.f);
+        continue;
+      }
+      const float* mapped = mem;
+      if (f.map != Map::identity) map_row(f.map, n, mem, y), mapped = y;
+      if (f.rule == Rule::bernoulli) {
+        const uint32_t first = static_cast<uint32_t>(t * a.size + i0), seed = f.seed;
+#pragma omp simd
+        for (int64_t i = 0; i < n; i++)
+          store(s, i, uniform(seed, first + static_cast<uint32_t>(i)) < mapped[i] ? 1.f : 0.f);
+        continue;
+      }
+      const float threshold = f.threshold;
+      if (f.rule == Rule::difference) {
+#pragma omp simd
+        for (int64_t i = 0; i < n; i++) u[i] = mapped[i] - before[i];
+        std::memcpy(before, mapped, n * 4);
+        mapped = u;
+      }
+      if (f.strict) {
+#pragma omp simd
+        for (int64_t i = 0; i < n; i++) store(s, i, mapped[i] > threshold ? 1.f : 0.f);
+      } else {
+#pragma omp simd
+        for (int64_t i = 0; i < n; i++) store(s, i, mapped[i] >= threshold ? 1.f : 0.f);
+      }
+    }
+    if (a.state_out) {
+      std::memcpy(a.state_out + i0, syn, n * 4);
+      std::memcpy(a.state_out + a.size + i0, mem, n * 4);
+    }
+    if (a.mapped_out) std::memcpy(a.mapped_out + i0, before, n * 4);
+  });
+}
+
+template <class T>
+int fire_backward(const FilterFireBackward& a) {
+  const bool learn = a.grad_alpha != nullptr;
+  const int64_t kept = a.steps + 1, rows_count = 11 + kept * (learn ? 2 : 1);
+  const int64_t block = block_size(rows_count * 4, 192 << 10, 512);
+  const int64_t blocks = (a.size + block - 1) / block;
+  double* partial = static_cast<double*>(std::calloc(blocks + 1, sizeof(double)));
+  if (partial == nullptr) return -1;
+  const int failed = for_blocks(a.size, block, rows_count * block * 4, a.threads, a.steps * a.size < SMALL, [&](int64_t i0, int64_t n, float* rows) {
+    const Firing& f = a.fire;
+    float *alpha = rows, *beta = alpha + block, *y = beta + block, *y_before = y + block, *u = y_before + block;
+    float *grad = u + block, *later = grad + block, *grad_syn = later + block, *grad_mem = grad_syn + block;
+    float *sum_alpha = grad_mem + block, *sum_beta = sum_alpha + block, *mem = sum_beta + block, *syn = mem + kept * block;
+    // Without learned constants the synaptic current needs one row alone.
+    enter(a, i0, n, alpha, beta, learn ? syn : u, mem);
+    for (int64_t t = 0; t < a.steps; t++)
+      integrate(n, step_of<T>(a.x, t, a.x_stride, i0), alpha, beta, learn ? syn + t * block : u, mem + t * block,
+                learn ? syn + (t + 1) * block : u, mem + (t + 1) * block);
+    double threshold_sum = 0;
+    for (int64_t i = 0; i < n; i++) {
+      grad_syn[i] = a.grad_state_out ? a.grad_state_out[i0 + i] : 0.f;
+      grad_mem[i] = a.grad_state_out ? a.grad_state_out[a.size + i0 + i] : 0.f;
+      later[i] = a.grad_mapped_out ? a.grad_mapped_out[i0 + i] : 0.f;
+      sum_alpha[i] = sum_beta[i] = 0.f;
+    }
+    const bool difference = f.rule == Rule::difference;
+    if (difference && a.steps > 0) map_row(f.map, n, mem + a.steps * block, y);
+    for (int64_t t = a.steps - 1; t >= 0; t--) {
+      const float* m = mem + (t + 1) * block;
+      const T* grad_s = step_of<T>(a.grad_spikes, t, a.size, i0);
+      T* grad_x = static_cast<T*>(a.grad_x) + t * a.size + i0;
+      const uint32_t first = static_cast<uint32_t>(t * a.size + i0), seed = f.seed;
+      if (f.rule == Rule::gumbel) {
+#pragma omp simd
+        for (int64_t i = 0; i < n; i++) {
+          const float g = soft_sample(m[i], uniform(seed, first + static_cast<uint32_t>(i)));
+          grad[i] = load(grad_s, i) * 2.f * g * (1.f - g);
+        }
+      } else if (f.rule == Rule::bernoulli) {
+        map_row(f.map, n, m, y);
+#pragma omp simd
+        for (int64_t i = 0; i < n; i++) grad[i] = load(grad_s, i) * y[i];
+        unmap_row(f.map, n, y, grad);
+      } else {
+        const float threshold = f.threshold;
+        if (difference) {
+          if (t > 0) {
+            map_row(f.map, n, mem + t * block, y_before);
+          } else {
+            for (int64_t i = 0; i < n; i++) y_before[i] = f.before ? f.before[i0 + i] : 0.f;
+          }
+#pragma omp simd
+          for (int64_t i = 0; i < n; i++) u[i] = y[i] - y_before[i] - threshold;
+        } else {
+          map_row(f.map, n, m, y);
+#pragma omp simd
+          for (int64_t i = 0; i < n; i++) u[i] = y[i] - threshold;
+        }
+        derivative_row(a.surrogate, n, u, a.p, a.q, grad);
+        float total = 0.f;
+#pragma omp simd reduction(+ : total)
+        for (int64_t i = 0; i < n; i++) {
+          grad[i] *= load(grad_s, i);
+          total += grad[i];
+        }
+        threshold_sum -= total;
+        if (difference) {
+          // y[t] is also what step t + 1 rose from.
+#pragma omp simd
+          for (int64_t i = 0; i < n; i++) {
+            const float du = grad[i];
+            grad[i] = du + later[i];
+            later[i] = -du;
+          }
+          unmap_row(f.map, n, y, grad);
+          std::memcpy(y, y_before, n * 4);
+        } else {
+          unmap_row(f.map, n, y, grad);
+        }
+      }
+      if (learn) {
+        const float *syn0 = syn + t * block, *mem0 = mem + t * block, *syn1 = syn + (t + 1) * block;
+#pragma omp simd
+        for (int64_t i = 0; i < n; i++) {
+          const float gm = grad[i] + grad_mem[i], gi = grad_syn[i] + (1.f - beta[i]) * gm;
+          sum_beta[i] += gm * (mem0[i] - syn1[i]);
+          sum_alpha[i] += gi * syn0[i];
+        }
+      }
+#pragma omp simd
+      for (int64_t i = 0; i < n; i++) {
+        const float gm = grad[i] + grad_mem[i], gi = grad_syn[i] + (1.f - beta[i]) * gm;
+        store(grad_x, i, gi);
+        grad_mem[i] = beta[i] * gm;
+        grad_syn[i] = alpha[i] * gi;
+      }
+    }
+    if (a.grad_state) {
+      std::memcpy(a.grad_state + i0, grad_syn, n * 4);
+      std::memcpy(a.grad_state + a.size + i0, grad_mem, n * 4);
+    }
+    if (a.grad_before) std::memcpy(a.grad_before + i0, later, n * 4);
+    if (learn) {
+      std::memcpy(a.grad_alpha + i0, sum_alpha, n * 4);
+      std::memcpy(a.grad_beta + i0, sum_beta, n * 4);
+    }
+    partial[i0 / block] = threshold_sum;
+  });
+  if (a.grad_threshold) {
+    *a.grad_threshold = 0;
+    add_groups(partial, blocks, 1, 1, a.grad_threshold);
+  }
+  std::free(partial);
+  return failed;
+}
+
+// --- an estimate of the reset -----------------------------------------------------------------------------------------
+
+// One step forward: u and r move on, v is V[t].
+template <class T>
+inline void estimate_step(const Estimate& a, int64_t t, int64_t i0, int64_t n, const float* u0, const float* r0, float* u1,
+                          float* r1, float* v) {
+  const float decay = a.decay, gain = 1.f - a.decay, drop = a.drop;
+  const T *x = step_of<T>(a.x, t, a.x_stride, i0), *z = a.z ? step_of<T>(a.z, t, a.size, i0) : nullptr;
+  if (a.integrate) {
+#pragma omp simd
+    for (int64_t i = 0; i < n; i++) u1[i] = decay * u0[i] + gain * load(x, i);
+  } else {
+#pragma omp simd
+    for (int64_t i = 0; i < n; i++) u1[i] = load(x, i);
+  }
+#pragma omp simd
+  for (int64_t i = 0; i < n; i++) v[i] = u1[i] - drop * r0[i];
+  const auto move = [=](auto estimate) {
+#pragma omp simd
+    for (int64_t i = 0; i < n; i++) r1[i] = decay * r0[i] + gain * estimate(i);
+  };
+  if (a.raw && z)
+    move([=](int64_t i) { return load(z, i); });
+  else if (z)
+    move([=](int64_t i) { return logistic(load(z, i)); });
+  else
+    move([=](int64_t i) { return logistic(u1[i]); });
+}
+
+template <class T>
+int estimate_forward(const EstimateForward& a) {
+  const int64_t block = 512;
+  return for_blocks(a.size, block, 3 * block * 4, a.threads, a.steps * a.size < SMALL, [&](int64_t i0, int64_t n, float* rows) {
+    float *u = rows, *r = rows + block, *v = rows + 2 * block;
+    for (int64_t i = 0; i < n; i++) {
+      u[i] = a.state ? a.state[i0 + i] : 0.f;
+      r[i] = a.state ? a.state[a.size + i0 + i] : 0.f;
+    }
+    const float threshold = a.threshold;
+    for (int64_t t = 0; t < a.steps; t++) {
+      estimate_step<T>(a, t, i0, n, u, r, u, r, v);
+      if (a.potentials) std::memcpy(a.potentials + t * a.size + i0, v, n * 4);
+      if (!a.spikes) continue;
+      T* s = static_cast<T*>(a.spikes) + t * a.size + i0;
+      if (a.strict) {
+#pragma omp simd
+        for (int64_t i = 0; i < n; i++) store(s, i, v[i] > threshold ? 1.f : 0.f);
+      } else {
+#pragma omp simd
+        for (int64_t i = 0; i < n; i++) store(s, i, v[i] >= threshold ? 1.f : 0.f);
+      }
+    }
+    if (a.state_out) {
+      std::memcpy(a.state_out + i0, u, n * 4);
+      std::memcpy(a.state_out + a.size + i0, r, n * 4);
+    }
+  });
+}
+
+template <class T>
+int estimate_backward(const EstimateBackward& a) {
+  const int64_t rows_count = 2 * (a.steps + 1) + 5;
+  const int64_t block = block_size(rows_count * 4, 192 << 10, 512);
+  return for_blocks(a.size, block, rows_count * block * 4, a.threads, a.steps * a.size < SMALL, [&](int64_t i0, int64_t n, float* rows) {
+    float *v = rows, *grad = v + block, *grad_u = grad + block, *grad_r = grad_u + block, *delta = grad_r + block;
+    float *u = delta + block, *r = u + (a.steps + 1) * block;
+    const float decay = a.decay, gain = 1.f - a.decay, drop = a.drop, threshold = a.threshold;
+    for (int64_t i = 0; i < n; i++) {
+      u[i] = a.state ? a.state[i0 + i] : 0.f;
+      r[i] = a.state ? a.state[a.size + i0 + i] : 0.f;
+      grad_u[i] = a.grad_state_out ? a.grad_state_out[i0 + i] : 0.f;
+      grad_r[i] = a.grad_state_out ? a.grad_state_out[a.size + i0 + i] : 0.f;
+    }
+    for (int64_t t = 0; t < a.steps; t++)
+      estimate_step<T>(a, t, i0, n, u + t * block, r + t * block, u + (t + 1) * block, r + (t + 1) * block, v);
+    for (int64_t t = a.steps - 1; t >= 0; t--) {
+      const float *u1 = u + (t + 1) * block, *r0 = r + t * block;
+      const T* grad_s = step_of<T>(a.grad_spikes, t, a.size, i0);
+      const T* z = a.z ? step_of<T>(a.z, t, a.size, i0) : nullptr;
+      T *grad_x = static_cast<T*>(a.grad_x) + t * a.size + i0, *grad_z = a.grad_z ? static_cast<T*>(a.grad_z) + t * a.size + i0 : nullptr;
+      if (a.surrogate == Surrogate::slope) {
+        std::memcpy(grad, a.slope + t * a.size + i0, n * 4);
+      } else {
+#pragma omp simd
+        for (int64_t i = 0; i < n; i++) v[i] = u1[i] - drop * r0[i] - threshold;
+        derivative_row(a.surrogate, n, v, a.p, a.q, grad);
+      }
+      // grad_u and grad_r are gradients of what step t leaves; delta is that of its estimate's argument.
+#pragma omp simd
+      for (int64_t i = 0; i < n; i++) grad[i] *= load(grad_s, i);
+      if (a.raw && z) {
+#pragma omp simd
+        for (int64_t i = 0; i < n; i++) delta[i] = gain * grad_r[i];
+      } else if (z) {
+#pragma omp simd
+        for (int64_t i = 0; i < n; i++) {
+          const float e = logistic(load(z, i));
+          delta[i] = gain * grad_r[i] * e * (1.f - e);
+        }
+      } else {
+#pragma omp simd
+        for (int64_t i = 0; i < n; i++) {
+          const float e = logistic(u1[i]);
+          delta[i] = gain * grad_r[i] * e * (1.f - e);
+        }
+      }
+      if (z) {
+        for (int64_t i = 0; i < n; i++) store(grad_z, i, delta[i]);
+        std::memset(delta, 0, n * 4);
+      }
+      const float through = a.integrate ? gain : 1.f, back = a.integrate ? decay : 0.f;
+#pragma omp simd
+      for (int64_t i = 0; i < n; i++) {
+        const float gu = grad_u[i] + grad[i] + delta[i];
+        store(grad_x, i, through * gu);
+        grad_u[i] = back * gu;
+        grad_r[i] = decay * grad_r[i] - drop * grad[i];
+      }
+    }
+    if (a.grad_state) {
+      std::memcpy(a.grad_state + i0, grad_u, n * 4);
+      std::memcpy(a.grad_state + a.size + i0, grad_r, n * 4);
+    }
+  });
+}
+
+}  // namespace
+
+#define BY_DTYPE(function) a.dtype == Dtype::float32 ? function<float>(a) : function<bfloat16>(a)
+
+int filter_fire_forward(const FilterFireForward& a) { return BY_DTYPE(fire_forward); }
+int filter_fire_backward(const FilterFireBackward& a) { return BY_DTYPE(fire_backward); }
+int estimate_forward(const EstimateForward& a) { return BY_DTYPE(estimate_forward); }
+int estimate_backward(const EstimateBackward& a) { return BY_DTYPE(estimate_backward); }
+
+}  // namespace SPIKELOOM_LEVEL
+}  // namespace spikeloom

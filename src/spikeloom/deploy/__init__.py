@@ -1,0 +1,5 @@
+"""From a trained network to one that runs elsewhere."""
+
+from spikeloom.deploy.fold import fold
+
+__all__ = ["fold"]

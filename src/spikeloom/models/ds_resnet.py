@@ -1,0 +1,132 @@
+"""DS-ResNet with multi-level firing (Feng et al. 2022, MLF), and with spatial attention (document 003).
+
+    O = SN(F(S)) + S        a shape-changing shortcut is Conv1x1 - tdBN - SN
+
+the SEW ADD block with MLF neurons (three levels, outputs 0 to 3) and norms of standard deviation 0.6, the first
+threshold. Document 003 adds two modules of spatial attention, and trains with TET and SLTT.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+
+import torch
+from torch import nn
+
+from spikeloom.layers import (
+    Conv2d,
+    Linear,
+    NormSpike,
+    SEWBlock,
+    SpatialAttention,
+    TdBN,
+    VanillaBlock,
+    basic_branch,
+    conv_shortcut,
+    residual_stages,
+)
+from spikeloom.models.registry import MODELS
+from spikeloom.models.residual import ResidualNet
+from spikeloom.models.weights import kaiming
+from spikeloom.neurons import MLF
+
+# The released code divides by sqrt(var) + eps.
+ds_norm = functools.partial(TdBN, v_threshold=0.6, eps_outside=True)
+
+
+def ds_mlf() -> MLF:
+    """Levels at 0.6, 1.6 and 2.6, decay 1/4, a rectangular surrogate of width 1; fires above a level, not at it."""
+    return MLF(strict=True)
+
+
+def input_norm(channels: int) -> TdBN:
+    """`ds_norm` whose weight 1 and bias 0 are constants."""
+    norm = ds_norm(channels)
+    for name, value in (("weight", 1.0), ("bias", 0.0)):
+        delattr(norm, name)
+        norm.register_buffer(name, torch.full((channels,), value), persistent=False)
+    return norm
+
+
+def ds_block(
+    in_channels: int, out_channels: int, stride: int, neuron: Callable[[], nn.Module], vanilla: bool
+) -> SEWBlock | VanillaBlock:
+    """A DS block, or with `vanilla` one that adds before its last neuron."""
+    branch = basic_branch(in_channels, out_channels, stride, neuron, norm=ds_norm)
+    spike = NormSpike(out_channels, neuron, ds_norm)
+    shortcut = conv_shortcut(in_channels, out_channels, stride, None if vanilla else neuron, ds_norm)
+    return VanillaBlock(branch, spike, shortcut) if vanilla else SEWBlock(branch, spike, shortcut)
+
+
+def _network(
+    widths: tuple[int, int, int],
+    blocks: int,
+    in_channels: int,
+    num_classes: int,
+    neuron: Callable[[], nn.Module],
+    T: int,
+    vanilla: bool,
+    sam: bool,
+    normed_input: bool = False,
+) -> ResidualNet:
+    convolution = Conv2d(in_channels, widths[0], 3, padding=1, bias=False)
+    make = functools.partial(ds_block, neuron=neuron, vanilla=vanilla)
+    stages = residual_stages(make, widths[0], zip(widths, (blocks,) * 3, (1, 2, 2), strict=True))
+    if sam:
+        # After the last stage and, below, after the stem: the figure that places them is lost.
+        stages.append(SpatialAttention())
+    model = ResidualNet(
+        stem=nn.Sequential(input_norm(in_channels), convolution) if normed_input else convolution,
+        stem_spike=NormSpike(widths[0], neuron, ds_norm),
+        stem_pool=SpatialAttention() if sam else None,
+        blocks=stages,
+        head=Linear(widths[-1], num_classes),
+        T=T,
+    )
+    kaiming(model, "fan_in", linear=True)
+    return model
+
+
+def _register_cifar(depth: int) -> None:
+    @MODELS.named(f"ds_resnet{depth}")
+    def ds_resnet(
+        in_channels: int = 3,
+        num_classes: int = 10,
+        neuron: Callable[[], nn.Module] = ds_mlf,
+        T: int = 4,
+        vanilla: bool = False,
+        sam: bool = False,
+    ) -> ResidualNet:
+        """DS-ResNet for CIFAR10: 6n + 2 layers, widths 64-128-256; `sam` adds two modules of spatial attention."""
+        return _network((64, 128, 256), (depth - 2) // 6, in_channels, num_classes, neuron, T, vanilla, sam)
+
+
+for _depth in (14, 20, 32, 44, 68):
+    _register_cifar(_depth)
+
+
+@MODELS.register
+def ds_resnet20_gesture(
+    in_channels: int = 2,
+    num_classes: int = 11,
+    neuron: Callable[[], nn.Module] = ds_mlf,
+    T: int = 40,
+    vanilla: bool = False,
+    sam: bool = False,
+) -> ResidualNet:
+    """DS-ResNet-20 for DVS Gesture: widths 16-32-64, event counts normalised first."""
+    return _network((16, 32, 64), 3, in_channels, num_classes, neuron, T, vanilla, sam, normed_input=True)
+
+
+@MODELS.register
+def ds_resnet14_dvs(
+    in_channels: int = 2,
+    num_classes: int = 10,
+    neuron: Callable[[], nn.Module] = ds_mlf,
+    T: int = 10,
+    vanilla: bool = False,
+    sam: bool = False,
+) -> ResidualNet:
+    """DS-ResNet-14 for CIFAR10-DVS: widths 32-64-128."""
+    return _network((32, 64, 128), 2, in_channels, num_classes, neuron, T, vanilla, sam)

@@ -1,0 +1,68 @@
+"""Spikformer V2 (Zhou et al. 2024), document 002: a convolutional stem, and an encoder that can be pre-trained masked.
+
+No code was released. The stem is a reconstruction that meets both published parameter counts; where it might have
+residual additions is not known, and none are made here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from torch import nn
+
+from spikeloom.layers import Conv2d, NormSpike
+from spikeloom.layers.spiking_attention import SpikingSelfAttention
+from spikeloom.models.registry import MODELS
+from spikeloom.models.spikformer import Spikformer, encoder_block, transformer_lif
+
+
+def convolutional_stem(
+    in_channels: int, widths: tuple[int, ...], neuron: Callable[[], nn.Module], ratio: int = 4
+) -> nn.Sequential:
+    """SCS: blocks of a 2x2 convolution with stride 2, a 3x3 one to `ratio` times the channels, and a 3x3 one back."""
+    blocks: list[nn.Module] = []
+    for width in widths:
+        wide = width * ratio
+        blocks.append(
+            nn.Sequential(
+                Conv2d(in_channels, width, 2, stride=2, bias=False),
+                NormSpike(width, neuron),
+                Conv2d(width, wide, 3, padding=1, bias=False),
+                NormSpike(wide, neuron),
+                Conv2d(wide, width, 3, padding=1, bias=False),
+                NormSpike(width, neuron),
+            )
+        )
+        in_channels = width
+    return nn.Sequential(*blocks)
+
+
+def _register(name: str, blocks: int, width: int, split: int, stages: int, classes: int) -> None:
+    def build(
+        in_channels: int = 3,
+        num_classes: int = classes,
+        neuron: Callable[[], nn.Module] = transformer_lif,
+        T: int = 4,
+        depth: int = blocks,
+        channels: int = width,
+        heads: int = split,
+        scale: float = 0.125,
+    ) -> Spikformer:
+        if channels % 2 ** (stages - 1):
+            raise ValueError(f"channels must be a multiple of {2 ** (stages - 1)}, got {channels}")
+        widths = tuple(channels // 2**i for i in reversed(range(stages)))
+        encoder = [
+            encoder_block(channels, SpikingSelfAttention(channels, heads, neuron, scale), neuron) for _ in range(depth)
+        ]
+        return Spikformer(convolutional_stem(in_channels, widths, neuron), encoder, channels, num_classes, T)
+
+    build.__doc__ = f"Spikformer V2, {blocks} blocks, {width} channels, {split} heads, square patches of {2**stages}."
+    build.__name__ = name
+    MODELS.register(build)
+
+
+_register("spikformer_v2_8_384", 8, 384, 8, 4, 1000)
+_register("spikformer_v2_8_512", 8, 512, 8, 4, 1000)
+_register("spikformer_v2_16_768", 16, 768, 12, 4, 1000)
+# Not of the paper: for images of 28x28 and 32x32, small enough for a CPU.
+_register("spikformer_v2_2_64", 2, 64, 4, 2, 10)

@@ -1,0 +1,78 @@
+"""ImageNet's folders, here of made pictures: which are taken, how they are cut, and what is wrong with them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from spikeloom.data import create_dataset
+from spikeloom.errors import DataFileError, UsageError
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    for part, count in (("train", 3), ("val", 2)):
+        for label, name in enumerate(("n01", "n02")):
+            folder = tmp_path / "imagenet" / part / name
+            folder.mkdir(parents=True)
+            for i in range(count):
+                value = 100 * label + 10 * i
+                Image.new("RGB", (40 + 20 * i, 60), (value, value + 1, value + 2)).save(folder / f"{i}.png")
+            (folder / "notes.txt").write_text("not a picture")
+    return tmp_path
+
+
+def test_pictures_and_labels(root: Path) -> None:
+    train = create_dataset("imagenet", root, "train", size=32)
+    test = create_dataset("imagenet", root, "test", size=32)
+    assert (len(train), len(test), train.classes) == (6, 4, ["n01", "n02"])
+    assert train.title == "ImageNet folders of 6 pictures"
+    assert train.input_shape == (3, 32, 32)
+    x, y = train.__getitems__([5, 0])
+    assert y.tolist() == [1, 0]
+    mean, std = torch.tensor(train.mean), torch.tensor(train.std)
+    expected = (torch.tensor([[120.0, 121.0, 122.0], [0.0, 1.0, 2.0]]) / 255 - mean) / std
+    torch.testing.assert_close(x, expected[:, :, None, None].expand(2, 3, 32, 32))
+    assert torch.equal(train[5][0], x[0])
+    half = create_dataset("imagenet", root, "train", size=32, subset=2)
+    assert half.labels.tolist() == [0, 1]
+    assert "2 of 6" in half.title
+
+
+def test_the_middle_is_cut_out(root: Path) -> None:
+    pixels = np.zeros((64, 128, 3), np.uint8)
+    pixels[:, 32:96] = np.arange(64, dtype=np.uint8)[:, None, None]
+    Image.fromarray(pixels).save(root / "imagenet" / "train" / "n01" / "0.png")
+    dataset = create_dataset("imagenet", root, "train", size=64)
+    assert torch.equal(dataset.images[0], torch.from_numpy(pixels[:, 32:96]).permute(2, 0, 1))
+    enlarged = create_dataset("imagenet", root, "train", size=64, resize=128).images[0]
+    assert enlarged.shape == (3, 64, 64)
+    assert enlarged[0, 0].float().mean() == pytest.approx(16, abs=1)
+
+
+def test_what_is_wrong(root: Path) -> None:
+    with pytest.raises(DataFileError, match=r"ImageNet is not in .*: no file .*n01440764; .* get ILSVRC2012"):
+        create_dataset("imagenet", root / "elsewhere", "train")
+    with pytest.raises(UsageError, match="resize must be an integer of at least 64, size, got 32"):
+        create_dataset("imagenet", root, "train", size=64, resize=32)
+    (root / "imagenet" / "train" / "n01" / "0.png").write_bytes(b"no picture")
+    with pytest.raises(DataFileError, match=r"0\.png: not a whole picture"):
+        create_dataset("imagenet", root, "train", size=32).__getitems__([0])
+
+
+def test_images_may_be_enlarged() -> None:
+    from spikeloom.data import ImageDataset
+
+    images = torch.full((2, 3, 8, 8), 51, dtype=torch.uint8)
+    made = {"name": "x", "title": "x", "classes": ["a"], "mean": (0.2, 0.2, 0.2), "std": (1.0, 1.0, 1.0)}
+    dataset = ImageDataset(images, torch.zeros(2, dtype=torch.int64), **made, resize=20)
+    assert dataset.input_shape == (3, 20, 20)
+    x, _ = dataset.__getitems__([0, 1])
+    assert x.shape == (2, 3, 8, 8), "augmentation comes before"
+    torch.testing.assert_close(dataset.encode(x), torch.zeros(2, 3, 20, 20), rtol=0, atol=1e-6)
+    with pytest.raises(UsageError, match="resize must be an integer from 1 to 4096, got 0"):
+        ImageDataset(images, torch.zeros(2, dtype=torch.int64), **made, resize=0)
