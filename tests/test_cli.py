@@ -281,6 +281,35 @@ def test_data_come_from_the_environment(places: Path, tmp_path: Path, monkeypatc
     assert json.loads(result.out)["data"]["train"] == "MNIST files of 64 images, first 8 images"
 
 
+def test_audit_of_a_run(places: Path) -> None:
+    words = ["audit", str(places / "run"), "images=20", "batch=8"]
+    found = json.loads(spikeloom(*words, "--json").out)
+    assert found["target"] == "quickstart/digits (full)"
+    assert found["data"] == "20 of digits (scikit-learn), first 50 images"
+    assert (found["images"], found["steps"], found["parameters"]) == (20, 2, 56_080)
+    assert [row["name"] for row in found["rows"]] == ["features.0", "features.3", "head.0", "head.2"]
+    assert found["rows"][0]["input"] == "real"
+    text = spikeloom(*words)
+    assert text.code == 0
+    for row in found["rows"]:
+        assert row["name"] in text.out
+    for rule, energy in found["energies"].items():
+        assert f"{energy['pj'] / 1e6:.3f}" in next(line for line in text.out.splitlines() if f" {rule} " in line)
+    assert ("not spike-driven" in text.out) is not found["spike_driven"]
+
+
+def test_audit_of_a_model() -> None:
+    words = ["report_sew_resnet34", "model.T=2", "images=2"]
+    noise = json.loads(spikeloom("audit", *words, "input=1x16x16", "--json").out)
+    assert noise["data"] == "random inputs 1x16x16"
+    digits = json.loads(spikeloom("audit", *words, "data.name=digits", "data.size=16", "--json").out)
+    assert digits["data"] == "2 of digits (scikit-learn)"
+    assert digits["rows"][0]["operations"] == 16 * 16 * 16 * 9
+    result = spikeloom("audit", *words, "data=digits", "data.size=16", "neuron.name=IF", "neuron.v_threshold=0.1")
+    assert "not spike-driven: 14 of 32 layers" in result.out
+    assert "14 with integer values from a sum (ADD shortcut)" in result.out
+
+
 # --- mistakes ---------------------------------------------------------------------------------------------------------
 
 MISTAKES: dict[str, tuple[str, list[str]]] = {
@@ -346,6 +375,13 @@ MISTAKES: dict[str, tuple[str, list[str]]] = {
     "weights of another model": ("evaluate {0}/run_foreign", ["another model", "head.0.weight", "(500, 50)"]),
     "settings of an evaluation": ("evaluate {0}/run train.lr=1.0", ["data.* settings only", "'train'"]),
     "unknown key of an evaluation": ("evaluate {0}/run data.rot=x", ["'rot'", "root"]),
+    "audit of nothing": ("audit report_resnet", ["'report_resnet'", "neither", "did you mean"]),
+    "audit of no run": ("audit {0}/empty", ["{0}/empty is not a run"]),
+    "audit of an unfinished run": ("audit {0}/run_unfinished", ["not finished", "resume={0}/run_unfinished"]),
+    "unknown key of an audit": ("audit {0}/run image=3", ["'image'", "did you mean images"]),
+    "unknown model option of an audit": ("audit report_vgg16 model.TT=3", ["'TT'"]),
+    "audit on other inputs": ("audit report_vgg16 input=3x8x8 images=1", ["report_vgg16", "3x8x8"]),
+    "no data root of an audit": ("audit report_vgg16 data=mnist", ["data.root=", "SPIKELOOM_DATA"]),
 }  # fmt: skip
 
 

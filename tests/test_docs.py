@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from spikeloom.reproduce import check_measure
 from spikeloom.train.recipe import load_recipe, parse_overrides
 
 ROOT = Path(__file__).parents[1]
@@ -42,7 +43,10 @@ def test_commands_name_what_exists(command):
     loaded = load_recipe(name)
     budget = overrides.pop("budget", None)
     for each in [row] if row else loaded.rows:
-        loaded.resolve(each, budget, overrides)
+        if loaded.measures:
+            check_measure(loaded, each, budget, overrides)
+        else:
+            loaded.resolve(each, budget, overrides)
 
 
 def test_there_are_examples():

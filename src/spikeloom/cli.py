@@ -159,7 +159,7 @@ def audit(
 
     \b
     spikeloom audit RUN images=1000 data.root=DATA
-    spikeloom audit report_sew_resnet34 data=digits data.size=32 model.T=4
+    spikeloom audit report_sew_resnet34 data.name=digits data.size=32 model.T=4
     spikeloom audit report_ms_resnet34 input=3x32x32      # random inputs, untrained weights
 
     Keys: images (of the test data), batch, data.*; for a model also model.*, neuron.*, seed and input.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import sys
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from types import CodeType
 from typing import Any
@@ -16,7 +16,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from spikeloom.analyse.energy import SPIKES, Kind, Layer, Operand, Role
 from spikeloom.analyse.looking import REAL, Look, look, merge
 from spikeloom.errors import UsageError
+from spikeloom.layers import NormSpike
 from spikeloom.neurons.base import Neuron
+from spikeloom.neurons.if_lif import Threshold
 from spikeloom.neurons.recurrent import RecurrentLIF
 from spikeloom.ops import backend
 
@@ -57,6 +59,8 @@ class _Origin:
             return "the data themselves"
         name = self.op.strip("_").removeprefix("native_").strip("_")
         values, shortcut = ("real", "membrane") if operand.input == "real" else (operand.input, "ADD")
+        if name == "norm_scan":  # norm, residual, neuron and the ADD of its spikes
+            name = "batch_norm" if operand.input == "real" else "add"
         for starts, text in _CAUSES:
             if name.startswith(starts):
                 return f"{text.format(values=values, shortcut=shortcut)} in {self.module or 'the model'}"
@@ -112,7 +116,10 @@ class Ledger:
         handles: list[Any] = []
         fast = torch.backends.mha.get_fastpath_enabled()
         with contextlib.ExitStack() as stack:
+            fused = _fused(self._modules)
             for module in self._modules:
+                if module in fused:
+                    continue
                 handles.append(module.register_forward_pre_hook(self._enter))
                 handles.append(module.register_forward_hook(self._leave, always_call=True))
             torch.backends.mha.set_fastpath_enabled(False)  # it does a whole layer in one operation
@@ -408,6 +415,12 @@ def _tensors(value: Any) -> Iterator[Tensor]:
 def _memory(tensor: Tensor) -> int:
     """What a tensor shares with its views."""
     return tensor.untyped_storage().data_ptr()
+
+
+def _fused(modules: Iterable[nn.Module]) -> set[nn.Module]:
+    """Norms and neurons that run as one operation as long as nobody looks between; they hold no products."""
+    units = [module for module in modules if isinstance(module, NormSpike) and isinstance(module.neuron, Threshold)]
+    return {part for unit in units for part in (unit.norm, unit.neuron)}
 
 
 def _own(module: nn.Module) -> list[Tensor]:
