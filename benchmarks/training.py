@@ -1,4 +1,4 @@
-"""Whole training steps: ours, SpikingJelly's neurons (eager and compiled), and ReLU, in one network with one set of weights.
+"""Whole training steps: ours, SpikingJelly's neurons (eager and compiled) and ReLU, in one network with one set of weights.
 
     python benchmarks/training.py                      # all networks and precisions, minutes; writes results/bench
     python benchmarks/training.py sew18 --precision bf16 --repeats 9
@@ -161,7 +161,8 @@ def step_of(network: str, contender: str, precision: str) -> Callable[[], None]:
 # --- measurements -----------------------------------------------------------------------------------------------------
 
 KINDS = {
-    "convolution": ("convolution", "mkldnn"), "norm + neuron": ("norm_scan", "batch_norm", "spikeloom", "relu", "threshold"),
+    "convolution": ("convolution", "mkldnn"),
+    "norm + neuron": ("norm_scan", "batch_norm", "spikeloom", "relu", "threshold"),
     "copies": ("copy_", "clone", "contiguous", "_to_copy"),
 }  # fmt: skip
 

@@ -222,7 +222,8 @@ inline void step_back(const ScanBackward& a, int64_t k, int64_t t, int64_t i0, i
 template <class T, Surrogate kind, bool rectified, bool learn>
 int backward(const ScanBackward& a) {
   const int64_t levels = a.levels, rows_count = BackwardRows::count(a), C = a.layout.channels;
-  const int64_t budget = block_size(rows_count * 4, 192 << 10, 2048);
+  // Several levels go over the rows several times: these then stay in the first cache.
+  const int64_t budget = block_size(rows_count * 4, (levels > 1 ? 32 : 192) << 10, 2048);
   const int64_t block = a.factor ? whole_periods(a.layout, budget) : budget;
   const bool normed = a.grad_norm != nullptr, fixed = normed && repeats(a.layout, block);
   // A fixed number of groups of blocks, each with sums of its own, added in order: the result does not depend on the

@@ -327,7 +327,9 @@ def test_verdicts_of_the_three_shortcuts() -> None:
     sew = audit(net(), x)
     assert not sew.spike_driven
     # The stem's spikes enter the first block; each later block receives the sum of the one before.
-    assert causes(sew) == {f"blocks.{n}.branch.0": f"a sum (ADD shortcut) in blocks.{n - 1}" for n in range(1, 15)}
+    assert causes(sew) == {
+        f"blocks.{n}.branch.0": f"a sum (ADD shortcut) in blocks.{n - 1}.spike" for n in range(1, 15)
+    }
     for name in ("report_ms_resnet34", "report_vanilla_resnet34"):
         assert audit(spikeloom.create_model(name, T=2), x).spike_driven
 

@@ -227,8 +227,8 @@ def test_norm_spike_is_norm_residual_neuron(residual: bool) -> None:
     r = torch.randn(5, 3, 4, 6, 6) if residual else None
     u = norm(x) if r is None else norm(x) + r
     s, total = unit.with_sum(x, r)
-    assert torch.equal(total, u)
-    assert torch.equal(s, neuron(u))
+    torch.testing.assert_close(total, u, rtol=1e-5, atol=1e-5)  # the fused op rounds in an order of its own
+    assert torch.equal(s, neuron(total))
     assert s.sum() > 50
     assert torch.equal(unit(x, r), s)
     assert unit.norm.num_batches_tracked == 2

@@ -127,7 +127,9 @@ def test_a_gate_of_ones_and_an_mlp_of_one_change_nothing() -> None:
         if isinstance(module, GhostModule) and module.gate is not None:
             module.gate = Ones()
     for model, value in ((weighed, 1.0), (inner, 0.0)):
-        with_mlp = [m for m in model.modules() if isinstance(m, ChannelWeights) and isinstance(m.weights[-1], nn.Identity)]
+        with_mlp = [
+            m for m in model.modules() if isinstance(m, ChannelWeights) and isinstance(m.weights[-1], nn.Identity)
+        ]
         assert len(with_mlp) == 16
         for m in with_mlp:
             nn.init.zeros_(m.weights[3].weight)  # pyright: ignore
@@ -168,7 +170,7 @@ def test_blocks_add_spikes_unless_literal(name: str) -> None:
     assert blocks[3].max() > 0
     for i, block in enumerate(blocks):
         assert whole(block)
-        assert 0 <= block.min()
+        assert block.min() >= 0
         assert block.max() <= i + 2
     assert not any(whole(block) for block in outputs_of(ghost(name, literal=True), GhostBottleneck, x)[:8])
 
@@ -187,7 +189,7 @@ def test_a_spiking_squeeze_gates_by_spikes() -> None:
         model = ghost("ghostnet_snn", spiking_se=spiking)
         factors = outputs_of(model, type(ghost_gate(spiking)), torch.rand(2, 3, 32, 32) * 4)
         assert factors
-        assert all((0 <= f.min()) and (f.max() <= 1) for f in factors)
+        assert all((f.min() >= 0) and (f.max() <= 1) for f in factors)
         assert all(whole(f) for f in factors) == spiking
 
 
@@ -199,7 +201,9 @@ def test_places_of_the_channel_mlp() -> None:
     with torch.device("meta"):
         for where, count in (("gm1", 16), ("gm2", 16), ("both", 32)):
             model = create_model("ghostnet_channel_mlp", where=where, ratio=0.5)
-            mlps = [m for m in model.modules() if isinstance(m, ChannelWeights) and isinstance(m.weights[-1], nn.Identity)]
+            mlps = [
+                m for m in model.modules() if isinstance(m, ChannelWeights) and isinstance(m.weights[-1], nn.Identity)
+            ]
             assert len(mlps) == count
             assert all(m.weights[1].out_features * 2 == m.weights[1].in_features for m in mlps)  # pyright: ignore
 
@@ -214,7 +218,7 @@ def test_sew_resnet_of_ghost_modules(options: dict[str, bool]) -> None:
     assert len(blocks) == 15
     for b, out in enumerate(blocks, start=1):
         assert whole(out)
-        assert 0 <= out.min()
+        assert out.min() >= 0
         assert out.max() <= b + 1
     assert blocks[4].max() > 1
 
@@ -235,7 +239,7 @@ def test_ds_blocks_count_spikes(name: str, shape: tuple[int, ...], counts: tuple
     assert len(blocks) == len(bounds)
     for out, bound in zip(blocks, bounds, strict=True):
         assert whole(out)
-        assert 0 <= out.min()
+        assert out.min() >= 0
         assert out.max() <= bound
     assert blocks[counts[0] - 1].max() > 3
 
@@ -327,9 +331,7 @@ def test_vggsnn_takes_one_size(pool: bool) -> None:
         ({"ia": False}, (3, 8, 8), (8, 4, 2, 1), 8),
     ],
 )
-def test_layouts_of_syna(
-    options: dict[str, Any], shape: tuple[int, ...], maps: tuple[int, ...], modules: int
-) -> None:
+def test_layouts_of_syna(options: dict[str, Any], shape: tuple[int, ...], maps: tuple[int, ...], modules: int) -> None:
     model = create_model("syna_resnet18", **{**options, "T": 1}).eval()
     units = outputs_of(model, SynAUnit, torch.rand(1, *shape))
     assert tuple(out.shape[-1] for out in units[::2]) == maps

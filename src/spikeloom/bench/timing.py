@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from spikeloom.ops.layout import fresh
+
 
 def medians(contenders: dict[str, Callable[[], Any]], repeats: int, budget: float = 20.0) -> dict[str, float]:
     """Milliseconds of each contender, which take turns.
@@ -58,14 +60,15 @@ def forward_backward(layer: Callable[[Tensor], Tensor], x: Tensor, grad: Tensor)
 
 
 def copies(x: Tensor, passes: int) -> Callable[[], None]:
-    """The floor: as many passes over memory as two a copy, made as plain copies into newly allocated tensors."""
+    """The floor: as many passes over memory as two a copy, made as plain copies into newly allocated tensors.
+
+    The tensors are allocated as those of the ops are, so that both pay the same for new pages.
+    """
     data = x.detach()
+    half = data[: (data.shape[0] + 1) // 2]
 
     def run() -> None:
-        for _ in range(passes // 2):
-            torch.empty_like(data).copy_(data)
-        if passes % 2:
-            half = data[: (data.shape[0] + 1) // 2]
-            torch.empty_like(half).copy_(half)
+        for part in [data] * (passes // 2) + [half] * (passes % 2):
+            fresh(part, part.dtype).copy_(part)
 
     return run

@@ -27,7 +27,7 @@ def _mlp(width: int, hidden: int) -> nn.Sequential:
 
 
 class TimeScore(nn.Module):
-    """`z = MLP(mean x) + MLP(max x)` over (C, H, W), one MLP T - T/4 - T. Shapes: [T, N, C, H, W] -> [T, N, 1, 1, 1]."""
+    """`z = MLP(mean x) + MLP(max x)` over (C, H, W), MLP T - T/4 - T. Shapes: [T, N, C, H, W] -> [T, N, 1, 1, 1]."""
 
     def __init__(self, T: int):
         super().__init__()

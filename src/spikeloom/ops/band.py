@@ -20,7 +20,7 @@ from spikeloom.ops.scan import fire
 from spikeloom.surrogates import SLOPE, Surrogate
 
 # Up to this many steps the whole product is done in cache, block by block; beyond it a library's GEMM is faster.
-_SMALL_T = 64
+_SMALL_T = 32
 
 
 def psn(x: Tensor, weight: Tensor, bias: Tensor, surrogate: Surrogate, order: int | None = None) -> Tensor:

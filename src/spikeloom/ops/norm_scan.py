@@ -75,11 +75,18 @@ def norm_scan(
     return NormScan(*found)
 
 
-def _inverse(variance: Tensor, eps: float, eps_outside: bool) -> Tensor:
-    """k."""
+def _inverse(variance: Tensor, eps: float, eps_outside: bool, single: bool) -> Tensor:
+    """k; of a single element a channel, which is its own mean, exactly nothing is left."""
+    if single:
+        return torch.zeros_like(variance)
     if not eps_outside:
         return torch.rsqrt(variance + eps)
     return 1 / (variance.clamp_min(torch.finfo(torch.float32).tiny).sqrt() + eps)
+
+
+def _single(x: Tensor, channels: int, frozen: bool) -> bool:
+    """Whether batch statistics are of one element a channel."""
+    return not frozen and x.numel() // channels == (x.shape[0] if _repeats(x) else 1)
 
 
 def _layout(x: Tensor) -> tuple[Tensor, tuple[int, int]]:
@@ -130,11 +137,12 @@ def _forward(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     x, layout = _layout(x)
     a = firing(tuple(numbers))
+    single = _single(x, layout[0], mean is not None)
     if mean is None or variance is None:
         mean, variance = _moments(x, layout)
     else:
         mean, variance = mean.float().clone(), variance.float().clone()
-    factor = weight.float() * _inverse(variance, eps, eps_outside)
+    factor = weight.float() * _inverse(variance, eps, eps_outside, single)
     shift = bias.float() - mean * factor
     spikes = fresh(x, x.dtype)
     total = fresh(x, x.dtype) if return_sum else x.new_empty(0)
@@ -183,7 +191,7 @@ def _backward(
     a, C = firing(tuple(numbers)), layout[0]
     # A repeated image gets the sum of its steps.
     repeated = _repeats(x) and residual is None
-    k = _inverse(variance, eps, eps_outside)
+    k = _inverse(variance, eps, eps_outside, _single(x, C, frozen))
     factor = weight.float() * k
     shift = bias.float() - mean * factor
     template = like(x, x.dtype) if repeated else fresh(x, x.dtype)

@@ -18,7 +18,7 @@ Loss = Callable[[Tensor, Tensor], Tensor]
 
 LOSSES: Registry[Callable[..., Tensor]] = Registry("loss")
 # Means over steps of a loss of each step: those that can be taken one step at a time.
-PER_STEP = {"tet"}
+PER_STEP = {"tet", "reconstruction"}
 
 
 @LOSSES.register
