@@ -1,4 +1,4 @@
-"""Whole training steps: ours, SpikingJelly's neurons (eager and compiled) and ReLU, in one network with one set of weights.
+"""Whole training steps of one network with one set of weights: ours, SpikingJelly's neurons (eager, compiled), ReLU.
 
     python benchmarks/training.py                      # all networks and precisions, minutes; writes results/bench
     python benchmarks/training.py sew18 --precision bf16 --repeats 9

@@ -10,7 +10,7 @@ from torch import nn
 
 from spikeloom.analyse import count_cost
 from spikeloom.layers import AvgPool2d, Conv2d, Flatten, GlobalAvgPool, Linear, MaxPool2d, NormSpike
-from spikeloom.models import MODELS, create_model
+from spikeloom.models import create_model
 from spikeloom.neurons import LIF
 
 RESNETS = ("report_vanilla_resnet34", "report_sew_resnet34", "report_ms_resnet34")
@@ -24,20 +24,6 @@ def test_resnets_of_the_report(name: str, channels: int, parameters: int, macs: 
     assert cost.parameters == parameters
     assert f"{cost.macs / 1e6:.3f}" == macs
     assert f"{cost.flops_s0 / 1e6:.2f}" == flops
-
-
-# Those of the registry: GhostNets, parameters and FLOPs of table 4 in millions as computed, and as printed.
-GHOSTS = {
-    "ghostnet_snn": (3_912_650, 5_530_672, "6.41"), "ghostnet_dfc": (4_887_050, 7_817_968, "9.72"),
-    "ghostnet_channel_mlp": (4_650_298, 6_263_856, "7.15"),
-}  # fmt: skip
-
-
-@pytest.mark.parametrize("name", [name for name in GHOSTS if name in MODELS])
-def test_ghostnets_of_the_report(name: str) -> None:
-    cost = count_cost(create_model(name), (3, 32, 32), 6)
-    assert (cost.parameters, cost.macs) == GHOSTS[name][:2]
-    assert f"{cost.flops_s0 / 1e6:.2f}" == GHOSTS[name][2]
 
 
 @pytest.mark.parametrize(("channels", "parameters", "flops"), [(3, 14_790_090, "316.98"), (1, 14_788_938, "315.80")])
@@ -58,7 +44,7 @@ def test_vgg_of_the_report(channels: int, parameters: int, flops: str) -> None:
         ("ghostnet_dfc", {"where": "both", "first": 0}, 10_227_504, "13.132"),
     ],
 )  # fmt: skip
-def test_ghostnets_of_the_report(name: str, options: dict[str, Any], macs: int, flops: str) -> None:
+def test_ghostnets_of_the_report_and_other_gates(name: str, options: dict[str, Any], macs: int, flops: str) -> None:
     cost = count_cost(create_model(name, **options), (3, 32, 32), 6)
     assert cost.macs == macs
     assert f"{cost.flops_s0 / 1e6:.3f}" == flops

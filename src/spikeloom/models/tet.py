@@ -123,5 +123,5 @@ def vggsnn(
     bias: bool = True,
     pool: bool = True,
 ) -> VGGSNN:
-    """VGGSNN for CIFAR10-DVS at 48x48; the PSU paper's form has no bias, another of TET's strides instead of pooling."""
+    """VGGSNN for CIFAR10-DVS at 48x48; PSU's form has no bias, another of TET's strides instead of pooling."""
     return VGGSNN(in_channels, num_classes, neuron, T, image_size, bias, pool)
