@@ -158,7 +158,8 @@ def rival(network: nn.Module) -> nn.Module:
                     groups=ours.groups, bias=ours.bias is not None, step_mode="m",
                 )  # fmt: skip
             else:
-                theirs = layer.Linear(ours.in_features, ours.out_features, ours.bias is not None, step_mode="m")
+                bias = "bias" in dict(ours.named_parameters())
+                theirs = layer.Linear(ours.in_features, ours.out_features, bias, step_mode="m")
             theirs.load_state_dict(ours.state_dict())
             setattr(network, name, theirs)
         else:

@@ -184,9 +184,8 @@ class NormSpike(nn.Module):
 
 def _one_op(norm: BatchNorm, neuron: Threshold, x: Tensor, residual: Tensor | None, add: Tensor | None) -> bool:
     """Whether norm and neuron are a pair that the fused op knows, on inputs that it takes, and nobody looks between."""
-    watched = (
-        module._forward_hooks or module._forward_pre_hooks or module._backward_hooks for module in (norm, neuron)
-    )
+    hooks = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks")
+    watched = any(getattr(module, name) for module in (norm, neuron) for name in hooks)
     return (
         x.dim() >= 3
         and x.numel() > 0
@@ -196,7 +195,7 @@ def _one_op(norm: BatchNorm, neuron: Threshold, x: Tensor, residual: Tensor | No
         and neuron.surrogate.formula is not None
         and norm.weight.dtype == torch.float32
         and all(y is None or (y.dtype == x.dtype and y.shape == x.shape) for y in (residual, add))
-        and not any(watched)
+        and not watched
         and not detaching()
         and dispatch.choose("norm_scan", x, NATIVE_DTYPES) == "native"
     )

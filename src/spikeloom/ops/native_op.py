@@ -19,7 +19,7 @@ def _direct(x: Tensor) -> bool:
         and not torch.compiler.is_compiling()
         and torch._C._len_torch_dispatch_stack() == 0  # pyright: ignore[reportPrivateUsage]
         and not torch._C._are_functorch_transforms_active()  # pyright: ignore[reportPrivateUsage, reportAttributeAccessIssue]
-        and not torch.autograd._profiler_enabled()  # pyright: ignore[reportPrivateUsage, reportAttributeAccessIssue]
+        and not torch.autograd._profiler_enabled()  # pyright: ignore
     )
 
 

@@ -104,7 +104,7 @@ class _Recurrent(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, *grads: Any) -> tuple[Any, ...]:
+    def backward(ctx: Any, *grads: Any) -> tuple[Any, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
         grad_spikes, grad_synapse, grad_membrane, grad_fed = grads
         x, weight, bias, *state = ctx.saved_tensors
         alpha, beta, v_threshold, surrogate, relu = ctx.settings
