@@ -155,11 +155,10 @@ def rival(network: nn.Module) -> nn.Module:
             if isinstance(ours, Conv2d):
                 theirs = layer.Conv2d(
                     ours.in_channels, ours.out_channels, ours.kernel_size, ours.stride, ours.padding,
-                    groups=ours.groups, bias=ours.bias is not None, step_mode="m",
+                    groups=ours.groups, bias="bias" in ours.state_dict(), step_mode="m",
                 )  # fmt: skip
             else:
-                bias = "bias" in dict(ours.named_parameters())
-                theirs = layer.Linear(ours.in_features, ours.out_features, bias, step_mode="m")
+                theirs = layer.Linear(ours.in_features, ours.out_features, "bias" in ours.state_dict(), step_mode="m")
             theirs.load_state_dict(ours.state_dict())
             setattr(network, name, theirs)
         else:

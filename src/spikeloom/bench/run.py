@@ -77,7 +77,7 @@ def bench_methods(
         tell: is given every row as it is measured.
         model: in the registry; it takes images.
     """
-    steps, batch, turns = ((2, 8), 4, 1) if quick else (methods.STEPS, 16, 2)
+    steps, batch, turns = ((2, 8), 4, 1) if quick else (methods.STEPS, 16, 3)
     found: list[Json] = []
     for row in methods.rows(model, steps, batch, turns):
         found.append(row)
