@@ -326,9 +326,10 @@ def test_verdicts_of_the_three_shortcuts() -> None:
     x = [torch.rand(2, 3, 16, 16)]
     sew = audit(net(), x)
     assert not sew.spike_driven
-    # The stem's spikes enter the first block; each later block receives the sum of the one before.
-    assert causes(sew) == {
-        f"blocks.{n}.branch.0": f"a sum (ADD shortcut) in blocks.{n - 1}.spike" for n in range(1, 15)
+    # The stem's spikes enter the first block; each later block receives the sum of the one before, which the unit
+    # `spike` forms itself where the shortcut is the identity.
+    assert {name: why.removesuffix(".spike") for name, why in causes(sew).items()} == {
+        f"blocks.{n}.branch.0": f"a sum (ADD shortcut) in blocks.{n - 1}" for n in range(1, 15)
     }
     for name in ("report_ms_resnet34", "report_vanilla_resnet34"):
         assert audit(spikeloom.create_model(name, T=2), x).spike_driven
@@ -371,6 +372,37 @@ def test_what_breaks_it_and_why(between: Callable[[Tensor], Tensor], kind: str, 
     assert found.spike_driven is (kind == "binary")
     assert not found.rows[2].breaks  # a pooled classifier folds its mean into its weights
     assert found.rows[2].why.startswith("average pooling in pool")
+
+
+def test_causes_inside_a_fused_unit() -> None:
+    L = spikeloom.layers
+    x = spikes(2, 3, 4, 8, 8)
+
+    class Unit(nn.Module):
+        def __init__(self, neuron: Callable[[], nn.Module], with_sum: bool, residual: bool) -> None:
+            super().__init__()
+            self.one, self.unit = L.Conv2d(4, 4, 3, padding=1), L.NormSpike(4, neuron)
+            self.two, self.head = L.Conv2d(4, 4, 3), L.Linear(144, 3)
+            self.with_sum, self.residual = with_sum, residual
+            nn.init.constant_(self.unit.norm.weight, 4.0)
+
+        def forward(self, x: Tensor) -> Tensor:
+            y = self.one(x)
+            s, u = self.unit.with_sum(y, y if self.residual else None)
+            return self.head(L.Flatten()(self.two(u if self.with_sum else s)))
+
+    # Whether norm, sum and neuron ran as one operation or as three.
+    for backend in ("reference", "native") if spikeloom.ops.dispatch.native else ("reference",):
+        with spikeloom.backend(backend):  # type: ignore[arg-type]
+            whys = [
+                audit(Unit(*options), [x]).rows[1].why
+                for options in ((LIF, True, False), (LIF, True, True), (LIF, False, True))
+            ]
+            levels = audit(Unit(spikeloom.neurons.MLF, False, False), [x]).rows[1]
+        assert whys == [
+            "a norm without a neuron behind it in the model", "a sum (membrane shortcut) in the model", "",
+        ]  # fmt: skip
+        assert levels.input == "integer"
 
 
 def test_an_ordinary_resnet_is_not_spike_driven() -> None:

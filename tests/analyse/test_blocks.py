@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from spikeloom import analyse, create_model
 from spikeloom.analyse.blocks import blocks_of
-from spikeloom.analyse.energy import attention_pairs
+from spikeloom.analyse.energy import attentions
 from spikeloom.analyse.landscape import directions
 from spikeloom.analyse.target import open_target
 from spikeloom.errors import UsageError
@@ -240,7 +240,7 @@ def test_rates_in_attention(first: str) -> None:
     (row,) = analyse.attention_rates(found.rows)
     expected = [t.mean().item() for t in (q, k, v)]
     assert [row.queries, row.keys, row.values] == pytest.approx(expected, abs=1e-6)
-    assert list(attention_pairs(found.rows)) == [0]
+    assert list(attentions(found.rows)) == [0]
     ssa = 3 * 10 * 16 * (min(expected[1], expected[2]) + expected[0])
     assert found.energy("spikingformer").acs == pytest.approx(ssa, rel=1e-5)
     assert len(analyse.draw_attention_rates([row]).data) == 3

@@ -5,9 +5,12 @@ from __future__ import annotations
 from dataclasses import replace
 
 import pytest
+import torch
 
-from spikeloom.analyse import RULES, Costs, Layer, Operand, report_readings
+from spikeloom.analyse import RULES, Costs, Layer, Operand, audit, report_readings
+from spikeloom.analyse.energy import attentions
 from spikeloom.errors import UsageError
+from spikeloom.models import create_model
 
 # Rates in percent of Spikingformer (energy.md, section 5): stem units 1-4; then a block's q/k/v input, Q, K, V, proj,
 # fc1 and fc2 inputs.
@@ -243,20 +246,44 @@ def test_events_by_equation_20_as_printed_and_corrected() -> None:
     assert printed.layers[1:] == corrected.layers[1:]
 
 
-def test_attention_counts_alike_in_either_order() -> None:
+@pytest.mark.parametrize("features_first", [False, True])
+def test_attention_counts_alike_in_either_order(features_first: bool) -> None:
     q, k, v = spikes(10), spikes(4), spikes(7)
     T, H, N, d = 4, 2, 20, 8
-    scores = Layer("a:matmul", "matmul", (q, k), "body", T * H * N * N * d, 0, 0, T, shape=(H, N, d, N))
-    answer = Layer("a:matmul2", "matmul", (Operand("integer", rate=0.03), v), "body", T * H * N * N * d, 0, 0, T,
-                   shape=(H, N, N, d))  # fmt: skip
-    state = Layer("a:matmul", "matmul", (k, v), "body", T * H * N * d * d, 0, 0, T, shape=(H, d, N, d))
-    read = Layer("a:matmul2", "matmul", (q, Operand("integer", rate=0.9)), "body", T * H * N * d * d, 0, 0, T,
-                 shape=(H, N, d, d))  # fmt: skip
-    expected = T * H * N * d**2 * (0.04 + 0.1)
-    for layers in ([scores, answer], [state, read]):
-        assert RULES["spikingformer"](layers, T, Costs()).acs == pytest.approx(expected)
-    as_run = RULES["spikingformer"]([scores, answer], T, Costs(), kv_first=False).acs
+    scores, state = Operand("integer", rate=0.03), Operand("integer", rate=0.9)
+
+    def pair(n: int, inner: int, m: int, first: tuple[Operand, Operand], second: tuple[Operand, Operand],
+             shape: tuple[int, int, int]) -> list[Layer]:  # fmt: skip
+        return [
+            Layer("a:matmul", "matmul", first, "body", T * H * n * inner * m, 0, 0, T, shape=(H, n, inner, m)),
+            Layer("a:matmul2", "matmul", second, "body", T * H * shape[0] * shape[1] * shape[2], 0, 0, T,
+                  shape=(H, *shape)),
+        ]  # fmt: skip
+
+    if features_first:  # [d, N] in place of [N, d]: every product transposed
+        scores_first = pair(N, d, N, (k, q), (v, scores), (d, N, N))
+        state_first = pair(d, N, d, (v, k), (state, q), (d, d, N))
+    else:
+        scores_first = pair(N, d, N, (q, k), (scores, v), (N, N, d))
+        state_first = pair(d, N, d, (k, v), (q, state), (N, d, d))
+    for layers in (scores_first, state_first):
+        [found] = attentions(layers).values()
+        assert (found.queries, found.keys, found.values) == (q, k, v)
+        assert found.scores_first is (layers is scores_first)
+        assert RULES["spikingformer"](layers, T, Costs()).acs == pytest.approx(T * H * N * d**2 * (0.04 + 0.1))
+    as_run = RULES["spikingformer"](scores_first, T, Costs(), kv_first=False).acs
     assert as_run == pytest.approx(T * H * N**2 * d * (0.04 + 0.07))
+
+
+@pytest.mark.slow
+def test_operations_of_the_model_are_those_of_the_published_counter() -> None:
+    found = audit(create_model("spikingformer_8_512"), [torch.rand(1, 3, 224, 224)])
+    assert [row.operations + row.bias for row in found.rows if row.kind == "conv"][1:] == [
+        layer.operations + layer.bias for layer in NETWORKS[512] if layer.kind == "conv"
+    ][1:]
+    energy = found.energy("spikingformer")
+    assert energy.macs == 347_329_512
+    assert {row.role for row in found.rows if row.input == "real"} <= {"encoder", "classifier"}
 
 
 def test_readings_of_the_report() -> None:

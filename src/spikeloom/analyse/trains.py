@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from spikeloom.analyse.cost import evaluating
-from spikeloom.analyse.energy import Layer, attention_pairs
+from spikeloom.analyse.energy import Layer, attentions
 from spikeloom.errors import UsageError
 from spikeloom.neurons.base import Neuron
 from spikeloom.record import Recorder
@@ -83,8 +83,8 @@ class AttentionRates:
 def attention_rates(layers: tuple[Layer, ...]) -> list[AttentionRates]:
     """Firing rates of Q, K and V in every attention of an audited network (Spikformer, figure of Q/K/V rates)."""
     return [
-        AttentionRates(layers[index].name.split(":")[0], q.rate, k.rate, v.rate)
-        for index, (q, k, v) in attention_pairs(layers).items()
+        AttentionRates(layers[index].name.split(":")[0], a.queries.rate, a.keys.rate, a.values.rate)
+        for index, a in attentions(layers).items()
     ]
 
 

@@ -37,6 +37,7 @@ _THROUGH = {
 
 _CAUSES: tuple[tuple[tuple[str, ...], str], ...] = (
     (("convolution", "addmm", "mm", "bmm", "baddbmm", "scaled_dot_product"), "a layer without a neuron behind it"),
+    (("scan", "gated_scan", "band", "norm_scan"), "a neuron that fires integers"),
     (("batch_norm", "cudnn_batch_norm", "layer_norm", "group_norm"), "a norm without a neuron behind it"),
     (("add", "sub", "rsub"), "a sum ({shortcut} shortcut)"),
     (("avg_pool", "adaptive_avg_pool", "mean"), "average pooling"),
@@ -59,8 +60,6 @@ class _Origin:
             return "the data themselves"
         name = self.op.strip("_").removeprefix("native_").strip("_")
         values, shortcut = ("real", "membrane") if operand.input == "real" else (operand.input, "ADD")
-        if name == "norm_scan":  # norm, residual, neuron and the ADD of its spikes
-            name = "batch_norm" if operand.input == "real" else "add"
         for starts, text in _CAUSES:
             if name.startswith(starts):
                 return f"{text.format(values=values, shortcut=shortcut)} in {self.module or 'the model'}"
@@ -361,6 +360,11 @@ class _Watch(TorchDispatchMode):
             product(self._ledger, result, *args, **kwargs)
         elif name in _OPAQUE:
             self._ledger.opaque.setdefault(f"{name} in {self._ledger.where() or 'the model'}")
+        if name == "norm_scan":  # norm, residual, neuron and the ADD of its spikes, with two results
+            _, residual, add = args[:3]
+            self._ledger.wrote(name if add is None else "add", [], result[0], False)
+            self._ledger.wrote("batch_norm" if residual is None else "add", [], result[1:], False)
+            return result
         self._ledger.wrote(name, list(_tensors((args, kwargs))), result, func._schema.is_mutable)
         return result
 
