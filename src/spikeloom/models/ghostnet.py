@@ -163,9 +163,7 @@ class GhostBuilder:
         spiking_se: neurons for the ReLU and the gate of the squeeze-and-excitation.
     """
 
-    def __init__(
-        self, neuron: Callable[[], nn.Module], variant: Literal["T", "H"], literal: bool, spiking_se: bool
-    ):
+    def __init__(self, neuron: Callable[[], nn.Module], variant: Literal["T", "H"], literal: bool, spiking_se: bool):
         self.neuron, self.variant, self.spiking_se = neuron, variant, spiking_se
         self.active: Unit = functools.partial(NormSpike, neuron=neuron)
         self.linear: Unit = BatchNorm if literal else self.active
