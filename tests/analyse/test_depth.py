@@ -92,6 +92,8 @@ def test_regions_and_growth() -> None:
     assert growth(found) == pytest.approx((3 * three + math.log(3)) / 4)
     assert growth(places(1, 8, 4, 2, 1)) == pytest.approx(math.log(2))
     assert growth(places(1, 1, 0, 2, 1)) == -math.inf
+    with pytest.raises(UsageError, match="every block of this network changes the shape"):
+        growth([BlockGradient("0", 1.0, False)] * 3)
 
 
 @pytest.mark.parametrize(

@@ -32,13 +32,13 @@ FIGURES = {"fig 6": (1.0, 2.0), "fig 7": (0.5, 2.0), "fig 8": (1.0, 3.0)}
 """V_th and the alpha of the ArcTan surrogate."""
 
 
-def _batch(data: dict[str, Any] | None, images: int, size: int | None) -> tuple[Tensor, Tensor, int]:
+def _batch(data: dict[str, Any] | None, images: int, size: int | None) -> tuple[Tensor, Tensor, int, str]:
     options: dict[str, Any] = {"split": "train", "subset": images, **(data or {"name": "digits", "size": 32})}
     dataset = create_dataset(**options)
     x, y = dataset.__getitems__(range(images))
     if size is not None:
         x = F.interpolate(x, (size, size), mode="bilinear", align_corners=False)
-    return x, y, len(dataset.classes)
+    return x, y, len(dataset.classes), dataset.title
 
 
 def _networks(
@@ -80,8 +80,8 @@ def gradients_by_depth(
         For every figure and network a verdict and the growth of log |dL/dS| per block; for figure 8 without zero-init
         whether that is above figure 6's.
     """
-    x, y, classes = _batch(data, images, size)
-    measured, growths = Measured(), {}
+    x, y, classes, title = _batch(data, images, size)
+    measured, growths = Measured({"data": title}), {}
     for figure, (v_threshold, alpha) in FIGURES.items():
         found: dict[str, list[BlockGradient]] = {}
         for name, model in _networks(layout, n, x, classes, v_threshold, alpha):
@@ -96,8 +96,9 @@ def gradients_by_depth(
             {"network": name, "growth": f"{growths[figure, name]:.4f}", "norms": [row.norm for row in rows]}
             for name, rows in found.items()
         ]
-        title = f"{figure}: |dL/dS| at V_th = {v_threshold:g}, alpha = {alpha:g}"
-        measured.figures[figure.replace(" ", "")] = draw_gradients(found, title)
+        measured.figures[figure.replace(" ", "")] = draw_gradients(
+            found, f"{figure}: |dL/dS| at V_th = {v_threshold:g}, alpha = {alpha:g}"
+        )
     return measured
 
 
@@ -116,7 +117,7 @@ def rates_by_depth(
     data: dict[str, Any] | None = None,
 ) -> Measured:
     """Rates of A and O of every block of untrained networks (figure 5). Arguments as `gradients_by_depth`."""
-    x, _, classes = _batch(data, images, size)
+    x, _, classes, title = _batch(data, images, size)
     found = {name: block_rates(model, x) for name, model in _networks(layout, n, x, classes, 1.0, 2.0)}
     outputs = {name: [row.output for row in rows] for name, rows in found.items()}
     first, *others = (outputs[f"{form}, zero-init"] for form in FORMS)
@@ -127,6 +128,7 @@ def rates_by_depth(
         if after.same_shape
     ]
     values: dict[str, float | str | bool] = {
+        "data": title,
         "zero-init: O of all four is one curve": all(other == first for other in others),
         "zero-init: O is constant where shapes stay": all(still),
     }

@@ -116,6 +116,9 @@ def growth(gradients: list[BlockGradient], part: Literal["all", "deep", "shallow
     Args:
         gradients: of all blocks.
         part: of each region: all of it, its deepest third or its shallowest.
+
+    Raises:
+        UsageError: there are no such regions.
     """
     total, blocks = 0.0, 0
     for region in identity_regions(gradients):
@@ -127,6 +130,8 @@ def growth(gradients: list[BlockGradient], part: Literal["all", "deep", "shallow
         slope = sum((i - middle) * math.log(norm) for i, norm in enumerate(norms))
         total += last * slope / sum((i - middle) ** 2 for i in range(len(norms)))
         blocks += last
+    if not blocks:
+        raise UsageError("every block of this network changes the shape: there are no identity regions to compare in")
     return total / blocks
 
 
