@@ -16,8 +16,10 @@ from spikeloom.analyse.confusion import Confusion, confusion, draw_confusion
 from spikeloom.analyse.cost import Cost, count_cost
 from spikeloom.analyse.curves import training_curves
 from spikeloom.analyse.energy import RULES, Costs, Energy, Layer, LayerEnergy, Operand, report_readings
+from spikeloom.analyse.gradients import BlockGradient, block_gradients, draw_gradients
 from spikeloom.analyse.landscape import Landscape, draw_landscape, loss_landscape
 from spikeloom.analyse.measure import MEASUREMENTS, Measured
+from spikeloom.analyse.rates import BlockRates, block_rates, draw_rates
 from spikeloom.analyse.target import Target, open_target
 from spikeloom.analyse.trains import (
     attention_rates,
@@ -30,13 +32,15 @@ from spikeloom.analyse.trains import (
     spike_train,
 )
 
-from spikeloom.analyse import figures as figures  # isort: skip - registers the measurements
+from spikeloom.analyse import depth as depth  # isort: skip - registers its measurements
+from spikeloom.analyse import figures as figures  # isort: skip - registers its measurements
 
 __all__ = [
-    "MEASUREMENTS", "RULES", "Audit", "BlockInput", "Confusion", "Cost", "Costs", "Energy", "Landscape", "Layer",
-    "LayerEnergy", "Measured", "Operand", "Target", "attention_rates", "audit", "block_inputs", "block_isometry",
-    "block_similarity", "calibrated", "confusion", "count_cost", "draw_attention_rates", "draw_block_inputs",
-    "draw_confusion", "draw_isometry", "draw_landscape", "draw_raster", "draw_responses", "draw_similarity",
-    "draw_spike_maps", "loss_landscape", "open_target", "probe_current", "report_readings", "residual_influence",
-    "responses", "simulate_influence", "spike_train", "ssim", "training_curves",
+    "MEASUREMENTS", "RULES", "Audit", "BlockGradient", "BlockInput", "BlockRates", "Confusion", "Cost", "Costs",
+    "Energy", "Landscape", "Layer", "LayerEnergy", "Measured", "Operand", "Target", "attention_rates", "audit",
+    "block_gradients", "block_inputs", "block_isometry", "block_rates", "block_similarity", "calibrated", "confusion",
+    "count_cost", "draw_attention_rates", "draw_block_inputs", "draw_confusion", "draw_gradients", "draw_isometry",
+    "draw_landscape", "draw_raster", "draw_rates", "draw_responses", "draw_similarity", "draw_spike_maps",
+    "loss_landscape", "open_target", "probe_current", "report_readings", "residual_influence", "responses",
+    "simulate_influence", "spike_train", "ssim", "training_curves",
 ]  # fmt: skip
