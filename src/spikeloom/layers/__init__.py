@@ -1,6 +1,6 @@
 """Time-first layers: sequences [T, N, ...] in and out."""
 
-from spikeloom.layers.attention import SpatialAttention, SynapticAttention
+from spikeloom.layers.attention import Axis, SpatialAttention, SynapticAttention
 from spikeloom.layers.norm import BatchNorm, NormSpike, TdBN
 from spikeloom.layers.shortcuts import (
     COMBINE,
@@ -33,7 +33,7 @@ from spikeloom.layers.steps import (
 
 __all__ = [
     "COMBINE",
-    "AttentionProduct",
+    "AttentionProduct", "Axis",
     "AvgPool1d",
     "AvgPool2d",
     "BatchNorm",
