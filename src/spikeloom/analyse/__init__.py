@@ -18,6 +18,7 @@ from spikeloom.analyse.curves import training_curves
 from spikeloom.analyse.energy import RULES, Costs, Energy, Layer, LayerEnergy, Operand, report_readings
 from spikeloom.analyse.landscape import Landscape, draw_landscape, loss_landscape
 from spikeloom.analyse.measure import MEASUREMENTS, Measured
+from spikeloom.analyse.pruning import Pruning, prune_silent_shortcuts
 from spikeloom.analyse.target import Target, open_target
 from spikeloom.analyse.trains import (
     attention_rates,
@@ -34,9 +35,10 @@ from spikeloom.analyse import figures as figures  # isort: skip - registers the 
 
 __all__ = [
     "MEASUREMENTS", "RULES", "Audit", "BlockInput", "Confusion", "Cost", "Costs", "Energy", "Landscape", "Layer",
-    "LayerEnergy", "Measured", "Operand", "Target", "attention_rates", "audit", "block_inputs", "block_isometry",
-    "block_similarity", "calibrated", "confusion", "count_cost", "draw_attention_rates", "draw_block_inputs",
-    "draw_confusion", "draw_isometry", "draw_landscape", "draw_raster", "draw_responses", "draw_similarity",
-    "draw_spike_maps", "loss_landscape", "open_target", "probe_current", "report_readings", "residual_influence",
-    "responses", "simulate_influence", "spike_train", "ssim", "training_curves",
+    "LayerEnergy", "Measured", "Operand", "Pruning", "Target", "attention_rates", "audit", "block_inputs",
+    "block_isometry", "block_similarity", "calibrated", "confusion", "count_cost", "draw_attention_rates",
+    "draw_block_inputs", "draw_confusion", "draw_isometry", "draw_landscape", "draw_raster", "draw_responses",
+    "draw_similarity", "draw_spike_maps", "loss_landscape", "open_target", "probe_current", "prune_silent_shortcuts",
+    "report_readings", "residual_influence", "responses", "simulate_influence", "spike_train", "ssim",
+    "training_curves",
 ]  # fmt: skip
