@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from spikeloom.analyse.pruning import prune_silent_shortcuts
+from spikeloom.analyse import MEASUREMENTS, prune_silent_shortcuts
 from spikeloom.errors import UsageError
 from spikeloom.models import create_model
 from spikeloom.models.syna import SynAUnit
@@ -98,3 +98,12 @@ def test_nothing_to_prune() -> None:
         prune_silent_shortcuts(create_model("ds_resnet14"), batches)
     with pytest.raises(UsageError, match="needs at least one batch"):
         prune_silent_shortcuts(create_model("syna_resnet18", T=4), lambda: iter(()))
+
+
+def test_the_measurement_of_an_untrained_network() -> None:
+    found = MEASUREMENTS["natural_pruning"](network="syna_resnet18", images=3, data={"name": "digits"})
+    [rows] = found.tables.values()
+    assert [row["unit"] for row in rows] == [*UNITS]
+    assert found.values["images"] == 3
+    assert found.values["removed"] == sum(row["removed"] for row in rows)
+    assert all(row["removed"] == (row["rate"] == 0) for row in rows)

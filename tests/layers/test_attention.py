@@ -90,7 +90,7 @@ def test_only_time_attention_has_a_length() -> None:
 @pytest.mark.parametrize("axis", AXES)
 def test_attention_cannot_step(axis: str) -> None:
     stream = Stream(attention(axis, LIF(), T=1))
-    with pytest.raises(RuntimeError, match="cannot run under a Stream; a model with attention='none' can step"):
+    with pytest.raises(RuntimeError, match="cannot run under a Stream; a model without it can step"):
         stream(torch.rand(1, 2, 16, 3, 3))
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 from functools import lru_cache
 from typing import Any
@@ -14,13 +15,15 @@ import spikeloom
 from spikeloom.errors import UsageError
 from spikeloom.layers import SEWBlock, VanillaBlock
 from spikeloom.models import create_model, list_models
-from spikeloom.neurons import IF, PLIF, Neuron
+from spikeloom.neurons import IF, LIF, PLIF, Neuron
 from spikeloom.record import Recorder
 from spikeloom.stream import Stream
 
 INPUT = {
     "colored_mnist_net": (3, 28, 28), "spikformer_2_256_dvs": (2, 32, 32), "spikingformer_2_256_dvs": (2, 32, 32),
-    "ds_resnet14_dvs": (2, 13, 13), "syna_resnet18": (3, 8, 8), "tdbn_resnet19": (3, 8, 8), "vggsnn": (2, 16, 16),
+    "ds_resnet14_dvs": (2, 13, 13), "syna_resnet18": (3, 9, 9), "tdbn_resnet19": (3, 8, 8), "vggsnn": (2, 16, 16),
+    # Not 32x32: one element a channel has no deviation, and a norm's weight then no gradient.
+    "ghostnet_dfc": (3, 33, 33), "ghostnet_channel_mlp": (3, 33, 33),
 }  # fmt: skip
 # Narrower or smaller here than their names say, and livelier than with the weights they start from.
 SMALL: dict[str, dict[str, Any]] = {
@@ -29,9 +32,13 @@ SMALL: dict[str, dict[str, Any]] = {
                  "spikingformer_2_256_dvs")
 }  # fmt: skip
 # Time attention, the default of SynA-ResNet, has one length and cannot step: test_attentive_models.
-SMALL |= {"ds_resnet14_dvs": {"sam": True}, "syna_resnet18": {"attention": "none"}, "vggsnn": {"image_size": 16}}
+SMALL |= {
+    "ds_resnet14_dvs": {"sam": True}, "syna_resnet18": {"attention": None}, "vggsnn": {"image_size": 16},
+    # The neurons between its linear layers have no norm before them.
+    "tdbn_resnet19": {"neuron": functools.partial(LIF, decay_input=False, v_threshold=0.25)},
+}  # fmt: skip
 IMAGE_MODELS = [*list_models("report_*"), "colored_mnist_net", "sew_resnet18", "sew_probe", "ms_resnet20",
-                *list_models("ghostnet_*"), "tdbn_resnet19", *SMALL]  # fmt: skip
+                "ghostnet_dfc", "ghostnet_channel_mlp", *SMALL]  # fmt: skip
 RESNETS = ["report_vanilla_resnet34", "report_sew_resnet34", "report_ms_resnet34"]
 
 

@@ -19,6 +19,7 @@ from spikeloom.analyse.energy import RULES, Costs, Energy, Layer, LayerEnergy, O
 from spikeloom.analyse.gradients import BlockGradient, block_gradients, draw_gradients
 from spikeloom.analyse.landscape import Landscape, draw_landscape, loss_landscape
 from spikeloom.analyse.measure import MEASUREMENTS, Measured
+from spikeloom.analyse.pruning import Pruning, prune_silent_shortcuts
 from spikeloom.analyse.rates import BlockRates, block_rates, draw_rates
 from spikeloom.analyse.target import Target, open_target
 from spikeloom.analyse.trains import (
@@ -37,10 +38,10 @@ from spikeloom.analyse import figures as figures  # isort: skip - registers its 
 
 __all__ = [
     "MEASUREMENTS", "RULES", "Audit", "BlockGradient", "BlockInput", "BlockRates", "Confusion", "Cost", "Costs",
-    "Energy", "Landscape", "Layer", "LayerEnergy", "Measured", "Operand", "Target", "attention_rates", "audit",
-    "block_gradients", "block_inputs", "block_isometry", "block_rates", "block_similarity", "calibrated", "confusion",
-    "count_cost", "draw_attention_rates", "draw_block_inputs", "draw_confusion", "draw_gradients", "draw_isometry",
-    "draw_landscape", "draw_raster", "draw_rates", "draw_responses", "draw_similarity", "draw_spike_maps",
-    "loss_landscape", "open_target", "probe_current", "report_readings", "residual_influence", "responses",
-    "simulate_influence", "spike_train", "ssim", "training_curves",
+    "Energy", "Landscape", "Layer", "LayerEnergy", "Measured", "Operand", "Pruning", "Target", "attention_rates",
+    "audit", "block_gradients", "block_inputs", "block_isometry", "block_rates", "block_similarity", "calibrated",
+    "confusion", "count_cost", "draw_attention_rates", "draw_block_inputs", "draw_confusion", "draw_gradients",
+    "draw_isometry", "draw_landscape", "draw_raster", "draw_rates", "draw_responses", "draw_similarity",
+    "draw_spike_maps", "loss_landscape", "open_target", "probe_current", "prune_silent_shortcuts", "report_readings",
+    "residual_influence", "responses", "simulate_influence", "spike_train", "ssim", "training_curves",
 ]  # fmt: skip

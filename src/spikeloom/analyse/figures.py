@@ -23,6 +23,7 @@ from spikeloom.analyse.cost import count_cost
 from spikeloom.analyse.energy import report_readings
 from spikeloom.analyse.landscape import draw_landscape, loss_landscape
 from spikeloom.analyse.measure import MEASUREMENTS, Measured
+from spikeloom.analyse.pruning import prune_silent_shortcuts
 from spikeloom.analyse.target import Target, open_target
 from spikeloom.analyse.trains import draw_raster, draw_responses, draw_spike_maps, probe_current, responses, spike_train
 from spikeloom.errors import UsageError
@@ -32,9 +33,11 @@ from spikeloom.train.losses import sdt
 Json = dict[str, Any]
 
 
-def _targets(networks: list[str], data: Json | None, images: int, model: Json | None = None) -> Iterator[Target]:
+def _targets(
+    networks: list[str], data: Json | None, images: int, model: Json | None = None, batch: int | None = None
+) -> Iterator[Target]:
     for name in networks:
-        values: Json = {"images": images, "batch": images}
+        values: Json = {"images": images, "batch": batch or images}
         if data is not None:
             values["data"] = data
         if model is not None:
@@ -100,6 +103,26 @@ def spike_maps(networks: list[str], data: dict[str, Any] | None = None, image: i
     for index, (title, spikes) in enumerate(maps.items()):
         figures[f"raster{index}"] = draw_raster(spikes, title)
     return Measured(values, {}, figures)
+
+
+@MEASUREMENTS.register
+def natural_pruning(network: str, images: int = 1000, data: dict[str, Any] | None = None) -> Measured:
+    """Which shortcuts of a SynA-ResNet are silent, and what goes with them; no logit changes (SynA-ResNet, Sec. V-B3).
+
+    Args:
+        network: a run's folder, or a model's name for an untrained network.
+        images: of the test data.
+        data: a data set with its options, instead of the run's.
+    """
+    [target] = _targets([network], data, images, batch=min(images, 32))
+    x, _ = next(target.batches())
+    found = prune_silent_shortcuts(_ready(target, x), target.batches)
+    values: dict[str, float | str | bool] = {
+        "shortcuts": len(found.rates), "removed": len(found.removed), "removed_parameters": found.parameters,
+        "images": found.images, "logits_changed": False,
+    }  # fmt: skip
+    rows = [{"unit": name, "rate": rate, "removed": name in found.removed} for name, rate in found.rates.items()]
+    return Measured(values, {f"shortcuts of {target.title}": rows})
 
 
 @MEASUREMENTS.register

@@ -1,6 +1,6 @@
 """Time-first layers: sequences [T, N, ...] in and out."""
 
-from spikeloom.layers.attention import SpatialAttention, SynapticAttention
+from spikeloom.layers.attention import Axis, SpatialAttention, SynapticAttention
 from spikeloom.layers.norm import BatchNorm, NormSpike, TdBN
 from spikeloom.layers.shortcuts import (
     COMBINE,
@@ -36,6 +36,7 @@ __all__ = [
     "AttentionProduct",
     "AvgPool1d",
     "AvgPool2d",
+    "Axis",
     "BatchNorm",
     "Block",
     "Conv1d",

@@ -98,8 +98,7 @@ class SynapticAttention(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         if streaming():
             raise RuntimeError(
-                "attention needs the whole sequence at once and cannot run under a Stream; a model with "
-                "attention='none' can step"
+                "attention needs the whole sequence at once and cannot run under a Stream; a model without it can step"
             )
         return F.relu(self.gate(self.score(x)[None])[0] * x)
 

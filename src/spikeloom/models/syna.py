@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from spikeloom.layers import (
     COMBINE,
+    Axis,
     BatchNorm,
     Conv2d,
     Linear,
@@ -30,7 +31,6 @@ from spikeloom.models.registry import MODELS
 from spikeloom.models.residual import ResidualNet
 from spikeloom.neurons import LIF, make_neuron
 
-Attention = Literal["time", "channel", "space", "none"]
 Layout = Literal["static", "gesture", "cifar10_dvs"]
 
 
@@ -67,7 +67,7 @@ def syna_resnet18(
     neuron: Callable[[], nn.Module] = LIF,
     T: int = 16,
     layout: Layout = "static",
-    attention: Attention = "time",
+    attention: Axis | None = "time",
     ma: bool = True,
     ia: bool = True,
     combine: str = "or",
@@ -80,13 +80,13 @@ def syna_resnet18(
         layout: the stem and the places of MA. "static" (CIFAR-10, MNIST): behind the second convolution of every unit;
             "gesture": only of the units of the first stage and of those that change shape; "cifar10_dvs": behind the
             first convolution of every unit.
-        attention: what MA and IA weigh.
+        attention: what MA and IA weigh; None for neither.
         ma, ia: modulation on branches; inhibition on shortcuts.
         combine: g, a name of `layers.COMBINE`.
     """
 
     def attend(gate: nn.Module, wanted: bool, channels: int, kernel: int = 3) -> list[nn.Module]:
-        return [SynapticAttention(attention, gate, T, channels, kernel)] if wanted and attention != "none" else []
+        return [SynapticAttention(attention, gate, T, channels, kernel)] if wanted and attention else []
 
     def make(channels: int, width: int, stride: int) -> SynAUnit:
         same_shape = stride == 1 and channels == width
