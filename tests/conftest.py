@@ -17,6 +17,14 @@ def _seeded() -> None:
     torch.manual_seed(0)
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _cache_of_its_own(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Frames that tests make do not go to the user's cache."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("SPIKELOOM_CACHE", str(tmp_path_factory.mktemp("cache")))
+        yield
+
+
 @pytest.fixture
 def native() -> Iterator[Any]:
     """The native library; its instruction level and the number of threads are restored afterwards."""

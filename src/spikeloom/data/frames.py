@@ -77,9 +77,9 @@ class Slicer:
             return np.zeros(0, np.int64), T
         first = int(t[0])
         if self.frames == "count":
-            each = n // T
             # Fewer events than frames: the rule puts them all in the last one.
-            return (np.minimum(np.arange(n) // each, T - 1) if each else np.full(n, T - 1)), T
+            each = n // T
+            return np.repeat(np.arange(T), [each] * (T - 1) + [n - each * (T - 1)]), T
         if self.frames == "time":
             step = (int(t[-1]) - first) // T
             return (np.clip((t - first) // step, 0, T - 1) if step > 0 else np.full(n, T - 1)), T
