@@ -42,6 +42,8 @@ def test_commands_name_what_exists(command):
     name, _, row = recipe.partition("#")
     loaded = load_recipe(name)
     budget = overrides.pop("budget", None)
+    for place in ("run", "results"):
+        overrides.pop(place, None)
     for each in [row] if row else loaded.rows:
         if loaded.measures:
             check_measure(loaded, each, budget, overrides)
