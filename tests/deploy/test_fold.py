@@ -73,8 +73,8 @@ SHAPES = {"sequential_cifar_net": (3, 32), "shd_net": (700,), "paralif_shd": (70
 EVENTS = dict.fromkeys((*list_models("spik*_dvs"), "ds_resnet14_dvs", "ds_resnet20_gesture"), (2, 32, 32))
 EVENTS |= dict.fromkeys(list_models("*_7b"), (2, 128, 128)) | {"vggsnn": (2, 16, 16)}
 SMALL |= {name: {"T": 2} for name in list_models("*_7b")} | {"vggsnn": {"T": 2, "image_size": 16}}
-# The norm behind a Ghost module's concatenation stands behind no convolution.
-NOT_ALL = {"report_sew_resnet34_ghost"}
+# A norm behind a Ghost module's concatenation, or on the input itself, stands behind no convolution.
+NOT_ALL = {"report_sew_resnet34_ghost", "ds_resnet20_gesture"}
 
 
 DEEP = ("ms_resnet482", "ms_resnet110", "ms_resnet104", "ds_resnet68", "ds_resnet44", *list_models("*_resnet1[05]*"))
