@@ -60,7 +60,8 @@ class BatchNorm(nn.BatchNorm2d):
             shape = (-1, *(1,) * (y.dim() - 2))
             if count == 1:
                 self.track(y.detach().flatten().float(), torch.zeros_like(self.running_var))
-                return y * 0 + self.bias.to(y.dtype).view(shape)
+                # The weight has its part in the graph, and no effect.
+                return y * 0 * self.scaled_weight().to(y.dtype).view(shape) + self.bias.to(y.dtype).view(shape)
             mean, variance = torch.zeros_like(self.running_mean), torch.zeros_like(self.running_var)
             # With momentum 1 the buffers receive the batch's own statistics, variance with the factor n / (n - 1).
             z = F.batch_norm(y, mean, variance, self.scaled_weight(), self.bias, True, 1.0, self.eps)
