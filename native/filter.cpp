@@ -1,5 +1,5 @@
 // Linear recurrences in both directions (ParaLIF, PSU, leaky readouts), and the gated neuron (GLIF).
-#include "level.hpp"
+#include "filter.hpp"
 
 namespace spikeloom {
 namespace SPIKELOOM_LEVEL {
@@ -10,12 +10,7 @@ int forward(const FilterForward& a) {
   const int64_t block = 512;
   return for_blocks(a.size, block, 4 * block * 4, a.threads, a.steps * a.size < SMALL, [&](int64_t i0, int64_t n, float* rows) {
     float *syn = rows, *mem = rows + block, *alpha = rows + 2 * block, *beta = rows + 3 * block;
-    for (int64_t i = 0; i < n; i++) {
-      syn[i] = a.state ? a.state[i0 + i] : 0.f;
-      mem[i] = a.state ? a.state[a.size + i0 + i] : 0.f;
-      alpha[i] = a.alpha[a.constant_stride * (i0 + i)];
-      beta[i] = a.beta[a.constant_stride * (i0 + i)];
-    }
+    enter(a, i0, n, alpha, beta, syn, mem);
     for (int64_t t = 0; t < a.steps; t++) {
       const T* x = static_cast<const T*>(a.x) + t * a.x_stride + i0;
       T* m = static_cast<T*>(a.m) + t * a.size + i0;
@@ -43,29 +38,16 @@ int backward(const FilterBackward& a) {
     float *alpha = scratch, *beta = alpha + block, *grad_syn = beta + block, *grad_mem = grad_syn + block;
     float *sum_alpha = grad_mem + block, *sum_beta = sum_alpha + block;
     float *syn = sum_beta + block, *mem = syn + (a.steps + 1) * block;
+    // Without learned constants nobody needs the state: its rows are overwritten at once.
+    enter(a, i0, n, alpha, beta, learn ? syn : grad_syn, learn ? mem : grad_mem);
     for (int64_t i = 0; i < n; i++) {
-      alpha[i] = a.alpha[a.constant_stride * (i0 + i)];
-      beta[i] = a.beta[a.constant_stride * (i0 + i)];
       grad_syn[i] = a.grad_state_out ? a.grad_state_out[i0 + i] : 0.f;
       grad_mem[i] = a.grad_state_out ? a.grad_state_out[a.size + i0 + i] : 0.f;
       sum_alpha[i] = sum_beta[i] = 0.f;
     }
-    if (learn) {
-      for (int64_t i = 0; i < n; i++) {
-        syn[i] = a.state ? a.state[i0 + i] : 0.f;
-        mem[i] = a.state ? a.state[a.size + i0 + i] : 0.f;
-      }
-      for (int64_t t = 0; t < a.steps; t++) {
-        const T* x = static_cast<const T*>(a.x) + t * a.x_stride + i0;
-        const float *syn0 = syn + t * block, *mem0 = mem + t * block;
-        float *syn1 = syn + (t + 1) * block, *mem1 = mem + (t + 1) * block;
-#pragma omp simd
-        for (int64_t i = 0; i < n; i++) {
-          syn1[i] = alpha[i] * syn0[i] + load(x, i);
-          mem1[i] = beta[i] * mem0[i] + (1.f - beta[i]) * syn1[i];
-        }
-      }
-    }
+    for (int64_t t = 0; learn && t < a.steps; t++)
+      integrate(n, static_cast<const T*>(a.x) + t * a.x_stride + i0, alpha, beta, syn + t * block, mem + t * block,
+                syn + (t + 1) * block, mem + (t + 1) * block);
     for (int64_t t = a.steps - 1; t >= 0; t--) {
       const T* grad_m = static_cast<const T*>(a.grad_m) + t * a.size + i0;
       T* grad_x = static_cast<T*>(a.grad_x) + t * a.size + i0;

@@ -143,7 +143,7 @@ struct FilterBackward : Filter {
 };
 
 // What becomes of a membrane m[t] (ParaLIF, SPSN): y = map(m), then
-//   threshold   s = y > threshold (>= unless strict)     difference  s = y - y[t-1] > threshold
+//   threshold   s = y > threshold                        difference  s = y - y[t-1] > threshold
 //   bernoulli   s = uniform < y, and ds/dy := y          gumbel      s = g > 1/2, ds/dm = 2 g (1 - g),
 // with g = u / (u + (1 - u) exp(-2 m)) and uniform numbers u(seed, t size + i), computed again where they are needed.
 enum class Map : int { identity = 0, sigmoid = 1, tanh = 2, relu_tanh = 3 };
@@ -153,7 +153,6 @@ struct Firing {
   Map map;
   Rule rule;
   float threshold;
-  bool strict;
   uint32_t seed;
   const float* before;  // y one step before the first [size], or null: 0
 };

@@ -144,7 +144,7 @@ void read(Reader& r, FilterBackward& a) {
   READ(grad_m), READ(grad_state_out), READ(grad_x), READ(grad_state), READ(grad_alpha), READ(grad_beta);
 }
 void read(Reader& r, Firing& a) {
-  READ(map), READ(rule), READ(threshold), READ(strict), READ(seed), READ(before);
+  READ(map), READ(rule), READ(threshold), READ(seed), READ(before);
 }
 void read(Reader& r, FilterFireForward& a) {
   read(r, static_cast<Filter&>(a)), read(r, a.fire);

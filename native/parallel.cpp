@@ -1,6 +1,6 @@
 // Neurons that do not wait for their spikes: a leaky integration and what is made of it (ParaLIF, SPSN), or less an
 // estimate of the reset (PSU and its kin). All steps of a block stay in cache; what is kept for the backward pass is x.
-#include "level.hpp"
+#include "filter.hpp"
 
 namespace spikeloom {
 namespace SPIKELOOM_LEVEL {
@@ -50,27 +50,6 @@ inline float soft_sample(float m, float u) {
   return m < 0.f ? u * e / (u * e + v) : u / (u + v * e);
 }
 
-// Reads the constants and the state of a block.
-inline void enter(const Filter& a, int64_t i0, int64_t n, float* alpha, float* beta, float* syn, float* mem) {
-  for (int64_t i = 0; i < n; i++) {
-    alpha[i] = a.alpha[a.constant_stride * (i0 + i)];
-    beta[i] = a.beta[a.constant_stride * (i0 + i)];
-    syn[i] = a.state ? a.state[i0 + i] : 0.f;
-    mem[i] = a.state ? a.state[a.size + i0 + i] : 0.f;
-  }
-}
-
-template <class T>
-inline void integrate(int64_t n, const T* x, const float* alpha, const float* beta, const float* syn0, const float* mem0,
-                      float* syn1, float* mem1) {
-#pragma omp simd
-  for (int64_t i = 0; i < n; i++) {
-    const float s = alpha[i] * syn0[i] + load(x, i);
-    syn1[i] = s;
-    mem1[i] = beta[i] * mem0[i] + (1.f - beta[i]) * s;
-  }
-}
-
 template <class T>
 int fire_forward(const FilterFireForward& a) {
   const int64_t block = 512;
@@ -106,13 +85,8 @@ int fire_forward(const FilterFireForward& a) {
         std::memcpy(before, mapped, n * 4);
         mapped = u;
       }
-      if (f.strict) {
 #pragma omp simd
-        for (int64_t i = 0; i < n; i++) store(s, i, mapped[i] > threshold ? 1.f : 0.f);
-      } else {
-#pragma omp simd
-        for (int64_t i = 0; i < n; i++) store(s, i, mapped[i] >= threshold ? 1.f : 0.f);
-      }
+      for (int64_t i = 0; i < n; i++) store(s, i, mapped[i] > threshold ? 1.f : 0.f);
     }
     if (a.state_out) {
       std::memcpy(a.state_out + i0, syn, n * 4);

@@ -78,11 +78,7 @@ def bench_methods(
         model: in the registry; it takes images.
     """
     steps, batch, turns = ((2, 8), 4, 1) if quick else (methods.STEPS, 16, 3)
-    found: list[Json] = []
-    for row in methods.rows(model, steps, batch, turns):
-        found.append(row)
-        if tell is not None:
-            tell(row)
+    found = _collect(methods.rows(model, steps, batch, turns), tell)
     spreads: list[Json] = [
         {"contender": contender, "spread_percent": round(methods.spread(found, contender), 2)}
         for contender in dict.fromkeys(row["contender"] for row in found)

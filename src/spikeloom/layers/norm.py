@@ -205,11 +205,11 @@ def _one_op(norm: BatchNorm, neuron: Threshold, x: Tensor, residual: Tensor | No
 def _fused(
     norm: BatchNorm, neuron: Threshold, x: Tensor, residual: Tensor | None, add: Tensor | None, wanted: bool
 ) -> tuple[Tensor, Tensor]:
-    one = not isinstance(neuron.v_threshold, tuple)
-    keep = streaming()
+    levels = (len(neuron.v_threshold),) if isinstance(neuron.v_threshold, tuple) else ()
+    one, keep = not levels, streaming()
 
     def run(state: Tensor | None) -> tuple[NormScan, Tensor | None]:
-        check_state(neuron, state, x, () if one else (len(neuron.firing_numbers()) - 6,))
+        check_state(neuron, state, x, levels)
         v = state.unsqueeze(0) if one and state is not None else state
         found = norm_scan(
             x, residual, add, v, norm.scaled_weight(), norm.bias,

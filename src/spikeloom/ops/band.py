@@ -16,6 +16,7 @@ from torch import Tensor
 
 from spikeloom.ops import dispatch
 from spikeloom.ops.layout import NATIVE_DTYPES, as_rows, dense, fresh, from_rows, like, ordered, pointer, steps_of
+from spikeloom.ops.native_op import NativeOp
 from spikeloom.ops.scan import fire
 from spikeloom.surrogates import SLOPE, Surrogate
 
@@ -103,8 +104,7 @@ def _fields(x: Tensor, weight: Tensor, bias: Tensor, order: int, sliding: bool) 
     }  # fmt: skip
 
 
-@torch.library.custom_op("spikeloom::band", mutates_args=(), device_types="cpu")
-def _band(
+def _forward(
     x: Tensor,
     weight: Tensor,
     bias: Tensor,
@@ -123,13 +123,11 @@ def _band(
     return spikes
 
 
-@_band.register_fake
-def _(x: Tensor, *_: Any) -> Tensor:
+def _fake(x: Tensor, *_: Any) -> Tensor:
     return like(dense(x), x.dtype)
 
 
-@torch.library.custom_op("spikeloom::band_potentials", mutates_args=(), device_types="cpu")
-def _band_potentials(x: Tensor, weight: Tensor, bias: Tensor, order: int, sliding: bool) -> Tensor:
+def _potentials(x: Tensor, weight: Tensor, bias: Tensor, order: int, sliding: bool) -> Tensor:
     x, weight, bias = dense(x), weight.float().contiguous(), bias.float().contiguous()
     spikes, h = fresh(x, x.dtype), fresh(x, torch.float32)
     dispatch.native.band_forward(
@@ -138,13 +136,11 @@ def _band_potentials(x: Tensor, weight: Tensor, bias: Tensor, order: int, slidin
     return h
 
 
-@_band_potentials.register_fake
-def _(x: Tensor, *_: Any) -> Tensor:
+def _fake_potentials(x: Tensor, *_: Any) -> Tensor:
     return like(dense(x), torch.float32)
 
 
-@torch.library.custom_op("spikeloom::band_backward", mutates_args=(), device_types="cpu")
-def _band_backward(
+def _backward(
     grad_spikes: Tensor,
     x: Tensor,
     weight: Tensor,
@@ -169,8 +165,7 @@ def _band_backward(
     return grad_x, grad_weight.float(), grad_bias.float()
 
 
-@_band_backward.register_fake
-def _(grad_spikes: Any, x: Tensor, weight: Tensor, bias: Tensor, *_: Any) -> tuple[Tensor, Tensor, Tensor]:
+def _fake_backward(grad_spikes: Any, x: Tensor, weight: Tensor, bias: Tensor, *_: Any) -> tuple[Tensor, Tensor, Tensor]:
     return like(dense(x), x.dtype), torch.empty_like(weight).float(), torch.empty_like(bias).float()
 
 
@@ -187,4 +182,6 @@ def _differentiate(ctx: Any, grad_spikes: Tensor) -> tuple[Any, ...]:
     return grad_x, grad_weight.to(weight.dtype), grad_bias.to(bias.dtype), *(None,) * 6
 
 
-_band.register_autograd(_differentiate, setup_context=_save)
+_band = NativeOp("band", _forward, _fake, _save, _differentiate)
+_band_potentials = NativeOp("band_potentials", _potentials, _fake_potentials)
+_band_backward = NativeOp("band_backward", _backward, _fake_backward)

@@ -80,7 +80,7 @@ def filter_fire(
 
 def _fields(numbers: list[float], threshold: Tensor, before: Tensor | None, seed: Tensor | None) -> dict[str, Any]:
     return {
-        "map": int(numbers[0]), "rule": int(numbers[1]), "threshold": threshold.item(), "strict": True,
+        "map": int(numbers[0]), "rule": int(numbers[1]), "threshold": threshold.item(),
         "seed": 0 if seed is None else int(seed), "before": pointer(before),
     }  # fmt: skip
 

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from spikeloom.ops import dispatch
 from spikeloom.ops.layout import dense, fresh, like, ordered, pointer, rows_like, steps_of
+from spikeloom.ops.native_op import NativeOp
 from spikeloom.surrogates import Surrogate
 
 
@@ -78,8 +79,7 @@ class _Arguments:
         }  # fmt: skip
 
 
-@torch.library.custom_op("spikeloom::gated_scan", mutates_args=(), device_types="cpu")
-def _gated(
+def _forward(
     x: Tensor,
     decay: Tensor,
     drop: Tensor,
@@ -98,14 +98,12 @@ def _gated(
     return spikes, last
 
 
-@_gated.register_fake
-def _(x: Tensor, *_: Any) -> tuple[Tensor, Tensor]:
+def _fake(x: Tensor, *_: Any) -> tuple[Tensor, Tensor]:
     spikes = like(dense(x), torch.float32)
     return spikes, rows_like(2, spikes[0], torch.float32)
 
 
-@torch.library.custom_op("spikeloom::gated_scan_backward", mutates_args=(), device_types="cpu")
-def _gated_backward(
+def _backward(
     grad_spikes: Tensor,
     grad_last: Tensor,
     x: Tensor,
@@ -134,9 +132,8 @@ def _gated_backward(
     return grad_x, grad_state, constants
 
 
-@_gated_backward.register_fake
-def _(grad_spikes: Any, grad_last: Any, x: Tensor, decay: Any, drop: Any, leak: Any, gate: Any, threshold: Any,
-      state: Any, *_: Any) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+def _fake_backward(grad_spikes: Any, grad_last: Any, x: Tensor, decay: Any, drop: Any, leak: Any, gate: Any,
+                   threshold: Any, state: Any, *_: Any) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     grad_x = like(dense(x), torch.float32)
     grad_state = rows_like(2, grad_x[0], torch.float32) if state is not None else x.new_empty(0)
     return grad_x, grad_state, rows_like(5, grad_x[0], torch.float32)
@@ -153,4 +150,5 @@ def _differentiate(ctx: Any, grad_spikes: Tensor, grad_last: Tensor) -> tuple[An
     return grad_x, *constants, grad_state if state is not None else None, *(None,) * 4
 
 
-_gated.register_autograd(_differentiate, setup_context=_save)
+_gated = NativeOp("gated_scan", _forward, _fake, _save, _differentiate)
+_gated_backward = NativeOp("gated_scan_backward", _backward, _fake_backward)

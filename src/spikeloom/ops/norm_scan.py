@@ -18,7 +18,7 @@ from torch import Tensor
 from spikeloom.ops import dispatch
 from spikeloom.ops.layout import channels_of, dense, fresh, like, ordered, pointer, rows_like, steps_of
 from spikeloom.ops.native_op import NativeOp
-from spikeloom.ops.scan_native import Numbers, as_tensor, charge_fields, firing, no_potentials
+from spikeloom.ops.scan_native import Numbers, as_tensor, charge_fields, firing, levels_of, no_potentials
 from spikeloom.ops.scan_reference import Constant
 
 
@@ -164,7 +164,7 @@ def _fake(x: Tensor, residual: Any, add: Any, v: Any, weight: Any, bias: Any, me
     x, (C, _) = _layout(x)
     spikes = like(x, x.dtype)
     total = torch.empty_like(spikes) if return_sum else x.new_empty(0)
-    last = rows_like(len(numbers) - 6, spikes[0], torch.float32) if return_v else no_potentials(x)
+    last = rows_like(levels_of(numbers), spikes[0], torch.float32) if return_v else no_potentials(x)
     return spikes, total, last, x.new_empty(C, dtype=torch.float32), x.new_empty(C, dtype=torch.float32)
 
 
@@ -242,7 +242,7 @@ def _fake_backward(grad_spikes: Any, grad_sum: Any, grad_last: Any, x: Tensor, r
     whole = like(x, x.dtype)
     grad_x = rows_like(1, whole[0], x.dtype) if _repeats(x) and residual is None else whole
     grad_residual = x.new_empty(0) if residual is None else torch.empty_like(whole)
-    grad_v = no_potentials(x) if v is None else rows_like(len(numbers) - 6, whole[0], torch.float32)
+    grad_v = no_potentials(x) if v is None else rows_like(levels_of(numbers), whole[0], torch.float32)
     per_channel = x.new_empty(C, dtype=torch.float32)
     constants = x.new_empty(3 if learn else 0, dtype=torch.float64)
     return grad_x, grad_residual, grad_v, per_channel, torch.empty_like(per_channel), constants

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from functools import lru_cache
 from typing import Any, NamedTuple
 
@@ -30,6 +31,11 @@ def firing_numbers(
     """Packs what `firing` unpacks."""
     thresholds = v_threshold if isinstance(v_threshold, tuple) else (v_threshold,)
     return (math.nan if v_reset is None else v_reset, strict, detach_reset, *formula, *thresholds)
+
+
+def levels_of(numbers: Sequence[float]) -> int:
+    """How many thresholds stand behind the six other numbers."""
+    return len(numbers) - 6
 
 
 class Firing(NamedTuple):
@@ -75,7 +81,7 @@ def charge_fields(decay: Tensor, gain: Tensor, scale: Tensor | None) -> dict[str
 
 
 def _prepare(
-    x: Tensor, v: Tensor | None, decay: Tensor, gain: Tensor, scale: Tensor | None, numbers: Numbers
+    x: Tensor, v: Tensor | None, decay: Tensor, gain: Tensor, scale: Tensor | None, numbers: Sequence[float]
 ) -> tuple[Tensor, Tensor | None, Firing, dict[str, Any]]:
     x, a = dense(x), firing(tuple(numbers))
     v = None if v is None else ordered(v, rows_like(a.levels, like(x, x.dtype)[0], v.dtype))
@@ -97,7 +103,7 @@ def _forward(
     numbers: list[float],
     return_v: bool,
 ) -> tuple[Tensor, Tensor]:
-    x, v, a, fields = _prepare(x, v, decay, gain, scale, tuple(numbers))
+    x, v, a, fields = _prepare(x, v, decay, gain, scale, numbers)
     spikes = fresh(x, x.dtype)
     last = rows_like(a.levels, spikes[0], torch.float32) if return_v else no_potentials(x)
     dispatch.native.scan_forward(
@@ -108,13 +114,13 @@ def _forward(
 
 def _fake(x: Tensor, v: Any, decay: Any, gain: Any, scale: Any, slope: Any, numbers: Any, return_v: bool) -> Any:
     spikes = like(dense(x), x.dtype)
-    return spikes, rows_like(len(numbers) - 6, spikes[0], torch.float32) if return_v else no_potentials(x)
+    return spikes, rows_like(levels_of(numbers), spikes[0], torch.float32) if return_v else no_potentials(x)
 
 
 def _potentials(
     x: Tensor, v: Tensor | None, decay: Tensor, gain: Tensor, scale: Tensor | None, numbers: list[float]
 ) -> Tensor:
-    x, v, a, fields = _prepare(x, v, decay, gain, scale, tuple(numbers))
+    x, v, a, fields = _prepare(x, v, decay, gain, scale, numbers)
     spikes = fresh(x, x.dtype)
     f = rows_like(a.levels, spikes, torch.float32)
     dispatch.native.scan_forward(
@@ -124,7 +130,7 @@ def _potentials(
 
 
 def _fake_potentials(x: Tensor, v: Any, decay: Any, gain: Any, scale: Any, numbers: Any) -> Tensor:
-    return rows_like(len(numbers) - 6, like(dense(x), x.dtype), torch.float32)
+    return rows_like(levels_of(numbers), like(dense(x), x.dtype), torch.float32)
 
 
 def _backward(
@@ -139,7 +145,7 @@ def _backward(
     numbers: list[float],
     learn: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    x, v, a, fields = _prepare(x, v, decay, gain, scale, tuple(numbers))
+    x, v, a, fields = _prepare(x, v, decay, gain, scale, numbers)
     grad_x = fresh(x, x.dtype)
     grad_spikes = ordered(grad_spikes.to(x.dtype), grad_x)
     grad_v = no_potentials(x)
@@ -160,7 +166,7 @@ def _backward(
 def _fake_backward(grad_spikes: Any, grad_last: Any, x: Tensor, v: Any, decay: Any, gain: Any, scale: Any, slope: Any,
                    numbers: Any, learn: bool) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     grad_x = like(dense(x), x.dtype)
-    grad_v = no_potentials(x) if v is None else rows_like(len(numbers) - 6, grad_x[0], torch.float32)
+    grad_v = no_potentials(x) if v is None else rows_like(levels_of(numbers), grad_x[0], torch.float32)
     return grad_x, grad_v, x.new_empty(3 if learn else 0, dtype=torch.float64)
 
 
