@@ -80,57 +80,124 @@ int backward(const FilterBackward& a) {
   });
 }
 
+constexpr int64_t CONSTANTS = 5;
+
+// The constants of a block, spread from channels to elements, and the input gate of a step.
+class GatedRows {
+ public:
+  static constexpr int64_t count = CONSTANTS + 1;
+
+  GatedRows(const Gated& a, float* rows, int64_t block)
+      : decay(rows), drop(rows + block), leak(rows + 2 * block), gate(rows + 3 * block), threshold(rows + 4 * block),
+        a_(a), rows_(rows), open_(rows + CONSTANTS * block), block_(block), fixed_(repeats(a.layout, block)) {
+    if (fixed_) fill(0, block);
+  }
+
+  void enter(int64_t i0, int64_t n) {
+    i0_ = i0, n_ = n;
+    if (!fixed_) fill(i0, n);
+  }
+
+  const float* open(int64_t t) {
+    spread(a_.layout, i0_, n_, a_.open + t * a_.layout.channels, open_);
+    return open_;
+  }
+
+  const float *decay, *drop, *leak, *gate, *threshold;
+
+ private:
+  void fill(int64_t i0, int64_t n) {
+    for (int64_t c = 0; c < CONSTANTS; c++)
+      spread(a_.layout, i0, n, a_.constants + c * a_.layout.channels, rows_ + c * block_);
+  }
+
+  const Gated& a_;
+  float *rows_, *open_;
+  int64_t block_;
+  bool fixed_;
+  int64_t i0_ = 0, n_ = 0;
+};
+
+// What one step does to a block: u and s, which may lie in other rows than those before them.
+inline void gated_step(const Gated& a, int64_t t, int64_t i0, int64_t n, GatedRows& rows, const float* u0, const float* s0,
+                       float* u1, float* s1) {
+  const float *x = a.x + t * a.x_stride + i0, *open = rows.open(t);
+  const float *decay = rows.decay, *drop = rows.drop, *leak = rows.leak, *gate = rows.gate, *threshold = rows.threshold;
+  const bool strict = a.strict;
+#pragma omp simd
+  for (int64_t i = 0; i < n; i++) {
+    const float v = u0[i] * (1.f - gate[i] * s0[i]);
+    const float u = decay[i] * v - drop[i] * s0[i] - leak[i] + open[i] * x[i];
+    u1[i] = u;
+    s1[i] = (strict ? u > threshold[i] : u >= threshold[i]) ? 1.f : 0.f;
+  }
+}
+
 template <Surrogate kind>
 int gated_back(const GatedBackward& a) {
-  const int64_t rows = (a.steps + 1) + 2 + 5;
-  const int64_t block = block_size(rows * 4, 192 << 10, 512);
-  return for_blocks(a.size, block, rows * block * 4, a.threads, a.steps * a.size < SMALL, [&](int64_t i0, int64_t n, float* u_rows) {
-    // Row t + 1 holds u[t]; the spike of the step before the first is part of the state.
-    float *grad_u = u_rows + (a.steps + 1) * block, *grad_s = grad_u + block, *sums = grad_s + block;
-    const float *decay = a.decay + i0, *drop = a.drop + i0, *leak = a.leak + i0, *gate = a.gate + i0, *threshold = a.threshold + i0;
-    const float* first_spike = a.state ? a.state + a.size + i0 : nullptr;
-    std::memset(sums, 0, 5 * block * 4);
-    for (int64_t i = 0; i < n; i++) {
-      u_rows[i] = a.state ? a.state[i0 + i] : 0.f;
-      grad_u[i] = a.grad_state_out ? a.grad_state_out[i0 + i] : 0.f;
-      grad_s[i] = a.grad_state_out ? a.grad_state_out[a.size + i0 + i] : 0.f;
-    }
-    const auto spike_before = [&](int64_t t, int64_t i) {
-      const float u = u_rows[t * block + i];
-      if (t == 0) return first_spike ? first_spike[i] : 0.f;
-      return (a.strict ? u > threshold[i] : u >= threshold[i]) ? 1.f : 0.f;
-    };
-    for (int64_t t = 0; t < a.steps; t++) {
-      const float* x = a.x + t * a.size + i0;
+  // Rows of u and s from the state to the last step, gradients of both, sums, and one of products.
+  const int64_t C = a.layout.channels, count = 2 * (a.steps + 1) + 2 + CONSTANTS + 1 + GatedRows::count;
+  const int64_t block = whole_periods(a.layout, block_size(count * 4, 192 << 10, 512));
+  const int64_t blocks = (a.size + block - 1) / block, partial_size = (a.steps + CONSTANTS) * C;
+  // Each group has sums of its own, at most 32 MB in all; their number does not depend on that of the threads.
+  const int64_t most = (4 << 20) / partial_size, wanted = groups_of(blocks, true);
+  const int64_t groups = wanted < 2 ? wanted : smaller(wanted, most < 2 ? 2 : most);
+  double* partial = static_cast<double*>(std::calloc(groups * partial_size + 1, sizeof(double)));
+  if (partial == nullptr) return -1;
+  const auto body = [&](int64_t group, int64_t first, int64_t last, float* u_rows) {
+    float *s_rows = u_rows + (a.steps + 1) * block, *grad_u = s_rows + (a.steps + 1) * block, *grad_s = grad_u + block;
+    float *sums = grad_s + block, *product = sums + CONSTANTS * block;
+    GatedRows rows(a, product + block, block);
+    double *open_sums = partial + group * partial_size, *constant_sums = open_sums + a.steps * C;
+    std::memset(sums, 0, (CONSTANTS + 1) * block * 4);
+    for (int64_t i0 = first * block; i0 < smaller(last * block, a.size); i0 += block) {
+      const int64_t n = smaller(block, a.size - i0);
+      rows.enter(i0, n);
       for (int64_t i = 0; i < n; i++) {
-        const float s = spike_before(t, i), v = u_rows[t * block + i] * (1.f - gate[i] * s);
-        u_rows[(t + 1) * block + i] = decay[i] * v - drop[i] * s - leak[i] + x[i];
+        u_rows[i] = a.state ? a.state[i0 + i] : 0.f;
+        s_rows[i] = a.state ? a.state[a.size + i0 + i] : 0.f;
+      }
+      for (int64_t t = 0; t < a.steps; t++)
+        gated_step(a, t, i0, n, rows, u_rows + t * block, s_rows + t * block, u_rows + (t + 1) * block, s_rows + (t + 1) * block);
+      std::memcpy(grad_u, a.grad_state_out + i0, n * 4);
+      std::memcpy(grad_s, a.grad_state_out + a.size + i0, n * 4);
+      for (int64_t t = a.steps - 1; t >= 0; t--) {
+        const float *open = rows.open(t), *grad_out = a.grad_spikes + t * a.size + i0, *x = a.x + t * a.x_stride + i0;
+        const float *u = u_rows + (t + 1) * block, *before = u_rows + t * block, *s = s_rows + t * block;
+        const float *decay = rows.decay, *drop = rows.drop, *gate = rows.gate, *threshold = rows.threshold;
+        float* grad_x = a.grad_x + t * a.size + i0;
+        float *decays = sums, *drops = sums + block, *leaks = sums + 2 * block, *gates = sums + 3 * block, *thresholds = sums + 4 * block;
+        const float p = a.p, q = a.q;
+#pragma omp simd
+        for (int64_t i = 0; i < n; i++) {
+          const float from_spike = (grad_out[i] + grad_s[i]) * derivative<kind>(u[i] - threshold[i], p, q);
+          const float grad = grad_u[i] + from_spike, kept = before[i] * (1.f - gate[i] * s[i]), through = grad * decay[i];
+          grad_x[i] = grad * open[i];
+          product[i] = grad * x[i];
+          decays[i] += grad * kept;
+          drops[i] -= grad * s[i];
+          leaks[i] -= grad;
+          gates[i] -= through * before[i] * s[i];
+          thresholds[i] -= from_spike;
+          grad_u[i] = through * (1.f - gate[i] * s[i]);
+          grad_s[i] = -(through * before[i] * gate[i] + grad * drop[i]);
+        }
+        gather(a.layout, i0, n, product, open_sums + t * C);
+      }
+      for (int64_t c = 0; c < CONSTANTS; c++) gather(a.layout, i0, n, sums + c * block, constant_sums + c * C);
+      if (a.grad_state) {
+        std::memcpy(a.grad_state + i0, grad_u, n * 4);
+        std::memcpy(a.grad_state + a.size + i0, grad_s, n * 4);
       }
     }
-    for (int64_t t = a.steps - 1; t >= 0; t--) {
-      const float* grad_out = a.grad_spikes + t * a.size + i0;
-      float* grad_x = a.grad_x + t * a.size + i0;
-      for (int64_t i = 0; i < n; i++) {
-        const float u = u_rows[(t + 1) * block + i], s = spike_before(t, i), last = u_rows[t * block + i];
-        float d;
-        if constexpr (kind == Surrogate::slope) d = a.slope[t * a.size + i0 + i]; else d = derivative<kind>(u - threshold[i], a.p, a.q);
-        const float from_spike = (grad_out[i] + grad_s[i]) * d, grad = grad_u[i] + from_spike;
-        grad_x[i] = grad;
-        sums[0 * block + i] += grad * last * (1.f - gate[i] * s);
-        sums[1 * block + i] -= grad * s;
-        sums[2 * block + i] -= grad;
-        sums[3 * block + i] -= grad * decay[i] * last * s;
-        sums[4 * block + i] -= from_spike;
-        grad_u[i] = grad * decay[i] * (1.f - gate[i] * s);
-        grad_s[i] = -grad * (decay[i] * last * gate[i] + drop[i]);
-      }
-    }
-    for (int64_t c = 0; c < 5; c++) std::memcpy(a.grad_constants + c * a.size + i0, sums + c * block, n * 4);
-    if (a.grad_state) {
-      std::memcpy(a.grad_state + i0, grad_u, n * 4);
-      std::memcpy(a.grad_state + a.size + i0, grad_s, n * 4);
-    }
-  });
+  };
+  const int failed = for_groups(blocks, groups, count * block * 4, a.threads, a.steps * a.size < SMALL, body);
+  std::memset(a.grad_open, 0, a.steps * C * sizeof(double));
+  std::memset(a.grad_constants, 0, CONSTANTS * C * sizeof(double));
+  add_groups(partial, groups, partial_size, a.steps * C, a.grad_open);
+  add_groups(partial + a.steps * C, groups, partial_size, CONSTANTS * C, a.grad_constants);
+  std::free(partial);
+  return failed;
 }
 
 }  // namespace
@@ -144,30 +211,27 @@ int filter_backward(const FilterBackward& a) {
 }
 
 int gated_forward(const GatedForward& a) {
-  const int64_t block = 512;
-  return for_blocks(a.size, block, 2 * block * 4, a.threads, a.steps * a.size < SMALL, [&](int64_t i0, int64_t n, float* rows) {
-    float *u = rows, *s = rows + block;
-    const float *decay = a.decay + i0, *drop = a.drop + i0, *leak = a.leak + i0, *gate = a.gate + i0, *threshold = a.threshold + i0;
-    for (int64_t i = 0; i < n; i++) {
-      u[i] = a.state ? a.state[i0 + i] : 0.f;
-      s[i] = a.state ? a.state[a.size + i0 + i] : 0.f;
-    }
-    for (int64_t t = 0; t < a.steps; t++) {
-      const float* x = a.x + t * a.size + i0;
-      float* spikes = a.spikes + t * a.size + i0;
-#pragma omp simd
+  const int64_t block = whole_periods(a.layout, 512), blocks = (a.size + block - 1) / block;
+  const int64_t scratch = (2 + GatedRows::count) * block * 4;
+  const auto body = [&](int64_t, int64_t first, int64_t last, float* u) {
+    float* s = u + block;
+    GatedRows rows(a, s + block, block);
+    for (int64_t i0 = first * block; i0 < smaller(last * block, a.size); i0 += block) {
+      const int64_t n = smaller(block, a.size - i0);
+      rows.enter(i0, n);
       for (int64_t i = 0; i < n; i++) {
-        const float v = u[i] * (1.f - gate[i] * s[i]);
-        u[i] = decay[i] * v - drop[i] * s[i] - leak[i] + x[i];
-        s[i] = (a.strict ? u[i] > threshold[i] : u[i] >= threshold[i]) ? 1.f : 0.f;
-        spikes[i] = s[i];
+        u[i] = a.state ? a.state[i0 + i] : 0.f;
+        s[i] = a.state ? a.state[a.size + i0 + i] : 0.f;
       }
-    }
-    if (a.state_out) {
+      for (int64_t t = 0; t < a.steps; t++) {
+        gated_step(a, t, i0, n, rows, u, s, u, s);
+        std::memcpy(a.spikes + t * a.size + i0, s, n * 4);
+      }
       std::memcpy(a.state_out + i0, u, n * 4);
       std::memcpy(a.state_out + a.size + i0, s, n * 4);
     }
-  });
+  };
+  return for_groups(blocks, groups_of(blocks, true), scratch, a.threads, a.steps * a.size < SMALL, body);
 }
 
 int gated_backward(const GatedBackward& a) {
@@ -177,7 +241,7 @@ int gated_backward(const GatedBackward& a) {
     case Surrogate::triangle: return gated_back<Surrogate::triangle>(a);
     case Surrogate::fast_sigmoid: return gated_back<Surrogate::fast_sigmoid>(a);
     case Surrogate::sigmoid: return gated_back<Surrogate::sigmoid>(a);
-    case Surrogate::slope: return gated_back<Surrogate::slope>(a);
+    case Surrogate::slope: break;
   }
   return -2;
 }

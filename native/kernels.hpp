@@ -211,31 +211,34 @@ struct EstimateBackward : Estimate {
   float* grad_state;  // or null
 };
 
-// A gated neuron with constants of its own for every element (GLIF), on an input that is already gated:
-//   u[t] = decay v[t-1] - drop s[t-1] - leak + x[t],   s[t] = u[t] > threshold (>= unless strict),
+// A gated neuron with constants of its own for every channel (GLIF):
+//   u[t] = decay v[t-1] - drop s[t-1] - leak + open[t] x[t],   s[t] = u[t] > threshold (>= unless strict),
 //   v[t] = u[t] (1 - gate s[t]).
 struct Gated {
   int64_t steps, size;
   const float* x;
-  const float *decay, *drop, *leak, *gate, *threshold;  // [size] each
+  int64_t x_stride;
+  Channels layout;
+  const float* open;       // [steps, channels]
+  const float* constants;  // decay, drop, leak, gate, threshold: [5, channels]
   bool strict;
   const float* state;  // {u, s} of the step before [2, size], or null: 0
   int threads;
 };
 
 struct GatedForward : Gated {
-  float *spikes, *state_out;  // state_out or null
+  float *spikes, *state_out;
 };
 
 struct GatedBackward : Gated {
   const float* grad_spikes;
-  const float* grad_state_out;  // gradient of the last {u, s}, or null
-  const float* slope;
-  Surrogate surrogate;
+  const float* grad_state_out;  // gradient of the last {u, s}
+  Surrogate surrogate;          // not slope
   float p, q;
-  float* grad_x;
-  float* grad_state;      // or null
-  float* grad_constants;  // [5, size], in the order above
+  float* grad_x;           // [steps, size]
+  float* grad_state;       // or null
+  double* grad_open;       // [steps, channels]
+  double* grad_constants;  // [5, channels]
 };
 
 struct Kernels {

@@ -169,8 +169,8 @@ void read(Reader& r, EstimateBackward& a) {
   READ(grad_z), READ(grad_state);
 }
 void read(Reader& r, Gated& a) {
-  READ(steps), READ(size), READ(x), READ(decay), READ(drop), READ(leak), READ(gate), READ(threshold), READ(strict);
-  READ(state), READ(threads);
+  READ(steps), READ(size), READ(x), READ(x_stride), READ(layout.channels), READ(layout.inner), READ(open);
+  READ(constants), READ(strict), READ(state), READ(threads);
 }
 void read(Reader& r, GatedForward& a) {
   read(r, static_cast<Gated&>(a));
@@ -178,8 +178,8 @@ void read(Reader& r, GatedForward& a) {
 }
 void read(Reader& r, GatedBackward& a) {
   read(r, static_cast<Gated&>(a));
-  READ(grad_spikes), READ(grad_state_out), READ(slope), READ(surrogate), READ(p), READ(q), READ(grad_x);
-  READ(grad_state), READ(grad_constants);
+  READ(grad_spikes), READ(grad_state_out), READ(surrogate), READ(p), READ(q), READ(grad_x), READ(grad_state);
+  READ(grad_open), READ(grad_constants);
 }
 
 #undef READ

@@ -67,27 +67,24 @@ class GLIF(Neuron):
             return soft
         return soft + ((soft > 0.5).to(soft.dtype) - soft).detach()
 
-    def _prepare(self, x: Tensor, first: int) -> tuple[Tensor, tuple[Tensor, Tensor, Tensor, Tensor, Tensor]]:
+    def _gates(self, x: Tensor, first: int) -> tuple[Tensor, Tensor]:
+        """The input's gate [T, C] from step `first` on, and decay, drop, leak, gate and threshold [5, C]."""
         if x.dim() < 3 or x.shape[2] != self.channels:
             raise ValueError(f"this GLIF is made for [T, N, {self.channels}, ...], got {tuple(x.shape)}")
         if first + x.shape[0] > self.T:
             raise ValueError(f"this GLIF is made for T = {self.T} steps, got {first + x.shape[0]}")
-        shape = (-1, *(1,) * (x.dim() - 3))
         a, b, g = (self._gate(raw) for raw in (self.alpha, self.beta, self.gamma))
         tau, threshold, leak, drop = (
             torch.sigmoid(raw) for raw in (self.tau, self.v_threshold, self.leak, self.v_drop)
         )
-        opened = 1 - b * (1 - torch.sigmoid(self.conduct[first : first + x.shape[0]]))
-        gated = x * opened.view(x.shape[0], 1, *(self.channels, *shape[1:])).to(x.dtype)
-        constants = (1 - a * (1 - tau), (1 - g) * drop, (1 - a) * leak, g, threshold)
-        decay, dropped, leaked, gate, v_threshold = (c.view(shape) for c in constants)
-        return gated, (decay, dropped, leaked, gate, v_threshold)
+        open = 1 - b * (1 - torch.sigmoid(self.conduct[first : first + x.shape[0]]))
+        return open, torch.stack([1 - a * (1 - tau), (1 - g) * drop, (1 - a) * leak, g, threshold])
 
     def run(self, x: Tensor, state: tuple[Tensor, int] | None, keep: bool) -> tuple[Tensor, tuple[Tensor, int] | None]:
         before, first = (None, 0) if state is None else state
         check_state(self, before, x, (2,))
-        gated, constants = self._prepare(x, first)
-        spikes, last = gated_scan(gated, constants, self.surrogate, self.strict, before)
+        open, constants = self._gates(x, first)
+        spikes, last = gated_scan(x, open, constants, self.surrogate, self.strict, before)
         return spikes, (last, first + x.shape[0]) if keep else None
 
     def extra_repr(self) -> str:

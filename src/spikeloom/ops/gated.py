@@ -1,9 +1,9 @@
 """GLIF: a leaky neuron with gates and constants of its own for every channel (Yao et al. 2022, GLIF).
 
-    U[t] = decay U[t-1] (1 - gate S[t-1]) - drop S[t-1] - leak + X[t]
+    U[t] = decay U[t-1] (1 - gate S[t-1]) - drop S[t-1] - leak + open[t] X[t]
     S[t] = Theta(U[t] - threshold)
 
-The input is already weighed by its own gates (`neurons.GLIF`); decay, drop, leak, gate and threshold are tensors.
+decay, drop, leak, gate and threshold are constants [C] of the channels, open the input's gate [T, C].
 """
 
 from __future__ import annotations
@@ -14,14 +14,15 @@ import torch
 from torch import Tensor
 
 from spikeloom.ops import dispatch
-from spikeloom.ops.layout import dense, fresh, like, ordered, pointer, rows_like, steps_of
+from spikeloom.ops.layout import by_channels, fresh, like, ordered, pointer, rows_like, steps_of
 from spikeloom.ops.native_op import NativeOp
 from spikeloom.surrogates import Surrogate
 
 
 def gated_scan(
     x: Tensor,
-    constants: tuple[Tensor, Tensor, Tensor, Tensor, Tensor],
+    open: Tensor,
+    constants: Tensor,
     surrogate: Surrogate,
     strict: bool,
     state: Tensor | None = None,
@@ -29,125 +30,120 @@ def gated_scan(
     """Runs the recurrence at the top of this file.
 
     Args:
-        x: gated currents [T, N, ...].
-        constants: decay, drop, leak, gate, threshold; each broadcasts to a step [N, ...].
+        x: currents [T, N, C, ...].
+        open: the gate of every step's input [T, C].
+        constants: decay, drop, leak, gate, threshold [5, C].
         surrogate: its derivative replaces that of Theta.
         strict: fire on `>` instead of `>=`.
-        state: {U, S} of the step before the first, [2, N, ...]; None for zero.
+        state: {U, S} of the step before the first, [2, N, C, ...]; None for zero.
 
     Returns:
-        Spikes [T, N, ...] of x's dtype, and the last state [2, N, ...].
+        Spikes [T, N, C, ...] of x's dtype, and the last state [2, N, C, ...].
     """
+    if x.dim() < 3 or open.shape != (x.shape[0], x.shape[2]) or constants.shape != (5, x.shape[2]):
+        raise ValueError(
+            f"x [T, N, C, ...], open [T, C] and constants [5, C] do not agree: "
+            f"{tuple(x.shape)}, {tuple(open.shape)}, {tuple(constants.shape)}"
+        )
     if state is not None and state.shape != (2, *x.shape[1:]):
-        raise ValueError(f"state must be [2, N, ...] of a step {tuple(x.shape[1:])}, got {tuple(state.shape)}")
+        raise ValueError(f"state must be [2, N, C, ...] of a step {tuple(x.shape[1:])}, got {tuple(state.shape)}")
     if dispatch.choose("gated_scan", x, (torch.float32,)) == "reference" or surrogate.formula is None:
-        return gated_scan_reference(x, constants, surrogate, strict, state)
-    expanded = [c.to(torch.float32).expand(x.shape[1:]) for c in constants]
-    return _gated(x, *expanded, state, strict, *surrogate.formula)
+        return gated_scan_reference(x, open, constants, surrogate, strict, state)
+    return _gated(x, open.float(), constants.float(), state, strict, *surrogate.formula)
 
 
 def gated_scan_reference(
-    x: Tensor, constants: tuple[Tensor, ...], surrogate: Surrogate, strict: bool, state: Tensor | None = None
+    x: Tensor, open: Tensor, constants: Tensor, surrogate: Surrogate, strict: bool, state: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:
     """`gated_scan` in plain PyTorch: the definition, differentiated by autograd."""
-    decay, drop, leak, gate, threshold = constants
+    space = (1,) * (x.dim() - 3)
+    decay, drop, leak, gate, threshold = constants.view(*constants.shape, *space)
     dtype = torch.float64 if x.dtype == torch.float64 else torch.float32
     u, s = x.new_zeros((2, *x.shape[1:]), dtype=dtype) if state is None else state
     spikes: list[Tensor] = []
-    for x_t in x.to(dtype):
-        u = decay * (u * (1 - gate * s)) - drop * s - leak + x_t
+    for x_t, open_t in zip(x.to(dtype), open.view(*open.shape, *space), strict=True):
+        u = decay * (u * (1 - gate * s)) - drop * s - leak + open_t * x_t
         s = surrogate(u - threshold, strict)
         spikes.append(s)
     return torch.stack(spikes).to(x.dtype), torch.stack([u, s])
 
 
-class _Arguments:
-    def __init__(self, x: Tensor, constants: tuple[Tensor, ...], state: Tensor | None, strict: bool):
-        self.x = dense(x)
-        self.step = like(self.x, torch.float32)[0]
-        names = ("decay", "drop", "leak", "gate", "threshold")
-        self.constants = {name: ordered(c, self.step) for name, c in zip(names, constants, strict=True)}
-        self.state = None if state is None else ordered(state, rows_like(2, self.step, torch.float32))
-        fields = steps_of(self.x)
-        if fields["x_stride"] != fields["size"]:
-            self.x = ordered(self.x, like(self.x, torch.float32))
-            fields = steps_of(self.x)
-        del fields["dtype"], fields["x_stride"]
-        self.fields: dict[str, Any] = {
-            **fields, **{name: c.data_ptr() for name, c in self.constants.items()},
-            "strict": strict, "state": pointer(self.state),
-        }  # fmt: skip
+def _fields(x: Tensor, open: Tensor, constants: Tensor, state: Tensor | None, strict: bool) -> dict[str, Any]:
+    x, layout = by_channels(x)
+    fields = {**steps_of(x), **layout}
+    del fields["dtype"]
+    return {
+        **fields, "open": open.data_ptr(), "constants": constants.data_ptr(), "strict": strict,
+        "state": pointer(state),
+    }  # fmt: skip
+
+
+def _states(x: Tensor) -> Tensor:
+    """An empty {U, S} in the order of x's steps."""
+    return rows_like(2, like(x, torch.float32)[0], torch.float32)
 
 
 def _forward(
-    x: Tensor,
-    decay: Tensor,
-    drop: Tensor,
-    leak: Tensor,
-    gate: Tensor,
-    threshold: Tensor,
-    state: Tensor | None,
-    strict: bool,
-    kind: int,
-    p: float,
-    q: float,
+    x: Tensor, open: Tensor, constants: Tensor, state: Tensor | None, strict: bool, kind: int, p: float, q: float
 ) -> tuple[Tensor, Tensor]:
-    a = _Arguments(x, (decay, drop, leak, gate, threshold), state, strict)
-    spikes, last = fresh(a.x, torch.float32), rows_like(2, a.step, torch.float32)
-    dispatch.native.gated_forward(**a.fields, spikes=spikes.data_ptr(), state_out=last.data_ptr())
+    (x, _), open, constants = by_channels(x), open.contiguous(), constants.contiguous()
+    spikes, last = fresh(x, torch.float32), _states(x)
+    state = None if state is None else ordered(state, last)
+    dispatch.native.gated_forward(
+        **_fields(x, open, constants, state, strict), spikes=spikes.data_ptr(), state_out=last.data_ptr()
+    )
     return spikes, last
 
 
 def _fake(x: Tensor, *_: Any) -> tuple[Tensor, Tensor]:
-    spikes = like(dense(x), torch.float32)
-    return spikes, rows_like(2, spikes[0], torch.float32)
+    x, _layout = by_channels(x)
+    return like(x, torch.float32), _states(x)
 
 
 def _backward(
     grad_spikes: Tensor,
     grad_last: Tensor,
     x: Tensor,
-    decay: Tensor,
-    drop: Tensor,
-    leak: Tensor,
-    gate: Tensor,
-    threshold: Tensor,
+    open: Tensor,
+    constants: Tensor,
     state: Tensor | None,
     strict: bool,
     kind: int,
     p: float,
     q: float,
-) -> tuple[Tensor, Tensor, Tensor]:
-    a = _Arguments(x, (decay, drop, leak, gate, threshold), state, strict)
-    grad_x = fresh(a.x, torch.float32)
-    grad_spikes = ordered(grad_spikes, grad_x)
-    grad_last = ordered(grad_last, rows_like(2, a.step, torch.float32))
-    grad_state = rows_like(2, a.step, torch.float32) if state is not None else x.new_empty(0)
-    constants = rows_like(5, a.step, torch.float32)
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    (x, _), open, constants = by_channels(x), open.contiguous(), constants.contiguous()
+    grad_x, states = fresh(x, torch.float32), _states(x)
+    grad_spikes, grad_last = ordered(grad_spikes, grad_x), ordered(grad_last, states)
+    state = None if state is None else ordered(state, states)
+    grad_state = torch.empty_like(states) if state is not None else x.new_empty(0)
+    grad_open = torch.empty_like(open, dtype=torch.float64)
+    grad_constants = torch.empty_like(constants, dtype=torch.float64)
     dispatch.native.gated_backward(
-        **a.fields, grad_spikes=grad_spikes.data_ptr(), grad_state_out=grad_last.data_ptr(), slope=0, surrogate=kind,
-        p=p, q=q, grad_x=grad_x.data_ptr(), grad_state=0 if state is None else grad_state.data_ptr(),
-        grad_constants=constants.data_ptr(),
+        **_fields(x, open, constants, state, strict), grad_spikes=grad_spikes.data_ptr(),
+        grad_state_out=grad_last.data_ptr(), surrogate=kind, p=p, q=q, grad_x=grad_x.data_ptr(),
+        grad_state=0 if state is None else grad_state.data_ptr(), grad_open=grad_open.data_ptr(),
+        grad_constants=grad_constants.data_ptr(),
     )  # fmt: skip
-    return grad_x, grad_state, constants
+    return grad_x, grad_open.float(), grad_constants.float(), grad_state
 
 
-def _fake_backward(grad_spikes: Any, grad_last: Any, x: Tensor, decay: Any, drop: Any, leak: Any, gate: Any,
-                   threshold: Any, state: Any, *_: Any) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
-    grad_x = like(dense(x), torch.float32)
-    grad_state = rows_like(2, grad_x[0], torch.float32) if state is not None else x.new_empty(0)
-    return grad_x, grad_state, rows_like(5, grad_x[0], torch.float32)
+def _fake_backward(grad_spikes: Any, grad_last: Any, x: Tensor, open: Tensor, constants: Tensor, state: Any,
+                   *_: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
+    x, _layout = by_channels(x)
+    grad_state = _states(x) if state is not None else x.new_empty(0)
+    return like(x, torch.float32), open.new_empty(open.shape), constants.new_empty(constants.shape), grad_state
 
 
 def _save(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
-    ctx.save_for_backward(*inputs[:7])
-    ctx.rest = inputs[7:]
+    ctx.save_for_backward(*inputs[:4])
+    ctx.rest = inputs[4:]
 
 
 def _differentiate(ctx: Any, grad_spikes: Tensor, grad_last: Tensor) -> tuple[Any, ...]:
-    *tensors, state = ctx.saved_tensors
-    grad_x, grad_state, constants = _gated_backward(grad_spikes, grad_last, *tensors, state, *ctx.rest)
-    return grad_x, *constants, grad_state if state is not None else None, *(None,) * 4
+    x, open, constants, state = ctx.saved_tensors
+    found = _gated_backward(grad_spikes, grad_last, x, open, constants, state, *ctx.rest)
+    return *found[:3], found[3] if state is not None else None, *(None,) * 4
 
 
 _gated = NativeOp("gated_scan", _forward, _fake, _save, _differentiate)

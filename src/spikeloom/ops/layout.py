@@ -94,11 +94,23 @@ def channels_of(x: Tensor) -> tuple[int, int] | None:
     """
     C = x.shape[2]
     step = x[0]
-    inner = max(1, step[0, 0].numel())
+    inner = max(1, step.shape[2:].numel())
     if step.is_contiguous():
         return C, inner
     last = step.movedim(1, -1)
     return (C, 1) if last.is_contiguous() else None
+
+
+def by_channels(x: Tensor) -> tuple[Tensor, dict[str, int]]:
+    """x [T, N, C, ...] as kernels with constants a channel take it, copied if its axes lie in no order of theirs, and
+    the fields that say where its channels are."""
+    x = dense(x)
+    layout = channels_of(x)
+    if layout is None:
+        x = x.contiguous()
+        layout = channels_of(x)
+    assert layout is not None
+    return x, {"channels": layout[0], "inner": layout[1]}
 
 
 def as_rows(x: Tensor) -> tuple[Tensor, list[int]]:

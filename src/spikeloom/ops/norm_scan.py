@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from spikeloom.ops import dispatch
-from spikeloom.ops.layout import channels_of, dense, fresh, like, ordered, pointer, rows_like, steps_of
+from spikeloom.ops.layout import by_channels, fresh, like, ordered, pointer, rows_like, steps_of
 from spikeloom.ops.native_op import NativeOp
 from spikeloom.ops.scan_native import Numbers, as_tensor, charge_fields, firing, levels_of, no_potentials
 from spikeloom.ops.scan_reference import Constant
@@ -89,28 +89,17 @@ def _single(x: Tensor, channels: int, frozen: bool) -> bool:
     return not frozen and x.numel() // channels == (x.shape[0] if _repeats(x) else 1)
 
 
-def _layout(x: Tensor) -> tuple[Tensor, tuple[int, int]]:
-    """x as the kernels take it, copied if its axes lie in no order of theirs."""
-    x = dense(x)
-    layout = channels_of(x)
-    if layout is None:
-        x = x.contiguous()
-        layout = channels_of(x)
-    assert layout is not None
-    return x, layout
-
-
-def _fields(x: Tensor, layout: tuple[int, int]) -> dict[str, Any]:
-    return {**steps_of(x), "channels": layout[0], "inner": layout[1]}
+def _fields(x: Tensor, layout: dict[str, int]) -> dict[str, Any]:
+    return {**steps_of(x), **layout}
 
 
 def _repeats(x: Tensor) -> bool:
     return x.shape[0] > 1 and x.stride(0) == 0
 
 
-def _moments(x: Tensor, layout: tuple[int, int]) -> tuple[Tensor, Tensor]:
+def _moments(x: Tensor, layout: dict[str, int]) -> tuple[Tensor, Tensor]:
     """Mean and variance (factor 1 / n) of every channel, float32."""
-    mean, variance = torch.empty(layout[0]), torch.empty(layout[0])
+    mean, variance = torch.empty(layout["channels"]), torch.empty(layout["channels"])
     fields = _fields(x, layout)
     if _repeats(x):
         fields["steps"] = 1
@@ -135,9 +124,9 @@ def _forward(
     return_sum: bool,
     return_v: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    x, layout = _layout(x)
+    x, layout = by_channels(x)
     a = firing(tuple(numbers))
-    single = _single(x, layout[0], mean is not None)
+    single = _single(x, layout["channels"], mean is not None)
     if mean is None or variance is None:
         mean, variance = _moments(x, layout)
     else:
@@ -161,7 +150,8 @@ def _forward(
 
 def _fake(x: Tensor, residual: Any, add: Any, v: Any, weight: Any, bias: Any, mean: Any, variance: Any, decay: Any,
           gain: Any, numbers: Any, eps: Any, eps_outside: Any, return_sum: bool, return_v: bool) -> Any:  # fmt: skip
-    x, (C, _) = _layout(x)
+    x, layout = by_channels(x)
+    C = layout["channels"]
     spikes = like(x, x.dtype)
     total = torch.empty_like(spikes) if return_sum else x.new_empty(0)
     last = rows_like(levels_of(numbers), spikes[0], torch.float32) if return_v else no_potentials(x)
@@ -187,8 +177,8 @@ def _backward(
     frozen: bool,
     learn: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
-    x, layout = _layout(x)
-    a, C = firing(tuple(numbers)), layout[0]
+    x, layout = by_channels(x)
+    a, C = firing(tuple(numbers)), layout["channels"]
     # A repeated image gets the sum of its steps.
     repeated = _repeats(x) and residual is None
     k = _inverse(variance, eps, eps_outside, _single(x, C, frozen))
@@ -238,7 +228,8 @@ def _backward(
 def _fake_backward(grad_spikes: Any, grad_sum: Any, grad_last: Any, x: Tensor, residual: Any, v: Any, weight: Any,
                    bias: Any, mean: Any, variance: Any, decay: Any, gain: Any, numbers: Any, eps: Any,
                    eps_outside: Any, frozen: Any, learn: bool) -> Any:  # fmt: skip
-    x, (C, _) = _layout(x)
+    x, layout = by_channels(x)
+    C = layout["channels"]
     whole = like(x, x.dtype)
     grad_x = rows_like(1, whole[0], x.dtype) if _repeats(x) and residual is None else whole
     grad_residual = x.new_empty(0) if residual is None else torch.empty_like(whole)
