@@ -17,8 +17,6 @@ Json = dict[str, Any]
 
 STEPS = (4, 16, 64, 256, 1024)
 ORDER = 32  # of the masked and sliding PSN, as in the paper's sequential runs
-# Forward: read x, write s. Backward: read dS, read x, write dX.
-PASSES = 5
 
 _OPTIONS: dict[str, Callable[[int], Json]] = {
     "PSN": lambda T: {"T": T},
@@ -86,7 +84,7 @@ def rows(shapes: list[list[int]], repeats: int, names: list[str] | None = None) 
             contenders: dict[str, Callable[[], Any]] = {
                 "forward": torch.no_grad()(lambda layer=layer, data=data: layer(data)),
                 "both": forward_backward(layer, x, grad),
-                "floor": copies(x, PASSES),
+                "floor": copies(x, grad),
                 "lif": forward_backward(lif, x, grad),
             }
             rival = peer(name, shape[0])

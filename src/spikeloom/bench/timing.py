@@ -1,4 +1,4 @@
-"""How things are timed: contenders take turns in one run, after warm-up; medians."""
+"""How things are timed: contenders take turns in one run, each timed in the state that itself has left; medians."""
 
 from __future__ import annotations
 
@@ -15,6 +15,9 @@ from spikeloom.ops.layout import fresh
 def medians(contenders: dict[str, Callable[[], Any]], repeats: int, budget: float = 20.0) -> dict[str, float]:
     """Milliseconds of each contender, which take turns.
 
+    In its turn a contender runs twice, and the second is timed: what lies in the caches and in the allocator is then
+    its own, not that of whoever ran before.
+
     Args:
         contenders: what to run, by name.
         repeats: timed turns, at least 5; fewer where one turn of all takes more than `budget / repeats` seconds.
@@ -24,14 +27,14 @@ def medians(contenders: dict[str, Callable[[], Any]], repeats: int, budget: floa
     start = time.perf_counter()
     for run in contenders.values():
         run()
-    turn = time.perf_counter() - start
+    turn = 2 * (time.perf_counter() - start)
     turns = max(5, min(repeats, int(budget / max(turn, 1e-9))))
-    for warm in range(turns + 2):
+    for _ in range(turns):
         for name, run in contenders.items():
+            run()
             start = time.perf_counter()
             run()
-            if warm >= 2:
-                times[name].append(1e3 * (time.perf_counter() - start))
+            times[name].append(1e3 * (time.perf_counter() - start))
     return {name: sorted(values)[len(values) // 2] for name, values in times.items()}
 
 
@@ -59,16 +62,25 @@ def forward_backward(layer: Callable[[Tensor], Tensor], x: Tensor, grad: Tensor)
     return run
 
 
-def copies(x: Tensor, passes: int) -> Callable[[], None]:
-    """The floor: as many passes over memory as two a copy, made as plain copies into newly allocated tensors.
+def copies(x: Tensor, grad: Tensor) -> Callable[[], None]:
+    """The floor of a forward and backward pass that keeps nothing but its input: its traffic as plain copies.
 
-    The tensors are allocated as those of the ops are, so that both pay the same for new pages.
+    Forward x is read and the output written, one copy. Backward the output's gradient and x are read and x's gradient
+    written: a copy, and one of half of x. The copies go into tensors that are allocated as those of the ops are and
+    live as long: the output until the end, x's gradient until the next run.
     """
-    data = x.detach()
-    half = data[: (data.shape[0] + 1) // 2]
+    x = x.detach()
+    half = x[: (x.shape[0] + 1) // 2]
+    kept: list[Tensor] = []
+
+    def copy(source: Tensor) -> Tensor:
+        return fresh(source, source.dtype).copy_(source)
 
     def run() -> None:
-        for part in [data] * (passes // 2) + [half] * (passes % 2):
-            fresh(part, part.dtype).copy_(part)
+        kept.clear()
+        output = copy(x)
+        copy(half)
+        kept.append(copy(grad))
+        del output
 
     return run
