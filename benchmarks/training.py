@@ -29,6 +29,7 @@ from spikeloom.bench.timing import medians
 from spikeloom.bench.write import write_results
 from spikeloom.encode import repeat
 from spikeloom.layers import BatchNorm, Conv2d, GlobalAvgPool, Linear, NormSpike, SEWBlock, basic_branch
+from spikeloom.memory import keep_memory
 from spikeloom.neurons import LIF
 from spikeloom.train.checkpoint import write_json
 from spikeloom.train.losses import sdt
@@ -243,6 +244,7 @@ def main() -> None:
     parser.add_argument("--record", action="store_true", help="record what --check compares with")
     parser.add_argument("--only", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
+    keep_memory()  # for every contender, as `spikeloom train` does
     if arguments.only:
         print(own_peak(arguments.networks[0], arguments.only, arguments.precision))
         return

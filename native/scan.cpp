@@ -61,24 +61,40 @@ constexpr int64_t CURRENT_ROWS = 3;
 
 inline bool made(const Scan& a) { return a.factor || a.residual; }
 
-// One step of one level on a block: new potentials in v, spikes handed to `out`.
-template <bool hard, bool rectified, class S, class Out>
-inline void fire(const Scan& a, int64_t k, int64_t n, const S* u, float* v, float* potentials, const Out& out) {
+// Levels are taken K at a time, one at a time or the three of the papers' MLF neurons, whose loads and stores of the
+// input, the output and its gradient are then shared. Runs body(j) for j in [0, K), unrolled.
+template <int K, class Body>
+inline void each_level(const Body& body) {
+  static_assert(K == 1 || K == 3);
+  body(0);
+  if constexpr (K == 3) body(1), body(2);
+}
+
+// One step of K levels on a block: new potentials in the rows of v, the sum of their spikes handed to `out`.
+template <int K, bool hard, bool rectified, class S, class Out>
+inline void fire(const Scan& a, int64_t k, int64_t n, const S* u, float* v_rows, int64_t block, float* potentials, const Out& out) {
   const float decay = a.decay, gain = a.gain, scale = a.scale, rest = a.v_rest;
-  const float threshold = a.threshold[k], fire_at = a.fire_at[k];
-  // By value: a captured reference to a float could be one of those that are stored.
+  // By value: captured references to floats could be among those that are stored.
+  float threshold[K], fire_at[K], *v[K];
+  each_level<K>([&](int j) { threshold[j] = a.threshold[k + j], fire_at[j] = a.fire_at[k + j], v[j] = v_rows + j * block; });
   const auto step = [=](int64_t i) {
-    float h = decay * (v[i] - rest) + gain * load(u, i) + rest;
-    if constexpr (rectified) {
-      h = scale * h;
-      h = h > 0.f ? h : 0.f;
-    }
-    const bool fired = h >= fire_at;
-    v[i] = fired ? (hard ? rest : h - threshold) : h;
-    out(i, fired ? 1.f : 0.f);
-    return h;
+    const float current = gain * load(u, i);
+    float fired = 0.f, last = 0.f;
+    each_level<K>([&](int j) {
+      float h = decay * (v[j][i] - rest) + current + rest;
+      if constexpr (rectified) {
+        h = scale * h;
+        h = h > 0.f ? h : 0.f;
+      }
+      const bool fires = h >= fire_at[j];
+      v[j][i] = fires ? (hard ? rest : h - threshold[j]) : h;
+      fired += fires ? 1.f : 0.f;
+      last = h;
+    });
+    out(i, fired);
+    return last;
   };
-  if (potentials) {
+  if (K == 1 && potentials) {
 #pragma omp simd
     for (int64_t i = 0; i < n; i++) potentials[i] = step(i);
   } else {
@@ -87,28 +103,35 @@ inline void fire(const Scan& a, int64_t k, int64_t n, const S* u, float* v, floa
   }
 }
 
-// All levels of one step: their spikes are summed in a row of floats before they are stored.
-template <bool hard, bool rectified, class S, class T>
+// All levels of one step: the spikes of several passes are summed in a row of floats before they are stored.
+template <int K, bool hard, bool rectified, class S, class T>
 inline void fire_levels(const ScanForward& a, int64_t t, int64_t i0, int64_t n, const S* u, float* v, int64_t block, T* s) {
   float* total = v + a.levels * block;
-  for (int64_t k = 0; k < a.levels; k++) {
+  for (int64_t k = 0; k < a.levels; k += K) {
     float* rows = v + k * block;
     float* potentials = a.potentials ? a.potentials + (k * a.steps + t) * a.size + i0 : nullptr;
-    if (a.levels == 1) {
-      fire<hard, rectified>(a, k, n, u, rows, potentials, [=](int64_t i, float fired) { store(s, i, fired); });
+    if (a.levels == K) {
+      fire<K, hard, rectified>(a, k, n, u, rows, block, potentials, [=](int64_t i, float fired) { store(s, i, fired); });
     } else if (k == 0) {
-      fire<hard, rectified>(a, k, n, u, rows, potentials, [=](int64_t i, float fired) { total[i] = fired; });
-    } else if (k < a.levels - 1) {
-      fire<hard, rectified>(a, k, n, u, rows, potentials, [=](int64_t i, float fired) { total[i] += fired; });
+      fire<K, hard, rectified>(a, k, n, u, rows, block, potentials, [=](int64_t i, float fired) { total[i] = fired; });
+    } else if (k < a.levels - K) {
+      fire<K, hard, rectified>(a, k, n, u, rows, block, potentials, [=](int64_t i, float fired) { total[i] += fired; });
     } else {
-      fire<hard, rectified>(a, k, n, u, rows, potentials, [=](int64_t i, float fired) { store(s, i, total[i] + fired); });
+      fire<K, hard, rectified>(a, k, n, u, rows, block, potentials, [=](int64_t i, float fired) { store(s, i, total[i] + fired); });
     }
   }
 }
 
-template <class T, bool hard, bool rectified>
+// Elements of a forward block, few enough that a block's rows stay in the first cache.
+inline int64_t forward_block(const Scan& a) {
+  const bool wide = a.factor && a.layout.channels * a.layout.inner > 512;
+  const int64_t block = wide ? 2048 : 512;
+  return a.factor ? whole_periods(a.layout, block) : block;
+}
+
+template <class T, int K, bool hard, bool rectified>
 int forward(const ScanForward& a) {
-  const int64_t levels = a.levels, block = a.factor ? whole_periods(a.layout, 2048) : 2048;
+  const int64_t levels = a.levels, block = forward_block(a);
   const int64_t scratch = (levels + 1 + CURRENT_ROWS) * block * 4;
   const int64_t blocks = (a.size + block - 1) / block, groups = groups_of(blocks, a.factor != nullptr);
   return for_groups(blocks, groups, scratch, a.threads, a.steps * a.size < SMALL, [&](int64_t, int64_t first, int64_t last, float* rows) {
@@ -121,10 +144,10 @@ int forward(const ScanForward& a) {
       for (int64_t t = 0; t < a.steps; t++) {
         T* s = static_cast<T*>(a.spikes) + t * a.size + i0;
         if (made(a)) {
-          fire_levels<hard, rectified>(a, t, i0, n, currents.at(t, a.sum), rows, block, s);
+          fire_levels<K, hard, rectified>(a, t, i0, n, currents.at(t, a.sum), rows, block, s);
         } else {
           const T* x = static_cast<const T*>(a.x) + t * a.x_stride + i0;
-          fire_levels<hard, rectified>(a, t, i0, n, x, rows, block, s);
+          fire_levels<K, hard, rectified>(a, t, i0, n, x, rows, block, s);
         }
         if (a.add) {
           const T* add = static_cast<const T*>(a.add) + t * a.size + i0;
@@ -138,42 +161,57 @@ int forward(const ScanForward& a) {
   });
 }
 
-// The potentials of one level again: row t + 1 of `f` is f[t], row 0 the initial potential; `before` likewise holds h[t]
-// where that differs.
-template <bool rectified, class S>
-inline void recompute(const Scan& a, int64_t k, int64_t t, int64_t n, const S* u, float* f_rows, float* h_rows, int64_t block) {
-  const float decay = a.decay, gain = a.gain, scale = a.scale, rest = a.v_rest, threshold = a.threshold[k];
-  // The initial potential is not reset, however high: an infinite threshold for it.
-  const float last_fire_at = t == 0 ? __builtin_inff() : a.fire_at[k];
-  const bool hard = a.hard;
-  const float* last = f_rows + t * block;
-  float *f = f_rows + (t + 1) * block, *before = h_rows + (t + 1) * block;
+// The potentials of K levels again: row t + 1 of a level's `f` is f[t], row 0 the initial potential; `before` likewise
+// holds h[t] where that differs.
+template <int K, bool hard, bool rectified, class S>
+inline void recompute_as(const Scan& a, int64_t k, int64_t t, int64_t n, const S* u, float* f_rows, float* h_rows, int64_t block) {
+  const float decay = a.decay, gain = a.gain, scale = a.scale, rest = a.v_rest;
+  float threshold[K], last_fire_at[K], *f[K];
+  const float* last[K];
+  each_level<K>([&](int j) {
+    threshold[j] = a.threshold[k + j];
+    // The initial potential is not reset, however high: an infinite threshold for it.
+    last_fire_at[j] = t == 0 ? __builtin_inff() : a.fire_at[k + j];
+    last[j] = f_rows + (j * (a.steps + 1) + t) * block, f[j] = f_rows + (j * (a.steps + 1) + t + 1) * block;
+  });
+  float* before = h_rows + (t + 1) * block;
+  const auto step = [=](int64_t i) {
+    const float current = gain * load(u, i);
+    each_level<K>([&](int j) {
+      const float f_last = last[j][i], v = f_last >= last_fire_at[j] ? (hard ? rest : f_last - threshold[j]) : f_last;
+      const float h = decay * (v - rest) + current + rest;
+      if constexpr (rectified) {
+        before[i] = h;
+        f[j][i] = scale * h > 0.f ? scale * h : 0.f;
+      } else {
+        f[j][i] = h;
+      }
+    });
+  };
 #pragma omp simd
-  for (int64_t i = 0; i < n; i++) {
-    const float v = last[i] >= last_fire_at ? (hard ? rest : last[i] - threshold) : last[i];
-    const float h = decay * (v - rest) + gain * load(u, i) + rest;
-    if constexpr (rectified) {
-      before[i] = h;
-      f[i] = scale * h > 0.f ? scale * h : 0.f;
-    } else {
-      f[i] = h;
-    }
-  }
+  for (int64_t i = 0; i < n; i++) step(i);
+}
+
+template <int K, bool rectified, class S>
+inline void recompute(const Scan& a, int64_t k, int64_t t, int64_t n, const S* u, float* f_rows, float* h_rows, int64_t block) {
+  if (a.hard)
+    recompute_as<K, true, rectified>(a, k, t, n, u, f_rows, h_rows, block);
+  else
+    recompute_as<K, false, rectified>(a, k, t, n, u, f_rows, h_rows, block);
 }
 
 // What the backward pass of one block needs, as rows of `block` floats.
 struct BackwardRows {
   float *f, *h, *carried, *total, *pass, *pass_x, *over_steps, *currents;
-  static int64_t count(const ScanBackward& a) {
-    return (a.steps + 1) * (a.rectified ? 2 : 1) + 1 + (a.levels > 1 ? a.steps : 0) + 3 + CURRENT_ROWS;
+  static int64_t count(const ScanBackward& a, int64_t K) {
+    return (a.steps + 1) * (a.rectified ? 2 : K) + K + (a.levels > K ? a.steps : 1) + 3 + CURRENT_ROWS;
   }
-  BackwardRows(const ScanBackward& a, float* rows, int64_t block) {
-    f = rows, rows += (a.steps + 1) * block;
+  BackwardRows(const ScanBackward& a, int64_t K, float* rows, int64_t block) {
+    f = rows, rows += K * (a.steps + 1) * block;
     h = f;
     if (a.rectified) h = rows, rows += (a.steps + 1) * block;
-    carried = rows, rows += block;
-    total = rows;
-    if (a.levels > 1) rows += a.steps * block;
+    carried = rows, rows += K * block;
+    total = rows, rows += (a.levels > K ? a.steps : 1) * block;
     pass = rows, pass_x = rows + block, over_steps = rows + 2 * block, currents = rows + 3 * block;
   }
 };
@@ -183,46 +221,72 @@ struct ConstantSums {
   double decay = 0, gain = 0, scale = 0;
 };
 
-// One step back of one level: dL/dh in, gradients of u and of the potential before out. `emit(i, g)` takes dL/du.
-template <class T, Surrogate kind, bool rectified, bool learn, class S, class Emit>
+// One step back of K levels: dL/dh in, gradients of u and of the potential before out. `emit(i, g)` takes dL/du.
+template <class T, Surrogate kind, bool rectified, bool learn, int K, class S, class Emit>
 inline void step_back(const ScanBackward& a, int64_t k, int64_t t, int64_t i0, int64_t n, const BackwardRows& rows,
                       int64_t block, const S* u, ConstantSums& sums, const Emit& emit) {
+  static_assert(K == 1 || !(rectified || learn));
   const float decay = a.decay, gain = a.gain, scale = a.scale, rest = a.v_rest, p = a.p, q = a.q;
   const float hard = a.hard ? 1.f : 0.f, attached = a.detach_reset ? 0.f : 1.f;
-  const float threshold = a.threshold[k], fire_at = a.fire_at[k], last_fire_at = t == 0 ? __builtin_inff() : fire_at;
   const T* grad_s = static_cast<const T*>(a.grad_spikes) + t * a.size + i0;
-  const float* slope = kind == Surrogate::slope ? a.slope + (k * a.steps + t) * a.size + i0 : nullptr;
-  const float *f = rows.f + (t + 1) * block, *before = rows.h + (t + 1) * block, *last = rows.f + t * block;
-  float* carried = rows.carried;
+  float threshold[K], fire_at[K], *carried[K];
+  const float *slope[K], *f[K];
+  each_level<K>([&](int j) {
+    threshold[j] = a.threshold[k + j], fire_at[j] = a.fire_at[k + j], carried[j] = rows.carried + j * block;
+    slope[j] = kind == Surrogate::slope ? a.slope + ((k + j) * a.steps + t) * a.size + i0 : nullptr;
+    f[j] = rows.f + (j * (a.steps + 1) + t + 1) * block;
+  });
+  const float last_fire_at = t == 0 ? __builtin_inff() : fire_at[0];
+  const float *before = rows.h + (t + 1) * block, *last = rows.f + t * block;
   float row_decay = 0, row_gain = 0, row_scale = 0;
+  // By value, as in `fire`.
+  const auto step = [=](int64_t i, float& row_decay, float& row_gain, float& row_scale) {
+    const float g = load(grad_s, i);
+    float grad_u = 0.f;
+    each_level<K>([&](int j) {
+      float d;
+      if constexpr (kind == Surrogate::slope) d = slope[j][i]; else d = derivative<kind>(f[j][i] - threshold[j], p, q);
+      const float f_now = f[j][i], keep = f_now >= fire_at[j] ? 1.f - hard : 1.f;
+      const float through_reset = attached * (hard * (rest - f_now) - (1.f - hard) * threshold[j]);
+      float grad = g * d + carried[j][i] * (keep + through_reset * d);
+      if constexpr (rectified) {
+        grad = scale * before[i] > 0.f ? grad : 0.f;
+        if constexpr (learn) row_scale += grad * before[i];
+        grad *= scale;
+      }
+      if constexpr (learn) {
+        const float v = last[i] >= last_fire_at ? (hard != 0.f ? rest : last[i] - threshold[0]) : last[i];
+        row_decay += grad * (v - rest);
+        row_gain += grad * load(u, i);
+      }
+      carried[j][i] = decay * grad;
+      grad_u += gain * grad;
+    });
+    emit(i, grad_u);
+  };
+  if constexpr (learn) {
 #pragma omp simd reduction(+ : row_decay, row_gain, row_scale)
-  for (int64_t i = 0; i < n; i++) {
-    float d;
-    if constexpr (kind == Surrogate::slope) d = slope[i]; else d = derivative<kind>(f[i] - threshold, p, q);
-    const float keep = f[i] >= fire_at ? 1.f - hard : 1.f;
-    const float through_reset = attached * (hard * (rest - f[i]) - (1.f - hard) * threshold);
-    float grad = load(grad_s, i) * d + carried[i] * (keep + through_reset * d);
-    if constexpr (rectified) {
-      grad = scale * before[i] > 0.f ? grad : 0.f;
-      if constexpr (learn) row_scale += grad * before[i];
-      grad *= scale;
-    }
-    if constexpr (learn) {
-      const float v = last[i] >= last_fire_at ? (hard != 0.f ? rest : last[i] - threshold) : last[i];
-      row_decay += grad * (v - rest);
-      row_gain += grad * load(u, i);
-    }
-    carried[i] = decay * grad;
-    emit(i, gain * grad);
+    for (int64_t i = 0; i < n; i++) step(i, row_decay, row_gain, row_scale);
+  } else {
+#pragma omp simd
+    for (int64_t i = 0; i < n; i++) step(i, row_decay, row_gain, row_scale);
   }
   if constexpr (learn) sums.decay += row_decay, sums.gain += row_gain, sums.scale += row_scale;
 }
 
+// Asks for the memory of a row that is needed soon.
+template <class T>
+inline void fetch(const T* row, int64_t n) {
+  constexpr int64_t line = 64 / sizeof(T);
+  for (int64_t i = 0; i < n; i += line) __builtin_prefetch(row + i);
+}
+
 // The backward pass of every neuron here is a linear scan in reverse; potentials are computed again from x, in cache.
-template <class T, Surrogate kind, bool rectified, bool learn>
+template <class T, Surrogate kind, bool rectified, bool learn, int K>
 int backward(const ScanBackward& a) {
-  const int64_t levels = a.levels, rows_count = BackwardRows::count(a), C = a.layout.channels;
-  // Several levels go over the rows several times: these then stay in the first cache.
+  const int64_t levels = a.levels, rows_count = BackwardRows::count(a, K), C = a.layout.channels;
+  // Several levels go over the rows several times: these then stay in the first cache. Such short blocks end before
+  // the processor has seen that memory is read in order, so the next row is asked for while one is worked on.
   const int64_t budget = block_size(rows_count * 4, (levels > 1 ? 32 : 192) << 10, 2048);
   const int64_t block = a.factor ? whole_periods(a.layout, budget) : budget;
   const bool normed = a.grad_norm != nullptr, fixed = normed && repeats(a.layout, block);
@@ -235,7 +299,7 @@ int backward(const ScanBackward& a) {
   const int failed = for_groups(
       blocks, groups, rows_count * block * 4, a.threads, a.steps * a.size < SMALL,
       [&](int64_t group, int64_t first, int64_t last, float* scratch) {
-        const BackwardRows rows(a, scratch, block);
+        const BackwardRows rows(a, K, scratch, block);
         Currents<T> currents(a, rows.currents, block);
         double* mine = partial ? partial + group * partial_size : nullptr;
         double* norm_sums = mine + (learn ? 3 : 0);
@@ -244,38 +308,44 @@ int backward(const ScanBackward& a) {
         for (int64_t i0 = first * block; i0 < smaller(last * block, a.size); i0 += block) {
           const int64_t n = smaller(block, a.size - i0);
           currents.enter(i0, n);
-          for (int64_t k = 0; k < levels; k++) {
-            for (int64_t i = 0; i < n; i++) rows.f[i] = a.v ? a.v[k * a.size + i0 + i] : a.v_rest;
+          const T *inputs = static_cast<const T*>(a.x) + i0, *grads = static_cast<const T*>(a.grad_spikes) + i0;
+          for (int64_t k = 0; k < levels; k += K) {
+            each_level<K>([&](int j) {
+              float *f = rows.f + j * (a.steps + 1) * block, *carried = rows.carried + j * block;
+              const int64_t place = (k + j) * a.size + i0;
+              for (int64_t i = 0; i < n; i++) f[i] = a.v ? a.v[place + i] : a.v_rest;
+              for (int64_t i = 0; i < n; i++) carried[i] = a.grad_v_out ? a.grad_v_out[place + i] : 0.f;
+            });
             for (int64_t t = 0; t < a.steps; t++) {
+              if (levels > 1) fetch(t + 1 < a.steps ? inputs + (t + 1) * a.x_stride : grads + t * a.size, n);
               if (made(a)) {
-                recompute<rectified>(a, k, t, n, currents.at(t), rows.f, rows.h, block);
+                recompute<K, rectified>(a, k, t, n, currents.at(t), rows.f, rows.h, block);
               } else {
                 const T* x = static_cast<const T*>(a.x) + t * a.x_stride + i0;
-                recompute<rectified>(a, k, t, n, x, rows.f, rows.h, block);
+                recompute<K, rectified>(a, k, t, n, x, rows.f, rows.h, block);
               }
             }
-            for (int64_t i = 0; i < n; i++) rows.carried[i] = a.grad_v_out ? a.grad_v_out[k * a.size + i0 + i] : 0.f;
             for (int64_t t = a.steps - 1; t >= 0; t--) {
+              if (levels > 1) fetch(t > 0 ? grads + (t - 1) * a.size : inputs + block, n);
               T* out = static_cast<T*>(a.grad_u) + (a.sum_steps ? 0 : t * a.size) + i0;
               const T* x = static_cast<const T*>(a.x) + t * a.x_stride + i0;
               const T* grad_sum = a.grad_sum ? static_cast<const T*>(a.grad_sum) + t * a.size + i0 : nullptr;
               const auto back = [&](const auto& emit) {
                 if (learn && made(a))
-                  step_back<T, kind, rectified, learn>(a, k, t, i0, n, rows, block, currents.at(t), sums, emit);
+                  step_back<T, kind, rectified, learn, K>(a, k, t, i0, n, rows, block, currents.at(t), sums, emit);
                 else
-                  step_back<T, kind, rectified, learn>(a, k, t, i0, n, rows, block, x, sums, emit);
+                  step_back<T, kind, rectified, learn, K>(a, k, t, i0, n, rows, block, x, sums, emit);
               };
-              if (levels == 1 && !normed && !grad_sum && !a.sum_steps) {
+              if (levels == K && !normed && !grad_sum && !a.sum_steps) {
                 back([=](int64_t i, float g) { store(out, i, g); });
                 continue;
               }
-              // One level's gradient goes to a row that is in no other use by now: that of f[t].
-              float* g_row = levels == 1 ? rows.f + (t + 1) * block : rows.total + t * block;
+              float* g_row = rows.total + (levels == K ? 0 : t) * block;
               if (k == 0)
                 back([=](int64_t i, float g) { g_row[i] = g; });
               else
                 back([=](int64_t i, float g) { g_row[i] += g; });
-              if (k < levels - 1) continue;
+              if (k < levels - K) continue;
               if (grad_sum)
                 for (int64_t i = 0; i < n; i++) g_row[i] += load(grad_sum, i);
               if (normed) {
@@ -298,7 +368,10 @@ int backward(const ScanBackward& a) {
                   for (int64_t i = 0; i < n; i++) store(out, i, sum[i]);
               }
             }
-            if (a.grad_v) std::memcpy(a.grad_v + k * a.size + i0, rows.carried, n * 4);
+            if (a.grad_v)
+              each_level<K>([&](int j) {
+                std::memcpy(a.grad_v + (k + j) * a.size + i0, rows.carried + j * block, n * 4);
+              });
           }
           if (normed && !fixed) {
             gather(a.layout, i0, n, rows.pass, norm_sums);
@@ -311,9 +384,9 @@ int backward(const ScanBackward& a) {
         }
         if (learn) mine[0] = sums.decay, mine[1] = sums.gain, mine[2] = sums.scale;
       });
-  if (learn) std::memset(a.grad_constants, 0, 3 * sizeof(double));
+  if (a.grad_constants) std::memset(a.grad_constants, 0, 3 * sizeof(double));
   if (normed) std::memset(a.grad_norm, 0, 2 * C * sizeof(double));
-  if (learn) add_groups(partial, groups, partial_size, 3, a.grad_constants);
+  if (a.grad_constants) add_groups(partial, groups, partial_size, 3, a.grad_constants);
   if (normed) add_groups(partial ? partial + (learn ? 3 : 0) : partial, groups, partial_size, 2 * C, a.grad_norm);
   std::free(partial);
   return failed;
@@ -321,9 +394,9 @@ int backward(const ScanBackward& a) {
 
 template <class T, Surrogate kind>
 int backward_of(const ScanBackward& a) {
-  const bool learn = a.grad_constants != nullptr;
-  if (a.rectified) return learn ? backward<T, kind, true, true>(a) : backward<T, kind, true, false>(a);
-  return learn ? backward<T, kind, false, true>(a) : backward<T, kind, false, false>(a);
+  if (a.rectified) return backward<T, kind, true, true, 1>(a);
+  if (a.grad_constants) return backward<T, kind, false, true, 1>(a);
+  return a.levels == 3 ? backward<T, kind, false, false, 3>(a) : backward<T, kind, false, false, 1>(a);
 }
 
 template <class T>
@@ -339,10 +412,15 @@ int backward_of(const ScanBackward& a) {
   return -2;
 }
 
+template <class T, bool hard>
+int forward_of(const ScanForward& a) {
+  if (a.rectified) return forward<T, 1, hard, true>(a);
+  return a.levels == 3 && !a.potentials ? forward<T, 3, hard, false>(a) : forward<T, 1, hard, false>(a);
+}
+
 template <class T>
 int forward_of(const ScanForward& a) {
-  if (a.rectified) return a.hard ? forward<T, true, true>(a) : forward<T, false, true>(a);
-  return a.hard ? forward<T, true, false>(a) : forward<T, false, false>(a);
+  return a.hard ? forward_of<T, true>(a) : forward_of<T, false>(a);
 }
 
 }  // namespace

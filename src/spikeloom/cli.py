@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from spikeloom.errors import UsageError
+from spikeloom.memory import keep_memory
 
 if TYPE_CHECKING:
     from spikeloom.analyse import Audit
@@ -40,6 +41,7 @@ Words = Annotated[
 
 def main() -> None:
     """The `spikeloom` command: a user's mistake is one line on standard error and exit code 2."""
+    keep_memory()
     try:
         code = app(sys.argv[1:] or ["--help"], prog_name="spikeloom", standalone_mode=False)
     except UsageError as error:
