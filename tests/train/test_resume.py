@@ -122,6 +122,7 @@ def outcome(run: Path) -> dict[str, Any]:
     for record in (summary, *records):
         record.pop("seconds")
     summary.pop("environment")
+    summary.pop("memory_MB")
     return {"summary": summary, "metrics": records}
 
 

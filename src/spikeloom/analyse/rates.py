@@ -78,4 +78,26 @@ def draw_rates(networks: Mapping[str, list[BlockRates]], title: str) -> Any:
     return figure
 
 
+def draw_layer_rates(networks: Mapping[str, Mapping[str, float]], title: str) -> Any:
+    """The firing rate of every layer of neurons against its depth, one line a network.
+
+    Args:
+        networks: rates by layer, in the order in which the layers run (`RateMeter.rates`), by the name of the network.
+        title: of the figure.
+    """
+    import plotly.graph_objects as go
+
+    figure = go.Figure()
+    for index, (name, rates) in enumerate(networks.items()):
+        figure.add_scatter(
+            x=list(range(1, len(rates) + 1)), y=[100 * rate for rate in rates.values()], text=list(rates), name=name,
+            mode="lines+markers", line_color=_COLOURS[index % len(_COLOURS)],
+            hovertemplate="%{text}<br>%{y:.2f} %<extra></extra>",
+        )  # fmt: skip
+    figure.update_layout(title=title, showlegend=len(networks) > 1)
+    figure.update_xaxes(title="layer of neurons, in the order of the network")
+    figure.update_yaxes(title="spikes per neuron and step, %", rangemode="tozero")
+    return figure
+
+
 _COLOURS = ("#1f77b4", "#ff7f0e", "#2ca02c", "#d62728", "#9467bd", "#8c564b", "#e377c2", "#7f7f7f")
