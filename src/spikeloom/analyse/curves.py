@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 Json = dict[str, Any]
-_COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7")
+COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7")
 _FEW = 40  # epochs up to which each gets a mark
 
 
@@ -55,7 +55,7 @@ def metric_curves(runs: Mapping[str, list[Json]], what: str, axis: str) -> Any:
             figure.add_scatter(
                 x=[epoch for epoch, _ in points], y=[value for _, value in points],
                 name=f"{part}, {run}" if several else part, mode="lines+markers" if len(points) <= _FEW else "lines",
-                line={"color": _COLORS[(index if several else number) % len(_COLORS)],
+                line={"color": COLORS[(index if several else number) % len(COLORS)],
                       "dash": dashes[number % len(dashes)] if several else "solid"},
             )  # fmt: skip
     longest = max((len(records) for records in runs.values()), default=0)

@@ -258,7 +258,7 @@ def changes(base: Mapping[str, Any], target: Mapping[str, Any], path: str = "") 
     words: list[str] = []
     for key, value in target.items():
         old = base.get(key)
-        if value == old and key in base:
+        if value == old:  # None stands for what is not there
             continue
         if isinstance(value, dict) and set(value) == {"name"}:
             words.append(f"{path}{key}={_toml(value['name'], bare=True)}")

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from spikeloom.analyse.curves import COLORS
 from spikeloom.analyse.gradients import blocks_of, keeps_shape
 
 
@@ -91,7 +92,7 @@ def draw_layer_rates(networks: Mapping[str, Mapping[str, float]], title: str) ->
     for index, (name, rates) in enumerate(networks.items()):
         figure.add_scatter(
             x=list(range(1, len(rates) + 1)), y=[100 * rate for rate in rates.values()], text=list(rates), name=name,
-            mode="lines+markers", line_color=_COLOURS[index % len(_COLOURS)],
+            mode="lines+markers", line_color=COLORS[index % len(COLORS)],
             hovertemplate="%{text}<br>%{y:.2f} %<extra></extra>",
         )  # fmt: skip
     figure.update_layout(title=title, showlegend=len(networks) > 1)

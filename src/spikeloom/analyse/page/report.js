@@ -2,7 +2,7 @@
 (() => {
   const root = document.documentElement;
   // Colours of lines that are too dark for a dark page.
-  const BRIGHT = { "#0072b2": "#56b4e9", "#d55e00": "#f28e2b", "#009e73": "#2fc69b", "#1f77b4": "#6cb6f5", "#8c564b": "#c49c94" };
+  const BRIGHT = { "#0072b2": "#56b4e9", "#d55e00": "#f28e2b", "#009e73": "#2fc69b", "#cc79a7": "#e3a3c4" };
   const plots = [...document.querySelectorAll(".plot")].map((box) => {
     const figure = JSON.parse(box.firstElementChild.textContent);
     box.replaceChildren();
