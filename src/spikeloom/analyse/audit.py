@@ -165,7 +165,7 @@ def audit(
     _refuse_compiled(model)
     ledger = Ledger(model)
     images, steps = 0, 1
-    with evaluating(model), torch.no_grad():
+    with evaluating(model), torch.no_grad(), ledger.attached():
         for batch in batches:
             x, labels = _parts(batch)
             _reset(model, reset)
