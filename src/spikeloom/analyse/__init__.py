@@ -6,6 +6,7 @@ from spikeloom.analyse.blocks import (
     block_isometry,
     block_similarity,
     calibrated,
+    draw_influence,
     draw_isometry,
     draw_similarity,
     residual_influence,
@@ -19,7 +20,7 @@ from spikeloom.analyse.energy import RULES, Costs, Energy, Layer, LayerEnergy, O
 from spikeloom.analyse.gradients import BlockGradient, block_gradients, draw_gradients
 from spikeloom.analyse.landscape import Landscape, draw_landscape, loss_landscape
 from spikeloom.analyse.measure import MEASUREMENTS, Measured
-from spikeloom.analyse.pruning import Pruning, prune_silent_shortcuts
+from spikeloom.analyse.pruning import Pruning, draw_pruning, prune_silent_shortcuts
 from spikeloom.analyse.rates import BlockRates, block_rates, draw_layer_rates, draw_rates
 from spikeloom.analyse.report import write_report
 from spikeloom.analyse.target import Target, open_target
@@ -42,8 +43,8 @@ __all__ = [
     "Energy", "Landscape", "Layer", "LayerEnergy", "Measured", "Operand", "Pruning", "Target", "attention_rates",
     "audit", "block_gradients", "block_inputs", "block_isometry", "block_rates", "block_similarity", "calibrated",
     "confusion", "count_cost", "draw_attention_rates", "draw_block_inputs", "draw_confusion", "draw_gradients",
-    "draw_isometry", "draw_landscape", "draw_layer_rates", "draw_raster", "draw_rates", "draw_responses",
-    "draw_similarity", "draw_spike_maps", "loss_landscape", "metric_curves", "open_target", "probe_current",
-    "prune_silent_shortcuts", "report_readings", "residual_influence", "responses", "simulate_influence", "spike_train",
-    "ssim", "training_curves", "write_report",
+    "draw_influence", "draw_isometry", "draw_landscape", "draw_layer_rates", "draw_pruning", "draw_raster",
+    "draw_rates", "draw_responses", "draw_similarity", "draw_spike_maps", "loss_landscape", "metric_curves",
+    "open_target", "probe_current", "prune_silent_shortcuts", "report_readings", "residual_influence", "responses",
+    "simulate_influence", "spike_train", "ssim", "training_curves", "write_report",
 ]  # fmt: skip

@@ -74,7 +74,7 @@ def draw_confusion(found: Confusion, title: str = "Confusion matrix") -> Any:
     """The matrix as shares of each class; the counts stand in the cells of up to 20 classes."""
     import plotly.graph_objects as go
 
-    shares = [[round(count / max(sum(row), 1), 4) for count in row] for row in found.counts]
+    shares = [[count / max(sum(row), 1) for count in row] for row in found.counts]
     figure = go.Figure(
         go.Heatmap(z=shares, x=found.classes, y=found.classes, text=found.counts, colorscale="Blues", zmin=0, zmax=1,
                    texttemplate="%{text}" if len(found.classes) <= 20 else None,

@@ -360,6 +360,8 @@ def _literal(value: Any, key: str = "") -> Any:
         return {k: _literal(v, k) for k, v in value.items()}
     if isinstance(value, list):
         return [_literal(each, key) for each in value]
+    if isinstance(value, float):
+        return float(f"{value:.5g}")  # a screen shows no more, and the page is smaller
     if isinstance(value, str) and not key.endswith("template"):
         return value.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
     return value
