@@ -21,7 +21,7 @@ from spikeloom.analyse.report import render, write_report
 from spikeloom.errors import UsageError
 from spikeloom.show import Quiet
 from spikeloom.train.loop import train
-from spikeloom.train.recipe import load_recipe, parse_overrides
+from spikeloom.train.recipe import check_settings, load_recipe, parse_overrides
 from spikeloom.train.run import Run
 
 SMALL = [
@@ -193,6 +193,24 @@ def test_markup_in_names_is_text(home: Path) -> None:
     assert own.count("&lt;/script&gt;&lt;img src=x onerror=window.hit=1&gt;") > 5  # headings, tables, the command
     for part in own.split('<script type="application/json">')[1:]:
         json.loads(part.split("</script>")[0])
+
+
+def test_a_model_that_gives_its_input_back(tmp_path: Path) -> None:
+    settings = check_settings({
+        "data": {"name": "digits", "subset": 32, "test_subset": 20, "size": 16},
+        "model": {"name": "masked_autoencoder", "encoder": "spikformer_v2_2_64", "image_size": 16,
+                  "decoder_width": 16, "decoder_depth": 1, "decoder_heads": 2},
+        "train": {"epochs": 1, "batch_size": 16, "loss": "reconstruction", "optimizer": "adamw", "lr": 2e-3},
+    }, "here")  # fmt: skip
+    run = Run.plan(tmp_path / "run", "quickstart/digits", "main", "full", settings)
+    train(run, Quiet())
+    page, problems = write_report([run.folder], {}, Quiet())
+    assert problems == []
+    own = page.read_text().split("<script>")[0]
+    assert 'id="confusion"' not in own
+    assert 'id="audit"' in own
+    assert 'id="spikes"' in own
+    assert "No single command gives these settings" in own  # not of this recipe
 
 
 # --- what is broken ---------------------------------------------------------------------------------------------------

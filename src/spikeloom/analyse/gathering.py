@@ -339,7 +339,8 @@ def _measure(target: Target, weights: str, work: Work) -> Measurements:
     few = -(-_AUDITED // 32)
     part("audit", lambda: audit(target.model, itertools.islice(target.batches(), few)))
     part("rasters", lambda: _rasters(target))
-    part("cost", lambda: _cost(target))
+    if not isinstance(target.model, Reconstructs):  # it takes images, not steps
+        part("cost", lambda: _cost(target))
     return Measurements(**parts, seconds=round(time.monotonic() - start, 3), problems=tuple(problems))
 
 
