@@ -293,6 +293,15 @@ def test_what_is_no_run(home: Path, tmp_path: Path) -> None:
         write_report([home / "one"], {}, Quiet(), tmp_path / "nowhere" / "page.html")
 
 
+def test_a_silent_layer_is_said_not_drawn(copy: Path) -> None:
+    values = json.loads((copy / "report.json").read_text())
+    values["rasters"][1]["spikes"] = []
+    (copy / "report.json").write_text(json.dumps(values))
+    own = write_report([copy], {}, Quiet())[0].read_text().split("<script>")[0]
+    assert own.count('class="plot"') == 5
+    assert "<p>0 spikes of " in own
+
+
 def test_many_classes_keep_the_page_small(copy: Path) -> None:
     values = json.loads((copy / "report.json").read_text())
     for count in (100, 300):

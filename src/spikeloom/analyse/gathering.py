@@ -281,7 +281,9 @@ def _toml(value: Any, bare: bool = False) -> str:
         return "{" + ", ".join(f"{_toml(k)} = {_toml(v)}" for k, v in value.items() if v is not None) + "}"
     if isinstance(value, list | tuple):
         return "[" + ", ".join(map(_toml, value)) + "]"
-    return json.dumps("none" if value is None else value)
+    if value is None:
+        return _toml("none", bare)
+    return json.dumps(value)
 
 
 # --- what is measured -------------------------------------------------------------------------------------------------

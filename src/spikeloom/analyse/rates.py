@@ -96,8 +96,8 @@ def draw_layer_rates(networks: Mapping[str, Mapping[str, float]], title: str) ->
             hovertemplate="%{text}<br>%{y:.2f} %<extra></extra>",
         )  # fmt: skip
     figure.update_layout(title=title, showlegend=len(networks) > 1)
-    figure.update_xaxes(title="layer of neurons, in the order of the network")
-    figure.update_yaxes(title="spikes per neuron and step, %", rangemode="tozero")
+    figure.update_xaxes(title="layer of neurons", dtick=1 if max(map(len, networks.values())) <= 10 else None)
+    figure.update_yaxes(title="firing rate, %", rangemode="tozero")
     return figure
 
 

@@ -140,11 +140,16 @@ def _against_full(run: Gathered) -> Table | None:
     if run.full is None or run.run is None:
         return None
     full, own = run.full.model_dump(), run.run.settings.model_dump()
-    before = dict(word.split("=", 1) for word in changes(own, full))
-    after = dict(word.split("=", 1) for word in changes(full, own))
+    before, after = _flat(own, full), _flat(full, own)
     rows = [(key, before.get(key, "-"), after.get(key, "-")) for key in dict.fromkeys([*before, *after])
             if f"{key}=" not in _ELSEWHERE]  # fmt: skip
     return Table("Settings that differ from the full budget", ("setting", "full budget", "this run"), rows)
+
+
+def _flat(base: Json, target: Json) -> dict[str, str]:
+    """What `changes` says, by key; a name alone and a name with options have one key."""
+    words = [word.partition("=") for word in changes(base, target)]
+    return {key.removesuffix(".name"): "-" if value == "none" else value for key, _, value in words}
 
 
 def _confusion(found: Confusion, name: str) -> Plot | None:
@@ -183,8 +188,10 @@ def _raster(raster: Raster) -> Json:
     some = "all" if raster.shown == raster.neurons else f"{raster.shown} of {raster.neurons:,}"
     words = f"{int(spikes.sum())} spikes of {some} neurons of {raster.layer} in {raster.steps} steps."
     table = Table("Spikes of these neurons at each step", ("step", "spikes"), list(enumerate(each)))
-    plot = Plot(f"Test image: {says}" if says else "Test image", words, _plain(draw_raster(spikes)), table)
-    return {"png": raster.png, "alt": f"Test image, {says}" if says else "Test image", "plot": plot}
+    title = f"Test image: {says}" if says else "Test image"
+    plot = Plot(title, words, _plain(draw_raster(spikes)), table) if raster.spikes else None
+    return {"png": raster.png, "alt": f"Test image, {says}" if says else "Test image", "plot": plot,
+            "title": title, "words": words}  # fmt: skip
 
 
 # --- runs side by side ------------------------------------------------------------------------------------------------
@@ -239,7 +246,7 @@ def _data(run: Gathered, part: str) -> str | None:
 
 
 def _different(runs: Sequence[Gathered], names: Sequence[str]) -> Table:
-    flat = [dict(w.split("=", 1) for w in changes({}, r.run.settings.model_dump())) if r.run else {} for r in runs]
+    flat = [_flat({}, run.run.settings.model_dump()) if run.run else {} for run in runs]
     keys = dict.fromkeys(key for each in flat for key in each)
     rows = [(key, *(each.get(key) for each in flat)) for key in keys if len({each.get(key) for each in flat}) > 1]
     return Table("Settings in which the runs differ", ("setting", *names), rows)
