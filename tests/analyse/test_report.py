@@ -16,7 +16,7 @@ import pytest
 import torch
 
 from spikeloom import analyse
-from spikeloom.analyse.gathering import Measurements, changes, gather
+from spikeloom.analyse.gathering import Measurements, _spread, changes, gather
 from spikeloom.analyse.report import render, write_report
 from spikeloom.errors import UsageError
 from spikeloom.show import Quiet
@@ -291,6 +291,16 @@ def test_what_is_no_run(home: Path, tmp_path: Path) -> None:
         write_report([home / "one", home / "two" / ".." / "one"], {}, Quiet())
     with pytest.raises(UsageError, match="cannot write"):
         write_report([home / "one"], {}, Quiet(), tmp_path / "nowhere" / "page.html")
+
+
+def test_neurons_of_a_raster_are_of_the_whole_layer() -> None:
+    columns = torch.zeros(3, 20, 30, 30)
+    columns[:, :, :, 15] = 1  # one column of each map: a thirtieth
+    shown = _spread(columns.flatten(1))
+    assert shown.shape == (3, 200)
+    assert 1 <= shown[0].sum() <= 20
+    assert torch.equal(_spread(torch.eye(5)), torch.eye(5))
+    assert _spread(torch.ones(100, 200)).shape == (100, 12)  # at most 1500 spikes
 
 
 def test_a_silent_layer_is_said_not_drawn(copy: Path) -> None:
