@@ -228,6 +228,37 @@ def test_train_prints_what_is_next(tmp_path: Path) -> None:
         assert sum(line.startswith(f"epoch   {epoch}/2") for line in result.err.splitlines()) == 1
 
 
+def test_train_ends_with_a_report(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = tmp_path / "a run"
+    result = spikeloom("train", *SMALL, "train.epochs=1", f"run={run}")
+    assert f"  report: {run}/report.html" in result.out
+    assert (run / "report.html").stat().st_size > 4_000_000
+    # A report that fails loses nothing: neither the numbers nor the exit code.
+    monkeypatch.setattr("spikeloom.analyse.report.render", lambda runs: {}[0])
+    other = tmp_path / "another"
+    result = spikeloom("train", *SMALL, "train.epochs=1", f"run={other}", "--json")
+    assert result.code == 0
+    assert json.loads(result.out)["epochs"] == 1
+    assert result.err.splitlines()[-1] == (
+        f"spikeloom: warning: the run is complete, but not its report: KeyError: 0; "
+        f"make it with: spikeloom report {other}"
+    )
+    assert (other / "model.safetensors").is_file()
+
+
+def test_report_prints_the_file_and_what_is_missing(places: Path, tmp_path: Path) -> None:
+    page = tmp_path / "page.html"
+    result = spikeloom("report", str(places / "run"), str(places / "run_unfinished"), f"out={page}", "--json")
+    found = json.loads(result.out)
+    assert found["report"] == str(page)
+    [problem] = found["problems"]
+    assert problem.startswith(f"{places}/run_unfinished: unfinished: 2 of 2 epochs")
+    assert str(places / "run_unfinished") in page.read_text().split("<script>")[0]
+    result = spikeloom("report", str(places / "run"), f"out={page}", "images=7")
+    assert (result.code, result.out) == (0, f"report: {page}\n")
+    assert "Measured on 7 of digits" in page.read_text()
+
+
 def test_train_writes_under_runs_by_default() -> None:
     result = spikeloom("train", *SMALL[1:], "train.epochs=1", "--json")
     assert result.code == 0, result.err
@@ -378,6 +409,11 @@ MISTAKES: dict[str, tuple[str, list[str]]] = {
     "audit of nothing": ("audit report_resnet", ["'report_resnet'", "neither", "did you mean"]),
     "audit of no run": ("audit {0}/empty", ["{0}/empty is not a run"]),
     "audit of an unfinished run": ("audit {0}/run_unfinished", ["not finished", "resume={0}/run_unfinished"]),
+    "report of no run": ("report {0}/empty", ["{0}/empty is not a run", "settings.json"]),
+    "report of nothing": ("report images=3", ["name the folder of a run"]),
+    "unknown key of a report": ("report {0}/run image=3", ["'image'", "did you mean images"]),
+    "report of the same run": ("report {0}/run {0}/run", ["named twice"]),
+    "report to nowhere": ("report {0}/run out={0}/nowhere/page.html", ["cannot write {0}/nowhere/page.html"]),
     "unknown key of an audit": ("audit {0}/run image=3", ["'image'", "did you mean images"]),
     "unknown model option of an audit": ("audit report_vgg16 model.TT=3", ["'TT'"]),
     "audit on other inputs": ("audit report_vgg16 input=3x8x8 images=1", ["report_vgg16", "3x8x8"]),

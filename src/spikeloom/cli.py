@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import shlex
 import signal
 import sys
 from collections.abc import Callable, Generator
@@ -100,7 +101,8 @@ def train(words: Words = None, as_json: AsJson = False) -> None:
     if not summary:
         return  # not the main process
     if as_json:
-        print(json.dumps({"run": str(run.folder), **summary}))
+        print(json.dumps({"run": str(run.folder), **summary}), flush=True)
+        _report_of_training(run, as_json)
         return
     classifies = summary["test_accuracy"] is not None
     found = f"accuracy {summary['test_accuracy']:.2f} %" if classifies else f"loss {summary['test_loss']:.4f}"
@@ -114,7 +116,27 @@ def train(words: Words = None, as_json: AsJson = False) -> None:
     else:
         print(f"  drawn: {run.folder / 'pictures.png'}")
         print(f"  next:  another recipe with train.start_from={run.folder}")
-    print(f"         tensorboard --logdir {run.folder / 'tensorboard'}")
+    print(f"         tensorboard --logdir {run.folder / 'tensorboard'}", flush=True)
+    _report_of_training(run, as_json)
+
+
+def _report_of_training(run: Run, as_json: bool) -> None:
+    """The last thing of `train`: whatever happens to it, the run is finished and its numbers are printed."""
+    from spikeloom.analyse.report import write_report
+
+    with _progress(as_json) as progress:
+        try:
+            page, problems = write_report([run.folder], {}, progress)
+        except Exception as error:
+            progress.warn(
+                f"the run is complete, but not its report: {type(error).__name__}: {' '.join(str(error).split())}; "
+                f"make it with: spikeloom report {shlex.quote(str(run.folder))}"
+            )
+            return
+        for problem in problems:
+            progress.warn(problem)
+    if not as_json:
+        print(f"  report: {page}")
 
 
 @app.command()
@@ -187,6 +209,39 @@ def _ticking(batches: Any, progress: Any) -> Generator[Any]:
     for x, y in batches:
         yield x, y
         progress.advance(len(y))
+
+
+@app.command()
+def report(
+    words: Annotated[list[str], typer.Argument(metavar="RUN [RUN]... [KEY=VALUE]...", help="Folders and settings.")],
+    as_json: AsJson = False,
+) -> None:
+    """Write one HTML page about a run, or several side by side: curves, confusion, audit, spikes, how to repeat it.
+
+    \b
+    spikeloom report RUN                            # RUN/report.html, which training has written already
+    spikeloom report RUN OTHER                      # RUN/compared.html
+    spikeloom report RUN images=500 data.root=DATA  # measure it anew on these images
+
+    Keys: out (the file to write), images (of the test data), data.*. The page needs no network.
+    """
+    from spikeloom.analyse.report import write_report
+    from spikeloom.registry import nearest
+    from spikeloom.train.recipe import parse_overrides
+
+    folders = [Path(word) for word in words if "=" not in word or Path(word).is_dir()]
+    values = parse_overrides([word for word in words if Path(word) not in folders])
+    for key in values:
+        if key not in ("out", "images", "data"):
+            raise UsageError(f"unknown key {key!r}; {nearest(key, ('out', 'images', 'data'))}")
+    if not folders:
+        raise UsageError("name the folder of a run, for example 'spikeloom report runs/RUN'")
+    out = values.pop("out", None)
+    with _progress(as_json) as progress:
+        page, problems = write_report(folders, values, progress, None if out is None else Path(str(out)))
+        for problem in problems:
+            progress.warn(problem)
+    print(json.dumps({"report": str(page), "problems": problems}) if as_json else f"report: {page}")
 
 
 @app.command()

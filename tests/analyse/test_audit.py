@@ -487,6 +487,35 @@ def test_spikformer_of_spikingjelly_is_reset_between_batches() -> None:
     assert [row.rate for row in again.rows] == pytest.approx([row.rate for row in found.rows])
 
 
+def test_a_network_of_snntorch() -> None:
+    snntorch = pytest.importorskip("snntorch", reason="SNNTORCH IS MISSING: install the extra bench")
+
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv, self.pool = nn.Conv2d(1, 4, 3, padding=1), nn.AvgPool2d(2)
+            self.hidden, self.head = nn.Linear(64, 20), nn.Linear(20, 10)
+            self.spikes = nn.ModuleList(snntorch.Leaky(beta=0.9) for _ in range(3))
+
+        def forward(self, x: Tensor) -> Tensor:
+            states, out = [spike.init_leaky() for spike in self.spikes], []
+            for _ in range(3):
+                a, states[0] = self.spikes[0](self.conv(x), states[0])
+                b, states[1] = self.spikes[1](self.hidden(self.pool(a).flatten(1)), states[1])
+                c, states[2] = self.spikes[2](self.head(b), states[2])
+                out.append(c)
+            return torch.stack(out)
+
+    torch.manual_seed(0)
+    found = audit(Net(), [8 * torch.rand(5, 1, 8, 8)])
+    assert (found.images, found.steps) == (5, 3)
+    assert [(row.name, row.input, row.scale) for row in found.rows] == [
+        ("conv", "real", 1.0), ("hidden", "scaled", 0.25), ("head", "binary", 1.0)
+    ]  # fmt: skip
+    assert [row.operations for row in found.rows] == [3 * 9 * 4 * 64, 3 * 64 * 20, 3 * 20 * 10]
+    assert [row.why for row in found.breaking] == ["average pooling in pool"]
+
+
 # --- manners ----------------------------------------------------------------------------------------------------------
 
 

@@ -137,6 +137,12 @@ def test_residual_influence(rate: float) -> None:
     assert analyse.simulate_influence(rate, 1.0, 0.5) == pytest.approx((1 - rate) * 0.02275 + rate * 0.5, abs=2e-3)
 
 
+def test_the_figure_of_residual_influence() -> None:
+    formula, drawn = analyse.draw_influence(1.0, 0.5).data
+    assert formula.y[4] == analyse.residual_influence(0.2, 1.0, 0.5)
+    assert drawn.y == pytest.approx(formula.y, abs=0.01)
+
+
 def test_calibration_is_a_copy() -> None:
     model, x = residual("report_sew_resnet34"), torch.rand(4, 3, 16, 16)
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from spikeloom.analyse import MEASUREMENTS, prune_silent_shortcuts
+from spikeloom.analyse import MEASUREMENTS, draw_pruning, prune_silent_shortcuts
 from spikeloom.errors import UsageError
 from spikeloom.models import create_model
 from spikeloom.models.syna import SynAUnit
@@ -53,6 +53,9 @@ def test_silent_shortcuts_go(shut: tuple[str, ...]) -> None:
     assert [found.rates[name] == 0 for name in UNITS] == [name in shut for name in UNITS]
     assert found.images == 5
     assert found.parameters == sum(SIZES[name] for name in shut)
+    [bars] = draw_pruning(found).data
+    assert dict(zip(bars.x, bars.y, strict=True)) == found.rates
+    assert [text == "removed" for text in bars.text] == [name in shut for name in UNITS]
     assert set(model.state_dict()) == keys, "the model itself is left as it was"
     assert not any(module._forward_hooks for module in [*model.modules(), *found.model.modules()])
     gone = {key for key in keys if key.startswith(tuple(f"{name}.shortcut." for name in shut))} if shut else set()

@@ -27,7 +27,10 @@ SETTINGS = [
     "quickstart/digits", "data.subset=256", "data.test_subset=60", "model.T=2", "train.batch_size=32",
     f"train.epochs={EPOCHS}", "train.checkpoint_minutes=0",
 ]  # fmt: skip
-FILES = ["checkpoint.safetensors", "metrics.jsonl", "model.safetensors", "settings.json", "summary.json", "tensorboard"]
+FILES = [
+    "checkpoint.safetensors", "metrics.jsonl", "model.safetensors", "report.html", "report.json", "settings.json",
+    "summary.json", "tensorboard",
+]  # fmt: skip
 
 # Runs the command line, and kills itself while it writes.
 SUICIDE = """
@@ -122,6 +125,7 @@ def outcome(run: Path) -> dict[str, Any]:
     for record in (summary, *records):
         record.pop("seconds")
     summary.pop("environment")
+    summary.pop("memory_MB")
     return {"summary": summary, "metrics": records}
 
 

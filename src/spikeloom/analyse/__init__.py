@@ -6,6 +6,7 @@ from spikeloom.analyse.blocks import (
     block_isometry,
     block_similarity,
     calibrated,
+    draw_influence,
     draw_isometry,
     draw_similarity,
     residual_influence,
@@ -14,13 +15,14 @@ from spikeloom.analyse.blocks import (
 )
 from spikeloom.analyse.confusion import Confusion, confusion, draw_confusion
 from spikeloom.analyse.cost import Cost, count_cost
-from spikeloom.analyse.curves import training_curves
+from spikeloom.analyse.curves import metric_curves, training_curves
 from spikeloom.analyse.energy import RULES, Costs, Energy, Layer, LayerEnergy, Operand, report_readings
 from spikeloom.analyse.gradients import BlockGradient, block_gradients, draw_gradients
 from spikeloom.analyse.landscape import Landscape, draw_landscape, loss_landscape
 from spikeloom.analyse.measure import MEASUREMENTS, Measured
-from spikeloom.analyse.pruning import Pruning, prune_silent_shortcuts
-from spikeloom.analyse.rates import BlockRates, block_rates, draw_rates
+from spikeloom.analyse.pruning import Pruning, draw_pruning, prune_silent_shortcuts
+from spikeloom.analyse.rates import BlockRates, block_rates, draw_layer_rates, draw_rates
+from spikeloom.analyse.report import write_report
 from spikeloom.analyse.target import Target, open_target
 from spikeloom.analyse.trains import (
     attention_rates,
@@ -41,7 +43,8 @@ __all__ = [
     "Energy", "Landscape", "Layer", "LayerEnergy", "Measured", "Operand", "Pruning", "Target", "attention_rates",
     "audit", "block_gradients", "block_inputs", "block_isometry", "block_rates", "block_similarity", "calibrated",
     "confusion", "count_cost", "draw_attention_rates", "draw_block_inputs", "draw_confusion", "draw_gradients",
-    "draw_isometry", "draw_landscape", "draw_raster", "draw_rates", "draw_responses", "draw_similarity",
-    "draw_spike_maps", "loss_landscape", "open_target", "probe_current", "prune_silent_shortcuts", "report_readings",
-    "residual_influence", "responses", "simulate_influence", "spike_train", "ssim", "training_curves",
+    "draw_influence", "draw_isometry", "draw_landscape", "draw_layer_rates", "draw_pruning", "draw_raster",
+    "draw_rates", "draw_responses", "draw_similarity", "draw_spike_maps", "loss_landscape", "metric_curves",
+    "open_target", "probe_current", "prune_silent_shortcuts", "report_readings", "residual_influence", "responses",
+    "simulate_influence", "spike_train", "ssim", "training_curves", "write_report",
 ]  # fmt: skip

@@ -123,6 +123,19 @@ class Audit:
             "rows": [row.to_json() for row in self.rows],
         }  # fmt: skip
 
+    @classmethod
+    def from_json(cls, values: Json) -> Audit:
+        """The audit of which these are the `to_json`.
+
+        Raises:
+            KeyError, TypeError: they are of no audit.
+        """
+        rows = tuple(Layer.from_json(row) for row in values["rows"])
+        return cls(
+            values["model"], rows, values["images"], values["steps"], values["parameters"], Costs(**values["costs"]),
+            tuple(values["uncounted"]),
+        )  # fmt: skip
+
 
 def audit(
     model: nn.Module,
@@ -152,7 +165,7 @@ def audit(
     _refuse_compiled(model)
     ledger = Ledger(model)
     images, steps = 0, 1
-    with evaluating(model), torch.no_grad():
+    with evaluating(model), torch.no_grad(), ledger.attached():
         for batch in batches:
             x, labels = _parts(batch)
             _reset(model, reset)

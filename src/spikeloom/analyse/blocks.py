@@ -214,3 +214,23 @@ def simulate_influence(
     residual = sigma * torch.randn(1, samples, generator=generator)
     spikes = LIF(decay_input=False, v_threshold=v_threshold)(shortcut + residual)
     return (spikes != shortcut).double().mean().item()
+
+
+def draw_influence(v_threshold: float = 0.5, sigma: float = 0.5, title: str = "Residual influence") -> Any:
+    """The probability against the rate of the shortcut's spikes: by formula a line, by drawing points.
+
+    Args:
+        v_threshold, sigma: as `residual_influence`.
+        title: of the figure.
+    """
+    import plotly.graph_objects as go
+
+    rates = [n / 20 for n in range(21)]
+    figure = go.Figure([
+        go.Scatter(x=rates, y=[residual_influence(rate, v_threshold, sigma) for rate in rates], name="formula"),
+        go.Scatter(x=rates, y=[simulate_influence(rate, v_threshold, sigma, 1 << 16) for rate in rates], name="drawn",
+                   mode="markers"),
+    ])  # fmt: skip
+    figure.update_layout(title=title, yaxis={"title": "spikes that the residual branch changes", "range": [0, 1]})
+    figure.update_xaxes(title="rate of the shortcut's spikes")
+    return figure

@@ -31,6 +31,16 @@ class Confusion:
         right = sum(row[index] for index, row in enumerate(self.counts))
         return 100 * right / max(sum(map(sum, self.counts)), 1)
 
+    def mistakes(self, most: int = 20) -> list[tuple[str, str, int]]:
+        """The most frequent ones: the class, what it was taken for, how often."""
+        found = [
+            (self.classes[truth], self.classes[other], count)
+            for truth, row in enumerate(self.counts)
+            for other, count in enumerate(row)
+            if count and other != truth
+        ]
+        return sorted(found, key=lambda one: -one[2])[:most]
+
     def improved(self, before: Confusion) -> tuple[str, ...]:
         """The classes whose accuracy is higher than in another matrix."""
         pairs = zip(self.classes, before.per_class, self.per_class, strict=True)
@@ -61,14 +71,17 @@ def confusion(model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]], classe
 
 
 def draw_confusion(found: Confusion, title: str = "Confusion matrix") -> Any:
-    """The matrix as shares of each class."""
+    """The matrix as shares of each class; the counts stand in the cells of up to 20 classes."""
     import plotly.graph_objects as go
 
     shares = [[count / max(sum(row), 1) for count in row] for row in found.counts]
     figure = go.Figure(
-        go.Heatmap(z=shares, x=found.classes, y=found.classes, text=found.counts, texttemplate="%{text}",
-                   colorscale="Blues", zmin=0, zmax=1)
+        go.Heatmap(z=shares, x=found.classes, y=found.classes, text=found.counts, colorscale="Blues", zmin=0, zmax=1,
+                   texttemplate="%{text}" if len(found.classes) <= 20 else None,
+                   hovertemplate="%{y}, predicted %{x}: %{text}<extra></extra>")
     )  # fmt: skip
     figure.update_layout(title=f"{title}: {found.accuracy:.2f} %", xaxis_title="predicted", yaxis_title="class")
-    figure.update_yaxes(autorange="reversed")
+    # Names such as "0" are names, not places on an axis.
+    few = 1 if len(found.classes) <= 20 else None
+    figure.update_xaxes(type="category", dtick=few).update_yaxes(type="category", dtick=few, autorange="reversed")
     return figure

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
 from typing import Any, Literal
 
 from spikeloom.registry import Registry
@@ -162,6 +162,16 @@ class Layer:
         """Plain values of all fields."""
         shown = ("input", "max", "min", "scale", "mean", "rate", "density", "sops", "macs", "acs")
         return {**asdict(self), **{name: getattr(self, name) for name in shown}}
+
+    @classmethod
+    def from_json(cls, values: Json) -> Layer:
+        """The layer of which these are the `to_json`."""
+        shape, own = values["shape"], {field.name: values[field.name] for field in fields(cls)}
+        own |= {
+            "operands": tuple(Operand(**operand) for operand in values["operands"]), "rates": tuple(values["rates"]),
+            "shape": None if shape is None else tuple(shape),
+        }  # fmt: skip
+        return cls(**own)
 
 
 @dataclass(frozen=True)

@@ -13,6 +13,7 @@ from spikeloom.analyse.blocks import (
     block_isometry,
     block_similarity,
     calibrated,
+    draw_influence,
     draw_isometry,
     draw_similarity,
     residual_influence,
@@ -23,7 +24,7 @@ from spikeloom.analyse.cost import count_cost
 from spikeloom.analyse.energy import report_readings
 from spikeloom.analyse.landscape import draw_landscape, loss_landscape
 from spikeloom.analyse.measure import MEASUREMENTS, Measured
-from spikeloom.analyse.pruning import prune_silent_shortcuts
+from spikeloom.analyse.pruning import draw_pruning, prune_silent_shortcuts
 from spikeloom.analyse.target import Target, open_target
 from spikeloom.analyse.trains import draw_raster, draw_responses, draw_spike_maps, probe_current, responses, spike_train
 from spikeloom.errors import UsageError
@@ -122,7 +123,7 @@ def natural_pruning(network: str, images: int = 1000, data: dict[str, Any] | Non
         "images": found.images, "logits_changed": False,
     }  # fmt: skip
     rows = [{"unit": name, "rate": rate, "removed": name in found.removed} for name, rate in found.rates.items()]
-    return Measured(values, {f"shortcuts of {target.title}": rows})
+    return Measured(values, {f"shortcuts of {target.title}": rows}, {"shortcuts": draw_pruning(found)})
 
 
 @MEASUREMENTS.register
@@ -152,10 +153,11 @@ def residual_influence_probability(rate: float = 0.2, v_threshold: float = 0.5, 
         rate: of the shortcut's spikes.
         v_threshold, sigma: of the neuron and of the branch.
     """
-    return Measured({
+    values: dict[str, float | str | bool] = {
         "probability": residual_influence(rate, v_threshold, sigma),
         "simulated": simulate_influence(rate, v_threshold, sigma),
-    })  # fmt: skip
+    }
+    return Measured(values, {}, {"influence": draw_influence(v_threshold, sigma)})
 
 
 @MEASUREMENTS.register

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 import torch
@@ -12,7 +12,7 @@ from torch import Tensor
 from spikeloom.analyse.energy import Input, Operand
 
 _LEVELS = 4096  # more multiples of a common factor than this are real values
-_CHUNK = 1 << 18  # elements of a pass that stay in the cache
+_CHUNK = 1 << 16  # elements of a pass that stay in the cache
 _SAMPLE = 1 << 14
 SILENT, REAL = 0.0, math.nan  # in place of a scale
 
@@ -95,17 +95,25 @@ def look(x: Tensor, channels: bool, may_scale: bool) -> Look:
         x = x.float()
     flat = _flat(x)
     low, high = (value.item() for value in torch.aminmax(flat))
+    if low == high == 0:
+        silent = x.new_zeros(x.shape[1]) if channels else None
+        return Look(x.numel(), 0.0, 0.0, SILENT, 0.0, 0.0, 0.0, x.new_zeros(len(x)), silent)
     scale = _scale(flat, low, high, may_scale)
     per_row, per_channel = _sums(x)
-    total = per_row.sum(dtype=torch.float64).item()
+    total = magnitude = per_row.sum(dtype=torch.float64).item()
     if low < 0:
-        per_row, _ = _sums(x.abs())
+        per_row, _ = _sums(x, torch.abs)
+        magnitude = per_row.sum(dtype=torch.float64).item()
     if not (scale == 1.0 and low >= 0 and high <= 1):  # of spikes the sums are the counts
-        _, per_channel = _sums(torch.sign(x).abs_())
+        _, per_channel = _sums(x, torch.sign if low >= 0 else _nonzero)
     return Look(
-        x.numel(), low, high, scale, total, per_row.sum(dtype=torch.float64).item(),
-        per_channel.sum(dtype=torch.float64).item(), per_row / (x.numel() // len(x)), per_channel if channels else None,
+        x.numel(), low, high, scale, total, magnitude, per_channel.sum(dtype=torch.float64).item(),
+        per_row / (x.numel() // len(x)), per_channel if channels else None,
     )  # fmt: skip
+
+
+def _nonzero(x: Tensor) -> Tensor:
+    return torch.sign(x).abs_()
 
 
 def _flat(x: Tensor) -> Tensor:
@@ -114,21 +122,26 @@ def _flat(x: Tensor) -> Tensor:
     return x.permute(order).reshape(-1)
 
 
-def _sums(x: Tensor) -> tuple[Tensor, Tensor]:
-    """Sums over all axes but the first, and over all but the second."""
-    if x.dim() > 2:
-        x = x.sum(tuple(range(2, x.dim())))
-    return x.sum(1), x.sum(0)
+def _sums(x: Tensor, of: Callable[[Tensor], Tensor] | None = None) -> tuple[Tensor, Tensor]:
+    """Sums, of a function of x, over all axes but the first, and over all but the second."""
+    parts: list[tuple[Tensor, Tensor]] = []
+    for part in x.split(max(1, _CHUNK * len(x) // x.numel())):
+        values = part if of is None else of(part)
+        if x.dim() > 2:
+            values = values.sum(tuple(range(2, x.dim())))
+        parts.append((values.sum(1), values.sum(0)))
+    if len(parts) == 1:
+        return parts[0]
+    rows, channels = zip(*parts, strict=True)
+    return torch.cat(rows), torch.stack(channels).sum(0)
 
 
 def _scale(flat: Tensor, low: float, high: float, may_scale: bool) -> float:
-    if low == high == 0:
-        return SILENT
     if not math.isfinite(low) or not math.isfinite(high):
         return REAL
     # A few elements tell most real tensors; what they do not tell, all elements do.
     sample = flat[:: max(1, flat.numel() // _SAMPLE) | 1]
-    if _multiples(sample, 1.0, 0.0) and _multiples(flat, 1.0, 0.0):
+    if _multiples(sample, 1.0, 0.0) and (len(sample) == len(flat) or _multiples(flat, 1.0, 0.0)):
         return 1.0
     if not may_scale:
         return REAL
@@ -146,7 +159,8 @@ def _multiples(flat: Tensor, factor: float, tolerance: float) -> bool:
         else:
             levels = chunk / factor
             torch.sub(levels, levels.round(), out=rest)
-        if max(-rest.min().item(), rest.max().item()) > tolerance:
+        low, high = torch.aminmax(rest)
+        if max(-low.item(), high.item()) > tolerance:
             return False
     return True
 

@@ -87,3 +87,13 @@ def _passes(unit: SynAUnit) -> bool:
     # g(a, 0) = a: without the shortcut's spikes the branch's remain.
     a = torch.tensor([0.0, 1.0])
     return torch.equal(unit.combine(a, torch.zeros(2)), a)
+
+
+def draw_pruning(found: Pruning, title: str = "Natural pruning") -> Any:
+    """The rate at the end of every shortcut; those that are removed have no bar, and say so."""
+    import plotly.graph_objects as go
+
+    texts = ["removed" if name in found.removed else f"{rate:.2%}" for name, rate in found.rates.items()]
+    figure = go.Figure(go.Bar(x=list(found.rates), y=list(found.rates.values()), text=texts, textposition="outside"))
+    figure.update_layout(title=title, yaxis={"title": "spikes per neuron and step", "rangemode": "tozero"})
+    return figure

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from spikeloom.analyse.curves import COLORS
 from spikeloom.analyse.gradients import blocks_of, keeps_shape
 
 
@@ -75,6 +76,28 @@ def draw_rates(networks: Mapping[str, list[BlockRates]], title: str) -> Any:
             )  # fmt: skip
     figure.update_layout(title=title)
     figure.update_xaxes(title="block (open diamonds change the shape)", row=2, col=1)
+    return figure
+
+
+def draw_layer_rates(networks: Mapping[str, Mapping[str, float]], title: str) -> Any:
+    """The firing rate of every layer of neurons against its depth, one line a network.
+
+    Args:
+        networks: rates by layer, in the order in which the layers run (`RateMeter.rates`), by the name of the network.
+        title: of the figure.
+    """
+    import plotly.graph_objects as go
+
+    figure = go.Figure()
+    for index, (name, rates) in enumerate(networks.items()):
+        figure.add_scatter(
+            x=list(range(1, len(rates) + 1)), y=[100 * rate for rate in rates.values()], text=list(rates), name=name,
+            mode="lines+markers", line_color=COLORS[index % len(COLORS)],
+            hovertemplate="%{text}<br>%{y:.2f} %<extra></extra>",
+        )  # fmt: skip
+    figure.update_layout(title=title, showlegend=len(networks) > 1)
+    figure.update_xaxes(title="layer of neurons", dtick=1 if max(map(len, networks.values())) <= 10 else None)
+    figure.update_yaxes(title="firing rate, %", rangemode="tozero")
     return figure
 
 

@@ -35,6 +35,8 @@ class Target:
         model: with its weights.
         batches: makes the batches anew, each inputs and labels.
         images: how many they hold.
+        sequence: whether the inputs are [T, N, ...]; otherwise they are [N, ...].
+        input_shape: of one image, or of one step of a sequence, as `count_cost` takes it.
     """
 
     title: str
@@ -44,6 +46,8 @@ class Target:
     model: nn.Module
     batches: Callable[[], Iterator[tuple[Tensor, Tensor]]]
     images: int
+    sequence: bool
+    input_shape: tuple[int, ...]
 
 
 def open_target(name: str, values: Json) -> Target:
@@ -99,7 +103,7 @@ def open_target(name: str, values: Json) -> Target:
 
     names = tuple(map(str, range(classes)))
     data = f"random inputs {'x'.join(map(str, shape))}"
-    return Target(f"{name}, untrained", False, data, names, model, batches, count)
+    return Target(f"{name}, untrained", False, data, names, model, batches, count, False, shape)
 
 
 def _on_data(title: str, trained: bool, model: nn.Module, dataset: Any, images: int, batch: int) -> Target:
@@ -110,7 +114,10 @@ def _on_data(title: str, trained: bool, model: nn.Module, dataset: Any, images: 
         for x, y in DataLoader(dataset, batch_sampler=order, collate_fn=collate):
             yield dataset.encode(x), y
 
-    return Target(title, trained, f"{count} of {dataset.title}", tuple(dataset.classes), model, batches, count)
+    return Target(
+        title, trained, f"{count} of {dataset.title}", tuple(dataset.classes), model, batches, count,
+        dataset.is_sequence, tuple(dataset.input_shape),
+    )  # fmt: skip
 
 
 def _count(values: Json, key: str, default: int) -> int:

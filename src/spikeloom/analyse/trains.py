@@ -67,6 +67,8 @@ def draw_raster(spikes: Tensor, title: str = "Spikes", neurons: int = 200) -> An
     times, indices = flat.nonzero(as_tuple=True)
     figure = go.Figure(go.Scatter(x=times.tolist(), y=indices.tolist(), mode="markers", marker={"size": 3}))
     figure.update_layout(title=title, xaxis={"title": "step", "range": [-0.5, len(flat) - 0.5]}, yaxis_title="neuron")
+    if len(flat) <= 20:
+        figure.update_xaxes(dtick=1)
     return figure
 
 

@@ -66,6 +66,7 @@ class _Origin:
         return f"{name} in {self.module or 'the model'}"
 
 
+_MERGED = 32  # looks that are kept apart: merging costs as much as a look
 _UNSEEN = _Origin("a tensor from outside", "")
 
 
@@ -76,7 +77,7 @@ class _Entry:
     name: str
     kind: Kind
     encoder: bool
-    seen: list[Look | None]  # of each operand
+    seen: list[list[Look]]  # of each operand, to be merged
     why: list[str]
     operations: float = 0.0
     bias: float = 0.0
@@ -108,10 +109,8 @@ class Ledger:
         self.opaque: dict[str, None] = {}
 
     @contextlib.contextmanager
-    def watching(self, x: Tensor) -> Generator[None]:
-        """Books what runs inside the block; x are the data."""
-        self._origins = {_memory(x): _Origin("input", "")}
-        self._running, self._neurons = [], 0
+    def attached(self) -> Generator[None]:
+        """Follows which module runs, inside the block; `watching` needs it."""
         handles: list[Any] = []
         fast = torch.backends.mha.get_fastpath_enabled()
         with contextlib.ExitStack() as stack:
@@ -125,12 +124,19 @@ class Ledger:
             if any(isinstance(module, RecurrentLIF) for module in self._modules):
                 stack.enter_context(backend("reference"))  # the native scan holds the recurrent product
             try:
-                with _Watch(self):
-                    yield
+                yield
             finally:
                 torch.backends.mha.set_fastpath_enabled(fast)
                 for handle in handles:
                     handle.remove()
+
+    @contextlib.contextmanager
+    def watching(self, x: Tensor) -> Generator[None]:
+        """Books what runs inside the block; x are the data."""
+        self._origins = {_memory(x): _Origin("input", "")}
+        self._running, self._neurons = [], 0
+        with _Watch(self):
+            yield
 
     def _enter(self, module: nn.Module, args: Any) -> None:
         self._running.append(module)
@@ -149,10 +155,10 @@ class Ledger:
             if entry.calls:
                 entry.runs += sum(len(looks[0].rows) for looks in entry.calls)
                 self._add_steps(entry, images, steps)
-                for index in range(len(entry.seen)):
-                    before = entry.seen[index]
-                    looks = [looks[index] for looks in entry.calls]
-                    entry.seen[index] = merge(looks if before is None else [before, *looks])
+                for index, seen in enumerate(entry.seen):
+                    seen += [looks[index] for looks in entry.calls]
+                    if len(seen) >= _MERGED:
+                        seen[:] = [merge(seen)]
                 entry.calls = []
         self._origins = {}
 
@@ -266,7 +272,7 @@ class Ledger:
         self._book(entry, [(self._origin(x), seen)], operations, 0 if bias is None else out.numel(), out.numel())
 
     def _open(self, key: Any, name: str, kind: Kind, encoder: bool, operands: int) -> _Entry:
-        entry = self._entries[key] = _Entry(name, kind, encoder, [None] * operands, [""] * operands)
+        entry = self._entries[key] = _Entry(name, kind, encoder, [[] for _ in range(operands)], [""] * operands)
         return entry
 
     def _book(
@@ -301,7 +307,7 @@ class Ledger:
 
 
 def _layer(entry: _Entry, images: int, steps: int, folded: bool, last: bool) -> Layer:
-    looks = [seen for seen in entry.seen if seen is not None]
+    looks = [merge(seen) for seen in entry.seen if seen]
     operands = tuple(seen.operand() for seen in looks)
     role: Role = "encoder" if entry.encoder else "classifier" if last and entry.kind == "linear" else "body"
     ran = float(steps) if entry.kind == "matmul" else min(entry.runs / images, float(steps))
@@ -346,6 +352,8 @@ class _Watch(TorchDispatchMode):
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         kwargs = kwargs or {}
+        if func.is_view:  # shares the memory of what it views, and so its origin
+            return func(*args, **kwargs)
         name = func.overloadpacket.__name__
         product = _PRODUCTS.get(name) or (_attention if name.startswith("_scaled_dot_product_") else None)
         if product is None and func not in self._plain:
@@ -411,7 +419,10 @@ def _tensors(value: Any) -> Iterator[Tensor]:
         yield value
     elif isinstance(value, tuple | list):
         for part in value:
-            yield from _tensors(part)
+            if isinstance(part, Tensor):
+                yield part
+            elif isinstance(part, tuple | list | dict):
+                yield from _tensors(part)
     elif isinstance(value, dict):
         yield from _tensors(list(value.values()))
 

@@ -40,7 +40,7 @@ from spikeloom.train.losses import LOSSES
 from spikeloom.train.methods import METHODS
 from spikeloom.train.pretrain import Reconstructs, start_from, write_pictures
 from spikeloom.train.recipe import Named, Settings, TrainSettings
-from spikeloom.train.run import Run, environment
+from spikeloom.train.run import Run, environment, peak_memory
 
 Json = dict[str, Any]
 _RATE_STEPS = 5  # steps after which silent and saturated layers are named
@@ -504,7 +504,7 @@ def _summarise(run: Run, train_set: Any, test_set: Any, parameters: int) -> Json
         "data": {"train": train_set.title, "test": test_set.title},
         "test_accuracy": records[-1]["test_accuracy"], "best_test_accuracy": best["test_accuracy"],
         "test_loss": records[-1]["test_loss"], "best_epoch": best["epoch"], "epochs": len(records),
-        "seconds": records[-1]["seconds"],
+        "seconds": records[-1]["seconds"], "memory_MB": peak_memory(),
         **({"last": records[-1], "selected": select_epoch(records)} if train_accuracies(records[-1]) else {}),
         "environment": environment(),
     }  # fmt: skip

@@ -6,6 +6,7 @@ tensorboard/             the same, for TensorBoard
 checkpoint.safetensors   weights, optimiser and position of the last checkpoint
 model.safetensors        the trained weights
 summary.json             written at the end
+report.html, report.json the page of `spikeloom report`, and what was measured for it
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import json
 import os
 import platform
 import subprocess
+import sys
 from collections.abc import Generator
 from dataclasses import dataclass
 from pathlib import Path
@@ -124,16 +126,7 @@ class Run:
 
     def metrics(self) -> list[Json]:
         """The records of the epochs so far; a last line cut short by a crash is left out."""
-        path = self.folder / "metrics.jsonl"
-        if not path.is_file():
-            return []
-        records: list[Json] = []
-        for line in path.read_text().splitlines():
-            try:
-                records.append(json.loads(line))
-            except ValueError:
-                break
-        return records
+        return read_metrics(self.folder)
 
     def keep_metrics(self, epochs: int) -> None:
         """Drops the records of epochs that a resumed run will do again."""
@@ -152,6 +145,35 @@ class Run:
                 f"cannot write {self.folder / 'metrics.jsonl'}: {error.strerror or error}; "
                 f"free some space and continue with resume={self.folder}"
             ) from None
+
+
+def read_metrics(folder: Path) -> list[Json]:
+    """The records of a run's epochs, up to the first line that is not JSON."""
+    path = folder / "metrics.jsonl"
+    if not path.is_file():
+        return []
+    records: list[Json] = []
+    for line in path.read_text().splitlines():
+        try:
+            records.append(json.loads(line))
+        except ValueError:
+            break
+    return records
+
+
+def peak_memory() -> float | None:
+    """The most memory that this process held so far, in MB: on a GPU of tensors, otherwise resident.
+
+    None where the system does not tell.
+    """
+    if torch.cuda.is_available():
+        return torch.cuda.max_memory_allocated() / 1e6
+    try:
+        import resource
+    except ImportError:  # Windows
+        return None
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak / 1e6 if sys.platform == "darwin" else peak * 1024 / 1e6
 
 
 def environment() -> Json:
