@@ -256,6 +256,9 @@ def _differentiate(
     learn = ctx.needs_input_grad[8] or ctx.needs_input_grad[9]
     if grad_spikes is None:
         grad_spikes = torch.zeros(x.shape, dtype=x.dtype, device=x.device)
+    if ctx.added:
+        # This gradient is handed on as it is. In another layout it would meet the convolutions' in every block before.
+        grad_spikes = ordered(grad_spikes, like(by_channels(x)[0], x.dtype))
     grad_x, grad_residual, grad_v, grad_weight, grad_bias, sums = _norm_scan_backward(
         grad_spikes, grad_sum, grad_last, x, residual, v, weight, bias, mean, variance, decay, gain, *ctx.settings,
         ctx.frozen, learn,
