@@ -161,10 +161,36 @@ int forward(const ScanForward& a) {
   });
 }
 
-// The potentials of K levels again: row t + 1 of a level's `f` is f[t], row 0 the initial potential; `before` likewise
-// holds h[t] where that differs.
+// What the backward pass of one block needs, as rows of `block` floats. Potentials are computed again for a chunk of
+// steps at a time: row r + 1 of a level's `f` is f of the chunk's step r, row 0 that of the step before; `h` likewise
+// where that differs. `starts` has row 0 of every chunk.
+struct BackwardRows {
+  int64_t block, chunk, chunks;
+  float *f, *h, *starts, *carried, *total, *pass, *pass_x, *over_steps, *currents;
+
+  // All steps where they are few, else so few that the rows of a wide block fit into the cache.
+  static int64_t chunk_of(int64_t steps) { return steps <= 64 ? steps : 32; }
+  static int64_t chunks_of(int64_t steps) { return (steps + chunk_of(steps) - 1) / chunk_of(steps); }
+  static int64_t count(const ScanBackward& a, int64_t K) {
+    return (chunk_of(a.steps) + 1) * (a.rectified ? 2 : K) + K * chunks_of(a.steps) + K + (a.levels > K ? a.steps : 1) + 3 + CURRENT_ROWS;
+  }
+  BackwardRows(const ScanBackward& a, int64_t K, float* rows, int64_t block)
+      : block(block), chunk(chunk_of(a.steps)), chunks(chunks_of(a.steps)) {
+    f = rows, rows += K * (chunk + 1) * block;
+    h = f;
+    if (a.rectified) h = rows, rows += (chunk + 1) * block;
+    starts = rows, rows += K * chunks * block;
+    carried = rows, rows += K * block;
+    total = rows, rows += (a.levels > K ? a.steps : 1) * block;
+    pass = rows, pass_x = rows + block, over_steps = rows + 2 * block, currents = rows + 3 * block;
+  }
+  float* potential(int level, int64_t row) const { return f + (level * (chunk + 1) + row) * block; }
+  float* start(int level, int64_t c) const { return starts + (level * chunks + c) * block; }
+};
+
+// The potentials of K levels again, those of step t into row r + 1.
 template <int K, bool hard, bool rectified, class S>
-inline void recompute_as(const Scan& a, int64_t k, int64_t t, int64_t n, const S* u, float* f_rows, float* h_rows, int64_t block) {
+inline void recompute_as(const Scan& a, int64_t k, int64_t t, int64_t r, int64_t n, const S* u, const BackwardRows& rows) {
   const float decay = a.decay, gain = a.gain, scale = a.scale, rest = a.v_rest;
   float threshold[K], last_fire_at[K], *f[K];
   const float* last[K];
@@ -172,9 +198,9 @@ inline void recompute_as(const Scan& a, int64_t k, int64_t t, int64_t n, const S
     threshold[j] = a.threshold[k + j];
     // The initial potential is not reset, however high: an infinite threshold for it.
     last_fire_at[j] = t == 0 ? __builtin_inff() : a.fire_at[k + j];
-    last[j] = f_rows + (j * (a.steps + 1) + t) * block, f[j] = f_rows + (j * (a.steps + 1) + t + 1) * block;
+    last[j] = rows.potential(j, r), f[j] = rows.potential(j, r + 1);
   });
-  float* before = h_rows + (t + 1) * block;
+  float* before = rows.h + (r + 1) * rows.block;
   const auto step = [=](int64_t i) {
     const float current = gain * load(u, i);
     each_level<K>([&](int j) {
@@ -193,28 +219,12 @@ inline void recompute_as(const Scan& a, int64_t k, int64_t t, int64_t n, const S
 }
 
 template <int K, bool rectified, class S>
-inline void recompute(const Scan& a, int64_t k, int64_t t, int64_t n, const S* u, float* f_rows, float* h_rows, int64_t block) {
+inline void recompute(const Scan& a, int64_t k, int64_t t, int64_t r, int64_t n, const S* u, const BackwardRows& rows) {
   if (a.hard)
-    recompute_as<K, true, rectified>(a, k, t, n, u, f_rows, h_rows, block);
+    recompute_as<K, true, rectified>(a, k, t, r, n, u, rows);
   else
-    recompute_as<K, false, rectified>(a, k, t, n, u, f_rows, h_rows, block);
+    recompute_as<K, false, rectified>(a, k, t, r, n, u, rows);
 }
-
-// What the backward pass of one block needs, as rows of `block` floats.
-struct BackwardRows {
-  float *f, *h, *carried, *total, *pass, *pass_x, *over_steps, *currents;
-  static int64_t count(const ScanBackward& a, int64_t K) {
-    return (a.steps + 1) * (a.rectified ? 2 : K) + K + (a.levels > K ? a.steps : 1) + 3 + CURRENT_ROWS;
-  }
-  BackwardRows(const ScanBackward& a, int64_t K, float* rows, int64_t block) {
-    f = rows, rows += K * (a.steps + 1) * block;
-    h = f;
-    if (a.rectified) h = rows, rows += (a.steps + 1) * block;
-    carried = rows, rows += K * block;
-    total = rows, rows += (a.levels > K ? a.steps : 1) * block;
-    pass = rows, pass_x = rows + block, over_steps = rows + 2 * block, currents = rows + 3 * block;
-  }
-};
 
 // Sums over a block, for the constants of the charge.
 struct ConstantSums {
@@ -223,8 +233,7 @@ struct ConstantSums {
 
 // One step back of K levels: dL/dh in, gradients of u and of the potential before out. `emit(i, g)` takes dL/du.
 template <class T, Surrogate kind, bool rectified, bool learn, int K, class S, class Emit>
-inline void step_back(const ScanBackward& a, int64_t k, int64_t t, int64_t i0, int64_t n, const BackwardRows& rows,
-                      int64_t block, const S* u, ConstantSums& sums, const Emit& emit) {
+inline void step_back(const ScanBackward& a, int64_t k, int64_t t, int64_t r, int64_t i0, int64_t n, const BackwardRows& rows, const S* u, ConstantSums& sums, const Emit& emit) {
   static_assert(K == 1 || !(rectified || learn));
   const float decay = a.decay, gain = a.gain, scale = a.scale, rest = a.v_rest, p = a.p, q = a.q;
   const float hard = a.hard ? 1.f : 0.f, attached = a.detach_reset ? 0.f : 1.f;
@@ -232,12 +241,12 @@ inline void step_back(const ScanBackward& a, int64_t k, int64_t t, int64_t i0, i
   float threshold[K], fire_at[K], *carried[K];
   const float *slope[K], *f[K];
   each_level<K>([&](int j) {
-    threshold[j] = a.threshold[k + j], fire_at[j] = a.fire_at[k + j], carried[j] = rows.carried + j * block;
+    threshold[j] = a.threshold[k + j], fire_at[j] = a.fire_at[k + j], carried[j] = rows.carried + j * rows.block;
     slope[j] = kind == Surrogate::slope ? a.slope + ((k + j) * a.steps + t) * a.size + i0 : nullptr;
-    f[j] = rows.f + (j * (a.steps + 1) + t + 1) * block;
+    f[j] = rows.potential(j, r + 1);
   });
   const float last_fire_at = t == 0 ? __builtin_inff() : fire_at[0];
-  const float *before = rows.h + (t + 1) * block, *last = rows.f + t * block;
+  const float *before = rows.h + (r + 1) * rows.block, *last = rows.potential(0, r);
   float row_decay = 0, row_gain = 0, row_scale = 0;
   // By value, as in `fire`.
   const auto step = [=](int64_t i, float& row_decay, float& row_gain, float& row_scale) {
@@ -287,7 +296,8 @@ int backward(const ScanBackward& a) {
   const int64_t levels = a.levels, rows_count = BackwardRows::count(a, K), C = a.layout.channels;
   // Several levels go over the rows several times: these then stay in the first cache. Such short blocks end before
   // the processor has seen that memory is read in order, so the next row is asked for while one is worked on.
-  const int64_t budget = block_size(rows_count * 4, (levels > 1 ? 32 : 192) << 10, 2048);
+  const bool asked = levels > 1;
+  const int64_t budget = block_size(rows_count * 4, (levels > 1 ? 32 : 96) << 10, 2048);
   const int64_t block = a.factor ? whole_periods(a.layout, budget) : budget;
   const bool normed = a.grad_norm != nullptr, fixed = normed && repeats(a.layout, block);
   // A fixed number of groups of blocks, each with sums of its own, added in order: the result does not depend on the
@@ -311,30 +321,42 @@ int backward(const ScanBackward& a) {
           const T *inputs = static_cast<const T*>(a.x) + i0, *grads = static_cast<const T*>(a.grad_spikes) + i0;
           for (int64_t k = 0; k < levels; k += K) {
             each_level<K>([&](int j) {
-              float *f = rows.f + j * (a.steps + 1) * block, *carried = rows.carried + j * block;
+              float *f = rows.potential(j, 0), *carried = rows.carried + j * block;
               const int64_t place = (k + j) * a.size + i0;
               for (int64_t i = 0; i < n; i++) f[i] = a.v ? a.v[place + i] : a.v_rest;
               for (int64_t i = 0; i < n; i++) carried[i] = a.grad_v_out ? a.grad_v_out[place + i] : 0.f;
             });
-            for (int64_t t = 0; t < a.steps; t++) {
-              if (levels > 1) fetch(t + 1 < a.steps ? inputs + (t + 1) * a.x_stride : grads + t * a.size, n);
-              if (made(a)) {
-                recompute<K, rectified>(a, k, t, n, currents.at(t), rows.f, rows.h, block);
-              } else {
-                const T* x = static_cast<const T*>(a.x) + t * a.x_stride + i0;
-                recompute<K, rectified>(a, k, t, n, x, rows.f, rows.h, block);
+            const auto again = [&](int64_t t0, int64_t t1, const T* then) {
+              for (int64_t t = t0; t < t1; t++) {
+                if (asked) fetch(t + 1 < t1 ? inputs + (t + 1) * a.x_stride : then, n);
+                if (made(a))
+                  recompute<K, rectified>(a, k, t, t - t0, n, currents.at(t), rows);
+                else
+                  recompute<K, rectified>(a, k, t, t - t0, n, inputs + t * a.x_stride, rows);
               }
+            };
+            for (int64_t c = 0; c + 1 < rows.chunks; c++) {
+              each_level<K>([&](int j) { std::memcpy(rows.start(j, c), rows.potential(j, 0), n * 4); });
+              again(c * rows.chunk, (c + 1) * rows.chunk, inputs + (c + 1) * rows.chunk * a.x_stride);
+              each_level<K>([&](int j) { std::memcpy(rows.potential(j, 0), rows.potential(j, rows.chunk), n * 4); });
             }
-            for (int64_t t = a.steps - 1; t >= 0; t--) {
-              if (levels > 1) fetch(t > 0 ? grads + (t - 1) * a.size : inputs + block, n);
+            for (int64_t t = a.steps - 1, t0 = a.steps; t >= 0; t--) {
+              if (t < t0) {
+                const int64_t c = t / rows.chunk;
+                t0 = c * rows.chunk;
+                if (c + 1 < rows.chunks)
+                  each_level<K>([&](int j) { std::memcpy(rows.potential(j, 0), rows.start(j, c), n * 4); });
+                again(t0, t + 1, grads + t * a.size);
+              }
+              if (asked) fetch(t > 0 ? grads + (t - 1) * a.size : inputs + block, n);
               T* out = static_cast<T*>(a.grad_u) + (a.sum_steps ? 0 : t * a.size) + i0;
-              const T* x = static_cast<const T*>(a.x) + t * a.x_stride + i0;
+              const T* x = inputs + t * a.x_stride;
               const T* grad_sum = a.grad_sum ? static_cast<const T*>(a.grad_sum) + t * a.size + i0 : nullptr;
               const auto back = [&](const auto& emit) {
                 if (learn && made(a))
-                  step_back<T, kind, rectified, learn, K>(a, k, t, i0, n, rows, block, currents.at(t), sums, emit);
+                  step_back<T, kind, rectified, learn, K>(a, k, t, t - t0, i0, n, rows, currents.at(t), sums, emit);
                 else
-                  step_back<T, kind, rectified, learn, K>(a, k, t, i0, n, rows, block, x, sums, emit);
+                  step_back<T, kind, rectified, learn, K>(a, k, t, t - t0, i0, n, rows, x, sums, emit);
               };
               if (levels == K && !normed && !grad_sum && !a.sum_steps) {
                 back([=](int64_t i, float g) { store(out, i, g); });
