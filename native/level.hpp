@@ -11,6 +11,9 @@
 #include <omp.h>
 #endif
 
+// For what runs once an element: a call that is left in such a loop keeps it from vectorising.
+#define ALWAYS_INLINE __attribute__((always_inline))
+
 namespace spikeloom {
 namespace SPIKELOOM_LEVEL {
 namespace {
@@ -57,7 +60,7 @@ inline float exp_negative(float x) {
 }
 
 template <Surrogate kind>
-inline float derivative(float u, float p, float q) {
+ALWAYS_INLINE inline float derivative(float u, float p, float q) {
   if constexpr (kind == Surrogate::rational) {
     const float w = q * u;
     return p / (1.f + w * w);

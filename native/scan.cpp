@@ -64,7 +64,7 @@ inline bool made(const Scan& a) { return a.factor || a.residual; }
 // Levels are taken K at a time, one at a time or the three of the papers' MLF neurons, whose loads and stores of the
 // input, the output and its gradient are then shared. Runs body(j) for j in [0, K), unrolled.
 template <int K, class Body>
-inline void each_level(const Body& body) {
+ALWAYS_INLINE inline void each_level(const Body& body) {
   static_assert(K == 1 || K == 3);
   body(0);
   if constexpr (K == 3) body(1), body(2);
@@ -77,10 +77,10 @@ inline void fire(const Scan& a, int64_t k, int64_t n, const S* u, float* v_rows,
   // By value: captured references to floats could be among those that are stored.
   float threshold[K], fire_at[K], *v[K];
   each_level<K>([&](int j) { threshold[j] = a.threshold[k + j], fire_at[j] = a.fire_at[k + j], v[j] = v_rows + j * block; });
-  const auto step = [=](int64_t i) {
+  const auto step = [=](int64_t i) ALWAYS_INLINE {
     const float current = gain * load(u, i);
     float fired = 0.f, last = 0.f;
-    each_level<K>([&](int j) {
+    each_level<K>([&](int j) ALWAYS_INLINE {
       float h = decay * (v[j][i] - rest) + current + rest;
       if constexpr (rectified) {
         h = scale * h;
@@ -111,13 +111,13 @@ inline void fire_levels(const ScanForward& a, int64_t t, int64_t i0, int64_t n, 
     float* rows = v + k * block;
     float* potentials = a.potentials ? a.potentials + (k * a.steps + t) * a.size + i0 : nullptr;
     if (a.levels == K) {
-      fire<K, hard, rectified>(a, k, n, u, rows, block, potentials, [=](int64_t i, float fired) { store(s, i, fired); });
+      fire<K, hard, rectified>(a, k, n, u, rows, block, potentials, [=](int64_t i, float fired) ALWAYS_INLINE { store(s, i, fired); });
     } else if (k == 0) {
-      fire<K, hard, rectified>(a, k, n, u, rows, block, potentials, [=](int64_t i, float fired) { total[i] = fired; });
+      fire<K, hard, rectified>(a, k, n, u, rows, block, potentials, [=](int64_t i, float fired) ALWAYS_INLINE { total[i] = fired; });
     } else if (k < a.levels - K) {
-      fire<K, hard, rectified>(a, k, n, u, rows, block, potentials, [=](int64_t i, float fired) { total[i] += fired; });
+      fire<K, hard, rectified>(a, k, n, u, rows, block, potentials, [=](int64_t i, float fired) ALWAYS_INLINE { total[i] += fired; });
     } else {
-      fire<K, hard, rectified>(a, k, n, u, rows, block, potentials, [=](int64_t i, float fired) { store(s, i, total[i] + fired); });
+      fire<K, hard, rectified>(a, k, n, u, rows, block, potentials, [=](int64_t i, float fired) ALWAYS_INLINE { store(s, i, total[i] + fired); });
     }
   }
 }
@@ -201,9 +201,9 @@ inline void recompute_as(const Scan& a, int64_t k, int64_t t, int64_t r, int64_t
     last[j] = rows.potential(j, r), f[j] = rows.potential(j, r + 1);
   });
   float* before = rows.h + (r + 1) * rows.block;
-  const auto step = [=](int64_t i) {
+  const auto step = [=](int64_t i) ALWAYS_INLINE {
     const float current = gain * load(u, i);
-    each_level<K>([&](int j) {
+    each_level<K>([&](int j) ALWAYS_INLINE {
       const float f_last = last[j][i], v = f_last >= last_fire_at[j] ? (hard ? rest : f_last - threshold[j]) : f_last;
       const float h = decay * (v - rest) + current + rest;
       if constexpr (rectified) {
@@ -249,10 +249,10 @@ inline void step_back(const ScanBackward& a, int64_t k, int64_t t, int64_t r, in
   const float *before = rows.h + (r + 1) * rows.block, *last = rows.potential(0, r);
   float row_decay = 0, row_gain = 0, row_scale = 0;
   // By value, as in `fire`.
-  const auto step = [=](int64_t i, float& row_decay, float& row_gain, float& row_scale) {
+  const auto step = [=](int64_t i, float& row_decay, float& row_gain, float& row_scale) ALWAYS_INLINE {
     const float g = load(grad_s, i);
     float grad_u = 0.f;
-    each_level<K>([&](int j) {
+    each_level<K>([&](int j) ALWAYS_INLINE {
       float d;
       if constexpr (kind == Surrogate::slope) d = slope[j][i]; else d = derivative<kind>(f[j][i] - threshold[j], p, q);
       const float f_now = f[j][i], keep = f_now >= fire_at[j] ? 1.f - hard : 1.f;
@@ -359,14 +359,14 @@ int backward(const ScanBackward& a) {
                   step_back<T, kind, rectified, learn, K>(a, k, t, t - t0, i0, n, rows, x, sums, emit);
               };
               if (levels == K && !normed && !grad_sum && !a.sum_steps) {
-                back([=](int64_t i, float g) { store(out, i, g); });
+                back([=](int64_t i, float g) ALWAYS_INLINE { store(out, i, g); });
                 continue;
               }
               float* g_row = rows.total + (levels == K ? 0 : t) * block;
               if (k == 0)
-                back([=](int64_t i, float g) { g_row[i] = g; });
+                back([=](int64_t i, float g) ALWAYS_INLINE { g_row[i] = g; });
               else
-                back([=](int64_t i, float g) { g_row[i] += g; });
+                back([=](int64_t i, float g) ALWAYS_INLINE { g_row[i] += g; });
               if (k < levels - K) continue;
               if (grad_sum)
                 for (int64_t i = 0; i < n; i++) g_row[i] += load(grad_sum, i);
