@@ -20,6 +20,10 @@ extern const Kernels kernels{SPIKELOOM_STRING(SPIKELOOM_LEVEL),
                              estimate_forward,
                              estimate_backward,
                              gated_forward,
-                             gated_backward};
+                             gated_backward,
+                             conv_forward,
+                             conv_weight,
+                             conv_minimal,
+                             conv_input};
 
 }  // namespace spikeloom::SPIKELOOM_LEVEL
