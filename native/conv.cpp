@@ -53,15 +53,29 @@ inline uint32_t nonzeros(const bfloat16* x, int64_t n) {
 #endif
 }
 
+// Whole vectors first: pixels are short.
+template <class Body>
+inline void in_sixteens(int64_t n, const Body& body) {
+  int64_t i = 0;
+  for (; i + 16 <= n; i += 16) {
+#pragma omp simd
+    for (int64_t j = 0; j < 16; j++) body(i + j);
+  }
+  for (; i < n; i++) body(i);
+}
 template <class T>
 inline void to_float(const T* from, int64_t n, float* to) {
-#pragma omp simd
-  for (int64_t i = 0; i < n; i++) to[i] = load(from, i);
+  in_sixteens(n, [=](int64_t i) { to[i] = load(from, i); });
 }
 template <class T>
 inline void from_float(const float* from, int64_t n, T* to) {
-#pragma omp simd
-  for (int64_t i = 0; i < n; i++) store(to, i, from[i]);
+  in_sixteens(n, [=](int64_t i) { store(to, i, from[i]); });
+}
+
+// Asks for the part-th of `parts` of memory that is wanted soon, while there is something else to compute.
+template <class T>
+inline void ahead(const T* from, int64_t count, int64_t part, int64_t parts) {
+  for (int64_t i = count * part / parts; i < count * (part + 1) / parts; i += 64 / sizeof(T)) __builtin_prefetch(from + i);
 }
 
 // Where weight (out o, in c, row ky, column kx) lies.
@@ -164,6 +178,7 @@ int forward_of(const Convolution& a) {
   const bool direct = sizeof(T) == 4 && a.out % p.block == 0;
   const int64_t bytes = chunk * (bit_bytes + value_floats * 4 + (direct ? 0 : result_floats * 4));
   const T* images = static_cast<const T*>(a.x);
+  const int64_t image = a.height * a.width * a.in;
   T* result = static_cast<T*>(a.y);
   const int failed = for_blocks(a.images, chunk, bytes, a.threads, false, [&](int64_t n0, int64_t count, float* scratch) {
     float* values = scratch;
@@ -171,7 +186,7 @@ int forward_of(const Convolution& a) {
     float* sums = reinterpret_cast<float*>(bits + chunk * bit_bytes);
     std::memset(bits, 0, count * bit_bytes);
     for (int64_t n = 0; n < count; n++) {
-      const T* x = images + (n0 + n) * a.height * a.width * a.in;
+      const T* x = images + (n0 + n) * image;
       for (int64_t row = 0; row < smaller(a.height, p.rows - a.padding); row++)
         for (int64_t column = 0; column < smaller(a.width, p.columns - a.padding); column++) {
           const T* pixel = x + (row * a.width + column) * a.in;
@@ -313,6 +328,11 @@ int weight_of(const Convolution& a) {
               }
           }
         }
+      // Rows that the next chunk reads.
+      const int64_t read = (n0 + images - 1) * a.height + y1;
+      const int64_t next = smaller(images * (y1 - y0), a.images * a.height - read) / s * s;
+      const T* next_x = static_cast<const T*>(a.x) + read * a.width * C;
+      const T* next_g = static_cast<const T*>(a.grad_y) + read / s * out_w * a.out;
       for (int64_t o = 0; o < blocks; o++) {
         const int64_t width = smaller(BLOCK, a.out - o * BLOCK);
         for (int64_t n = 0; n < images; n++)
@@ -342,8 +362,13 @@ int weight_of(const Convolution& a) {
         for (int64_t k = 0; k < classes; k++) {
           const int64_t lines_y = (KH - k / s + s - 1) / s, lines_x = (KW - k % s + s - 1) / s;
           if (lines_y <= 0 || lines_x <= 0) continue;
-          for (int64_t c = 0; c < C; c++)
+          for (int64_t c = 0; c < C; c++) {
+            if (o == 0 && k == 0) {
+              ahead(next_x, next * a.width * C, c, C);
+              ahead(next_g, next * out_w * a.out / s, c, C);
+            }
             add_taps<NV>(lines_y, lines_x, lists + (k * C + c) * most, counts[k * C + c], g, columns * BLOCK, out + c * lines_y * lines_x * BLOCK);
+          }
           out += C * lines_y * lines_x * BLOCK;
         }
       }
@@ -375,7 +400,7 @@ int weight_gradient(const Convolution& a) {
   return a.out <= LANES ? weight_of<T, 1>(a) : weight_of<T, WIDE>(a);
 }
 
-// --- gradients of 3x3 convolutions without stride, by minimal filtering F(4x4, 3x3) (Lavin and Gray 2016) --------------
+// --- 3x3 convolutions without stride and their gradients, by minimal filtering F(4x4, 3x3) (Lavin and Gray 2016) --------------
 //
 // A tile of 4x4 gradients of the output and the 6x6 inputs around it meet in 36 products instead of 144:
 //   y = A' [(G w G') * (B' x B)] A,  so  dL/dw = G' [(A dy A') * (B' x B)] G,
@@ -384,55 +409,52 @@ int weight_gradient(const Convolution& a) {
 
 constexpr int POINTS = 36;
 
+// Of one axis: 0, a, -a, b, -b and infinity. With these the transforms' factors stay near 1, and rounding with them.
+constexpr float A1 = 0.70710678f, B1 = 1.41421356f, A2 = A1 * A1, B2 = B1 * B1;
+
 // B' of a column of six.
 inline void input_side(const Vec* d, int step, Vec* to, int to_step) {
   const Vec d0 = d[0], d1 = d[step], d2 = d[2 * step], d3 = d[3 * step], d4 = d[4 * step], d5 = d[5 * step];
-  const Vec even = d4 - 4.f * d2, odd = d3 - 4.f * d1, outer = d4 - d2, twice = 2.f * (d3 - d1);
-  to[0] = 4.f * d0 - 5.f * d2 + d4;
-  to[to_step] = even + odd;
-  to[2 * to_step] = even - odd;
-  to[3 * to_step] = outer + twice;
-  to[4 * to_step] = outer - twice;
-  to[5 * to_step] = 4.f * d1 - 5.f * d3 + d5;
+  const Vec even_a = d4 - B2 * d2, odd_a = A1 * (d3 - B2 * d1), even_b = d4 - A2 * d2, odd_b = B1 * (d3 - A2 * d1);
+  to[0] = A2 * B2 * d0 - (A2 + B2) * d2 + d4;
+  to[to_step] = even_a + odd_a;
+  to[2 * to_step] = even_a - odd_a;
+  to[3 * to_step] = even_b + odd_b;
+  to[4 * to_step] = even_b - odd_b;
+  to[5 * to_step] = A2 * B2 * d1 - (A2 + B2) * d3 + d5;
 }
 
 // A' of a column of six.
 inline void output_side(const Vec* m, int step, Vec* to, int to_step) {
-  const Vec s1 = m[step] + m[2 * step], d1 = m[step] - m[2 * step];
-  const Vec s2 = m[3 * step] + m[4 * step], d2 = m[3 * step] - m[4 * step];
-  to[0] = m[0] + s1 + s2;
-  to[to_step] = d1 + 2.f * d2;
-  to[2 * to_step] = s1 + 4.f * s2;
-  to[3 * to_step] = d1 + 8.f * d2 + m[5 * step];
+  const Vec sum_a = m[step] + m[2 * step], part_a = A1 * (m[step] - m[2 * step]);
+  const Vec sum_b = m[3 * step] + m[4 * step], part_b = B1 * (m[3 * step] - m[4 * step]);
+  to[0] = m[0] + sum_a + sum_b;
+  to[to_step] = part_a + part_b;
+  to[2 * to_step] = A2 * sum_a + B2 * sum_b;
+  to[3 * to_step] = A2 * part_a + B2 * part_b + m[5 * step];
 }
 
 // A of a column of four.
 inline void gradient_side(const Vec* g, int step, Vec* to, int to_step) {
   const Vec g0 = g[0], g1 = g[step], g2 = g[2 * step], g3 = g[3 * step];
-  const Vec s1 = g0 + g2, d1 = g1 + g3, s2 = g0 + 4.f * g2, d2 = 2.f * g1 + 8.f * g3;
+  const Vec even_a = g0 + A2 * g2, odd_a = A1 * (g1 + A2 * g3), even_b = g0 + B2 * g2, odd_b = B1 * (g1 + B2 * g3);
   to[0] = g0;
-  to[to_step] = s1 + d1;
-  to[2 * to_step] = s1 - d1;
-  to[3 * to_step] = s2 + d2;
-  to[4 * to_step] = s2 - d2;
+  to[to_step] = even_a + odd_a;
+  to[2 * to_step] = even_a - odd_a;
+  to[3 * to_step] = even_b + odd_b;
+  to[4 * to_step] = even_b - odd_b;
   to[5 * to_step] = g3;
 }
 
-constexpr float FILTER_SIDE[6][3] = {{1 / 4.f, 0, 0},           {-1 / 6.f, -1 / 6.f, -1 / 6.f}, {-1 / 6.f, 1 / 6.f, -1 / 6.f},
-                                     {1 / 24.f, 1 / 12.f, 1 / 6.f}, {1 / 24.f, -1 / 12.f, 1 / 6.f}, {0, 0, 1}};
+constexpr float FA = 1 / (2 * A2 * (A2 - B2)), FB = 1 / (2 * B2 * (B2 - A2));
+constexpr float FILTER_SIDE[6][3] = {{1 / (A2 * B2), 0, 0},     {FA, FA * A1, FA * A2}, {FA, -FA * A1, FA * A2},
+                                     {FB, FB * B1, FB * B2}, {FB, -FB * B1, FB * B2}, {0, 0, 1}};
 
-// The two lower-case steps of a transform of a ROWS x ROWS block to 6x6 points, `points` floats apart.
-template <int ROWS, class Side>
-inline void to_points(const Side& side, const Vec* block, float* to, int64_t points) {
-  Vec half[6 * ROWS], column[6];
-  for (int i = 0; i < ROWS; i++) side(block + i, ROWS, half + i, ROWS);
-  for (int r = 0; r < 6; r++) {
-    side(half + r * ROWS, 1, column, 1);
-#pragma GCC unroll 6
-    for (int q = 0; q < 6; q++) put(to + (r * 6 + q) * points, column[q]);
-  }
+inline void put_floats(float* p, Vec v) { put(p, v); }
+inline void put_floats(bfloat16* p, Vec v) {
+#pragma omp simd
+  for (int i = 0; i < LANES; i++) store(p, i, v[i]);
 }
-
 inline Vec get_floats(const float* p) { return get(p); }
 inline Vec get_floats(const bfloat16* p) {
   Vec v;
@@ -441,24 +463,32 @@ inline Vec get_floats(const bfloat16* p) {
   return v;
 }
 
-// Points of the SIZE x SIZE block whose first pixel is (y, x), zeros outside of the image; all channels.
+// Points of the SIZE x SIZE block whose first pixel is (y, x), zeros outside of the image; all channels. Points of one
+// channel lie `points` floats apart.
 template <int SIZE, class T, class Side>
 inline void block_points(const Side& side, const T* image, int64_t height, int64_t width, int64_t channels, int64_t y, int64_t x, float* to, int64_t points) {
   const bool inside = y >= 0 && x >= 0 && y + SIZE <= height && x + SIZE <= width;
   for (int64_t c = 0; c < channels; c += LANES) {
-    Vec block[SIZE * SIZE];
-    if (inside) {
-      for (int r = 0; r < SIZE; r++)
+    Vec half[6 * SIZE], column[6];
+    const T* corner = image + (y * width + x) * channels + c;
 #pragma GCC unroll 6
-        for (int q = 0; q < SIZE; q++) block[r * SIZE + q] = get_floats(image + ((y + r) * width + x + q) * channels + c);
-    } else {
-      for (int r = 0; r < SIZE; r++)
-        for (int q = 0; q < SIZE; q++) {
-          const bool there = y + r >= 0 && y + r < height && x + q >= 0 && x + q < width;
-          block[r * SIZE + q] = there ? get_floats(image + ((y + r) * width + x + q) * channels + c) : Vec{};
-        }
+    for (int q = 0; q < SIZE; q++) {
+      if (inside) {
+#pragma GCC unroll 6
+        for (int r = 0; r < SIZE; r++) column[r] = get_floats(corner + (r * width + q) * channels);
+      } else {
+        const bool there = x + q >= 0 && x + q < width;
+        for (int r = 0; r < SIZE; r++)
+          column[r] = there && y + r >= 0 && y + r < height ? get_floats(corner + (r * width + q) * channels) : Vec{};
+      }
+      side(column, 1, half + q, SIZE);
     }
-    to_points<SIZE>(side, block, to + c, points);
+#pragma GCC unroll 6
+    for (int r = 0; r < 6; r++) {
+      side(half + r * SIZE, 1, column, 1);
+#pragma GCC unroll 6
+      for (int q = 0; q < 6; q++) put(to + c + (r * 6 + q) * points, column[q]);
+    }
   }
 }
 
@@ -544,10 +574,16 @@ bool minimal(const Convolution& a) {
   return a.stride == 1 && a.kernel_height == 3 && a.kernel_width == 3 && a.in % LANES == 0 && a.out % LANES == 0 && a.padding <= 2;
 }
 
-template <class T>
-int input_gradient(const Convolution& a) {
+// The convolution of x, or of dL/dy with the filter turned around (BACK).
+template <class T, bool BACK>
+int convolve(const Convolution& a) {
   if (!minimal(a)) return -2;
-  const int64_t C = a.in, O = a.out, out_h = out_height(a), out_w = out_width(a);
+  const int64_t out_h = out_height(a), out_w = out_width(a), shift = BACK ? a.padding - 2 : -a.padding;
+  const int64_t C = BACK ? a.in : a.out, O = BACK ? a.out : a.in;  // of what is written, and read
+  const int64_t high = BACK ? out_h : a.height, wide = BACK ? out_w : a.width;
+  const int64_t to_high = BACK ? a.height : out_h, to_wide = BACK ? a.width : out_w;
+  const T* from = static_cast<const T*>(BACK ? a.grad_y : a.x);
+  T* to = static_cast<T*>(BACK ? a.grad_x : a.y);
   float* filters = static_cast<float*>(std::aligned_alloc(64, POINTS * O * C * 4));
   if (filters == nullptr) return -1;
 #ifdef _OPENMP
@@ -559,33 +595,41 @@ int input_gradient(const Convolution& a) {
       for (int r = 0; r < 6; r++)
         for (int kx = 0; kx < 3; kx++) {
           half[r][kx] = 0.f;
-          for (int ky = 0; ky < 3; ky++) half[r][kx] += FILTER_SIDE[r][ky] * a.weight[place(a, o, c, 2 - ky, 2 - kx)];
+          for (int ky = 0; ky < 3; ky++)
+            half[r][kx] += FILTER_SIDE[r][ky] * a.weight[BACK ? place(a, o, c, 2 - ky, 2 - kx) : place(a, c, o, ky, kx)];
         }
       for (int r = 0; r < 6; r++)
         for (int q = 0; q < 6; q++)
           filters[((r * 6 + q) * O + o) * C + c] = half[r][0] * FILTER_SIDE[q][0] + half[r][1] * FILTER_SIDE[q][1] + half[r][2] * FILTER_SIDE[q][2];
     }
-  const Tiles t = tiles_of(a.images, a.height, a.width, 1536 / smaller(C, 64));
+  const Tiles t = tiles_of(a.images, to_high, to_wide, 1536 / smaller(C, 64));
   const int64_t before = apart(t.most * O), after = apart(t.most * C);
   const int failed = for_blocks(t.chunks, 1, POINTS * (before + after) * 4, a.threads, false, [&](int64_t chunk, int64_t, float* scratch) {
     float *points = scratch, *products = scratch + POINTS * before;
     const int64_t count = for_tiles(t, a.images, chunk, [&](int64_t n, int64_t r, int64_t q, int64_t i) {
-      const T* g = static_cast<const T*>(a.grad_y) + n * out_h * out_w * O;
-      block_points<6>(input_side, g, out_h, out_w, O, 4 * r + a.padding - 2, 4 * q + a.padding - 2, points + i * O, before);
+      block_points<6>(input_side, from + n * high * wide * O, high, wide, O, 4 * r + shift, 4 * q + shift, points + i * O, before);
     });
-    for (int k = 0; k < POINTS; k++)
+    const int64_t next = t.bands > 1 ? 0 : smaller(t.several, a.images - (chunk + 1) * t.several) * high * wide * O;
+    const T* next_images = from + (chunk + 1) * t.several * high * wide * O;
+    for (int k = 0; k < POINTS; k++) {
+      if (next > 0) ahead(next_images, next, k, POINTS);
       product<false>(count, C, O, points + k * before, 1, O, filters + k * O * C, products + k * after);
+    }
     for_tiles(t, a.images, chunk, [&](int64_t n, int64_t r, int64_t q, int64_t i) {
-      const int64_t rows = smaller(4, a.height - 4 * r), columns = smaller(4, a.width - 4 * q);
-      T* x = static_cast<T*>(a.grad_x) + ((n * a.height + 4 * r) * a.width + 4 * q) * C;
+      const int64_t rows = smaller(4, to_high - 4 * r), columns = smaller(4, to_wide - 4 * q);
+      T* tile = to + ((n * to_high + 4 * r) * to_wide + 4 * q) * C;
       for (int64_t c = 0; c < C; c += LANES) {
-        Vec block[POINTS], half[24], tile[16];
-#pragma GCC unroll 36
-        for (int k = 0; k < POINTS; k++) block[k] = get(products + k * after + i * C + c);
-        for (int k = 0; k < 6; k++) output_side(block + k, 6, half + k, 6);
-        for (int k = 0; k < 4; k++) output_side(half + k * 6, 1, tile + k * 4, 1);
-        for (int64_t y = 0; y < rows; y++)
-          for (int64_t z = 0; z < columns; z++) from_float(reinterpret_cast<const float*>(tile + y * 4 + z), LANES, x + (y * a.width + z) * C + c);
+        Vec column[6], half[24], line[4];
+#pragma GCC unroll 6
+        for (int k = 0; k < 6; k++) {
+#pragma GCC unroll 6
+          for (int r = 0; r < 6; r++) column[r] = get(products + (r * 6 + k) * after + i * C + c);
+          output_side(column, 1, half + k, 6);
+        }
+        for (int64_t y = 0; y < rows; y++) {
+          output_side(half + y * 6, 1, line, 1);
+          for (int64_t z = 0; z < columns; z++) put_floats(tile + (y * to_wide + z) * C + c, line[z]);
+        }
       }
     });
   });
@@ -598,7 +642,7 @@ int weight_minimal(const Convolution& a) {
   if (!minimal(a)) return -2;
   const int64_t C = a.in, O = a.out, out_h = out_height(a), out_w = out_width(a), total = POINTS * C * O;
   const Tiles t = tiles_of(a.images, out_h, out_w, 1536 / smaller(C, 64));
-  const int64_t groups = smaller(t.chunks, total * 4 > (1 << 20) ? a.threads : 8);
+  const int64_t groups = smaller(t.chunks, total * 4 > (1 << 18) ? a.threads : 32);
   float* sums = static_cast<float*>(std::aligned_alloc(64, groups * total * 4));
   if (sums == nullptr) return -1;
   const int64_t inputs = apart(t.most * C), outputs = apart(t.most * O);
@@ -612,8 +656,14 @@ int weight_minimal(const Convolution& a) {
         block_points<6>(input_side, x, a.height, a.width, C, 4 * r - a.padding, 4 * q - a.padding, x_points + i * C, inputs);
         block_points<4>(gradient_side, g, out_h, out_w, O, 4 * r, 4 * q, g_points + i * O, outputs);
       });
-      for (int k = 0; k < POINTS; k++)
+      const int64_t first_next = (chunk + 1) * t.several, next = t.bands > 1 ? 0 : smaller(t.several, a.images - first_next);
+      for (int k = 0; k < POINTS; k++) {
+        if (next > 0) {
+          ahead(static_cast<const T*>(a.x) + first_next * a.height * a.width * C, next * a.height * a.width * C, k, POINTS);
+          ahead(static_cast<const T*>(a.grad_y) + first_next * out_h * out_w * O, next * out_h * out_w * O, k, POINTS);
+        }
         product<true>(C, O, count, x_points + k * inputs, C, 1, g_points + k * outputs, mine + k * C * O);
+      }
     }
   });
   for (int64_t group = 1; failed == 0 && group < groups; group++) {
@@ -641,11 +691,18 @@ int weight_minimal(const Convolution& a) {
 
 }  // namespace
 
-int conv_forward(const Convolution& a) { return a.dtype == Dtype::float32 ? forward<float>(a) : forward<bfloat16>(a); }
-int conv_weight(const Convolution& a) { return a.dtype == Dtype::float32 ? weight_gradient<float>(a) : weight_gradient<bfloat16>(a); }
-
-int conv_input(const Convolution& a) { return a.dtype == Dtype::float32 ? input_gradient<float>(a) : input_gradient<bfloat16>(a); }
-int conv_minimal(const Convolution& a) { return a.dtype == Dtype::float32 ? weight_minimal<float>(a) : weight_minimal<bfloat16>(a); }
+#define BY_TYPE(name, run) \
+  int name(const Convolution& a) { return a.dtype == Dtype::float32 ? run(float) : run(bfloat16); }
+#define FORWARD(T) forward<T>(a)
+#define FORWARD_MINIMAL(T) convolve<T, false>(a)
+#define WEIGHT(T) weight_gradient<T>(a)
+#define WEIGHT_MINIMAL(T) weight_minimal<T>(a)
+#define INPUT_MINIMAL(T) convolve<T, true>(a)
+BY_TYPE(conv_forward_sparse, FORWARD)
+BY_TYPE(conv_forward_minimal, FORWARD_MINIMAL)
+BY_TYPE(conv_weight_sparse, WEIGHT)
+BY_TYPE(conv_weight_minimal, WEIGHT_MINIMAL)
+BY_TYPE(conv_input_minimal, INPUT_MINIMAL)
 
 }  // namespace SPIKELOOM_LEVEL
 }  // namespace spikeloom

@@ -21,9 +21,10 @@ extern const Kernels kernels{SPIKELOOM_STRING(SPIKELOOM_LEVEL),
                              estimate_backward,
                              gated_forward,
                              gated_backward,
-                             conv_forward,
-                             conv_weight,
-                             conv_minimal,
-                             conv_input};
+                             conv_forward_sparse,
+                             conv_forward_minimal,
+                             conv_weight_sparse,
+                             conv_weight_minimal,
+                             conv_input_minimal};
 
 }  // namespace spikeloom::SPIKELOOM_LEVEL

@@ -269,10 +269,11 @@ struct Kernels {
   int (*estimate_backward)(const EstimateBackward&);
   int (*gated_forward)(const GatedForward&);
   int (*gated_backward)(const GatedBackward&);
-  int (*conv_forward)(const Convolution&);
-  int (*conv_weight)(const Convolution&);
-  int (*conv_minimal)(const Convolution&);
-  int (*conv_input)(const Convolution&);
+  int (*conv_forward_sparse)(const Convolution&);
+  int (*conv_forward_minimal)(const Convolution&);
+  int (*conv_weight_sparse)(const Convolution&);
+  int (*conv_weight_minimal)(const Convolution&);
+  int (*conv_input_minimal)(const Convolution&);
 };
 
 #define SPIKELOOM_DECLARE(level)                  \
@@ -292,10 +293,11 @@ struct Kernels {
   int estimate_backward(const EstimateBackward&); \
   int gated_forward(const GatedForward&);         \
   int gated_backward(const GatedBackward&);       \
-  int conv_forward(const Convolution&);           \
-  int conv_weight(const Convolution&);            \
-  int conv_minimal(const Convolution&);           \
-  int conv_input(const Convolution&);             \
+  int conv_forward_sparse(const Convolution&);    \
+  int conv_forward_minimal(const Convolution&);   \
+  int conv_weight_sparse(const Convolution&);     \
+  int conv_weight_minimal(const Convolution&);    \
+  int conv_input_minimal(const Convolution&);     \
   }
 SPIKELOOM_DECLARE(baseline)
 SPIKELOOM_DECLARE(avx2)

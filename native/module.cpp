@@ -242,8 +242,9 @@ NB_MODULE(_native, m) {
   bind(m, "estimate_backward", &Kernels::estimate_backward);
   bind(m, "gated_forward", &Kernels::gated_forward);
   bind(m, "gated_backward", &Kernels::gated_backward);
-  bind(m, "conv_forward", &Kernels::conv_forward);
-  bind(m, "conv_weight", &Kernels::conv_weight);
-  bind(m, "conv_minimal", &Kernels::conv_minimal);
-  bind(m, "conv_input", &Kernels::conv_input);
+  bind(m, "conv_forward_sparse", &Kernels::conv_forward_sparse);
+  bind(m, "conv_forward_minimal", &Kernels::conv_forward_minimal);
+  bind(m, "conv_weight_sparse", &Kernels::conv_weight_sparse);
+  bind(m, "conv_weight_minimal", &Kernels::conv_weight_minimal);
+  bind(m, "conv_input_minimal", &Kernels::conv_input_minimal);
 }

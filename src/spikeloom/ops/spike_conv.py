@@ -1,12 +1,12 @@
-"""Convolution of spikes: zeros left out where there are many, and gradients with fewer products.
+"""Convolution of spikes: zeros left out where there are many, fewer products where there are not.
 
-Three passes choose for themselves between oneDNN and the kernels of `native/conv.cpp`:
+Each of the three passes, forward and the gradients of weights and input, chooses for itself between
 
-- forward: "sparse" adds the weights' rows of active inputs, so 0/1 spikes and integers cost what they fire. It only
-  changes the order of the sums; real-valued inputs have few zeros and go to oneDNN;
-- weights' gradient: "sparse", over the list of active positions, or "minimal", 36 products instead of 144 (Winograd's
-  F(4x4, 3x3));
-- input's gradient: "minimal".
+- "sparse": the weights' rows of active inputs are added up, or for the weights' gradient the rows of the output's
+  gradient. 0/1 spikes and integers cost what they fire, and only the order of the sums differs from a dense one;
+- "minimal": 36 products instead of 144, Winograd's F(4x4, 3x3), for 3x3 without stride (not with less rounding: within
+  3e-6 of the largest value where a direct sum in float32 is within 1e-6);
+- "onednn": PyTorch's own.
 
 The choice is a rule in the shape, the type and the share of nonzero inputs, counted in a fixed sample of the images:
 the same numbers always take the same way, so a resumed run ends where an unbroken one does. Its limits are measured
@@ -28,7 +28,7 @@ from spikeloom.ops.native_op import NativeOp
 Pass = Literal["auto", "onednn", "sparse", "minimal"]
 
 _WORK = 5e7  # multiply-adds below which a call's fixed costs decide
-_SAMPLES = 16  # images whose nonzeros are counted
+_SAMPLE = 1 << 15  # inputs whose nonzeros are counted, of four images at least
 
 
 def spike_conv(
@@ -40,7 +40,7 @@ def spike_conv(
     weight_gradient: Pass = "auto",
     input_gradient: Pass = "auto",
 ) -> Tensor:
-    """`torch.nn.functional.conv2d` of channels-last images, by the cheapest way for every pass.
+    """`torch.nn.functional.conv2d` of channels-last images, every pass by the way that is cheapest for it.
 
     Args:
         x: [N, C, H, W], float32 or bfloat16.
@@ -51,17 +51,19 @@ def spike_conv(
     Returns:
         [N, C', H', W'], channels-last.
     """
-    return _conv(x, weight, stride, padding, " ".join((forward, weight_gradient, input_gradient)))
+    wanted = (forward, weight_gradient, input_gradient)
+    chosen = _rule(x, weight, stride) if "auto" in wanted else wanted
+    ways = (rule if way == "auto" else way for way, rule in zip(wanted, chosen, strict=True))
+    return _conv(x, weight, stride, padding, " ".join(ways))
 
 
 def takes(x: Tensor, weight: Tensor, stride: int, padding: int) -> bool:
-    """Whether the op can help with x [N, C, H, W]: memory channels-last, kernels up to 3x3, and enough work."""
+    """Whether the op can help with x [N, C, H, W]: channels-last memory, a kernel of 3x3, and enough work."""
     O, C, kh, kw = weight.shape
     N, _, H, W = x.shape
     return (
-        1 <= kh <= 3
-        and 1 <= kw <= 3
-        and padding < min(kh, kw)
+        kh == kw == 3
+        and padding <= 2
         and x.dtype in NATIVE_DTYPES
         and x.stride() == (H * W * C, 1, W * C, C)
         and N * (H // stride) * (W // stride) * O * C * kh * kw >= _WORK
@@ -69,36 +71,43 @@ def takes(x: Tensor, weight: Tensor, stride: int, padding: int) -> bool:
 
 
 def density(x: Tensor) -> float:
-    """The share of nonzeros in every n-th image, in about `_SAMPLES` of them."""
-    sample = x[:: max(1, x.shape[0] // _SAMPLES)]
+    """The share of nonzeros in some images, evenly spread."""
+    images = max(4, _SAMPLE * x.shape[0] // max(1, x.numel()))
+    sample = x[:: max(1, x.shape[0] // images)]
     return torch.count_nonzero(sample).item() / max(1, sample.numel())
 
 
-def _minimal(weight: Tensor, stride: int) -> bool:
-    O, C, kh, kw = weight.shape
-    return stride == 1 and kh == kw == 3 and O % 16 == 0 and C % 16 == 0
-
-
-def _rule(x: Tensor, weight: Tensor, stride: int) -> list[str]:
+def _rule(x: Tensor, weight: Tensor, stride: int) -> tuple[str, str, str]:
     """The way of every pass: forward, weights' gradient, input's gradient."""
     if dispatch.native.level() != "avx512":
-        return ["onednn"] * 3
-    share, single = density(x), x.dtype == torch.float32
-    O, C = weight.shape[:2]
-    narrow = min(O, C) < 32
-    minimal = single and _minimal(weight, stride)
-    return [
-        "sparse" if share < (0.5 if single else 0.0 if narrow else 0.25) else "onednn",
-        "sparse" if share < 0.2 else "minimal" if minimal else "onednn",
-        "minimal" if minimal else "onednn",
-    ]
+        return "onednn", "onednn", "onednn"
+    share, single, narrow = density(x), x.dtype == torch.float32, min(weight.shape[:2])
+    size = weight.shape[0] * weight.shape[1]
+    fits = stride == 1 and all(width % 16 == 0 for width in weight.shape[:2])
+    # bfloat16 has instructions of twice the rate, which the kernels do not use.
+    minimal = fits and (size <= 256 * 256 if single else 64 <= narrow and size <= 128 * 128)
+    otherwise = "minimal" if minimal else "onednn"
+    forward, gradient = _sparse_below(single, stride, narrow, minimal)
+    return (
+        "sparse" if share < forward else otherwise,
+        "sparse" if share < gradient else otherwise,
+        otherwise,
+    )
 
 
-def _ways(x: Tensor, weight: Tensor, stride: int, wanted: str) -> list[str]:
-    ways = wanted.split()
-    if "auto" not in ways:
-        return ways
-    return [rule if way == "auto" else way for way, rule in zip(ways, _rule(x, weight, stride), strict=True)]
+def _sparse_below(single: bool, stride: int, narrow: int, minimal: bool) -> tuple[float, float]:
+    """The shares of nonzeros below which "sparse" wins, forward and for the weights' gradient."""
+    if stride > 1:
+        if narrow < 32:
+            return (0.3, 0.0) if single else (0.0, 0.0)
+        return (0.5, 0.25) if single else (0.2, 0.16)
+    if narrow < 32:
+        return (0.25, 0.08) if single else (0.1, 0.13)
+    if minimal:
+        return 0.27, 0.27
+    if single:
+        return 0.45, 0.6
+    return (0.13 if narrow > 256 else 0.3), (0.25 if narrow < 64 else 0.33)
 
 
 def _fields(x: Tensor, weight: Tensor, stride: int, padding: int) -> dict[str, Any]:
@@ -118,24 +127,26 @@ def _channels_last(x: Tensor) -> Tensor:
     return x.permute(0, 2, 3, 1).contiguous().permute(0, 3, 1, 2)
 
 
-def _fake(x: Tensor, weight: Tensor, stride: int, padding: int, wanted: str) -> Tensor:
+def _fake(x: Tensor, weight: Tensor, stride: int, padding: int, ways: str) -> Tensor:
     rows, columns = ((x.shape[i] + 2 * padding - weight.shape[i]) // stride + 1 for i in (2, 3))
     return x.new_empty(x.shape[0], rows, columns, weight.shape[0]).permute(0, 3, 1, 2)
 
 
-def _forward(x: Tensor, weight: Tensor, stride: int, padding: int, wanted: str) -> Tensor:
-    if _ways(x, weight, stride, wanted)[0] != "sparse":
+def _forward(x: Tensor, weight: Tensor, stride: int, padding: int, ways: str) -> Tensor:
+    way = ways.split()[0]
+    if way == "onednn":
         return F.conv2d(x, weight, None, stride, padding)
     x, w = _channels_last(x), weight.float()
-    y = fresh(_fake(x, weight, stride, padding, wanted), x.dtype)
-    dispatch.native.conv_forward(**_fields(x, w, stride, padding) | {"y": y.data_ptr()})
+    y = fresh(_fake(x, weight, stride, padding, ways), x.dtype)
+    kernel = dispatch.native.conv_forward_minimal if way == "minimal" else dispatch.native.conv_forward_sparse
+    kernel(**_fields(x, w, stride, padding) | {"y": y.data_ptr()})
     return y
 
 
 def _backward(
-    grad: Tensor, x: Tensor, weight: Tensor, stride: int, padding: int, wanted: str, need: list[bool]
+    grad: Tensor, x: Tensor, weight: Tensor, stride: int, padding: int, ways: str, need: list[bool]
 ) -> tuple[Tensor, Tensor]:
-    _, by_weight, by_input = _ways(x, weight, stride, wanted)
+    _, by_weight, by_input = ways.split()
     none = x.new_empty(0)
     library = [need[0] and by_input == "onednn", need[1] and by_weight == "onednn", False]
     grad_x, grad_weight = none, none
@@ -148,16 +159,16 @@ def _backward(
         fields = _fields(x, w, stride, padding) | {"grad_y": grad.data_ptr()}
         if need[0] and not library[0]:
             grad_x = fresh(x, x.dtype)
-            dispatch.native.conv_input(**fields | {"grad_x": grad_x.data_ptr()})
+            dispatch.native.conv_input_minimal(**fields | {"grad_x": grad_x.data_ptr()})
         if need[1] and not library[1]:
             found = torch.empty_like(w)
-            kernel = dispatch.native.conv_minimal if by_weight == "minimal" else dispatch.native.conv_weight
+            kernel = dispatch.native.conv_weight_minimal if by_weight == "minimal" else dispatch.native.conv_weight_sparse
             kernel(**fields | {"grad_weight": found.data_ptr()})
             grad_weight = found.to(weight.dtype)
     return none if grad_x is None else grad_x, none if grad_weight is None else grad_weight
 
 
-def _fake_backward(grad: Tensor, x: Tensor, weight: Tensor, stride: Any, padding: Any, wanted: Any,
+def _fake_backward(grad: Tensor, x: Tensor, weight: Tensor, stride: Any, padding: Any, ways: Any,
                    need: list[bool]) -> tuple[Tensor, Tensor]:  # fmt: skip
     none = x.new_empty(0)
     return torch.empty_like(x) if need[0] else none, torch.empty_like(weight) if need[1] else none
