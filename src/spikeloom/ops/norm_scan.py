@@ -265,6 +265,9 @@ def _differentiate(
     learn = ctx.needs_input_grad[8] or ctx.needs_input_grad[9]
     if grad_spikes is None:
         grad_spikes = torch.zeros(x.shape, dtype=x.dtype, device=x.device)
+    # In x's own order for the shortcut too: else the order of a pooled gradient goes from block to block, and is copied
+    # in each.
+    grad_spikes = ordered(grad_spikes, like(_layout(x)[0], x.dtype))
     grad_x, grad_residual, grad_v, grad_weight, grad_bias, sums = _norm_scan_backward(
         grad_spikes, grad_sum, grad_last, x, residual, v, weight, bias, mean, variance, decay, gain, *ctx.settings,
         ctx.frozen, learn,
