@@ -82,16 +82,16 @@ def _rule(x: Tensor, weight: Tensor, stride: int) -> tuple[str, str, str]:
     if dispatch.native.level() != "avx512":
         return "onednn", "onednn", "onednn"
     share, single, narrow = density(x), x.dtype == torch.float32, min(weight.shape[:2])
-    size = weight.shape[0] * weight.shape[1]
-    fits = stride == 1 and all(width % 16 == 0 for width in weight.shape[:2])
-    # bfloat16 has instructions of twice the rate, which the kernels do not use.
-    minimal = fits and (size <= 256 * 256 if single else 64 <= narrow and size <= 128 * 128)
-    otherwise = "minimal" if minimal else "onednn"
-    forward, gradient = _sparse_below(single, stride, narrow, minimal)
+    # Beyond, the transformed filters outgrow the cache. In bfloat16 oneDNN has instructions of twice the rate.
+    fits = weight.shape[0] * weight.shape[1] <= (256 * 256 if single else 128 * 128)
+    fits = fits and stride == 1 and all(width % 16 == 0 for width in weight.shape[:2])
+    convolve = "minimal" if fits and (single or narrow >= 32) else "onednn"
+    differentiate = "minimal" if fits else "onednn"
+    forward, gradient = _sparse_below(single, stride, narrow, fits)
     return (
-        "sparse" if share < forward else otherwise,
-        "sparse" if share < gradient else otherwise,
-        otherwise,
+        "sparse" if share < forward else convolve,
+        "sparse" if share < gradient else differentiate,
+        convolve,
     )
 
 
@@ -102,12 +102,12 @@ def _sparse_below(single: bool, stride: int, narrow: int, minimal: bool) -> tupl
             return (0.3, 0.0) if single else (0.0, 0.0)
         return (0.5, 0.25) if single else (0.2, 0.16)
     if narrow < 32:
-        return (0.25, 0.08) if single else (0.1, 0.13)
+        return (0.25, 0.08) if single else (0.1, 0.02)
     if minimal:
-        return 0.27, 0.27
+        return (0.27, 0.2 if narrow < 64 else 0.27) if single else (0.25, 0.14 if narrow < 64 else 0.23)
     if single:
         return 0.45, 0.6
-    return (0.13 if narrow > 256 else 0.3), (0.25 if narrow < 64 else 0.33)
+    return (0.13 if narrow > 256 else 0.3), 0.33
 
 
 def _fields(x: Tensor, weight: Tensor, stride: int, padding: int) -> dict[str, Any]:
