@@ -16,8 +16,9 @@ from spikeloom.ops import spike_conv as module
 from spikeloom.ops.spike_conv import Pass, density, spike_conv, takes
 
 Tracks = Callable[[Tensor, Tensor], float]
-SPARSE: tuple[Pass, Pass, Pass] = ("sparse", "sparse", "onednn")
-MINIMAL: tuple[Pass, Pass, Pass] = ("minimal", "minimal", "minimal")
+Ways = tuple[Pass, Pass, Pass]
+SPARSE: Ways = ("sparse", "sparse", "onednn")
+MINIMAL: Ways = ("minimal", "minimal", "minimal")
 
 
 def spikes(*shape: int, share: float = 0.3, most: int = 3) -> Tensor:
@@ -27,7 +28,7 @@ def spikes(*shape: int, share: float = 0.3, most: int = 3) -> Tensor:
     return x.permute(0, 3, 1, 2)
 
 
-def results(x: Tensor, weight: Tensor, stride: int, padding: int, ways: tuple[Pass, Pass, Pass] | None) -> list[Tensor]:
+def results(x: Tensor, weight: Tensor, stride: int, padding: int, ways: Ways | None) -> list[Tensor]:
     """The output, and the gradients of input and weight; of PyTorch in float64 without `ways`."""
     if ways is None:
         x, weight = x.double(), weight.double()
@@ -39,25 +40,29 @@ def results(x: Tensor, weight: Tensor, stride: int, padding: int, ways: tuple[Pa
     generator = torch.Generator().manual_seed(7)
     grad = torch.randn(y.shape, generator=generator).to(torch.bfloat16)
     y.backward(grad.to(y.dtype))
-    assert x.grad is not None and weight.grad is not None
+    assert x.grad is not None
+    assert weight.grad is not None
     return [y.detach(), x.grad, weight.grad]
 
 
-def compare(tracks: Tracks, x: Tensor, weight: Tensor, stride: int, padding: int, ways: tuple[Pass, Pass, Pass]) -> None:
+def compare(tracks: Tracks, x: Tensor, weight: Tensor, stride: int, padding: int, ways: Ways) -> None:
     found, wanted = results(x, weight, stride, padding, ways), results(x, weight, stride, padding, None)
     for name, a, b in zip(("output", "input", "weight"), found, wanted, strict=True):
         # Of bfloat16, the result's own rounding.
         assert tracks(a, b) < (1e-5 if x.dtype == torch.float32 else 5e-3), name
 
 
+SHAPES = ((1, 1, 1, 7, 9), (3, 16, 3, 8, 5), (17, 5, 2, 33, 4), (64, 40, 7, 4, 4))
+FORMS = [(3, 1, 1), (3, 2, 1), (3, 1, 0), (1, 1, 0), (1, 2, 0), (2, 2, 0), (2, 1, 1), (3, 3, 2)]
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize(
-    ("kernel", "stride", "padding"), [(3, 1, 1), (3, 2, 1), (3, 1, 0), (1, 1, 0), (1, 2, 0), (2, 2, 0), (2, 1, 1), (3, 3, 2)]
-)
-def test_sparse_at_odd_sizes(native: Any, tracks: Tracks, kernel: int, stride: int, padding: int, dtype: torch.dtype) -> None:
+@pytest.mark.parametrize("form", FORMS)
+def test_sparse_at_odd_sizes(native: Any, tracks: Tracks, form: tuple[int, int, int], dtype: torch.dtype) -> None:
+    kernel, stride, padding = form
     for level in native.levels():
         native.set_level(level)
-        for channels, out, images, height, width in ((1, 1, 1, 7, 9), (3, 16, 3, 8, 5), (17, 5, 2, 33, 4), (64, 40, 7, 4, 4)):
+        for channels, out, images, height, width in SHAPES:
             weight = torch.randn(out, channels, kernel, kernel).to(dtype)
             compare(tracks, spikes(images, channels, height, width).to(dtype), weight, stride, padding, SPARSE)
 
@@ -74,7 +79,7 @@ def test_minimal_at_odd_sizes(native: Any, tracks: Tracks, padding: int, dtype: 
 
 @pytest.mark.parametrize("ways", [SPARSE, MINIMAL])
 @pytest.mark.parametrize("x", [torch.zeros(2, 16, 9, 8), torch.ones(2, 16, 9, 8), torch.randn(2, 16, 9, 8)])
-def test_silent_full_and_real_valued_inputs(native: Any, tracks: Tracks, x: Tensor, ways: tuple[Pass, Pass, Pass]) -> None:
+def test_silent_full_and_real_valued_inputs(native: Any, tracks: Tracks, x: Tensor, ways: Ways) -> None:
     x = x.to(memory_format=torch.channels_last)
     compare(tracks, x, torch.randn(16, 16, 3, 3), 1, 1, ways)
 
@@ -87,7 +92,7 @@ def test_other_memory_layouts(native: Any, tracks: Tracks) -> None:
 
 
 @pytest.mark.parametrize("ways", [SPARSE, MINIMAL])
-def test_threads_and_unwritten_memory(native: Any, dirty_memory: None, ways: tuple[Pass, Pass, Pass]) -> None:
+def test_threads_and_unwritten_memory(native: Any, dirty_memory: None, ways: Ways) -> None:
     x, weight = spikes(40, 32, 12, 12), torch.randn(32, 32, 3, 3)
     found: list[list[Tensor]] = []
     for threads in (1, 2, 2):
@@ -98,7 +103,7 @@ def test_threads_and_unwritten_memory(native: Any, dirty_memory: None, ways: tup
         assert torch.equal(two, again)
 
 
-def test_the_rule_follows_what_fires(native: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_rule_follows_what_fires(native: Any) -> None:
     weight = torch.randn(32, 32, 3, 3)
     assert density(spikes(64, 32, 8, 8, share=0.25)) == pytest.approx(0.25, abs=0.02)
     if "avx512" not in native.levels():
@@ -140,7 +145,8 @@ def test_the_layer_uses_it(native: Any, tracks: Tracks, monkeypatch: pytest.Monk
         with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bfloat16"):
             y = layer(inputs)
         y.float().square().mean().backward()
-        assert inputs.grad is not None and layer.weight.grad is not None
+        assert inputs.grad is not None
+        assert layer.weight.grad is not None
         return [y.detach(), inputs.grad, layer.weight.grad.clone()]
 
     found = run()
@@ -149,7 +155,8 @@ def test_the_layer_uses_it(native: Any, tracks: Tracks, monkeypatch: pytest.Monk
         wanted = run()
     assert len(calls) == 1
     for a, b in zip(found, wanted, strict=True):
-        assert a.dtype == b.dtype and a.stride() == b.stride()
+        assert a.dtype == b.dtype
+        assert a.stride() == b.stride()
         assert tracks(a, b) < (2e-5 if precision == "float32" else 2e-2)
 
 
@@ -169,5 +176,6 @@ def test_export_compile_and_profiler(native: Any, tracks: Tracks) -> None:
 def test_the_custom_op_is_one() -> None:
     if dispatch.native is None:
         pytest.skip("spikeloom is installed WITHOUT its native kernels")
-    inputs = (spikes(2, 16, 9, 8).requires_grad_(), torch.randn(16, 16, 3, 3, requires_grad=True), 1, 1, " ".join(MINIMAL))
+    weight = torch.randn(16, 16, 3, 3, requires_grad=True)
+    inputs = (spikes(2, 16, 9, 8).requires_grad_(), weight, 1, 1, " ".join(MINIMAL))
     torch.library.opcheck(torch.ops.spikeloom.spike_conv, inputs)

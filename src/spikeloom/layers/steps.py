@@ -54,9 +54,12 @@ class Conv2d(nn.Conv2d):
             if torch.is_autocast_enabled("cpu"):
                 dtype = torch.get_autocast_dtype("cpu")
                 x, weight = x.to(dtype), weight.to(dtype)
-            if x.dtype == weight.dtype and takes(x, weight, stride[0], int(padding[0])):
-                if dispatch.choose("spike_conv", x, NATIVE_DTYPES) == "native":
-                    return spike_conv(x, weight, stride[0], int(padding[0]))
+            if (
+                x.dtype == weight.dtype
+                and takes(x, weight, stride[0], int(padding[0]))
+                and dispatch.choose("spike_conv", x, NATIVE_DTYPES) == "native"
+            ):
+                return spike_conv(x, weight, stride[0], int(padding[0]))
         return super().forward(x)
 
 

@@ -59,14 +59,14 @@ def spike_conv(
 
 def takes(x: Tensor, weight: Tensor, stride: int, padding: int) -> bool:
     """Whether the op can help with x [N, C, H, W]: channels-last memory, a kernel of 3x3, and enough work."""
-    O, C, kh, kw = weight.shape
-    N, _, H, W = x.shape
+    kh, kw = weight.shape[2:]
+    N, C, H, W = x.shape
     return (
         kh == kw == 3
         and padding <= 2
         and x.dtype in NATIVE_DTYPES
         and x.stride() == (H * W * C, 1, W * C, C)
-        and N * (H // stride) * (W // stride) * O * C * kh * kw >= _WORK
+        and N * (H // stride) * (W // stride) * weight.numel() >= _WORK
     )
 
 
@@ -162,7 +162,8 @@ def _backward(
             dispatch.native.conv_input_minimal(**fields | {"grad_x": grad_x.data_ptr()})
         if need[1] and not library[1]:
             found = torch.empty_like(w)
-            kernel = dispatch.native.conv_weight_minimal if by_weight == "minimal" else dispatch.native.conv_weight_sparse
+            native = dispatch.native
+            kernel = native.conv_weight_minimal if by_weight == "minimal" else native.conv_weight_sparse
             kernel(**fields | {"grad_weight": found.data_ptr()})
             grad_weight = found.to(weight.dtype)
     return none if grad_x is None else grad_x, none if grad_weight is None else grad_weight
