@@ -1,4 +1,4 @@
-// Convolutions of channels-last images that leave zeros out, and their gradients by Winograd's minimal filtering.
+// Convolutions of channels-last images and their gradients: zeros left out, or by Winograd's minimal filtering.
 #include "level.hpp"
 
 #if defined(__AVX512F__)
@@ -93,7 +93,7 @@ inline int64_t out_width(const Convolution& a) { return (a.width + 2 * a.padding
 // at most 64, whose weights for a block of output channels stay in the first cache.
 
 struct Plan {
-  int64_t out_h, out_w, C, rows, columns, bits, groups, group, block, blocks, kernels;
+  int64_t out_h, out_w, C, rows, columns, bits, groups, group, block, blocks;
 };
 
 Plan plan_forward(const Convolution& a, int64_t block) {
