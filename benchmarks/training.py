@@ -18,6 +18,7 @@ import subprocess
 import sys
 from collections import defaultdict
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,7 @@ from spikeloom.encode import repeat
 from spikeloom.layers import BatchNorm, Conv2d, GlobalAvgPool, Linear, NormSpike, SEWBlock, basic_branch
 from spikeloom.memory import keep_memory
 from spikeloom.neurons import LIF
+from spikeloom.ops import backend
 from spikeloom.train.checkpoint import write_json
 from spikeloom.train.losses import sdt
 from spikeloom.train.run import environment
@@ -126,6 +128,10 @@ def build(network: str, contender: str) -> nn.Module:
     return model
 
 
+def ours_or_reference(contender: str) -> AbstractContextManager[None]:
+    return nullcontext() if contender == "ours" else backend("reference")
+
+
 def step_of(network: str, contender: str, precision: str) -> Callable[[], None]:
     """A whole training step: forward, loss, backward, SGD."""
     model = build(network, contender)
@@ -137,7 +143,8 @@ def step_of(network: str, contender: str, precision: str) -> Callable[[], None]:
 
     def step() -> None:
         optimizer.zero_grad()
-        with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16"):
+        # Rivals have PyTorch's convolutions.
+        with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16"), ours_or_reference(contender):
             loss = sdt(model(x).float(), y)
         loss.backward()
         optimizer.step()
@@ -148,7 +155,7 @@ def step_of(network: str, contender: str, precision: str) -> Callable[[], None]:
 # --- measurements -----------------------------------------------------------------------------------------------------
 
 KINDS = {
-    "convolution": ("convolution", "mkldnn"),
+    "convolution": ("convolution", "mkldnn", "spike_conv"),
     "norm + neuron": ("norm_scan", "batch_norm", "spikeloom", "relu", "threshold"),
     "copies": ("copy_", "clone", "contiguous", "_to_copy"),
 }  # fmt: skip

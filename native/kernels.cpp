@@ -20,6 +20,11 @@ extern const Kernels kernels{SPIKELOOM_STRING(SPIKELOOM_LEVEL),
                              estimate_forward,
                              estimate_backward,
                              gated_forward,
-                             gated_backward};
+                             gated_backward,
+                             conv_forward_sparse,
+                             conv_forward_minimal,
+                             conv_weight_sparse,
+                             conv_weight_minimal,
+                             conv_input_minimal};
 
 }  // namespace spikeloom::SPIKELOOM_LEVEL

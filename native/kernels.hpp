@@ -241,6 +241,21 @@ struct GatedBackward : Gated {
   double* grad_constants;  // [5, channels]
 };
 
+// A convolution of channels-last images with a square stride and padding, and its gradients; what a kernel does not
+// use is null. Weights and their gradient are float32 with the strides given.
+struct Convolution {
+  Dtype dtype;
+  int64_t images, height, width, in, out, kernel_height, kernel_width, stride, padding;
+  const void* x;  // [images, height, width, in]
+  const float* weight;
+  int64_t weight_out, weight_in, weight_row, weight_column;
+  void* y;             // [images, out height, out width, out]
+  const void* grad_y;  // as y
+  void* grad_x;        // as x
+  float* grad_weight;
+  int threads;
+};
+
 struct Kernels {
   const char* level;
   int (*scan_forward)(const ScanForward&);
@@ -257,6 +272,11 @@ struct Kernels {
   int (*estimate_backward)(const EstimateBackward&);
   int (*gated_forward)(const GatedForward&);
   int (*gated_backward)(const GatedBackward&);
+  int (*conv_forward_sparse)(const Convolution&);
+  int (*conv_forward_minimal)(const Convolution&);
+  int (*conv_weight_sparse)(const Convolution&);
+  int (*conv_weight_minimal)(const Convolution&);
+  int (*conv_input_minimal)(const Convolution&);
 };
 
 #define SPIKELOOM_DECLARE(level)                  \
@@ -276,6 +296,11 @@ struct Kernels {
   int estimate_backward(const EstimateBackward&); \
   int gated_forward(const GatedForward&);         \
   int gated_backward(const GatedBackward&);       \
+  int conv_forward_sparse(const Convolution&);    \
+  int conv_forward_minimal(const Convolution&);   \
+  int conv_weight_sparse(const Convolution&);     \
+  int conv_weight_minimal(const Convolution&);    \
+  int conv_input_minimal(const Convolution&);     \
   }
 SPIKELOOM_DECLARE(baseline)
 SPIKELOOM_DECLARE(avx2)

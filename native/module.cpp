@@ -181,6 +181,11 @@ void read(Reader& r, GatedBackward& a) {
   READ(grad_spikes), READ(grad_state_out), READ(surrogate), READ(p), READ(q), READ(grad_x), READ(grad_state);
   READ(grad_open), READ(grad_constants);
 }
+void read(Reader& r, Convolution& a) {
+  READ(dtype), READ(images), READ(height), READ(width), READ(in), READ(out), READ(kernel_height), READ(kernel_width);
+  READ(stride), READ(padding), READ(x), READ(weight), READ(weight_out), READ(weight_in), READ(weight_row);
+  READ(weight_column), READ(y), READ(grad_y), READ(grad_x), READ(grad_weight), READ(threads);
+}
 
 #undef READ
 
@@ -237,4 +242,9 @@ NB_MODULE(_native, m) {
   bind(m, "estimate_backward", &Kernels::estimate_backward);
   bind(m, "gated_forward", &Kernels::gated_forward);
   bind(m, "gated_backward", &Kernels::gated_backward);
+  bind(m, "conv_forward_sparse", &Kernels::conv_forward_sparse);
+  bind(m, "conv_forward_minimal", &Kernels::conv_forward_minimal);
+  bind(m, "conv_weight_sparse", &Kernels::conv_weight_sparse);
+  bind(m, "conv_weight_minimal", &Kernels::conv_weight_minimal);
+  bind(m, "conv_input_minimal", &Kernels::conv_input_minimal);
 }

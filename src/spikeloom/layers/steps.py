@@ -11,6 +11,11 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
+from spikeloom.ops import dispatch
+from spikeloom.ops.layout import NATIVE_DTYPES
+from spikeloom.ops.native_op import eager
+from spikeloom.ops.spike_conv import spike_conv, takes
+
 
 def repeats(x: Tensor) -> bool:
     """Whether all steps of x are one and the same memory."""
@@ -33,10 +38,29 @@ class Conv1d(nn.Conv1d):
 
 
 class Conv2d(nn.Conv2d):
-    """`torch.nn.Conv2d` on each step: [T, N, C, H, W] -> [T, N, C', H', W']."""
+    """`torch.nn.Conv2d` on each step: [T, N, C, H, W] -> [T, N, C', H', W'].
+
+    On channels-last memory of a CPU, large plain convolutions use the zeros of their input (`ops.spike_conv`).
+    """
 
     def forward(self, input: Tensor) -> Tensor:
-        return each_step(super().forward, input)
+        plain = self.groups == 1 and self.bias is None and self.dilation == (1, 1) and self.padding_mode == "zeros"
+        return each_step(self._sparse if plain else super().forward, input)
+
+    def _sparse(self, x: Tensor) -> Tensor:
+        stride, padding = self.stride, self.padding
+        if eager(x) and stride[0] == stride[1] and not isinstance(padding, str) and padding[0] == padding[1]:
+            weight = self.weight
+            if torch.is_autocast_enabled("cpu"):
+                dtype = torch.get_autocast_dtype("cpu")
+                x, weight = x.to(dtype), weight.to(dtype)
+            if (
+                x.dtype == weight.dtype
+                and takes(x, weight, stride[0], int(padding[0]))
+                and dispatch.choose("spike_conv", x, NATIVE_DTYPES) == "native"
+            ):
+                return spike_conv(x, weight, stride[0], int(padding[0]))
+        return super().forward(x)
 
 
 class Linear(nn.Linear):

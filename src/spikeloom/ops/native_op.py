@@ -12,15 +12,19 @@ from torch.autograd.function import once_differentiable
 _PLAIN = (Tensor, nn.Parameter)
 
 
-def _direct(x: Tensor) -> bool:
-    """Whether nothing needs to see the op: no compiler, export, transform, dispatch mode or profiler."""
+def eager(x: Tensor) -> bool:
+    """Whether x is computed here and now: no compiler, export, transform or dispatch mode."""
     return (
         type(x) in _PLAIN
         and not torch.compiler.is_compiling()
         and torch._C._len_torch_dispatch_stack() == 0  # pyright: ignore[reportPrivateUsage]
         and not torch._C._are_functorch_transforms_active()  # pyright: ignore[reportPrivateUsage, reportAttributeAccessIssue]
-        and not torch.autograd._profiler_enabled()  # pyright: ignore
     )
+
+
+def _direct(x: Tensor) -> bool:
+    """Whether nothing needs to see the op, a profiler neither."""
+    return eager(x) and not torch.autograd._profiler_enabled()  # pyright: ignore
 
 
 class NativeOp:

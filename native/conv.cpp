@@ -1,0 +1,713 @@
+// Convolutions of channels-last images and their gradients: zeros left out, or by Winograd's minimal filtering.
+#include "level.hpp"
+
+#if defined(__AVX512F__)
+#include <immintrin.h>
+#endif
+
+namespace spikeloom {
+namespace SPIKELOOM_LEVEL {
+namespace {
+
+// Vectors of one register, and how many side by side fit beside the taps of a filter.
+#if defined(__AVX512F__)
+constexpr int LANES = 16, WIDE = 2;
+#elif defined(__AVX__)
+constexpr int LANES = 8, WIDE = 1;
+#else
+constexpr int LANES = 4, WIDE = 1;
+#endif
+typedef float Vec __attribute__((vector_size(LANES * 4)));
+typedef float Unaligned __attribute__((vector_size(LANES * 4), aligned(4), may_alias));
+
+inline Vec get(const float* p) { return *reinterpret_cast<const Unaligned*>(p); }
+inline void put(float* p, Vec v) { *reinterpret_cast<Unaligned*>(p) = v; }
+
+inline int64_t round_up(int64_t n, int64_t unit) { return (n + unit - 1) / unit * unit; }
+
+// Floats between rows that are used together: an odd number of cache lines, so that they spread over the cache.
+inline int64_t apart(int64_t n) { return ((n + 15) / 16 | 1) * 16; }
+
+// Floor of the quotient; the divisor is positive.
+inline int64_t divide(int64_t n, int64_t unit) { return n >= 0 ? n / unit : -((-n + unit - 1) / unit); }
+
+// Which of n <= 16 numbers are not zero, as bits.
+inline uint32_t nonzeros(const float* x, int64_t n) {
+#if defined(__AVX512F__)
+  const __mmask16 valid = static_cast<__mmask16>((1u << n) - 1);
+  return _mm512_mask_cmp_ps_mask(valid, _mm512_maskz_loadu_ps(valid, x), _mm512_setzero_ps(), _CMP_NEQ_UQ);
+#else
+  uint32_t bits = 0;
+  for (int64_t i = 0; i < n; i++) bits |= static_cast<uint32_t>(x[i] != 0.f) << i;
+  return bits;
+#endif
+}
+inline uint32_t nonzeros(const bfloat16* x, int64_t n) {
+#if defined(__AVX512F__)
+  const __mmask16 valid = static_cast<__mmask16>((1u << n) - 1);
+  return _mm256_test_epi16_mask(_mm256_maskz_loadu_epi16(valid, x), _mm256_set1_epi16(0x7fff));
+#else
+  uint32_t bits = 0;
+  for (int64_t i = 0; i < n; i++) bits |= static_cast<uint32_t>((x[i].bits & 0x7fffu) != 0) << i;
+  return bits;
+#endif
+}
+
+// Whole vectors first: pixels are short.
+template <class Body>
+inline void in_sixteens(int64_t n, const Body& body) {
+  int64_t i = 0;
+  for (; i + 16 <= n; i += 16) {
+#pragma omp simd
+    for (int64_t j = 0; j < 16; j++) body(i + j);
+  }
+  for (; i < n; i++) body(i);
+}
+template <class T>
+inline void to_float(const T* from, int64_t n, float* to) {
+  in_sixteens(n, [=](int64_t i) { to[i] = load(from, i); });
+}
+template <class T>
+inline void from_float(const float* from, int64_t n, T* to) {
+  in_sixteens(n, [=](int64_t i) { store(to, i, from[i]); });
+}
+
+// Asks for the part-th of `parts` of memory that is wanted soon, while there is something else to compute.
+template <class T>
+inline void ahead(const T* from, int64_t count, int64_t part, int64_t parts) {
+  for (int64_t i = count * part / parts; i < count * (part + 1) / parts; i += 64 / sizeof(T)) __builtin_prefetch(from + i);
+}
+
+// Where weight (out o, in c, row ky, column kx) lies.
+inline int64_t place(const Convolution& a, int64_t o, int64_t c, int64_t ky, int64_t kx) {
+  return o * a.weight_out + c * a.weight_in + ky * a.weight_row + kx * a.weight_column;
+}
+
+inline int64_t out_height(const Convolution& a) { return (a.height + 2 * a.padding - a.kernel_height) / a.stride + 1; }
+inline int64_t out_width(const Convolution& a) { return (a.width + 2 * a.padding - a.kernel_width) / a.stride + 1; }
+
+// --- forward: the weights' rows of active channels, added up in registers ------------------------------------------------
+//
+// An image is laid out by columns, so that what a column of the filter sees lies side by side: [column, row, channel]
+// floats with the padding's zeros, and one bit each. The bits of one column and filter window are cut into groups of
+// at most 64, whose weights for a block of output channels stay in the first cache.
+
+struct Plan {
+  int64_t out_h, out_w, C, rows, columns, bits, groups, group, block, blocks;
+};
+
+Plan plan_forward(const Convolution& a, int64_t block) {
+  Plan p;
+  p.out_h = out_height(a), p.out_w = out_width(a);
+  p.C = round_up(a.in, 8);
+  p.rows = (p.out_h - 1) * a.stride + a.kernel_height;
+  p.columns = (p.out_w - 1) * a.stride + a.kernel_width;
+  p.bits = a.kernel_height * p.C;
+  p.groups = (p.bits + 63) / 64;
+  p.group = round_up((p.bits + p.groups - 1) / p.groups, 8);
+  p.block = block;
+  p.blocks = (a.out + block - 1) / block;
+  return p;
+}
+
+// Weights as [block, group, (kernel column) bit (kernel column), channel of the block], columns inside where they slide.
+void pack_forward(const Convolution& a, const Plan& p, float* packed) {
+  const int64_t KW = a.kernel_width;
+  const bool slide = a.stride == 1;
+  std::memset(packed, 0, p.blocks * p.groups * p.group * KW * p.block * 4);
+  for (int64_t o = 0; o < a.out; o++)
+    for (int64_t ky = 0; ky < a.kernel_height; ky++)
+      for (int64_t c = 0; c < a.in; c++)
+        for (int64_t kx = 0; kx < KW; kx++) {
+          const int64_t bit = ky * p.C + c, g = bit / p.group, b = bit % p.group;
+          const int64_t row = slide ? b * KW + (KW - 1 - kx) : kx * p.group + b;
+          packed[((o / p.block * p.groups + g) * p.group * KW + row) * p.block + o % p.block] =
+              a.weight[place(a, o, c, ky, kx)];
+        }
+}
+
+// One row of outputs, of one block and group: out[x] (+)= sum over columns and bits of value x weights.
+template <int COLS, int NV>
+void forward_row(const Convolution& a, const Plan& p, const uint8_t* bits, const float* values, const float* weight,
+                 uint64_t mask, bool first, float* out, int64_t out_step) {
+  constexpr int ROW = COLS * NV * LANES;
+  const int64_t step = p.rows * p.C;
+  const auto gather = [&](int64_t column, const float* w, Vec* sum) {
+    uint64_t word;
+    std::memcpy(&word, bits + column * step / 8, 8);
+    const float* value = values + column * step;
+    for (word &= mask; word != 0; word &= word - 1) {
+      const int64_t b = __builtin_ctzll(word);
+      const float v = value[b];
+      const float* row = w + b * ROW;
+      for (int j = 0; j < COLS * NV; j++) sum[j] += v * get(row + j * LANES);
+    }
+  };
+  if (a.stride != 1 || COLS == 1) {
+    for (int64_t x = 0; x < p.out_w; x++) {
+      Vec sum[NV * COLS];
+      for (int j = 0; j < NV; j++) sum[j] = first ? Vec{} : get(out + x * out_step + j * LANES);
+      for (int64_t kx = 0; kx < a.kernel_width; kx++) gather(x * a.stride + kx, weight + kx * p.group * ROW, sum);
+      for (int j = 0; j < NV; j++) put(out + x * out_step + j * LANES, sum[j]);
+    }
+    return;
+  }
+  // A column belongs to COLS outputs: sum[q] is that of output x - COLS + 1 + q.
+  Vec sum[COLS * NV] = {};
+  for (int64_t x = 0; x < p.columns; x++) {
+    if (!first && x < p.out_w)
+      for (int j = 0; j < NV; j++) sum[(COLS - 1) * NV + j] = get(out + x * out_step + j * LANES);
+    gather(x, weight, sum);
+    if (x >= COLS - 1)
+      for (int j = 0; j < NV; j++) put(out + (x - COLS + 1) * out_step + j * LANES, sum[j]);
+    for (int j = 0; j < (COLS - 1) * NV; j++) sum[j] = sum[j + NV];
+    for (int j = (COLS - 1) * NV; j < COLS * NV; j++) sum[j] = Vec{};
+  }
+}
+
+template <class T, int COLS, int NV>
+int forward_of(const Convolution& a) {
+  const Plan p = plan_forward(a, NV * LANES);
+  float* packed = static_cast<float*>(std::aligned_alloc(64, round_up(p.blocks * p.groups * p.group * a.kernel_width * p.block * 4, 64)));
+  if (packed == nullptr) return -1;
+  pack_forward(a, p, packed);
+  const int64_t pixels = p.rows * p.columns, outputs = p.out_h * p.out_w;
+  const int64_t chunk = smaller(a.images, (255 + outputs) / outputs);
+  const int64_t bit_bytes = round_up(pixels * p.C / 8 + 16, 64), value_floats = apart(pixels * p.C + 64);
+  const int64_t result_floats = round_up(outputs * p.block, 16);
+  const bool direct = sizeof(T) == 4 && a.out % p.block == 0;
+  const int64_t bytes = chunk * (bit_bytes + value_floats * 4 + (direct ? 0 : result_floats * 4));
+  const T* images = static_cast<const T*>(a.x);
+  const int64_t image = a.height * a.width * a.in;
+  T* result = static_cast<T*>(a.y);
+  const int failed = for_blocks(a.images, chunk, bytes, a.threads, false, [&](int64_t n0, int64_t count, float* scratch) {
+    float* values = scratch;
+    uint8_t* bits = reinterpret_cast<uint8_t*>(values + chunk * value_floats);
+    float* sums = reinterpret_cast<float*>(bits + chunk * bit_bytes);
+    std::memset(bits, 0, count * bit_bytes);
+    for (int64_t n = 0; n < count; n++) {
+      const T* x = images + (n0 + n) * image;
+      for (int64_t row = 0; row < smaller(a.height, p.rows - a.padding); row++)
+        for (int64_t column = 0; column < smaller(a.width, p.columns - a.padding); column++) {
+          const T* pixel = x + (row * a.width + column) * a.in;
+          const int64_t at = ((column + a.padding) * p.rows + row + a.padding) * p.C;
+          to_float(pixel, a.in, values + n * value_floats + at);
+          for (int64_t c = 0; c < a.in; c += 16) {
+            const uint32_t found = nonzeros(pixel + c, smaller(16, a.in - c));
+            std::memcpy(bits + n * bit_bytes + (at + c) / 8, &found, p.C - c < 16 ? 1 : 2);
+          }
+        }
+    }
+    for (int64_t o = 0; o < p.blocks; o++) {
+      for (int64_t g = 0; g < p.groups; g++) {
+        const int64_t width = smaller(p.group, p.bits - g * p.group);
+        const uint64_t mask = width == 64 ? ~uint64_t{0} : (uint64_t{1} << width) - 1;
+        const float* weight = packed + (o * p.groups + g) * p.group * a.kernel_width * p.block;
+        for (int64_t n = 0; n < count; n++)
+          for (int64_t y = 0; y < p.out_h; y++) {
+            const int64_t from = y * a.stride * p.C + g * p.group;
+            float* out = direct ? reinterpret_cast<float*>(result) + ((n0 + n) * outputs + y * p.out_w) * a.out + o * p.block
+                                : sums + n * result_floats + y * p.out_w * p.block;
+            forward_row<COLS, NV>(a, p, bits + n * bit_bytes + from / 8, values + n * value_floats + from, weight, mask, g == 0, out, direct ? a.out : p.block);
+          }
+      }
+      const int64_t width = smaller(p.block, a.out - o * p.block);
+      for (int64_t n = 0; !direct && n < count; n++)
+        for (int64_t i = 0; i < outputs; i++)
+          from_float(sums + n * result_floats + i * p.block, width, result + ((n0 + n) * outputs + i) * a.out + o * p.block);
+    }
+  });
+  std::free(packed);
+  return failed;
+}
+
+template <class T>
+int forward(const Convolution& a) {
+  const bool narrow = a.out <= LANES;
+  if (a.stride != 1 || a.kernel_width == 1) return narrow ? forward_of<T, 1, 1>(a) : forward_of<T, 1, 2 * WIDE>(a);
+  if (a.kernel_width == 2) return narrow ? forward_of<T, 2, 1>(a) : forward_of<T, 2, WIDE>(a);
+  if (a.kernel_width == 3) return narrow ? forward_of<T, 3, 1>(a) : forward_of<T, 3, WIDE>(a);
+  return -2;
+}
+
+// --- gradient of the weights: rows of the outputs' gradient, added up for every active input --------------------------
+//
+// For one input channel, the sums of all taps and of a block of output channels stay in registers while the list of its
+// active positions is read. With a stride, positions fall into classes (y + padding) % stride, (x + padding) % stride:
+// each is a convolution without stride, of every stride-th tap. Positions are taken in chunks, bands of an image or
+// several small ones, whose gradient is copied with a border of zeros and stays in cache.
+
+struct Entry {
+  int32_t at;
+  float value;
+};
+
+template <int ROWS, int COLS, int NV>
+void add_rows(const Entry* entry, int64_t count, const float* g, int64_t row, float* out) {
+  constexpr int N = COLS * NV;
+  Vec sum[ROWS * N];
+#pragma GCC unroll 32
+  for (int j = 0; j < ROWS * N; j++) sum[j] = get(out + j * LANES);
+  for (int64_t i = 0; i < count; i++) {
+    const float* p = g + entry[i].at;
+    const float v = entry[i].value;
+#pragma GCC unroll 4
+    for (int r = 0; r < ROWS; r++)
+#pragma GCC unroll 8
+      for (int j = 0; j < N; j++) sum[r * N + j] += v * get(p + r * row + j * LANES);
+  }
+#pragma GCC unroll 32
+  for (int j = 0; j < ROWS * N; j++) put(out + j * LANES, sum[j]);
+}
+
+template <int NV>
+void add_taps(int64_t rows, int64_t columns, const Entry* entry, int64_t count, const float* g, int64_t row, float* out) {
+  switch (rows * 4 + columns) {
+    case 5: return add_rows<1, 1, NV>(entry, count, g, row, out);
+    case 6: return add_rows<1, 2, NV>(entry, count, g, row, out);
+    case 7: return add_rows<1, 3, NV>(entry, count, g, row, out);
+    case 9: return add_rows<2, 1, NV>(entry, count, g, row, out);
+    case 10: return add_rows<2, 2, NV>(entry, count, g, row, out);
+    case 11: return add_rows<2, 3, NV>(entry, count, g, row, out);
+    case 13: return add_rows<3, 1, NV>(entry, count, g, row, out);
+    case 14: return add_rows<3, 2, NV>(entry, count, g, row, out);
+    default: return add_rows<3, 3, NV>(entry, count, g, row, out);
+  }
+}
+
+template <class T, int NV>
+int weight_of(const Convolution& a) {
+  constexpr int64_t BLOCK = NV * LANES;
+  const int64_t s = a.stride, p = a.padding, KH = a.kernel_height, KW = a.kernel_width, C = a.in;
+  const int64_t out_h = out_height(a), out_w = out_width(a), blocks = (a.out + BLOCK - 1) / BLOCK;
+  const int64_t taps_h = (KH + s - 1) / s, taps_w = (KW + s - 1) / s;  // most taps of a class
+  const int64_t left = divide(p, s) - (taps_w - 1), columns = divide(a.width - 1 + p, s) - left + 1;
+  const auto rows_of = [&](int64_t y0, int64_t y1) { return divide(y1 - 1 + p, s) - divide(y0 + p, s) + taps_h; };
+  // Chunks: bands of `band` rows, or `several` images.
+  const int64_t budget = (blocks * BLOCK * C * KH * KW * 4 > (1 << 19) ? 96 << 10 : 22 << 10) / (columns * BLOCK * 4);
+  int64_t band = a.height;
+  while (band > s && rows_of(0, band) > budget) band -= s;
+  const int64_t bands = (a.height + band - 1) / band;
+  const int64_t several = bands > 1 ? 1 : smaller(a.images, budget / rows_of(0, band) < 1 ? 1 : budget / rows_of(0, band));
+  const int64_t chunks = bands > 1 ? a.images * bands : (a.images + several - 1) / several;
+  const int64_t classes = s * s, most = apart(several * ((band + s - 1) / s) * ((a.width + s - 1) / s) * 2) / 2;
+  const int64_t image_floats = rows_of(0, band + s) * columns * BLOCK, total = blocks * C * KH * KW * BLOCK;
+  // Few groups where each has large sums of its own.
+  const int64_t groups = smaller(chunks, total * 4 > (1 << 19) ? a.threads : 16);
+  float* sums = static_cast<float*>(std::aligned_alloc(64, round_up(groups * total * 4, 64)));
+  if (sums == nullptr) return -1;
+  const int64_t list_bytes = round_up(classes * C * most * sizeof(Entry), 64), count_bytes = round_up(classes * C * 8, 64);
+  const int64_t bytes = list_bytes + count_bytes + (several * image_floats + BLOCK) * 4;
+  const int failed = for_groups(chunks, groups, bytes, a.threads, false, [&](int64_t group, int64_t first, int64_t last, float* scratch) {
+    float* mine = sums + group * total;
+    std::memset(mine, 0, total * 4);
+    float* g = scratch;
+    Entry* lists = reinterpret_cast<Entry*>(g + several * image_floats + BLOCK);
+    int64_t* counts = reinterpret_cast<int64_t*>(reinterpret_cast<char*>(lists) + list_bytes);
+    for (int64_t chunk = first; chunk < last; chunk++) {
+      const int64_t n0 = bands > 1 ? chunk / bands : chunk * several, y0 = bands > 1 ? chunk % bands * band : 0;
+      const int64_t y1 = smaller(a.height, y0 + band), images = smaller(several, a.images - n0);
+      const int64_t top = divide(y0 + p, s) - (taps_h - 1), rows = rows_of(y0, y1);
+      std::memset(counts, 0, classes * C * 8);
+      for (int64_t n = 0; n < images; n++)
+        for (int64_t y = y0; y < y1; y++) {
+          const int64_t class_y = (y + p) % s, lines_y = (KH - class_y + s - 1) / s;
+          const int64_t row = (y + p) / s - (lines_y - 1) - top;
+          if (lines_y <= 0) continue;
+          for (int64_t x = 0; x < a.width; x++) {
+            const int64_t class_x = (x + p) % s, lines_x = (KW - class_x + s - 1) / s;
+            if (lines_x <= 0) continue;
+            const int64_t column = (x + p) / s - (lines_x - 1) - left;
+            const int32_t at = static_cast<int32_t>(n * image_floats + (row * columns + column) * BLOCK);
+            const T* pixel = static_cast<const T*>(a.x) + (((n0 + n) * a.height + y) * a.width + x) * C;
+            const int64_t class_at = (class_y * s + class_x) * C;
+            for (int64_t c0 = 0; c0 < C; c0 += 16)
+              for (uint32_t found = nonzeros(pixel + c0, smaller(16, C - c0)); found != 0; found &= found - 1) {
+                const int64_t c = c0 + __builtin_ctz(found);
+                lists[(class_at + c) * most + counts[class_at + c]++] = Entry{at, load(pixel, c)};
+              }
+          }
+        }
+      // Rows that the next chunk reads.
+      const int64_t read = (n0 + images - 1) * a.height + y1;
+      const int64_t next = smaller(images * (y1 - y0), a.images * a.height - read) / s * s;
+      const T* next_x = static_cast<const T*>(a.x) + read * a.width * C;
+      const T* next_g = static_cast<const T*>(a.grad_y) + read / s * out_w * a.out;
+      for (int64_t o = 0; o < blocks; o++) {
+        const int64_t width = smaller(BLOCK, a.out - o * BLOCK);
+        for (int64_t n = 0; n < images; n++)
+          for (int64_t r = 0; r < rows; r++) {
+            float* to = g + n * image_floats + r * columns * BLOCK;
+            const int64_t y = top + r;
+            if (y < 0 || y >= out_h) {
+              std::memset(to, 0, columns * BLOCK * 4);
+              continue;
+            }
+            for (int64_t q = 0; q < columns; q++) {
+              const int64_t x = left + q;
+              if (x < 0 || x >= out_w) {
+                std::memset(to + q * BLOCK, 0, BLOCK * 4);
+                continue;
+              }
+              const T* from = static_cast<const T*>(a.grad_y) + (((n0 + n) * out_h + y) * out_w + x) * a.out + o * BLOCK;
+              if (width == BLOCK) {
+                to_float(from, BLOCK, to + q * BLOCK);
+              } else {
+                to_float(from, width, to + q * BLOCK);
+                std::memset(to + q * BLOCK + width, 0, (BLOCK - width) * 4);
+              }
+            }
+          }
+        float* out = mine + o * C * KH * KW * BLOCK;
+        for (int64_t k = 0; k < classes; k++) {
+          const int64_t lines_y = (KH - k / s + s - 1) / s, lines_x = (KW - k % s + s - 1) / s;
+          if (lines_y <= 0 || lines_x <= 0) continue;
+          for (int64_t c = 0; c < C; c++) {
+            if (o == 0 && k == 0) {
+              ahead(next_x, next * a.width * C, c, C);
+              ahead(next_g, next * out_w * a.out / s, c, C);
+            }
+            add_taps<NV>(lines_y, lines_x, lists + (k * C + c) * most, counts[k * C + c], g, columns * BLOCK, out + c * lines_y * lines_x * BLOCK);
+          }
+          out += C * lines_y * lines_x * BLOCK;
+        }
+      }
+    }
+  });
+  for (int64_t group = 1; failed == 0 && group < groups; group++) {
+#pragma omp simd
+    for (int64_t i = 0; i < total; i++) sums[i] += sums[group * total + i];
+  }
+  for (int64_t o = 0; failed == 0 && o < a.out; o++) {
+    const float* block = sums + o / BLOCK * C * KH * KW * BLOCK + o % BLOCK;
+    for (int64_t k = 0; k < classes; k++) {
+      const int64_t lines_y = (KH - k / s + s - 1) / s, lines_x = (KW - k % s + s - 1) / s;
+      if (lines_y <= 0 || lines_x <= 0) continue;
+      for (int64_t c = 0; c < C; c++)
+        for (int64_t r = 0; r < lines_y; r++)
+          for (int64_t q = 0; q < lines_x; q++, block += BLOCK) {
+            a.grad_weight[place(a, o, c, k / s + s * (lines_y - 1 - r), k % s + s * (lines_x - 1 - q))] = *block;
+          }
+    }
+  }
+  std::free(sums);
+  return failed;
+}
+
+template <class T>
+int weight_gradient(const Convolution& a) {
+  if (a.kernel_height > 3 || a.kernel_width > 3) return -2;
+  return a.out <= LANES ? weight_of<T, 1>(a) : weight_of<T, WIDE>(a);
+}
+
+// --- 3x3 convolutions without stride and their gradients, by minimal filtering F(4x4, 3x3) (Lavin and Gray 2016) --------------
+//
+// A tile of 4x4 gradients of the output and the 6x6 inputs around it meet in 36 products instead of 144:
+//   y = A' [(G w G') * (B' x B)] A,  so  dL/dw = G' [(A dy A') * (B' x B)] G,
+// and dL/dx is the same convolution of dy with the filter turned around. The products over channels or tiles are 36
+// small matrix products.
+
+constexpr int POINTS = 36;
+
+// Of one axis: 0, a, -a, b, -b and infinity. With these the transforms' factors stay near 1, and rounding with them.
+constexpr float A1 = 0.70710678f, B1 = 1.41421356f, A2 = A1 * A1, B2 = B1 * B1;
+
+// B' of a column of six.
+inline void input_side(const Vec* d, int step, Vec* to, int to_step) {
+  const Vec d0 = d[0], d1 = d[step], d2 = d[2 * step], d3 = d[3 * step], d4 = d[4 * step], d5 = d[5 * step];
+  const Vec even_a = d4 - B2 * d2, odd_a = A1 * (d3 - B2 * d1), even_b = d4 - A2 * d2, odd_b = B1 * (d3 - A2 * d1);
+  to[0] = A2 * B2 * d0 - (A2 + B2) * d2 + d4;
+  to[to_step] = even_a + odd_a;
+  to[2 * to_step] = even_a - odd_a;
+  to[3 * to_step] = even_b + odd_b;
+  to[4 * to_step] = even_b - odd_b;
+  to[5 * to_step] = A2 * B2 * d1 - (A2 + B2) * d3 + d5;
+}
+
+// A' of a column of six.
+inline void output_side(const Vec* m, int step, Vec* to, int to_step) {
+  const Vec sum_a = m[step] + m[2 * step], part_a = A1 * (m[step] - m[2 * step]);
+  const Vec sum_b = m[3 * step] + m[4 * step], part_b = B1 * (m[3 * step] - m[4 * step]);
+  to[0] = m[0] + sum_a + sum_b;
+  to[to_step] = part_a + part_b;
+  to[2 * to_step] = A2 * sum_a + B2 * sum_b;
+  to[3 * to_step] = A2 * part_a + B2 * part_b + m[5 * step];
+}
+
+// A of a column of four.
+inline void gradient_side(const Vec* g, int step, Vec* to, int to_step) {
+  const Vec g0 = g[0], g1 = g[step], g2 = g[2 * step], g3 = g[3 * step];
+  const Vec even_a = g0 + A2 * g2, odd_a = A1 * (g1 + A2 * g3), even_b = g0 + B2 * g2, odd_b = B1 * (g1 + B2 * g3);
+  to[0] = g0;
+  to[to_step] = even_a + odd_a;
+  to[2 * to_step] = even_a - odd_a;
+  to[3 * to_step] = even_b + odd_b;
+  to[4 * to_step] = even_b - odd_b;
+  to[5 * to_step] = g3;
+}
+
+constexpr float FA = 1 / (2 * A2 * (A2 - B2)), FB = 1 / (2 * B2 * (B2 - A2));
+constexpr float FILTER_SIDE[6][3] = {{1 / (A2 * B2), 0, 0},     {FA, FA * A1, FA * A2}, {FA, -FA * A1, FA * A2},
+                                     {FB, FB * B1, FB * B2}, {FB, -FB * B1, FB * B2}, {0, 0, 1}};
+
+typedef uint32_t Words __attribute__((vector_size(LANES * 4)));
+typedef uint16_t Halves __attribute__((vector_size(LANES * 2)));
+
+inline Vec get_floats(const float* p) { return get(p); }
+inline void put_floats(float* p, Vec v) { put(p, v); }
+inline Vec get_floats(const bfloat16* p) {
+  Halves bits;
+  std::memcpy(&bits, p, sizeof bits);
+  return reinterpret_cast<Vec>(__builtin_convertvector(bits, Words) << 16);
+}
+// Rounds as `store`.
+inline void put_floats(bfloat16* p, Vec v) {
+  const Words bits = reinterpret_cast<Words>(v), rounded = (bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16;
+  const Words unordered = reinterpret_cast<Words>(v != v);
+  const Halves half = __builtin_convertvector((rounded & ~unordered) | (0x7fc0u & unordered), Halves);
+  std::memcpy(p, &half, sizeof half);
+}
+
+// Points of the SIZE x SIZE block whose first pixel is (y, x), zeros outside of the image; all channels. Points of one
+// channel lie `points` floats apart.
+template <int SIZE, class T, class Side>
+inline void block_points(const Side& side, const T* image, int64_t height, int64_t width, int64_t channels, int64_t y, int64_t x, float* to, int64_t points) {
+  const bool inside = y >= 0 && x >= 0 && y + SIZE <= height && x + SIZE <= width;
+  for (int64_t c = 0; c < channels; c += LANES) {
+    Vec half[6 * SIZE], column[6];
+    const T* corner = image + (y * width + x) * channels + c;
+#pragma GCC unroll 6
+    for (int q = 0; q < SIZE; q++) {
+      if (inside) {
+#pragma GCC unroll 6
+        for (int r = 0; r < SIZE; r++) column[r] = get_floats(corner + (r * width + q) * channels);
+      } else {
+        const bool there = x + q >= 0 && x + q < width;
+        for (int r = 0; r < SIZE; r++)
+          column[r] = there && y + r >= 0 && y + r < height ? get_floats(corner + (r * width + q) * channels) : Vec{};
+      }
+      side(column, 1, half + q, SIZE);
+    }
+#pragma GCC unroll 6
+    for (int r = 0; r < 6; r++) {
+      side(half + r * SIZE, 1, column, 1);
+#pragma GCC unroll 6
+      for (int q = 0; q < 6; q++) put(to + c + (r * 6 + q) * points, column[q]);
+    }
+  }
+}
+
+// c[i, :] (+)= sum_k a[k, i] b[k, :] for ROWS rows i (a_k and a_i apart) of NV vectors.
+template <int ROWS, int NV, bool ADD>
+inline void multiply(int64_t depth, const float* a, int64_t a_k, int64_t a_i, const float* b, int64_t b_k, float* c, int64_t c_i) {
+  Vec sum[ROWS][NV];
+#pragma GCC unroll 16
+  for (int i = 0; i < ROWS; i++)
+#pragma GCC unroll 4
+    for (int j = 0; j < NV; j++) sum[i][j] = ADD ? get(c + i * c_i + j * LANES) : Vec{};
+  for (int64_t k = 0; k < depth; k++) {
+    Vec row[NV];
+#pragma GCC unroll 4
+    for (int j = 0; j < NV; j++) row[j] = get(b + k * b_k + j * LANES);
+#pragma GCC unroll 16
+    for (int i = 0; i < ROWS; i++) {
+      const float factor = a[k * a_k + i * a_i];
+#pragma GCC unroll 4
+      for (int j = 0; j < NV; j++) sum[i][j] += factor * row[j];
+    }
+  }
+#pragma GCC unroll 16
+  for (int i = 0; i < ROWS; i++)
+#pragma GCC unroll 4
+    for (int j = 0; j < NV; j++) put(c + i * c_i + j * LANES, sum[i][j]);
+}
+
+template <int N>
+struct Rows {
+  static constexpr int count = N;
+};
+
+// The same for any number of rows and of whole vectors.
+template <bool ADD>
+void product(int64_t rows, int64_t columns, int64_t depth, const float* a, int64_t a_k, int64_t a_i, const float* b, float* c) {
+  constexpr int MANY = LANES == 16 ? 12 : 4;
+  for (int64_t j = 0; j < columns;) {
+    const bool two = columns - j >= 2 * LANES;
+    for (int64_t i = 0; i < rows;) {
+      const auto run = [&](auto part) {
+        constexpr int R = decltype(part)::count;
+        if (two) multiply<R, 2, ADD>(depth, a + i * a_i, a_k, a_i, b + j, columns, c + i * columns + j, columns);
+        else multiply<R, 1, ADD>(depth, a + i * a_i, a_k, a_i, b + j, columns, c + i * columns + j, columns);
+        i += R;
+      };
+      if (rows - i >= MANY) run(Rows<MANY>{});
+      else if (rows - i >= 4) run(Rows<4>{});
+      else run(Rows<1>{});
+    }
+    j += two ? 2 * LANES : LANES;
+  }
+}
+
+// Images are taken `several` at a time, or in bands of rows of tiles, so that a chunk has about `wanted` tiles.
+struct Tiles {
+  int64_t down, across, band, several, bands, chunks, most;
+};
+
+Tiles tiles_of(int64_t images, int64_t height, int64_t width, int64_t wanted) {
+  Tiles t;
+  t.down = (height + 3) / 4, t.across = (width + 3) / 4;
+  t.band = smaller(t.down, wanted / t.across < 1 ? 1 : wanted / t.across);
+  t.bands = (t.down + t.band - 1) / t.band;
+  t.several = t.bands > 1 ? 1 : smaller(images, wanted / (t.down * t.across) < 1 ? 1 : wanted / (t.down * t.across));
+  t.chunks = t.bands > 1 ? images * t.bands : (images + t.several - 1) / t.several;
+  t.most = t.several * t.band * t.across;
+  return t;
+}
+
+// Runs body(image, tile's row, tile's column, number in the chunk); returns the number of tiles.
+template <class Body>
+inline int64_t for_tiles(const Tiles& t, int64_t images, int64_t chunk, const Body& body) {
+  const int64_t n0 = t.bands > 1 ? chunk / t.bands : chunk * t.several, r0 = t.bands > 1 ? chunk % t.bands * t.band : 0;
+  int64_t i = 0;
+  for (int64_t n = n0; n < smaller(images, n0 + t.several); n++)
+    for (int64_t r = r0; r < smaller(t.down, r0 + t.band); r++)
+      for (int64_t q = 0; q < t.across; q++) body(n, r, q, i++);
+  return i;
+}
+
+bool minimal(const Convolution& a) {
+  return a.stride == 1 && a.kernel_height == 3 && a.kernel_width == 3 && a.in % LANES == 0 && a.out % LANES == 0 && a.padding <= 2;
+}
+
+// The convolution of x, or of dL/dy with the filter turned around (BACK).
+template <class T, bool BACK>
+int convolve(const Convolution& a) {
+  if (!minimal(a)) return -2;
+  const int64_t out_h = out_height(a), out_w = out_width(a), shift = BACK ? a.padding - 2 : -a.padding;
+  const int64_t C = BACK ? a.in : a.out, O = BACK ? a.out : a.in;  // of what is written, and read
+  const int64_t high = BACK ? out_h : a.height, wide = BACK ? out_w : a.width;
+  const int64_t to_high = BACK ? a.height : out_h, to_wide = BACK ? a.width : out_w;
+  const T* from = static_cast<const T*>(BACK ? a.grad_y : a.x);
+  T* to = static_cast<T*>(BACK ? a.grad_x : a.y);
+  float* filters = static_cast<float*>(std::aligned_alloc(64, POINTS * O * C * 4));
+  if (filters == nullptr) return -1;
+#ifdef _OPENMP
+#pragma omp parallel for num_threads(a.threads) schedule(static) if (O * C > SMALL)
+#endif
+  for (int64_t o = 0; o < O; o++)
+    for (int64_t c = 0; c < C; c++) {
+      float half[6][3];
+      for (int r = 0; r < 6; r++)
+        for (int kx = 0; kx < 3; kx++) {
+          half[r][kx] = 0.f;
+          for (int ky = 0; ky < 3; ky++)
+            half[r][kx] += FILTER_SIDE[r][ky] * a.weight[BACK ? place(a, o, c, 2 - ky, 2 - kx) : place(a, c, o, ky, kx)];
+        }
+      for (int r = 0; r < 6; r++)
+        for (int q = 0; q < 6; q++)
+          filters[((r * 6 + q) * O + o) * C + c] = half[r][0] * FILTER_SIDE[q][0] + half[r][1] * FILTER_SIDE[q][1] + half[r][2] * FILTER_SIDE[q][2];
+    }
+  const Tiles t = tiles_of(a.images, to_high, to_wide, 1536 / smaller(C, 64));
+  const int64_t before = apart(t.most * O), after = apart(t.most * C);
+  const int failed = for_blocks(t.chunks, 1, POINTS * (before + after) * 4, a.threads, false, [&](int64_t chunk, int64_t, float* scratch) {
+    float *points = scratch, *products = scratch + POINTS * before;
+    const int64_t count = for_tiles(t, a.images, chunk, [&](int64_t n, int64_t r, int64_t q, int64_t i) {
+      block_points<6>(input_side, from + n * high * wide * O, high, wide, O, 4 * r + shift, 4 * q + shift, points + i * O, before);
+    });
+    const int64_t next = t.bands > 1 ? 0 : smaller(t.several, a.images - (chunk + 1) * t.several) * high * wide * O;
+    const T* next_images = from + (chunk + 1) * t.several * high * wide * O;
+    for (int k = 0; k < POINTS; k++) {
+      if (next > 0) ahead(next_images, next, k, POINTS);
+      product<false>(count, C, O, points + k * before, 1, O, filters + k * O * C, products + k * after);
+    }
+    for_tiles(t, a.images, chunk, [&](int64_t n, int64_t r, int64_t q, int64_t i) {
+      const int64_t rows = smaller(4, to_high - 4 * r), columns = smaller(4, to_wide - 4 * q);
+      T* tile = to + ((n * to_high + 4 * r) * to_wide + 4 * q) * C;
+      for (int64_t c = 0; c < C; c += LANES) {
+        Vec column[6], half[24], line[4];
+#pragma GCC unroll 6
+        for (int k = 0; k < 6; k++) {
+#pragma GCC unroll 6
+          for (int r = 0; r < 6; r++) column[r] = get(products + (r * 6 + k) * after + i * C + c);
+          output_side(column, 1, half + k, 6);
+        }
+        for (int64_t y = 0; y < rows; y++) {
+          output_side(half + y * 6, 1, line, 1);
+          for (int64_t z = 0; z < columns; z++) put_floats(tile + (y * to_wide + z) * C + c, line[z]);
+        }
+      }
+    });
+  });
+  std::free(filters);
+  return failed;
+}
+
+template <class T>
+int weight_minimal(const Convolution& a) {
+  if (!minimal(a)) return -2;
+  const int64_t C = a.in, O = a.out, out_h = out_height(a), out_w = out_width(a), total = POINTS * C * O;
+  const Tiles t = tiles_of(a.images, out_h, out_w, 1536 / smaller(C, 64));
+  const int64_t groups = smaller(t.chunks, total * 4 > (1 << 18) ? a.threads : 32);
+  float* sums = static_cast<float*>(std::aligned_alloc(64, groups * total * 4));
+  if (sums == nullptr) return -1;
+  const int64_t inputs = apart(t.most * C), outputs = apart(t.most * O);
+  const int failed = for_groups(t.chunks, groups, POINTS * (inputs + outputs) * 4, a.threads, false, [&](int64_t group, int64_t first, int64_t last, float* scratch) {
+    float *mine = sums + group * total, *x_points = scratch, *g_points = scratch + POINTS * inputs;
+    std::memset(mine, 0, total * 4);
+    for (int64_t chunk = first; chunk < last; chunk++) {
+      const int64_t count = for_tiles(t, a.images, chunk, [&](int64_t n, int64_t r, int64_t q, int64_t i) {
+        const T* x = static_cast<const T*>(a.x) + n * a.height * a.width * C;
+        const T* g = static_cast<const T*>(a.grad_y) + n * out_h * out_w * O;
+        block_points<6>(input_side, x, a.height, a.width, C, 4 * r - a.padding, 4 * q - a.padding, x_points + i * C, inputs);
+        block_points<4>(gradient_side, g, out_h, out_w, O, 4 * r, 4 * q, g_points + i * O, outputs);
+      });
+      const int64_t first_next = (chunk + 1) * t.several, next = t.bands > 1 ? 0 : smaller(t.several, a.images - first_next);
+      for (int k = 0; k < POINTS; k++) {
+        if (next > 0) {
+          ahead(static_cast<const T*>(a.x) + first_next * a.height * a.width * C, next * a.height * a.width * C, k, POINTS);
+          ahead(static_cast<const T*>(a.grad_y) + first_next * out_h * out_w * O, next * out_h * out_w * O, k, POINTS);
+        }
+        product<true>(C, O, count, x_points + k * inputs, C, 1, g_points + k * outputs, mine + k * C * O);
+      }
+    }
+  });
+  for (int64_t group = 1; failed == 0 && group < groups; group++) {
+#pragma omp simd
+    for (int64_t i = 0; i < total; i++) sums[i] += sums[group * total + i];
+  }
+  for (int64_t c = 0; failed == 0 && c < C; c++)
+    for (int64_t o = 0; o < O; o++) {
+      float half[3][6];
+      for (int ky = 0; ky < 3; ky++)
+        for (int q = 0; q < 6; q++) {
+          half[ky][q] = 0.f;
+          for (int r = 0; r < 6; r++) half[ky][q] += FILTER_SIDE[r][ky] * sums[((r * 6 + q) * C + c) * O + o];
+        }
+      for (int ky = 0; ky < 3; ky++)
+        for (int kx = 0; kx < 3; kx++) {
+          float sum = 0.f;
+          for (int q = 0; q < 6; q++) sum += half[ky][q] * FILTER_SIDE[q][kx];
+          a.grad_weight[place(a, o, c, ky, kx)] = sum;
+        }
+    }
+  std::free(sums);
+  return failed;
+}
+
+}  // namespace
+
+#define BY_TYPE(name, run) \
+  int name(const Convolution& a) { return a.dtype == Dtype::float32 ? run(float) : run(bfloat16); }
+#define FORWARD(T) forward<T>(a)
+#define FORWARD_MINIMAL(T) convolve<T, false>(a)
+#define WEIGHT(T) weight_gradient<T>(a)
+#define WEIGHT_MINIMAL(T) weight_minimal<T>(a)
+#define INPUT_MINIMAL(T) convolve<T, true>(a)
+BY_TYPE(conv_forward_sparse, FORWARD)
+BY_TYPE(conv_forward_minimal, FORWARD_MINIMAL)
+BY_TYPE(conv_weight_sparse, WEIGHT)
+BY_TYPE(conv_weight_minimal, WEIGHT_MINIMAL)
+BY_TYPE(conv_input_minimal, INPUT_MINIMAL)
+
+}  // namespace SPIKELOOM_LEVEL
+}  // namespace spikeloom

@@ -1,0 +1,191 @@
+"""Convolution of spikes: zeros left out where there are many, fewer products where there are not.
+
+Each of the three passes, forward and the gradients of weights and input, chooses for itself between
+
+- "sparse": the weights' rows of active inputs are added up, or for the weights' gradient the rows of the output's
+  gradient. 0/1 spikes and integers cost what they fire, and only the order of the sums differs from a dense one;
+- "minimal": 36 products instead of 144, Winograd's F(4x4, 3x3), for 3x3 without stride (not with less rounding: within
+  3e-6 of the largest value where a direct sum in float32 is within 1e-6);
+- "onednn": PyTorch's own.
+
+The choice is a rule in the shape, the type and the share of nonzero inputs, counted in a fixed sample of the images:
+the same numbers always take the same way, so a resumed run ends where an unbroken one does. Its limits are measured
+(docs/performance.md) on AVX-512; on other processors everything goes to oneDNN unless told otherwise.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from spikeloom.ops import dispatch
+from spikeloom.ops.layout import NATIVE_DTYPES, fresh
+from spikeloom.ops.native_op import NativeOp
+
+Pass = Literal["auto", "onednn", "sparse", "minimal"]
+
+_WORK = 5e7  # multiply-adds below which a call's fixed costs decide
+_SAMPLE = 1 << 15  # inputs whose nonzeros are counted, of four images at least
+
+
+def spike_conv(
+    x: Tensor,
+    weight: Tensor,
+    stride: int = 1,
+    padding: int = 0,
+    forward: Pass = "auto",
+    weight_gradient: Pass = "auto",
+    input_gradient: Pass = "auto",
+) -> Tensor:
+    """`torch.nn.functional.conv2d` of channels-last images, every pass by the way that is cheapest for it.
+
+    Args:
+        x: [N, C, H, W], float32 or bfloat16.
+        weight: [C', C, k, k] of the same type, k <= 3. Sums are float32 whatever the type.
+        stride, padding: of both axes.
+        forward, weight_gradient, input_gradient: "auto" for the rule, or one way where the shape allows it.
+
+    Returns:
+        [N, C', H', W'], channels-last.
+    """
+    wanted = (forward, weight_gradient, input_gradient)
+    chosen = _rule(x, weight, stride) if "auto" in wanted else wanted
+    ways = (rule if way == "auto" else way for way, rule in zip(wanted, chosen, strict=True))
+    return _conv(x, weight, stride, padding, " ".join(ways))
+
+
+def takes(x: Tensor, weight: Tensor, stride: int, padding: int) -> bool:
+    """Whether the op can help with x [N, C, H, W]: channels-last memory, a kernel of 3x3, and enough work."""
+    kh, kw = weight.shape[2:]
+    N, C, H, W = x.shape
+    return (
+        kh == kw == 3
+        and padding <= 2
+        and x.dtype in NATIVE_DTYPES
+        and x.stride() == (H * W * C, 1, W * C, C)
+        and N * (H // stride) * (W // stride) * weight.numel() >= _WORK
+    )
+
+
+def density(x: Tensor) -> float:
+    """The share of nonzeros in some images, evenly spread."""
+    images = max(4, _SAMPLE * x.shape[0] // max(1, x.numel()))
+    sample = x[:: max(1, x.shape[0] // images)]
+    return torch.count_nonzero(sample).item() / max(1, sample.numel())
+
+
+def _rule(x: Tensor, weight: Tensor, stride: int) -> tuple[str, str, str]:
+    """The way of every pass: forward, weights' gradient, input's gradient."""
+    if dispatch.native.level() != "avx512":
+        return "onednn", "onednn", "onednn"
+    share, single, narrow = density(x), x.dtype == torch.float32, min(weight.shape[:2])
+    # Beyond, the transformed filters outgrow the cache. In bfloat16 oneDNN has instructions of twice the rate.
+    fits = weight.shape[0] * weight.shape[1] <= (256 * 256 if single else 128 * 128)
+    fits = fits and stride == 1 and all(width % 16 == 0 for width in weight.shape[:2])
+    convolve = "minimal" if fits and (single or narrow >= 32) else "onednn"
+    differentiate = "minimal" if fits else "onednn"
+    forward, gradient = _sparse_below(single, stride, narrow, fits)
+    return (
+        "sparse" if share < forward else convolve,
+        "sparse" if share < gradient else differentiate,
+        convolve,
+    )
+
+
+def _sparse_below(single: bool, stride: int, narrow: int, minimal: bool) -> tuple[float, float]:
+    """The shares of nonzeros below which "sparse" wins, forward and for the weights' gradient."""
+    if stride > 1:
+        if narrow < 32:
+            return (0.3, 0.0) if single else (0.0, 0.0)
+        return (0.5, 0.25) if single else (0.2, 0.16)
+    if narrow < 32:
+        return (0.25, 0.08) if single else (0.1, 0.02)
+    if minimal:
+        return (0.27, 0.2 if narrow < 64 else 0.27) if single else (0.25, 0.14 if narrow < 64 else 0.23)
+    if single:
+        return 0.45, 0.6
+    return (0.13 if narrow > 256 else 0.3), 0.33
+
+
+def _fields(x: Tensor, weight: Tensor, stride: int, padding: int) -> dict[str, Any]:
+    """The kernels' arguments; the caller fills what it uses. The weight is float32."""
+    names = ("weight_out", "weight_in", "weight_row", "weight_column")
+    return {
+        "dtype": NATIVE_DTYPES.index(x.dtype), "images": x.shape[0], "height": x.shape[2], "width": x.shape[3],
+        "in": x.shape[1], "out": weight.shape[0], "kernel_height": weight.shape[2], "kernel_width": weight.shape[3],
+        "stride": stride, "padding": padding, "x": x.data_ptr(), "weight": weight.data_ptr(),
+        **dict(zip(names, weight.stride(), strict=True)), "y": 0, "grad_y": 0, "grad_x": 0, "grad_weight": 0,
+        "threads": torch.get_num_threads(),
+    }  # fmt: skip
+
+
+def _channels_last(x: Tensor) -> Tensor:
+    """x with the strides of channels-last memory, in its odd sizes too (one channel, one pixel)."""
+    return x.permute(0, 2, 3, 1).contiguous().permute(0, 3, 1, 2)
+
+
+def _fake(x: Tensor, weight: Tensor, stride: int, padding: int, ways: str) -> Tensor:
+    rows, columns = ((x.shape[i] + 2 * padding - weight.shape[i]) // stride + 1 for i in (2, 3))
+    return x.new_empty(x.shape[0], rows, columns, weight.shape[0]).permute(0, 3, 1, 2)
+
+
+def _forward(x: Tensor, weight: Tensor, stride: int, padding: int, ways: str) -> Tensor:
+    way = ways.split()[0]
+    if way == "onednn":
+        return F.conv2d(x, weight, None, stride, padding)
+    x, w = _channels_last(x), weight.float()
+    y = fresh(_fake(x, weight, stride, padding, ways), x.dtype)
+    kernel = dispatch.native.conv_forward_minimal if way == "minimal" else dispatch.native.conv_forward_sparse
+    kernel(**_fields(x, w, stride, padding) | {"y": y.data_ptr()})
+    return y
+
+
+def _backward(
+    grad: Tensor, x: Tensor, weight: Tensor, stride: int, padding: int, ways: str, need: list[bool]
+) -> tuple[Tensor, Tensor]:
+    _, by_weight, by_input = ways.split()
+    none = x.new_empty(0)
+    library = [need[0] and by_input == "onednn", need[1] and by_weight == "onednn", False]
+    grad_x, grad_weight = none, none
+    if any(library):
+        grad_x, grad_weight, _ = torch.ops.aten.convolution_backward(
+            grad, x, weight, None, [stride] * 2, [padding] * 2, [1, 1], False, [0, 0], 1, library
+        )
+    if need != library[:2]:
+        x, grad, w = _channels_last(x), _channels_last(grad), weight.float()
+        fields = _fields(x, w, stride, padding) | {"grad_y": grad.data_ptr()}
+        if need[0] and not library[0]:
+            grad_x = fresh(x, x.dtype)
+            dispatch.native.conv_input_minimal(**fields | {"grad_x": grad_x.data_ptr()})
+        if need[1] and not library[1]:
+            found = torch.empty_like(w)
+            native = dispatch.native
+            kernel = native.conv_weight_minimal if by_weight == "minimal" else native.conv_weight_sparse
+            kernel(**fields | {"grad_weight": found.data_ptr()})
+            grad_weight = found.to(weight.dtype)
+    return none if grad_x is None else grad_x, none if grad_weight is None else grad_weight
+
+
+def _fake_backward(grad: Tensor, x: Tensor, weight: Tensor, stride: Any, padding: Any, ways: Any,
+                   need: list[bool]) -> tuple[Tensor, Tensor]:  # fmt: skip
+    none = x.new_empty(0)
+    return torch.empty_like(x) if need[0] else none, torch.empty_like(weight) if need[1] else none
+
+
+def _save(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    x, weight, *ctx.settings = inputs
+    ctx.save_for_backward(x, weight)
+
+
+def _differentiate(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
+    x, weight = ctx.saved_tensors
+    need = list(ctx.needs_input_grad[:2])
+    grads = _conv_backward(grad, x, weight, *ctx.settings, need)
+    return *(g if wanted else None for g, wanted in zip(grads, need, strict=True)), None, None, None
+
+
+_conv = NativeOp("spike_conv", _forward, _fake, _save, _differentiate)
+_conv_backward = NativeOp("spike_conv_backward", _backward, _fake_backward)
