@@ -7,6 +7,9 @@ namespace spikeloom {
 namespace SPIKELOOM_LEVEL {
 namespace {
 
+// Elements below which a scan runs on one core: its few operations an element are done before the others are awake.
+constexpr int64_t FEW = 1 << 16;
+
 // The currents u[t] of a block with a normalisation or a residual: rows of coefficients, and the row of u.
 template <class T>
 class Currents {
@@ -134,7 +137,7 @@ int forward(const ScanForward& a) {
   const int64_t levels = a.levels, block = forward_block(a);
   const int64_t scratch = (levels + 1 + CURRENT_ROWS) * block * 4;
   const int64_t blocks = (a.size + block - 1) / block, groups = groups_of(blocks, a.factor != nullptr);
-  return for_groups(blocks, groups, scratch, a.threads, a.steps * a.size < SMALL, [&](int64_t, int64_t first, int64_t last, float* rows) {
+  return for_groups(blocks, groups, scratch, a.threads, a.steps * a.size < FEW, [&](int64_t, int64_t first, int64_t last, float* rows) {
     Currents<T> currents(a, rows + (levels + 1) * block, block);
     for (int64_t i0 = first * block; i0 < smaller(last * block, a.size); i0 += block) {
       const int64_t n = smaller(block, a.size - i0);
@@ -297,7 +300,7 @@ int backward(const ScanBackward& a) {
   // Several levels go over the rows several times: these then stay in the first cache. Such short blocks end before
   // the processor has seen that memory is read in order, so the next row is asked for while one is worked on.
   const bool asked = levels > 1;
-  const int64_t budget = block_size(rows_count * 4, (levels > 1 ? 32 : 96) << 10, 2048);
+  const int64_t budget = block_size(rows_count * 4, (levels > 1 ? 64 : 96) << 10, 2048);
   const int64_t block = a.factor ? whole_periods(a.layout, budget) : budget;
   const bool normed = a.grad_norm != nullptr, fixed = normed && repeats(a.layout, block);
   // A fixed number of groups of blocks, each with sums of its own, added in order: the result does not depend on the
@@ -307,7 +310,7 @@ int backward(const ScanBackward& a) {
   double* partial = partial_size ? static_cast<double*>(std::calloc(groups * partial_size, sizeof(double))) : nullptr;
   if (partial_size && partial == nullptr) return -1;
   const int failed = for_groups(
-      blocks, groups, rows_count * block * 4, a.threads, a.steps * a.size < SMALL,
+      blocks, groups, rows_count * block * 4, a.threads, a.steps * a.size < FEW,
       [&](int64_t group, int64_t first, int64_t last, float* scratch) {
         const BackwardRows rows(a, K, scratch, block);
         Currents<T> currents(a, rows.currents, block);
