@@ -10,13 +10,11 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
-import torch
 from made_files import idx_bytes, jpeg_bytes, pack
 
 from spikeloom import cli
@@ -53,12 +51,7 @@ def spikeloom(*words: str) -> Result:
     return Result(exit_.value.code, out.getvalue(), err.getvalue())
 
 
-@pytest.fixture(scope="module", autouse=True)
-def _one_thread() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture(autouse=True)

@@ -6,7 +6,6 @@ import itertools
 import json
 import math
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -29,13 +28,7 @@ from spikeloom.train.losses import irm, sdt, spike_similarity
 from spikeloom.train.recipe import check_settings, load_recipe
 from spikeloom.train.run import Run
 
-
-@pytest.fixture(scope="module", autouse=True)
-def _one_thread() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 # --- penalties --------------------------------------------------------------------------------------------------------

@@ -10,7 +10,6 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -69,13 +68,8 @@ main()
 """
 
 
-@pytest.fixture(scope="module", autouse=True)
-def _one_thread() -> Iterator[None]:
-    # Runs in this process and in others must add in the same order.
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+# Runs in this process and in others must add in the same order.
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def start(*words: str, threads: int = 1, script: str | None = None) -> subprocess.Popen[str]:

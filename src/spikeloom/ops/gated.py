@@ -68,8 +68,9 @@ def gated_scan_reference(
     return torch.stack(spikes).to(x.dtype), torch.stack([u, s])
 
 
-def _fields(x: Tensor, open: Tensor, constants: Tensor, state: Tensor | None, strict: bool) -> dict[str, Any]:
-    x, layout = by_channels(x)
+def _fields(
+    x: Tensor, layout: dict[str, int], open: Tensor, constants: Tensor, state: Tensor | None, strict: bool
+) -> dict[str, Any]:
     fields = {**steps_of(x), **layout}
     del fields["dtype"]
     return {
@@ -86,11 +87,11 @@ def _states(x: Tensor) -> Tensor:
 def _forward(
     x: Tensor, open: Tensor, constants: Tensor, state: Tensor | None, strict: bool, kind: int, p: float, q: float
 ) -> tuple[Tensor, Tensor]:
-    (x, _), open, constants = by_channels(x), open.contiguous(), constants.contiguous()
+    (x, layout), open, constants = by_channels(x), open.contiguous(), constants.contiguous()
     spikes, last = fresh(x, torch.float32), _states(x)
     state = None if state is None else ordered(state, last)
     dispatch.native.gated_forward(
-        **_fields(x, open, constants, state, strict), spikes=spikes.data_ptr(), state_out=last.data_ptr()
+        **_fields(x, layout, open, constants, state, strict), spikes=spikes.data_ptr(), state_out=last.data_ptr()
     )
     return spikes, last
 
@@ -112,7 +113,7 @@ def _backward(
     p: float,
     q: float,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    (x, _), open, constants = by_channels(x), open.contiguous(), constants.contiguous()
+    (x, layout), open, constants = by_channels(x), open.contiguous(), constants.contiguous()
     grad_x, states = fresh(x, torch.float32), _states(x)
     grad_spikes, grad_last = ordered(grad_spikes, grad_x), ordered(grad_last, states)
     state = None if state is None else ordered(state, states)
@@ -120,7 +121,7 @@ def _backward(
     grad_open = torch.empty_like(open, dtype=torch.float64)
     grad_constants = torch.empty_like(constants, dtype=torch.float64)
     dispatch.native.gated_backward(
-        **_fields(x, open, constants, state, strict), grad_spikes=grad_spikes.data_ptr(),
+        **_fields(x, layout, open, constants, state, strict), grad_spikes=grad_spikes.data_ptr(),
         grad_state_out=grad_last.data_ptr(), surrogate=kind, p=p, q=q, grad_x=grad_x.data_ptr(),
         grad_state=0 if state is None else grad_state.data_ptr(), grad_open=grad_open.data_ptr(),
         grad_constants=grad_constants.data_ptr(),
