@@ -1,29 +1,9 @@
 // Convolutions of channels-last images and their gradients: zeros left out, or by Winograd's minimal filtering.
-#include "level.hpp"
-
-#if defined(__AVX512F__)
-#include <immintrin.h>
-#endif
+#include "gather.hpp"
 
 namespace spikeloom {
 namespace SPIKELOOM_LEVEL {
 namespace {
-
-// Vectors of one register, and how many side by side fit beside the taps of a filter.
-#if defined(__AVX512F__)
-constexpr int LANES = 16, WIDE = 2;
-#elif defined(__AVX__)
-constexpr int LANES = 8, WIDE = 1;
-#else
-constexpr int LANES = 4, WIDE = 1;
-#endif
-typedef float Vec __attribute__((vector_size(LANES * 4)));
-typedef float Unaligned __attribute__((vector_size(LANES * 4), aligned(4), may_alias));
-
-inline Vec get(const float* p) { return *reinterpret_cast<const Unaligned*>(p); }
-inline void put(float* p, Vec v) { *reinterpret_cast<Unaligned*>(p) = v; }
-
-inline int64_t round_up(int64_t n, int64_t unit) { return (n + unit - 1) / unit * unit; }
 
 // Floats between rows that are used together: an odd number of cache lines, so that they spread over the cache.
 inline int64_t apart(int64_t n) { return ((n + 15) / 16 | 1) * 16; }
@@ -86,92 +66,20 @@ inline int64_t place(const Convolution& a, int64_t o, int64_t c, int64_t ky, int
 inline int64_t out_height(const Convolution& a) { return (a.height + 2 * a.padding - a.kernel_height) / a.stride + 1; }
 inline int64_t out_width(const Convolution& a) { return (a.width + 2 * a.padding - a.kernel_width) / a.stride + 1; }
 
-// --- forward: the weights' rows of active channels, added up in registers ------------------------------------------------
-//
-// An image is laid out by columns, so that what a column of the filter sees lies side by side: [column, row, channel]
-// floats with the padding's zeros, and one bit each. The bits of one column and filter window are cut into groups of
-// at most 64, whose weights for a block of output channels stay in the first cache.
+// --- forward --------------------------------------------------------------------------------------------------------------
 
-struct Plan {
-  int64_t out_h, out_w, C, rows, columns, bits, groups, group, block, blocks;
-};
-
-Plan plan_forward(const Convolution& a, int64_t block) {
-  Plan p;
-  p.out_h = out_height(a), p.out_w = out_width(a);
-  p.C = round_up(a.in, 8);
-  p.rows = (p.out_h - 1) * a.stride + a.kernel_height;
-  p.columns = (p.out_w - 1) * a.stride + a.kernel_width;
-  p.bits = a.kernel_height * p.C;
-  p.groups = (p.bits + 63) / 64;
-  p.group = round_up((p.bits + p.groups - 1) / p.groups, 8);
-  p.block = block;
-  p.blocks = (a.out + block - 1) / block;
-  return p;
-}
-
-// Weights as [block, group, (kernel column) bit (kernel column), channel of the block], columns inside where they slide.
-void pack_forward(const Convolution& a, const Plan& p, float* packed) {
-  const int64_t KW = a.kernel_width;
-  const bool slide = a.stride == 1;
-  std::memset(packed, 0, p.blocks * p.groups * p.group * KW * p.block * 4);
-  for (int64_t o = 0; o < a.out; o++)
-    for (int64_t ky = 0; ky < a.kernel_height; ky++)
-      for (int64_t c = 0; c < a.in; c++)
-        for (int64_t kx = 0; kx < KW; kx++) {
-          const int64_t bit = ky * p.C + c, g = bit / p.group, b = bit % p.group;
-          const int64_t row = slide ? b * KW + (KW - 1 - kx) : kx * p.group + b;
-          packed[((o / p.block * p.groups + g) * p.group * KW + row) * p.block + o % p.block] =
-              a.weight[place(a, o, c, ky, kx)];
-        }
-}
-
-// One row of outputs, of one block and group: out[x] (+)= sum over columns and bits of value x weights.
-template <int COLS, int NV>
-void forward_row(const Convolution& a, const Plan& p, const uint8_t* bits, const float* values, const float* weight,
-                 uint64_t mask, bool first, float* out, int64_t out_step) {
-  constexpr int ROW = COLS * NV * LANES;
-  const int64_t step = p.rows * p.C;
-  const auto gather = [&](int64_t column, const float* w, Vec* sum) {
-    uint64_t word;
-    std::memcpy(&word, bits + column * step / 8, 8);
-    const float* value = values + column * step;
-    for (word &= mask; word != 0; word &= word - 1) {
-      const int64_t b = __builtin_ctzll(word);
-      const float v = value[b];
-      const float* row = w + b * ROW;
-      for (int j = 0; j < COLS * NV; j++) sum[j] += v * get(row + j * LANES);
-    }
-  };
-  if (a.stride != 1 || COLS == 1) {
-    for (int64_t x = 0; x < p.out_w; x++) {
-      Vec sum[NV * COLS];
-      for (int j = 0; j < NV; j++) sum[j] = first ? Vec{} : get(out + x * out_step + j * LANES);
-      for (int64_t kx = 0; kx < a.kernel_width; kx++) gather(x * a.stride + kx, weight + kx * p.group * ROW, sum);
-      for (int j = 0; j < NV; j++) put(out + x * out_step + j * LANES, sum[j]);
-    }
-    return;
-  }
-  // A column belongs to COLS outputs: sum[q] is that of output x - COLS + 1 + q.
-  Vec sum[COLS * NV] = {};
-  for (int64_t x = 0; x < p.columns; x++) {
-    if (!first && x < p.out_w)
-      for (int j = 0; j < NV; j++) sum[(COLS - 1) * NV + j] = get(out + x * out_step + j * LANES);
-    gather(x, weight, sum);
-    if (x >= COLS - 1)
-      for (int j = 0; j < NV; j++) put(out + (x - COLS + 1) * out_step + j * LANES, sum[j]);
-    for (int j = 0; j < (COLS - 1) * NV; j++) sum[j] = sum[j + NV];
-    for (int j = (COLS - 1) * NV; j < COLS * NV; j++) sum[j] = Vec{};
-  }
+inline Window window(const Convolution& a) {
+  return {a.in, a.out, a.kernel_height, a.kernel_width, a.stride, out_height(a), out_width(a)};
 }
 
 template <class T, int COLS, int NV>
 int forward_of(const Convolution& a) {
-  const Plan p = plan_forward(a, NV * LANES);
-  float* packed = static_cast<float*>(std::aligned_alloc(64, round_up(p.blocks * p.groups * p.group * a.kernel_width * p.block * 4, 64)));
+  const Window w = window(a);
+  const Plan p = plan_gather(w, NV * LANES);
+  float* packed = static_cast<float*>(std::aligned_alloc(64, round_up(packed_floats(w, p) * 4, 64)));
   if (packed == nullptr) return -1;
-  pack_forward(a, p, packed);
-  const int64_t pixels = p.rows * p.columns, outputs = p.out_h * p.out_w;
+  pack_gather<COLS>(w, p, [&](int64_t o, int64_t c, int64_t ky, int64_t kx) { return a.weight[place(a, o, c, ky, kx)]; }, packed);
+  const int64_t pixels = p.rows * p.columns, outputs = w.out_h * w.out_w;
   const int64_t chunk = smaller(a.images, (255 + outputs) / outputs);
   const int64_t bit_bytes = round_up(pixels * p.C / 8 + 16, 64), value_floats = apart(pixels * p.C + 64);
   const int64_t result_floats = round_up(outputs * p.block, 16);
@@ -200,15 +108,14 @@ int forward_of(const Convolution& a) {
     }
     for (int64_t o = 0; o < p.blocks; o++) {
       for (int64_t g = 0; g < p.groups; g++) {
-        const int64_t width = smaller(p.group, p.bits - g * p.group);
-        const uint64_t mask = width == 64 ? ~uint64_t{0} : (uint64_t{1} << width) - 1;
+        const uint64_t mask = group_mask(p, g);
         const float* weight = packed + (o * p.groups + g) * p.group * a.kernel_width * p.block;
         for (int64_t n = 0; n < count; n++)
-          for (int64_t y = 0; y < p.out_h; y++) {
+          for (int64_t y = 0; y < w.out_h; y++) {
             const int64_t from = y * a.stride * p.C + g * p.group;
-            float* out = direct ? reinterpret_cast<float*>(result) + ((n0 + n) * outputs + y * p.out_w) * a.out + o * p.block
-                                : sums + n * result_floats + y * p.out_w * p.block;
-            forward_row<COLS, NV>(a, p, bits + n * bit_bytes + from / 8, values + n * value_floats + from, weight, mask, g == 0, out, direct ? a.out : p.block);
+            float* out = direct ? reinterpret_cast<float*>(result) + ((n0 + n) * outputs + y * w.out_w) * a.out + o * p.block
+                                : sums + n * result_floats + y * w.out_w * p.block;
+            gather_row<COLS, NV>(w, p, bits + n * bit_bytes + from / 8, values + n * value_floats + from, weight, mask, g == 0, out, direct ? a.out : p.block);
           }
       }
       const int64_t width = smaller(p.block, a.out - o * p.block);
@@ -223,11 +130,9 @@ int forward_of(const Convolution& a) {
 
 template <class T>
 int forward(const Convolution& a) {
-  const bool narrow = a.out <= LANES;
-  if (a.stride != 1 || a.kernel_width == 1) return narrow ? forward_of<T, 1, 1>(a) : forward_of<T, 1, 2 * WIDE>(a);
-  if (a.kernel_width == 2) return narrow ? forward_of<T, 2, 1>(a) : forward_of<T, 2, WIDE>(a);
-  if (a.kernel_width == 3) return narrow ? forward_of<T, 3, 1>(a) : forward_of<T, 3, WIDE>(a);
-  return -2;
+  return by_shape(window(a), [&](auto columns, auto vectors) {
+    return forward_of<T, decltype(columns)::value, decltype(vectors)::value>(a);
+  });
 }
 
 // --- gradient of the weights: rows of the outputs' gradient, added up for every active input --------------------------

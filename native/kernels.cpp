@@ -25,6 +25,11 @@ extern const Kernels kernels{SPIKELOOM_STRING(SPIKELOOM_LEVEL),
                              conv_forward_minimal,
                              conv_weight_sparse,
                              conv_weight_minimal,
-                             conv_input_minimal};
+                             conv_input_minimal,
+                             event_pack,
+                             event_conv,
+                             event_fire,
+                             event_max_pool,
+                             event_attention};
 
 }  // namespace spikeloom::SPIKELOOM_LEVEL

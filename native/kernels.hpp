@@ -256,6 +256,66 @@ struct Convolution {
   int threads;
 };
 
+// --- the event engine: maps of bytes [steps, images, height, width, channels], spikes or small integers ---------------
+
+constexpr int MOST_LEVELS = 16;
+
+// What follows a layer's sums u [steps, elements of a step]: u plus a residual is written to `sum`, and where `spikes` is
+// given the neurons of `Scan` fire on it.
+struct Fired {
+  int64_t steps;
+  const float* residual;           // [steps, ...], or null
+  const uint8_t* residual_spikes;  // or null
+  float* sum;                      // or null
+  uint8_t* spikes;                 // or null
+  float* v;                        // potentials [levels, ...] before and after, or null: v_rest
+  float decay, gain, v_rest;
+  bool hard;
+  int levels;
+  const float *threshold, *fire_at;
+  int threads;
+};
+
+// A convolution with bias, of one group or of one filter a channel (`depthwise`). `binary`: no value is above one.
+struct EventConv : Fired {
+  int64_t images, height, width, in, out, kernel_height, kernel_width, stride, padding_y, padding_x;
+  bool depthwise, binary;
+  const uint8_t* x;
+  const float *weight, *bias;  // as `event_pack` writes it; [out]
+};
+
+// Weights [out, in, kernel_height, kernel_width], of depthwise filters [out, 1, ...], in the order in which `event_conv`
+// of the same instruction level reads them.
+struct EventPack {
+  int64_t in, out, kernel_height, kernel_width, stride;
+  bool depthwise;
+  const float* weight;
+  float* packed;    // or null
+  int64_t* floats;  // how many there are
+};
+
+// Neurons behind a layer that was computed otherwise: x [steps, size], its steps `x_stride` apart (0: all the same).
+struct EventFire : Fired {
+  int64_t size, x_stride;
+  const float* x;
+};
+
+struct EventPool {
+  int64_t images, height, width, channels, kernel, stride, padding;
+  const uint8_t* x;
+  uint8_t* y;
+  int threads;
+};
+
+// Q (K^T V) scale in every head: maps [maps, tokens, channels].
+struct EventAttention {
+  int64_t maps, tokens, channels, heads;
+  float scale;
+  const uint8_t *q, *k, *v;
+  float* y;
+  int threads;
+};
+
 struct Kernels {
   const char* level;
   int (*scan_forward)(const ScanForward&);
@@ -277,6 +337,11 @@ struct Kernels {
   int (*conv_weight_sparse)(const Convolution&);
   int (*conv_weight_minimal)(const Convolution&);
   int (*conv_input_minimal)(const Convolution&);
+  int (*event_pack)(const EventPack&);
+  int (*event_conv)(const EventConv&);
+  int (*event_fire)(const EventFire&);
+  int (*event_max_pool)(const EventPool&);
+  int (*event_attention)(const EventAttention&);
 };
 
 #define SPIKELOOM_DECLARE(level)                  \
@@ -301,6 +366,11 @@ struct Kernels {
   int conv_weight_sparse(const Convolution&);     \
   int conv_weight_minimal(const Convolution&);    \
   int conv_input_minimal(const Convolution&);     \
+  int event_pack(const EventPack&);               \
+  int event_conv(const EventConv&);               \
+  int event_fire(const EventFire&);               \
+  int event_max_pool(const EventPool&);           \
+  int event_attention(const EventAttention&);     \
   }
 SPIKELOOM_DECLARE(baseline)
 SPIKELOOM_DECLARE(avx2)

@@ -187,6 +187,31 @@ void read(Reader& r, Convolution& a) {
   READ(weight_column), READ(y), READ(grad_y), READ(grad_x), READ(grad_weight), READ(threads);
 }
 
+void read(Reader& r, Fired& a) {
+  READ(steps), READ(residual), READ(residual_spikes), READ(sum), READ(spikes), READ(v), READ(decay), READ(gain);
+  READ(v_rest), READ(hard), READ(levels), READ(threshold), READ(fire_at), READ(threads);
+}
+void read(Reader& r, EventConv& a) {
+  read(r, static_cast<Fired&>(a));
+  READ(images), READ(height), READ(width), READ(in), READ(out), READ(kernel_height), READ(kernel_width), READ(stride);
+  READ(padding_y), READ(padding_x), READ(depthwise), READ(binary), READ(x), READ(weight), READ(bias);
+}
+void read(Reader& r, EventPack& a) {
+  READ(in), READ(out), READ(kernel_height), READ(kernel_width), READ(stride), READ(depthwise), READ(weight);
+  READ(packed), READ(floats);
+}
+void read(Reader& r, EventFire& a) {
+  read(r, static_cast<Fired&>(a));
+  READ(size), READ(x_stride), READ(x);
+}
+void read(Reader& r, EventPool& a) {
+  READ(images), READ(height), READ(width), READ(channels), READ(kernel), READ(stride), READ(padding), READ(x), READ(y);
+  READ(threads);
+}
+void read(Reader& r, EventAttention& a) {
+  READ(maps), READ(tokens), READ(channels), READ(heads), READ(scale), READ(q), READ(k), READ(v), READ(y), READ(threads);
+}
+
 #undef READ
 
 template <class Arguments>
@@ -247,4 +272,9 @@ NB_MODULE(_native, m) {
   bind(m, "conv_weight_sparse", &Kernels::conv_weight_sparse);
   bind(m, "conv_weight_minimal", &Kernels::conv_weight_minimal);
   bind(m, "conv_input_minimal", &Kernels::conv_input_minimal);
+  bind(m, "event_pack", &Kernels::event_pack);
+  bind(m, "event_conv", &Kernels::event_conv);
+  bind(m, "event_fire", &Kernels::event_fire);
+  bind(m, "event_max_pool", &Kernels::event_max_pool);
+  bind(m, "event_attention", &Kernels::event_attention);
 }

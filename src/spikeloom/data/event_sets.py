@@ -123,6 +123,8 @@ def nmnist(
     T: int | None = None,
     dt: float | None = None,
     polarity: int | None = None,
+    size: int | None = None,
+    resize: Resize = "bilinear",
     flatten: bool = False,
     download: bool = False,
 ) -> FrameDataset:
@@ -137,6 +139,7 @@ def nmnist(
         T: frames, by default 10.
         dt: milliseconds of a window, by default 5.
         polarity: 0 or 1 takes only these events, as one channel.
+        size, resize: as `cifar10_dvs`.
         flatten: give a frame as one axis.
         download: fetch missing files with tonic.
     """
@@ -153,7 +156,7 @@ def nmnist(
     title = "N-MNIST" if whole else f"N-MNIST files of {len(cuts)} recordings"
     return _dataset(
         "nmnist", title, cuts, subset, [str(digit) for digit in range(10)], (34, 34),
-        Framing(slicer, polarity=polarity), lambda cut: read_events(cut.path, (34, 34)), flatten=flatten,
+        Framing(slicer, polarity=polarity), lambda cut: read_events(cut.path, (34, 34)), size, resize, flatten,
     )  # fmt: skip
 
 

@@ -1,0 +1,374 @@
+// Layers of a trained network that run by their spikes: maps of bytes, [steps, images, height, width, channels].
+#include "gather.hpp"
+
+namespace spikeloom {
+namespace SPIKELOOM_LEVEL {
+namespace {
+
+typedef int32_t IntVec __attribute__((vector_size(LANES * 4)));
+typedef uint8_t ByteVec __attribute__((vector_size(LANES)));
+typedef uint8_t UnalignedBytes __attribute__((vector_size(LANES), aligned(1), may_alias));
+
+inline Vec all(float value) { return Vec{} + value; }
+
+// The first n values, zeros behind them.
+inline Vec get_some(const float* p, int64_t n) {
+  if (n == LANES) return get(p);
+  Vec v{};
+  std::memcpy(&v, p, n * 4);
+  return v;
+}
+inline Vec get_some(const uint8_t* p, int64_t n) {
+  ByteVec v{};
+  if (n == LANES)
+    v = *reinterpret_cast<const UnalignedBytes*>(p);
+  else
+    std::memcpy(&v, p, n);
+  return __builtin_convertvector(v, Vec);
+}
+inline void put_some(float* p, Vec v, int64_t n) { n == LANES ? put(p, v) : void(std::memcpy(p, &v, n * 4)); }
+inline void put_some(uint8_t* p, ByteVec v, int64_t n) {
+  if (n == LANES)
+    *reinterpret_cast<UnalignedBytes*>(p) = v;
+  else
+    std::memcpy(p, &v, n);
+}
+
+// Which of n <= 64 bytes are not zero, as bits.
+inline uint64_t nonzero_bytes(const uint8_t* x, int64_t n) {
+#if defined(__AVX512BW__)
+  const __mmask64 valid = n == 64 ? ~uint64_t{0} : (uint64_t{1} << n) - 1;
+  const __m512i v = _mm512_maskz_loadu_epi8(valid, x);
+  return _mm512_test_epi8_mask(v, v);
+#else
+  uint64_t bits = 0;
+  for (int64_t i = 0; i < n; i++) bits |= static_cast<uint64_t>(x[i] != 0) << i;
+  return bits;
+#endif
+}
+
+// Memory of one thread that lasts from call to call.
+struct Scratch {
+  void* memory = nullptr;
+  size_t size = 0;
+  ~Scratch() { std::free(memory); }
+  float* of(size_t bytes) {
+    if (bytes > size) {
+      std::free(memory);
+      memory = std::aligned_alloc(64, (bytes + 63) / 64 * 64);
+      size = memory == nullptr ? 0 : bytes;
+    }
+    return static_cast<float*>(memory);
+  }
+};
+thread_local Scratch scratch_of_thread;
+
+// Runs body(item, scratch) for all items, each where a core is free: they differ in spikes. Returns 0, or -1 without
+// memory.
+template <class Body>
+int for_items(int64_t items, size_t bytes, int threads, const Body& body) {
+  int failed = 0;
+#ifdef _OPENMP
+#pragma omp parallel for num_threads(threads) schedule(dynamic) if (items > 1 && threads > 1)
+#endif
+  for (int64_t i = 0; i < items; i++) {
+    float* scratch = bytes == 0 ? nullptr : scratch_of_thread.of(bytes);
+    if (bytes != 0 && scratch == nullptr) {
+#ifdef _OPENMP
+#pragma omp atomic write
+#endif
+      failed = -1;
+      continue;
+    }
+    body(i, scratch);
+  }
+  return failed;
+}
+
+// --- what follows the sums --------------------------------------------------------------------------------------------
+
+// n neurons side by side over all steps, the first at element `at`; current(t) gives their sums. Rounds as `scan` does.
+template <class Current>
+inline void fire(const Fired& a, int64_t at, int64_t step, int64_t n, const Current& current) {
+  const auto input = [&](int64_t t) ALWAYS_INLINE {
+    Vec u = current(t);
+    if (a.residual != nullptr) u += get_some(a.residual + t * step + at, n);
+    if (a.residual_spikes != nullptr) u += get_some(a.residual_spikes + t * step + at, n);
+    return u;
+  };
+  if (a.spikes == nullptr) {
+    for (int64_t t = 0; t < a.steps; t++) put_some(a.sum + t * step + at, input(t), n);
+    return;
+  }
+  const Vec decay = all(a.decay), gain = all(a.gain), rest = all(a.v_rest);
+  const auto advance = [&](int k, Vec v, Vec u, IntVec& fires) ALWAYS_INLINE {
+    const Vec h = decay * (v - rest) + gain * u + rest;
+    fires = h >= all(a.fire_at[k]);
+    return fires ? (a.hard ? rest : h - all(a.threshold[k])) : h;
+  };
+  const auto start = [&](int k) { return a.v == nullptr ? rest : get_some(a.v + k * step + at, n); };
+  if (a.levels == 1) {
+    Vec v = start(0);
+    for (int64_t t = 0; t < a.steps; t++) {
+      const Vec u = input(t);
+      if (a.sum != nullptr) put_some(a.sum + t * step + at, u, n);
+      IntVec fires;
+      v = advance(0, v, u, fires);
+      put_some(a.spikes + t * step + at, __builtin_convertvector(-fires, ByteVec), n);
+    }
+    if (a.v != nullptr) put_some(a.v + at, v, n);
+    return;
+  }
+  Vec v[MOST_LEVELS];
+  for (int k = 0; k < a.levels; k++) v[k] = start(k);
+  for (int64_t t = 0; t < a.steps; t++) {
+    const Vec u = input(t);
+    if (a.sum != nullptr) put_some(a.sum + t * step + at, u, n);
+    IntVec count{};
+    for (int k = 0; k < a.levels; k++) {
+      IntVec fires;
+      v[k] = advance(k, v[k], u, fires);
+      count -= fires;
+    }
+    put_some(a.spikes + t * step + at, __builtin_convertvector(count, ByteVec), n);
+  }
+  for (int k = 0; a.v != nullptr && k < a.levels; k++) put_some(a.v + k * step + at, v[k], n);
+}
+
+// --- convolutions -----------------------------------------------------------------------------------------------------
+
+inline int64_t out_height(const EventConv& a) { return (a.height + 2 * a.padding_y - a.kernel_height) / a.stride + 1; }
+inline int64_t out_width(const EventConv& a) { return (a.width + 2 * a.padding_x - a.kernel_width) / a.stride + 1; }
+
+inline Window window(const EventConv& a, int64_t rows) {
+  return {a.in, a.out, a.kernel_height, a.kernel_width, a.stride, rows, out_width(a)};
+}
+
+// Some images, some rows of their outputs: enough positions to use a block of weights often, sums that stay in cache.
+struct Part {
+  int64_t images, rows, bands, chunks;
+};
+
+inline Part divide(const EventConv& a, int64_t block) {
+  const int64_t row = a.steps * out_width(a), most = (192 << 10) / (block * 4);
+  Part p;
+  p.rows = smaller(out_height(a), most / row < 1 ? 1 : most / row);
+  p.bands = (out_height(a) + p.rows - 1) / p.rows;
+  const int64_t fit = most / (row * p.rows);
+  p.images = p.bands > 1 || fit < 1 ? 1 : smaller(a.images, fit);
+  // Two cores with one image each, rather than one with both.
+  if (p.images > 1) p.images = smaller(p.images, (a.images + a.threads - 1) / a.threads);
+  p.chunks = (a.images + p.images - 1) / p.images * p.bands;
+  return p;
+}
+
+// Bits (and values, if any is above one) of what some rows of outputs see, laid out by columns; false where all is zero.
+template <class Value>
+bool lay_out(const EventConv& a, const Plan& p, const uint8_t* image, int64_t first_row, uint8_t* bits, Value* values) {
+  const int64_t from = first_row < 0 ? -first_row : 0, to = smaller(p.rows, a.height - first_row);
+  const int64_t columns = smaller(a.width, p.columns - a.padding_x);
+  uint64_t any = 0;
+  for (int64_t column = 0; column < columns; column++)
+    for (int64_t row = from; row < to; row++) {
+      const uint8_t* pixel = image + ((first_row + row) * a.width + column) * a.in;
+      const int64_t at = ((column + a.padding_x) * p.rows + row) * p.C;
+      for (int64_t c = 0; c < a.in; c += 64) {
+        const uint64_t found = nonzero_bytes(pixel + c, smaller(64, a.in - c));
+        any |= found;
+        if (p.C - c >= 64)
+          std::memcpy(bits + (at + c) / 8, &found, 8);
+        else
+          std::memcpy(bits + (at + c) / 8, &found, (p.C - c) / 8);
+      }
+      if constexpr (!std::is_same_v<Value, Ones>) std::memcpy(values + at, pixel, a.in);
+    }
+  return any != 0;
+}
+
+template <class Value, int COLS, int NV>
+int convolve(const EventConv& a) {
+  constexpr int64_t BLOCK = NV * LANES;
+  const int64_t out_h = out_height(a), out_w = out_width(a);
+  const Part part = divide(a, BLOCK);
+  const Plan most = plan_gather(window(a, part.rows), BLOCK);
+  const int64_t maps = a.steps * part.images, pixels = most.rows * most.columns;
+  const int64_t bit_bytes = round_up(pixels * most.C / 8 + 16, 64);
+  const int64_t value_bytes = std::is_same_v<Value, Ones> ? 0 : round_up(pixels * most.C, 64);
+  const int64_t sums_floats = part.rows * out_w * BLOCK;
+  const int64_t bytes = maps * (bit_bytes + value_bytes + sums_floats * 4);
+  const int64_t map = a.height * a.width * a.in, step = a.images * out_h * out_w * a.out;
+  return for_items(part.chunks * most.blocks, bytes, a.threads, [&](int64_t item, float* scratch) {
+    const int64_t o = item % most.blocks, chunk = item / most.blocks, band = chunk % part.bands;
+    const int64_t n0 = chunk / part.bands * part.images, count = smaller(part.images, a.images - n0);
+    const int64_t y0 = band * part.rows, rows = smaller(part.rows, out_h - y0);
+    const Window w = window(a, rows);
+    const Plan p = plan_gather(w, BLOCK);
+    float* sums = scratch;  // [step, image, row, column, channel of the block]
+    uint8_t* bits = reinterpret_cast<uint8_t*>(sums + maps * sums_floats);
+    uint8_t* values = bits + maps * bit_bytes;
+    std::memset(bits, 0, a.steps * count * bit_bytes);
+    const int64_t row_floats = out_w * BLOCK, map_floats = rows * row_floats;
+    for (int64_t i = 0; i < a.steps * count; i++) {
+      const int64_t t = i / count, n = n0 + i % count;
+      const bool any = lay_out(a, p, a.x + (t * a.images + n) * map, y0 * a.stride - a.padding_y, bits + i * bit_bytes,
+                               reinterpret_cast<Value*>(values + i * value_bytes));
+      // A silent map: its first word stands for all of it.
+      bits[(i + 1) * bit_bytes - 1] = any;
+      if (!any) std::memset(sums + i * map_floats, 0, map_floats * 4);
+    }
+    for (int64_t g = 0; g < p.groups; g++) {
+      const uint64_t mask = group_mask(p, g);
+      const float* weight = a.weight + (o * p.groups + g) * p.group * a.kernel_width * BLOCK;
+      for (int64_t i = 0; i < a.steps * count; i++) {
+        if (!bits[(i + 1) * bit_bytes - 1]) continue;
+        for (int64_t y = 0; y < rows; y++) {
+          const int64_t from = y * a.stride * p.C + g * p.group;
+          gather_row<COLS, NV>(w, p, bits + i * bit_bytes + from / 8,
+                               reinterpret_cast<const Value*>(values + i * value_bytes + (value_bytes ? from : 0)), weight,
+                               mask, g == 0, sums + i * map_floats + y * row_floats, BLOCK);
+        }
+      }
+    }
+    for (int j = 0; j < NV; j++) {
+      const int64_t c = o * BLOCK + j * LANES, n = smaller(LANES, a.out - c);
+      if (n <= 0) break;
+      const Vec bias = get_some(a.bias + c, n);
+      for (int64_t i = 0; i < count * rows * out_w; i++) {
+        const int64_t image = i / (rows * out_w), place = i % (rows * out_w);
+        const int64_t at = (((n0 + image) * out_h + y0) * out_w + place) * a.out + c;
+        const float* sum = sums + i * BLOCK + j * LANES;
+        fire(a, at, step, n, [=](int64_t t) ALWAYS_INLINE { return get(sum + t * count * map_floats) + bias; });
+      }
+    }
+  });
+}
+
+// One filter a channel: sums straight from the bytes.
+int convolve_depthwise(const EventConv& a) {
+  const int64_t out_h = out_height(a), out_w = out_width(a), C = a.in, padded = round_up(C, LANES);
+  const int64_t map = a.height * a.width * C, step = a.images * out_h * out_w * C;
+  return for_items(a.images * out_h, 0, a.threads, [&](int64_t item, float*) {
+    const int64_t n = item / out_h, y = item % out_h, top = y * a.stride - a.padding_y;
+    for (int64_t x = 0; x < out_w; x++) {
+      const int64_t left = x * a.stride - a.padding_x;
+      for (int64_t c = 0; c < C; c += LANES) {
+        const int64_t lanes = smaller(LANES, C - c);
+        const Vec bias = get_some(a.bias + c, lanes);
+        fire(a, ((n * out_h + y) * out_w + x) * C + c, step, lanes, [&](int64_t t) ALWAYS_INLINE {
+          const uint8_t* image = a.x + (t * a.images + n) * map + c;
+          Vec sum{};
+          for (int64_t ky = 0; ky < a.kernel_height; ky++) {
+            if (top + ky < 0 || top + ky >= a.height) continue;
+            for (int64_t kx = 0; kx < a.kernel_width; kx++) {
+              if (left + kx < 0 || left + kx >= a.width) continue;
+              const Vec value = get_some(image + ((top + ky) * a.width + left + kx) * C, lanes);
+              sum += value * get(a.weight + (ky * a.kernel_width + kx) * padded + c);
+            }
+          }
+          return sum + bias;
+        });
+      }
+    }
+  });
+}
+
+}  // namespace
+
+int event_pack(const EventPack& a) {
+  const Window w{a.in, a.out, a.kernel_height, a.kernel_width, a.stride, 1, 1};
+  const int64_t taps = a.kernel_height * a.kernel_width;
+  if (a.depthwise) {
+    const int64_t padded = round_up(a.out, LANES);
+    *a.floats = taps * padded;
+    if (a.packed == nullptr) return 0;
+    std::memset(a.packed, 0, taps * padded * 4);
+    for (int64_t c = 0; c < a.out; c++)
+      for (int64_t k = 0; k < taps; k++) a.packed[k * padded + c] = a.weight[c * taps + k];
+    return 0;
+  }
+  return by_shape(w, [&](auto columns, auto vectors) {
+    const Plan p = plan_gather(w, decltype(vectors)::value * LANES);
+    *a.floats = packed_floats(w, p);
+    const auto weight = [&](int64_t o, int64_t c, int64_t ky, int64_t kx) {
+      return a.weight[((o * a.in + c) * a.kernel_height + ky) * a.kernel_width + kx];
+    };
+    if (a.packed != nullptr) pack_gather<decltype(columns)::value>(w, p, weight, a.packed);
+    return 0;
+  });
+}
+
+int event_conv(const EventConv& a) {
+  if (a.levels > MOST_LEVELS) return -2;
+  if (a.depthwise) return convolve_depthwise(a);
+  return by_shape(window(a, 1), [&](auto columns, auto vectors) {
+    constexpr int COLS = decltype(columns)::value, NV = decltype(vectors)::value;
+    return a.binary ? convolve<Ones, COLS, NV>(a) : convolve<uint8_t, COLS, NV>(a);
+  });
+}
+
+int event_fire(const EventFire& a) {
+  if (a.levels > MOST_LEVELS) return -2;
+  constexpr int64_t BLOCK = 64 * LANES;
+  return for_items((a.size + BLOCK - 1) / BLOCK, 0, a.threads, [&](int64_t item, float*) {
+    const int64_t last = smaller(a.size, (item + 1) * BLOCK);
+    for (int64_t i = item * BLOCK; i < last; i += LANES) {
+      const int64_t n = smaller(LANES, last - i);
+      fire(a, i, a.size, n, [&](int64_t t) ALWAYS_INLINE { return get_some(a.x + t * a.x_stride + i, n); });
+    }
+  });
+}
+
+int event_max_pool(const EventPool& a) {
+  const int64_t out_h = (a.height + 2 * a.padding - a.kernel) / a.stride + 1;
+  const int64_t out_w = (a.width + 2 * a.padding - a.kernel) / a.stride + 1, C = a.channels;
+  return for_items(a.images * out_h, 0, a.threads, [&](int64_t item, float*) {
+    const int64_t n = item / out_h, y = item % out_h;
+    for (int64_t x = 0; x < out_w; x++) {
+      uint8_t* out = a.y + ((n * out_h + y) * out_w + x) * C;
+      std::memset(out, 0, C);
+      for (int64_t ky = 0; ky < a.kernel; ky++)
+        for (int64_t kx = 0; kx < a.kernel; kx++) {
+          const int64_t row = y * a.stride - a.padding + ky, column = x * a.stride - a.padding + kx;
+          if (row < 0 || row >= a.height || column < 0 || column >= a.width) continue;
+          const uint8_t* in = a.x + ((n * a.height + row) * a.width + column) * C;
+#pragma omp simd
+          for (int64_t c = 0; c < C; c++) out[c] = in[c] > out[c] ? in[c] : out[c];
+        }
+    }
+  });
+}
+
+int event_attention(const EventAttention& a) {
+  const int64_t C = a.channels, d = C / a.heads, L = a.tokens, wide = round_up(d, LANES);
+  return for_items(a.maps * a.heads, (d + 1) * wide * 4, a.threads, [&](int64_t item, float* scratch) {
+    const int64_t map = item / a.heads, head = item % a.heads, first = map * L * C + head * d;
+    const auto rows_of = [&](const uint8_t* token, const auto& body) {
+      for (int64_t c = 0; c < d; c += 64)
+        for (uint64_t word = nonzero_bytes(token + c, smaller(64, d - c)); word != 0; word &= word - 1) {
+          const int64_t row = c + __builtin_ctzll(word);
+          body(row, static_cast<float>(token[row]));
+        }
+    };
+    float *state = scratch + wide, *sum = scratch;
+    std::memset(scratch, 0, (d + 1) * wide * 4);
+    for (int64_t l = 0; l < L; l++) {
+      const uint8_t* v = a.v + first + l * C;
+      rows_of(a.k + first + l * C, [&](int64_t row, float k) {
+        for (int64_t c = 0; c < d; c += LANES) {
+          float* to = state + row * wide + c;
+          put(to, get(to) + k * get_some(v + c, smaller(LANES, d - c)));
+        }
+      });
+    }
+    for (int64_t l = 0; l < L; l++) {
+      std::memset(sum, 0, wide * 4);
+      rows_of(a.q + first + l * C, [&](int64_t row, float q) {
+        for (int64_t c = 0; c < d; c += LANES) put(sum + c, get(sum + c) + q * get(state + row * wide + c));
+      });
+      for (int64_t c = 0; c < d; c++) a.y[first + l * C + c] = sum[c] * a.scale;
+    }
+  });
+}
+
+}  // namespace SPIKELOOM_LEVEL
+}  // namespace spikeloom

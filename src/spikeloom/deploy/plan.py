@@ -1,0 +1,354 @@
+"""What the event engine runs: values, and the steps that make them, as data that can be written down and checked.
+
+A value is a map [T, N, H, W, C] of bytes ("spikes": 0/1 or small integers) or of float32 ("real"); features are maps of
+one place. Steps stand in the order in which they run. The rules by which a step's outputs follow from its inputs are
+here once: lowering makes values by them, and loading checks a file by them, before anything runs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+from torch import Tensor
+
+from spikeloom.errors import UsageError
+
+MOST = 255  # of a byte
+MOST_LEVELS = 16  # of native/kernels.hpp
+
+Size = Annotated[int, Field(ge=1, le=1 << 20)]
+Margin = Annotated[int, Field(ge=0, le=1 << 10)]
+Index = Annotated[int, Field(ge=0)]
+
+
+class PlanError(UsageError):
+    """A plan whose parts do not fit together."""
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False, frozen=True)
+
+
+class Value(_Strict):
+    """The shape and kind of one step of a map.
+
+    Attributes:
+        height, width, channels: H, W, C.
+        most: the largest value of spikes; None for real values.
+        static: the same at every step, and kept once.
+    """
+
+    height: Size
+    width: Size
+    channels: Size
+    most: Annotated[int, Field(ge=1, le=MOST)] | None = None
+    static: bool = False
+
+    @property
+    def spikes(self) -> bool:
+        return self.most is not None
+
+    @property
+    def size(self) -> int:
+        """Elements of one step of one image."""
+        return self.height * self.width * self.channels
+
+    @property
+    def places(self) -> tuple[int, int]:
+        return self.height, self.width
+
+
+class Neuron(_Strict):
+    """Constants of `ops.scan`, equations there: charge, thresholds (ascending levels), reset (None: soft)."""
+
+    decay: float
+    gain: float
+    threshold: Annotated[tuple[float, ...], Field(min_length=1, max_length=MOST_LEVELS)]
+    v_reset: float | None
+    strict_firing: bool
+
+
+class _Step(_Strict):
+    """One step; `layer` names the module that it comes from."""
+
+    layer: str
+    out: Annotated[tuple[int, ...], Field(max_length=2)]
+
+    def reads(self) -> tuple[int, ...]:
+        """Indices of the values that it needs."""
+        raise NotImplementedError
+
+    def tensors(self) -> tuple[str, ...]:
+        """Names of its weights."""
+        return ()
+
+    def infer(self, values: Sequence[Value], tensors: Mapping[str, Tensor]) -> list[Value]:
+        """What its inputs [as `reads`] make: the values of `out`.
+
+        Raises:
+            PlanError: they do not fit.
+        """
+        raise NotImplementedError
+
+    def _need(self, fits: bool, what: str) -> None:
+        if not fits:
+            raise PlanError(f"{self.layer}: {what}")
+
+
+class _Fired(_Step):
+    """A step that may end in neurons: `out` is what `keep_sum` and `neuron` ask for, the sum before the spikes."""
+
+    x: Index
+    residual: Index | None = None
+    keep_sum: bool = True
+    neuron: Neuron | None = None
+
+    def reads(self) -> tuple[int, ...]:
+        return (self.x,) if self.residual is None else (self.x, self.residual)
+
+    def _fired(self, sums: Value, values: Sequence[Value]) -> list[Value]:
+        made: list[Value] = []
+        if self.residual is not None:
+            other = values[1]
+            self._need((*other.places, other.channels) == (*sums.places, sums.channels), "the shortcut's shape differs")
+            sums = sums.model_copy(update={"static": sums.static and other.static})
+        if self.keep_sum:
+            made.append(sums)
+        if self.neuron is not None:
+            made.append(sums.model_copy(update={"most": len(self.neuron.threshold), "static": False}))
+        self._need(bool(made), "a step without a result")
+        return made
+
+
+class Conv(_Fired):
+    """A convolution or, on maps of one place, a linear layer, with its bias, shortcut and neurons.
+
+    Attributes:
+        weight: [C', C / groups, k, k']; its bias [C'] follows.
+        way: "event" adds up the weights' rows of active inputs, "dense" is PyTorch's.
+    """
+
+    op: Literal["conv"] = "conv"
+    weight: str
+    bias: str | None = None
+    stride: Annotated[int, Field(ge=1, le=64)] = 1
+    padding: tuple[Margin, Margin] = (0, 0)
+    groups: Size = 1
+    way: Literal["event", "dense"] = "dense"
+
+    def tensors(self) -> tuple[str, ...]:
+        return (self.weight,) if self.bias is None else (self.weight, self.bias)
+
+    def infer(self, values: Sequence[Value], tensors: Mapping[str, Tensor]) -> list[Value]:
+        x, weight = values[0], tensors[self.weight]
+        self._need(weight.dim() == 4, "its weight has not four axes")
+        out, inside, *kernel = weight.shape
+        self._need(x.channels == inside * self.groups and out % self.groups == 0, "channels do not fit the weight")
+        self._need(self.bias is None or tensors[self.bias].shape == (out,), "the bias does not fit the weight")
+        sides = [
+            (side + 2 * margin - width) // self.stride + 1
+            for side, margin, width in zip(x.places, self.padding, kernel, strict=True)
+        ]
+        self._need(min(sides) >= 1, "the kernel is larger than its input")
+        self._need(self.way == "dense" or self.takes_events(x, weight), "no kernel runs this layer by events")
+        sums = Value(height=sides[0], width=sides[1], channels=out, static=x.static)
+        return self._fired(sums, values)
+
+    def depthwise(self, weight: Tensor) -> bool:
+        """Whether every channel has one filter of its own."""
+        return self.groups > 1 and self.groups == weight.shape[0] and weight.shape[1] == 1
+
+    def takes_events(self, x: Value, weight: Tensor) -> bool:
+        """Whether the event kernels can run it."""
+        return x.spikes and not x.static and (self.groups == 1 or self.depthwise(weight))
+
+
+class Fire(_Fired):
+    """Neurons on a map that another step made."""
+
+    op: Literal["fire"] = "fire"
+
+    def infer(self, values: Sequence[Value], tensors: Mapping[str, Tensor]) -> list[Value]:
+        self._need(not values[0].spikes, "neurons fire on real values here")
+        return self._fired(values[0], values)
+
+
+class _One(_Step):
+    x: Index
+
+    def reads(self) -> tuple[int, ...]:
+        return (self.x,)
+
+
+class Pool(_One):
+    """Maximum or mean of windows; a mean takes real values, the maximum of spikes are spikes."""
+
+    op: Literal["max_pool", "avg_pool"]
+    kernel: Annotated[int, Field(ge=1, le=256)]
+    stride: Annotated[int, Field(ge=1, le=256)]
+    padding: Margin = 0
+    ceil: bool = False
+    count_padding: bool = True
+
+    def infer(self, values: Sequence[Value], tensors: Mapping[str, Tensor]) -> list[Value]:
+        x = values[0]
+        self._need(2 * self.padding <= self.kernel, "padding must be at most half the window")
+        self._need(not (self.ceil and self.op == "max_pool"), "a maximum over windows that hang over")
+        up = self.stride - 1 if self.ceil else 0
+        sides = [(side + 2 * self.padding - self.kernel + up) // self.stride + 1 for side in x.places]
+        if self.ceil:  # no window starts behind the input
+            sides = [n - ((n - 1) * self.stride >= side + self.padding) for n, side in zip(sides, x.places, strict=True)]
+        self._need(min(sides) >= 1, "the window is larger than its input")
+        keeps = self.op == "max_pool" or self.kernel == 1
+        update = {"height": sides[0], "width": sides[1], "most": x.most if keeps else None}
+        return [x.model_copy(update=update)]
+
+
+class PadChannels(_One):
+    """Channels of zeros before and behind."""
+
+    op: Literal["pad_channels"] = "pad_channels"
+    before: Annotated[int, Field(ge=0, le=1 << 16)]
+    behind: Annotated[int, Field(ge=0, le=1 << 16)]
+
+    def infer(self, values: Sequence[Value], tensors: Mapping[str, Tensor]) -> list[Value]:
+        return [values[0].model_copy(update={"channels": values[0].channels + self.before + self.behind})]
+
+
+class Mean(_One):
+    """The mean over all places."""
+
+    op: Literal["mean"] = "mean"
+
+    def infer(self, values: Sequence[Value], tensors: Mapping[str, Tensor]) -> list[Value]:
+        return [values[0].model_copy(update={"height": 1, "width": 1, "most": None})]
+
+
+class Flatten(_One):
+    """A map as features, places first: weights behind it are ordered so."""
+
+    op: Literal["flatten"] = "flatten"
+
+    def infer(self, values: Sequence[Value], tensors: Mapping[str, Tensor]) -> list[Value]:
+        x = values[0]
+        self._need(x.size <= 1 << 20, "more features than a layer can have")
+        return [x.model_copy(update={"height": 1, "width": 1, "channels": x.size})]
+
+
+class Map(_One):
+    """A function of every element of real values, or `1 - x` of 0/1 spikes."""
+
+    op: Literal["relu", "sigmoid", "clamp", "scale", "shift", "complement"]
+    low: float = 0.0
+    high: float = 0.0
+
+    def infer(self, values: Sequence[Value], tensors: Mapping[str, Tensor]) -> list[Value]:
+        x = values[0]
+        if self.op == "complement":
+            self._need(x.most == 1, "the complement of what is not 0 or 1")
+            return [x]
+        return [x.model_copy(update={"most": None})]
+
+
+class Join(_Step):
+    """Two values element by element, or more side by side along the channels. A map of one place is spread."""
+
+    op: Literal["add", "mul", "or", "cat"]
+    xs: Annotated[tuple[Index, ...], Field(min_length=2, max_length=64)]
+
+    def reads(self) -> tuple[int, ...]:
+        return self.xs
+
+    def infer(self, values: Sequence[Value], tensors: Mapping[str, Tensor]) -> list[Value]:
+        first = max(values, key=lambda value: value.height * value.width)
+        alike = all(value.places in (first.places, (1, 1)) for value in values)
+        self._need(alike and (self.op != "cat" or all(v.places == first.places for v in values)), "places differ")
+        most = [value.most for value in values if value.most is not None]
+        spikes = len(most) == len(values)
+        if self.op == "cat":
+            channels, bound = sum(value.channels for value in values), max(most, default=0)
+        else:
+            channels = first.channels
+            self._need(len(values) == 2 and all(value.channels == channels for value in values), "channels differ")
+            bound = max(most, default=0)
+            if spikes:
+                bound = {"add": sum(most), "mul": most[0] * most[1], "or": 1}[self.op]
+        self._need(self.op != "or" or (spikes and max(most) == 1), "`or` of what is not 0 or 1")
+        kind = bound if spikes and bound <= MOST else None
+        static = all(value.static for value in values)
+        return [first.model_copy(update={"channels": channels, "most": kind, "static": static})]
+
+
+class Attention(_Step):
+    """`Q (K^T V) scale` in every head, places as tokens (Spikformer, Eqs. 7-9); q, k, v spikes of one shape."""
+
+    op: Literal["attention"] = "attention"
+    q: Index
+    k: Index
+    v: Index
+    heads: Size
+    scale: float
+
+    def reads(self) -> tuple[int, ...]:
+        return self.q, self.k, self.v
+
+    def infer(self, values: Sequence[Value], tensors: Mapping[str, Tensor]) -> list[Value]:
+        q = values[0]
+        shapes = {(*value.places, value.channels, value.spikes, value.static) for value in values}
+        self._need(shapes == {(*q.places, q.channels, True, False)}, "q, k and v must be spikes of one shape")
+        self._need(q.channels % self.heads == 0, "channels are no multiple of the heads")
+        return [q.model_copy(update={"most": None})]
+
+
+Step = Annotated[
+    Conv | Fire | Pool | PadChannels | Mean | Flatten | Map | Join | Attention, Field(discriminator="op")
+]
+
+
+class Plan(_Strict):
+    """A network as steps. Value 0 is the input, values are numbered as steps make them, the last step makes logits.
+
+    Attributes:
+        input: of the input: real, static where an image is repeated.
+        T: how often a static image is repeated.
+    """
+
+    input: Value
+    T: Annotated[int, Field(ge=1, le=1 << 16)]
+    steps: Annotated[tuple[Step, ...], Field(min_length=1, max_length=1 << 14)]
+
+    def values(self, tensors: Mapping[str, Tensor]) -> list[Value]:
+        """All values, from the input on.
+
+        Raises:
+            PlanError: a step reads what is not there, writes in another order, or does not fit its inputs.
+        """
+        values = [self.input]
+        for step in self.steps:
+            for name in step.tensors():
+                if name not in tensors:
+                    raise PlanError(f"{step.layer}: the weight {name!r} is missing")
+            if any(index >= len(values) for index in step.reads()):
+                raise PlanError(f"{step.layer}: reads what no step before it makes")
+            made = step.infer([values[index] for index in step.reads()], tensors)
+            if step.out != tuple(range(len(values), len(values) + len(made))):
+                raise PlanError(f"{step.layer}: its results must be values {len(values)} and on, got {step.out}")
+            values += made
+        if values[-1].places != (1, 1):
+            raise PlanError("the last step must make logits, a map of one place")
+        return values
+
+
+def renumbered(steps: Sequence[Step], new: Callable[[int], int]) -> tuple[Step, ...]:
+    """The steps with other indices for values."""
+    names = ("x", "residual", "q", "k", "v")
+    changed: list[Step] = []
+    for step in steps:
+        update: dict[str, object] = {"out": tuple(map(new, step.out))}
+        update |= {n: new(getattr(step, n)) for n in names if getattr(step, n, None) is not None}
+        if isinstance(step, Join):
+            update["xs"] = tuple(map(new, step.xs))
+        changed.append(step.model_copy(update=update))
+    return tuple(changed)
