@@ -212,6 +212,64 @@ def _ticking(batches: Any, progress: Any) -> Generator[Any]:
 
 
 @app.command()
+def run(
+    target: Annotated[str, typer.Argument(metavar="RUN|MODEL", help="The folder of a run, or a model's name.")],
+    words: Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Settings.")] = None,
+    show_plan: Annotated[bool, typer.Option("--plan", help="Show every layer: how it runs, and why.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Run a trained network by its spikes on the test data, beside the network itself.
+
+    \b
+    spikeloom run RUN images=1000 data.root=DATA
+    spikeloom run RUN save=engine.safetensors --plan
+    spikeloom run RUN engine=engine.safetensors compare=false
+
+    Keys: images (of the test data, 1000), batch (32), data.*; save (write the engine to a file), engine (take it from
+    one), compare (run the network itself as well, true); for a model also model.*, neuron.*, seed and input.
+    """
+    from spikeloom import deploy
+    from spikeloom.analyse.target import open_target
+    from spikeloom.deploy.running import run_by_events
+    from spikeloom.train.recipe import parse_overrides
+
+    values = parse_overrides(words or [])
+    save, file, compare = values.pop("save", None), values.pop("engine", None), values.pop("compare", True)
+    if not isinstance(compare, bool):
+        raise UsageError(f"compare must be true or false, got {compare!r}")
+    opened = open_target(target, values)
+    with _progress(as_json) as progress:
+        progress.work("running", opened.images)
+        try:
+            if file is not None:
+                engine = deploy.load(str(file))
+            else:
+                engine = deploy.compile(opened.model, next(opened.batches())[0])
+            if save is not None:
+                engine.save(str(save))
+            found = run_by_events(engine, opened.batches(), opened.model if compare else None, progress.advance)
+        except (RuntimeError, ValueError) as error:
+            if isinstance(error, UsageError):
+                raise
+            raise UsageError(f"{opened.title} cannot run on {opened.data}: {error}") from None
+    if as_json:
+        print(json.dumps({"target": opened.title, "data": opened.data, **found, "plan": engine.layers()}))
+        return
+    if show_plan:
+        print(engine.plan())
+    print(f"{opened.title} on {opened.data}")
+    print(f"  by events   accuracy {found['accuracy']:6.2f} %   {found['ms']:8.3f} ms an image")
+    if compare:
+        print(f"  the network accuracy {found['model_accuracy']:6.2f} %   {found['model_ms']:8.3f} ms an image")
+        print(
+            f"  the same prediction for {found['same']:.2f} % of images; mean logits within 1e-4 for "
+            f"{found['close']:.2f} %, largest difference {found['difference']:.2g}"
+        )
+    if save is not None:
+        print(f"  written: {save}")
+
+
+@app.command()
 def report(
     words: Annotated[list[str], typer.Argument(metavar="RUN [RUN]... [KEY=VALUE]...", help="Folders and settings.")],
     as_json: AsJson = False,

@@ -54,7 +54,7 @@ class Engine:
         self._packed = {i: _pack(step, self._tensors) for i, step in enumerate(plan.steps) if isinstance(step, Conv)}
         self._idle: dict[tuple[int, int, bool], list[_Workspace]] = {}
         self._lock = threading.Lock()
-        self._timings: list[_Timing] = []
+        self._timings: dict[int, dict[str, float | None]] = {}
 
     def __call__(self, x: Tensor) -> Tensor:
         """Logits [T, N, classes] of [N, ...], an image repeated T times, or [T, N, ...]."""
@@ -116,38 +116,48 @@ class Engine:
                 times[way] = [min(run[i] for run in runs) for i in range(len(self._plan.steps))]
                 densities = workspace.densities()
         steps = list(self._plan.steps)
-        timings: list[_Timing] = []
+        timings: dict[int, dict[str, float | None]] = {}
         for i, step in enumerate(steps):
             if not isinstance(step, Conv):
                 continue
             can = step.takes_events(self._values[step.x], self._tensors[step.weight])
             way = "event" if can and times["event"][i] < times["dense"][i] else "dense"
             steps[i] = step.model_copy(update={"way": way})
-            timings.append(
-                _Timing(i, densities[step.x], times["event"][i] if can else math.nan, times["dense"][i])
-            )  # fmt: skip
+            timings[i] = {
+                "active": densities[step.x], "event_ms": 1e3 * times["event"][i] if can else None,
+                "dense_ms": 1e3 * times["dense"][i],
+            }  # fmt: skip
         engine = Engine(self._plan.model_copy(update={"steps": tuple(steps)}), self._tensors)
         engine._timings = timings
         return engine
 
-    def plan(self) -> str:
-        """A table of the layers: how each runs, and what was measured when that was chosen."""
-        found = {timing.step: timing for timing in self._timings}
-        rows = [("layer", "step", "from", "to", "way", "active", "event ms", "dense ms")]
+    def layers(self) -> list[dict[str, Any]]:
+        """The steps: `layer`, `step`, `reads`, `makes` (shapes), `way` ("event", "dense" or ""), and what was measured
+        when the way was chosen: `active` (share of nonzero inputs), `event_ms` and `dense_ms`, None where not."""
+        rows: list[dict[str, Any]] = []
         for i, step in enumerate(self._plan.steps):
-            kind = step.op + (" + neurons" if getattr(step, "neuron", None) is not None else "")
-            kind += " + shortcut" if getattr(step, "residual", None) is not None else ""
-            row = [step.layer, kind, _shape(self._values[step.reads()[0]]), _shape(self._values[step.out[-1]])]
-            timing = found.get(i)
-            row.append(step.way if isinstance(step, Conv) else "")
-            if timing is None:
-                row += ["", "", ""]
-            else:
-                row.append("" if math.isnan(timing.density) else f"{timing.density:.1%}")
-                row += ["" if math.isnan(t) else f"{t * 1e3:.2f}" for t in (timing.event, timing.dense)]
-            rows.append(tuple(row))
-        widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
-        return "\n".join("  ".join(cell.ljust(width) for cell, width in zip(row, widths)).rstrip() for row in rows)
+            parts = [step.op, "shortcut" * (getattr(step, "residual", None) is not None)]
+            parts.append("neurons" * (step.op != "fire" and getattr(step, "neuron", None) is not None))
+            way = step.way if isinstance(step, Conv) else ""
+            row = {
+                "layer": step.layer, "step": " + ".join(filter(None, parts)),
+                "reads": _shape(self._values[step.reads()[0]]), "makes": _shape(self._values[step.out[-1]]), "way": way,
+            }  # fmt: skip
+            rows.append(row | self._timings.get(i, dict.fromkeys(("active", "event_ms", "dense_ms"))))
+        return rows
+
+    def plan(self) -> str:
+        """`layers` as a table."""
+        columns = ("layer", "step", "reads", "makes", "way", "active", "event_ms", "dense_ms")
+        rows = [columns]
+        for layer in self.layers():
+            cells = [f"{cell:.2f}" if isinstance(cell, float) else cell or "" for cell in layer.values()]
+            if layer["active"] is not None:
+                cells[5] = f"{layer['active']:.1%}"
+            rows.append(tuple(cells))
+        widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+        lines = ("  ".join(map(str.ljust, row, widths)).rstrip() for row in rows)
+        return "\n".join(lines)
 
     @property
     def steps(self) -> tuple[Step, ...]:
@@ -240,11 +250,6 @@ class EngineStream:
 
 _States = dict[int, Tensor]
 """Potentials [levels, N, H, W, C] by step."""
-
-
-class _Timing:
-    def __init__(self, step: int, density: float, event: float, dense: float):
-        self.step, self.density, self.event, self.dense = step, density, event, dense
 
 
 def _shape(value: Value) -> str:
@@ -348,13 +353,13 @@ class _Workspace:
         if isinstance(step, PadChannels):
             y.zero_()
             inner = y[..., step.before : step.before + x.shape[-1]]
-            return lambda: void(inner.copy_(x))
+            return lambda: _void(inner.copy_(x))
         if isinstance(step, Map):
             return _map(step, x, y)
         if step.op == "mean":
             places = y.flatten(2)
-            return lambda: void(torch.mean(x.flatten(2, 3), 2, dtype=torch.float32, out=places))
-        return lambda: void(y.copy_(x.flatten(2).view_as(y)))
+            return lambda: _void(torch.mean(x.flatten(2, 3), 2, dtype=torch.float32, out=places))
+        return lambda: _void(y.copy_(x.flatten(2).view_as(y)))
 
     def _fired(self, i: int, step: Conv | Fire) -> tuple[dict[str, Any], Callable[[], None]]:
         """The kernels' fields of what follows the sums, and what must be done before every call."""
@@ -428,7 +433,7 @@ class _Workspace:
         out = self._values[step.out[0]]
         if step.neuron is None and step.residual is None:
             y = self._maps[step.out[0]].flatten(0, 1)
-            return lambda: void(y.copy_(sums().view_as(y)))
+            return lambda: _void(y.copy_(sums().view_as(y)))
         lead = (x.shape[0], self.N, *out.places, out.channels)
         return self._fire(i, step, lambda: sums().reshape(lead))
 
@@ -438,8 +443,6 @@ class _Workspace:
         once = out is not None and out.shape[0] == 1 and self._values[step.out[0]].static
         if once:
             fields["sum"] = 0
-        elif step.neuron is None:
-            pass
         kernel = dispatch.native.event_fire
 
         def run() -> None:
@@ -470,7 +473,7 @@ class _Workspace:
             return lambda: kernel(**fields)
         if step.kernel == 1 and step.padding == 0:
             chosen = x[:, :, :: step.stride, :: step.stride][:, :, : y.shape[2], : y.shape[3]]
-            return lambda: void(y.copy_(chosen))
+            return lambda: _void(y.copy_(chosen))
 
         def run() -> None:
             images = x.flatten(0, 1).permute(0, 3, 1, 2).to(torch.float32)
@@ -493,19 +496,19 @@ class _Workspace:
         return lambda: kernel(**fields)
 
 
-def void(_: object) -> None:
+def _void(_: object) -> None:
     """Drops a result."""
 
 
 def _map(step: Map, x: Tensor, y: Tensor) -> Callable[[], None]:
     if step.op == "complement":
-        return lambda: void(torch.bitwise_xor(x, 1, out=y))
+        return lambda: _void(torch.bitwise_xor(x, 1, out=y))
     functions: dict[str, Callable[[Tensor], Tensor]] = {
         "relu": lambda z: z.relu_(), "sigmoid": lambda z: z.sigmoid_(), "clamp": lambda z: z.clamp_(step.low, step.high),
         "scale": lambda z: z.mul_(step.high), "shift": lambda z: z.add_(step.high),
     }  # fmt: skip
     function = functions[step.op]
-    return lambda: void(function(y.copy_(x)))
+    return lambda: _void(function(y.copy_(x)))
 
 
 def _join(step: Join, xs: Sequence[Tensor], y: Tensor) -> Callable[[], None]:
@@ -516,5 +519,5 @@ def _join(step: Join, xs: Sequence[Tensor], y: Tensor) -> Callable[[], None]:
     functions: dict[str, Callable[..., Tensor]] = {"add": torch.add, "mul": torch.mul, "or": torch.bitwise_or}
     function, a, b = functions[step.op], *xs
     if y.dtype == torch.float32 and a.dtype == b.dtype == torch.uint8:
-        return lambda: void(function(a.to(torch.float32), b, out=y))
-    return lambda: void(function(a, b, out=y))
+        return lambda: _void(function(a.to(torch.float32), b, out=y))
+    return lambda: _void(function(a, b, out=y))

@@ -1,0 +1,364 @@
+"""The event engine: the same numbers as the network itself, whatever the shape, and no harm from bad files."""
+
+from __future__ import annotations
+
+import json
+import threading
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from torch import Tensor, nn
+
+from spikeloom import Stream, create_model
+from spikeloom.deploy import Engine, compile, fold, load
+from spikeloom.deploy.plan import Conv, Neuron, Plan, PlanError, Pool, Value
+from spikeloom.errors import UsageError
+from spikeloom.layers import COMBINE, Conv2d, GlobalAvgPool, Linear, MaxPool2d, NormSpike, SEWBlock
+from spikeloom.neurons import IF, KLIF, LIF, MLF, PLIF
+from spikeloom.ops import dispatch
+from spikeloom.ops.scan_reference import scan_reference
+from spikeloom.surrogates import ATan
+
+pytestmark = [
+    pytest.mark.usefixtures("one_thread"),
+    pytest.mark.skipif(dispatch.native is None, reason="NO NATIVE KERNELS: the event engine is not tested"),
+]
+
+NETWORKS: dict[str, tuple[dict[str, Any], tuple[int, ...]]] = {
+    "report_vgg16": ({"T": 2}, (3, 32, 32)),
+    "report_vanilla_resnet34": ({"T": 2}, (3, 32, 32)),
+    "report_sew_resnet34": ({"T": 3}, (3, 20, 20)),
+    "report_ms_resnet34": ({"T": 3}, (3, 20, 20)),
+    "ghostnet_snn": ({"T": 2}, (3, 32, 32)),
+    "ghostnet_dfc": ({"T": 2}, (3, 32, 32)),
+    "ghostnet_channel_mlp": ({"T": 2}, (3, 32, 32)),
+    "sew_7b": ({"T": 2, "combine": "iand"}, (2, 128, 128)),
+    "ds_resnet20": ({"T": 2}, (3, 16, 16)),
+    "ms_resnet20": ({"T": 2}, (3, 17, 17)),
+    "tdbn_resnet19": ({"T": 1}, (3, 16, 16)),
+    "colored_mnist_net": ({"T": 2}, (3, 28, 28)),
+    "spikformer_4_256": ({"T": 2, "channels": 64, "heads": 2, "depth": 2}, (3, 32, 32)),
+    "spikingformer_4_256": ({"T": 2, "channels": 64, "heads": 2, "depth": 2}, (3, 32, 32)),
+}
+
+
+@torch.no_grad()
+def on_a_grid(model: nn.Module, x: Tensor) -> nn.Module:
+    """The folded model with weights in multiples of 1/64: its sums are exact, in whatever order they are taken."""
+    for norm in (module for module in model.modules() if isinstance(module, nn.BatchNorm2d)):
+        nn.init.uniform_(norm.weight, 1.0, 2.5)
+        nn.init.normal_(norm.bias, 0.0, 0.3)
+        norm.momentum = 1.0
+    model.train()(x)
+    folded = fold(model)
+    for parameter in folded.parameters():
+        if parameter.dim():
+            parameter.copy_((parameter * 64).round() / 64)
+    return folded
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_a_network_is_the_same_to_the_bit(name: str) -> None:
+    options, shape = NETWORKS[name]
+    x = torch.randint(0, 9, (3, *shape)) / 8
+    model = on_a_grid(create_model(name, **options), x)
+    engine = compile(model, x, tune=False)
+    with torch.no_grad():
+        expected, stream = model(x), Stream(model)
+        steps = [stream(x.unsqueeze(0)) for _ in range(2)]
+    assert expected.abs().max() > 0, "a silent network shows nothing"
+    torch.testing.assert_close(engine(x), expected, rtol=1e-6, atol=1e-6)
+    assert torch.equal(engine(x[:1]), engine(x)[:, :1]), "an image does not depend on its batch"
+    stepping = engine.stream()
+    for step in steps:
+        torch.testing.assert_close(stepping(x), step, rtol=1e-6, atol=1e-6)
+    ways = [step.way for step in engine.steps if isinstance(step, Conv)]
+    assert ways.count("event") > len(ways) / 2
+
+
+def test_tuning_changes_nothing_but_the_way() -> None:
+    x = torch.rand(4, 3, 16, 16)
+    model = on_a_grid(create_model("ms_resnet20", T=2), x)
+    engine = compile(model, x)
+    with torch.no_grad():
+        torch.testing.assert_close(engine(x), model(x), rtol=1e-5, atol=1e-5)
+    layers = engine.layers()
+    convs = [layer for layer in layers if layer["step"].startswith("conv")]
+    assert convs[0]["way"] == "dense", "an image is real-valued"
+    assert convs[0]["event_ms"] is None
+    can = [layer for layer in convs if layer["event_ms"] is not None]
+    assert len(can) == 18, "all but the stem, two shortcuts on the membrane, and the head"
+    for layer in can:
+        assert layer["way"] == ("event" if layer["event_ms"] < layer["dense_ms"] else "dense")
+        assert 0 <= layer["active"] < 1
+    assert engine.plan().count("\n") == len(layers)
+
+
+def test_a_sequence() -> None:
+    x = torch.randint(0, 3, (5, 2, 2, 128, 128)).float()
+    model = on_a_grid(create_model("sew_7b", T=5), x)
+    engine = compile(model, x, tune=False)
+    with torch.no_grad():
+        expected = model(x)
+    torch.testing.assert_close(engine(x), expected, rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(engine(x[:3]), expected[:3], rtol=1e-6, atol=1e-6)
+    stream = engine.stream()
+    chunks = torch.cat([stream(part) for part in x.split((1, 3, 1))])
+    torch.testing.assert_close(chunks, expected, rtol=1e-6, atol=1e-6)
+    with pytest.raises(ValueError, match="carries 2 images, got 1"):
+        stream(x[:, :1])
+
+
+class _Small(nn.Module):
+    """A stem and one block, with a choice of neuron and combine function."""
+
+    def __init__(self, neuron: Any, combine: str):
+        super().__init__()
+        self.stem, self.first = Conv2d(2, 12, 3, padding=1), NormSpike(12, neuron)
+        self.block = SEWBlock(Conv2d(12, 12, 3, padding=1), NormSpike(12, neuron), nn.Identity(), combine)
+        self.pool, self.mean, self.head = MaxPool2d(2), GlobalAvgPool(), Linear(12, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.mean(self.pool(self.block(self.first(self.stem(x))))))
+
+
+NEURONS = {
+    "IF": IF, "LIF": LIF, "PLIF": PLIF, "MLF": lambda: MLF(tau=2.0, v_threshold=(0.25, 0.5, 1.0)),
+    "soft reset": lambda: LIF(v_reset=None), "reset below": lambda: LIF(v_reset=-0.5),
+    "strict": lambda: IF(strict=True), "no input decay": lambda: LIF(decay_input=False, v_threshold=0.5),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("combine", COMBINE)
+@pytest.mark.parametrize("neuron", NEURONS)
+def test_neurons_and_shortcuts(neuron: str, combine: str) -> None:
+    if neuron == "MLF" and combine in ("iand", "or"):
+        combine = "add"  # these are of 0 and 1
+    x = torch.randint(-8, 9, (4, 2, 2, 9, 7)) / 4
+    model = on_a_grid(_Small(NEURONS[neuron], combine), x)
+    with torch.no_grad():
+        expected = model(x)
+    torch.testing.assert_close(compile(model, x, tune=False)(x), expected, rtol=1e-6, atol=1e-6)
+
+
+def test_one_engine_in_many_threads() -> None:
+    x = torch.rand(16, 3, 17, 17)
+    engine = compile(on_a_grid(create_model("ms_resnet20", T=2), x), x, tune=False)
+    expected = [engine(part) for part in x.split(4)]
+    found: list[list[Tensor]] = [[] for _ in range(4)]
+
+    def work(results: list[Tensor], part: Tensor) -> None:
+        results.extend(engine(part) for _ in range(5))
+
+    threads = [threading.Thread(target=work, args=args) for args in zip(found, x.split(4), strict=True)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert all(torch.equal(y, expected[i]) for i, results in enumerate(found) for y in results)
+    assert all(len(results) == 5 for results in found)
+
+
+# --- kernels ----------------------------------------------------------------------------------------------------------
+
+SHAPES = [
+    # T, N, H, W, C, C', kernel, stride, padding, depthwise
+    (1, 1, 1, 1, 1, 1, (1, 1), 1, (0, 0), False),
+    (3, 2, 5, 7, 3, 17, (3, 3), 1, (1, 1), False),
+    (2, 1, 6, 5, 64, 33, (3, 3), 2, (1, 1), False),
+    (4, 3, 4, 4, 65, 16, (3, 3), 1, (0, 0), False),
+    (2, 2, 9, 9, 20, 50, (5, 5), 1, (2, 2), False),
+    (2, 1, 8, 8, 16, 16, (7, 7), 2, (3, 3), False),
+    (1, 5, 1, 1, 130, 70, (1, 1), 1, (0, 0), False),
+    (2, 2, 1, 11, 12, 40, (1, 3), 1, (0, 1), False),
+    (2, 2, 6, 6, 8, 5, (2, 2), 2, (0, 0), False),
+    (2, 2, 6, 6, 8, 130, (2, 2), 1, (1, 1), False),
+    (3, 2, 7, 5, 19, 19, (3, 3), 1, (1, 1), True),
+    (2, 1, 9, 9, 36, 36, (5, 5), 2, (2, 2), True),
+    (6, 9, 16, 16, 32, 32, (3, 3), 1, (1, 1), False),
+]
+
+
+@pytest.mark.parametrize("level", [] if dispatch.native is None else dispatch.native.levels())
+@pytest.mark.parametrize("most", [1, 7])
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_a_convolution_with_all_that_may_follow(native: Any, shape: Any, most: int, level: str) -> None:
+    T, N, H, W, C, out, kernel, stride, padding, depthwise = shape
+    native.set_level(level)
+    groups = C if depthwise else 1
+    spikes = (torch.rand(T, N, C, H, W) < 0.3) * torch.randint(1, most + 1, (T, N, C, H, W))
+    weight = torch.randint(-8, 9, (out, C // groups, *kernel)) / 16
+    bias = torch.randint(-8, 9, (out,)) / 16
+    sums = F.conv2d(spikes.flatten(0, 1).float(), weight, bias, stride, padding, 1, groups).unflatten(0, (T, N))
+    identity = torch.eye(out)[:, :, None, None]
+    thresholds = (0.5, 1.0, 1.5)
+    neuron = Neuron(decay=0.5, gain=0.5, threshold=thresholds, v_reset=0.0, strict_firing=False)
+    plan = Plan(
+        input=Value(height=H, width=W, channels=C),
+        T=T,
+        steps=(
+            # Spikes from the input: IF without memory, threshold k for the k-th level.
+            _fire(0, Neuron(decay=0.0, gain=1.0, threshold=tuple(map(float, range(1, most + 1))), v_reset=None,
+                            strict_firing=False), 1),
+            Conv(layer="sums", out=(2,), x=1, weight="w", bias="b", stride=stride, padding=padding, groups=groups,
+                 way="event"),
+            Conv(layer="fires", out=(3, 4), x=1, weight="w", bias="b", stride=stride, padding=padding, groups=groups,
+                 way="event", residual=2, neuron=neuron),
+            Conv(layer="again", out=(5,), x=4, weight="i", way="event", residual=4, keep_sum=False, neuron=neuron),
+            _mean(5, 6),
+        ),
+    )  # fmt: skip
+    engine = Engine(plan, {"w": weight, "b": bias, "i": identity})
+    fired, _ = scan_reference(2 * sums, None, 0.5, 0.5, thresholds, 0.0, ATan(), True)
+    again, _ = scan_reference(2 * fired, None, 0.5, 0.5, thresholds, 0.0, ATan(), True)
+    got = engine(spikes.float())
+    torch.testing.assert_close(got, again.flatten(3).mean(3), rtol=1e-6, atol=1e-6)
+
+
+def _fire(x: int, neuron: Neuron, out: int) -> Any:
+    from spikeloom.deploy.plan import Fire
+
+    return Fire(layer="input", out=(out,), x=x, keep_sum=False, neuron=neuron)
+
+
+def _mean(x: int, out: int) -> Any:
+    from spikeloom.deploy.plan import Mean
+
+    return Mean(layer="mean", out=(out,), x=x)
+
+
+# --- what it refuses --------------------------------------------------------------------------------------------------
+
+
+def test_a_layer_that_it_does_not_know() -> None:
+    x = torch.rand(2, 2, 2, 9, 7)
+    with pytest.raises(UsageError, match="^first.neuron: the event engine has no step for spikeloom::scan"):
+        compile(_Small(KLIF, "add"), x)
+
+
+def test_an_example_of_one_image() -> None:
+    with pytest.raises(UsageError, match="a batch of at least two images"):
+        compile(create_model("ms_resnet20", T=2), torch.rand(1, 3, 16, 16))
+
+
+def test_an_input_of_another_shape() -> None:
+    x = torch.rand(2, 3, 16, 16)
+    engine = compile(create_model("ms_resnet20", T=2), x, tune=False)
+    with pytest.raises(ValueError, match=r"takes \[N, 3, 16, 16\], got \(2, 3, 16, 17\)"):
+        engine(torch.rand(2, 3, 16, 17))
+
+
+# --- files ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Engine, Tensor]:
+    torch.manual_seed(0)
+    x = torch.rand(3, 3, 16, 16)
+    options = {"T": 2, "channels": 16, "heads": 2, "depth": 1}
+    engine = compile(on_a_grid(create_model("spikingformer_4_256", **options), x), x, tune=False)
+    path = tmp_path_factory.mktemp("engine") / "net.safetensors"
+    engine.save(path)
+    return path, engine, x
+
+
+def test_a_file_gives_the_same_engine(saved: tuple[Path, Engine, Tensor]) -> None:
+    path, engine, x = saved
+    assert torch.equal(load(path)(x), engine(x))
+    assert [p.name for p in path.parent.iterdir()] == [path.name]
+
+
+def test_files_that_are_no_engines(saved: tuple[Path, Engine, Tensor], tmp_path: Path) -> None:
+    from safetensors.torch import save_file
+
+    with pytest.raises(UsageError, match="no such file"):
+        load(tmp_path / "none")
+    other = tmp_path / "other"
+    save_file({"w": torch.zeros(1)}, other)
+    with pytest.raises(UsageError, match="not an event engine"):
+        load(other)
+    other.write_bytes(b"\x80\x04 pickled")
+    with pytest.raises(UsageError, match="not a safetensors file"):
+        load(other)
+
+
+Change = tuple[tuple[Any, ...], Any, str]
+CHANGES: list[Change] = [
+    (("steps", 0, "x"), 99, "reads what no step before it makes"),
+    (("steps", 0, "x"), -1, r"steps.0.conv.x: Input should be greater"),
+    (("steps", 1, "out"), [0], "its results must be values 2 and on"),
+    (("steps", 0, "weight"), "nothing", "the weight 'nothing' is missing"),
+    (("steps", 0, "stride"), 0, "steps.0.conv.stride"),
+    (("steps", 0, "stride"), 1 << 40, "steps.0.conv.stride"),
+    (("steps", 0, "padding"), [1 << 20, 0], "steps.0.conv.padding"),
+    (("steps", 0, "groups"), 2, "channels do not fit"),
+    (("steps", 0, "op"), "exec", "does not match any of the expected tags"),
+    (("steps", 0, "code"), "import os", "Extra inputs are not permitted"),
+    (("steps", 1, "neuron", "threshold"), [0.1] * 17, "threshold"),
+    (("steps", 1, "neuron", "decay"), float("nan"), "decay"),
+    (("input", "channels"), 1 << 30, "input.channels"),
+    (("input", "most"), 300, "input.most"),
+    (("T",), 0, "T: "),
+    (("steps",), [], "steps: "),
+]
+
+
+@pytest.mark.parametrize(("place", "value", "message"), CHANGES, ids=[str(c[0]) for c in CHANGES])
+def test_a_hostile_plan(saved: tuple[Path, Engine, Tensor], tmp_path: Path, place: Any, value: Any, message: str) -> None:
+    path = tmp_path / "bad"
+    path.write_bytes(_with_plan(saved[0], place, value))
+    with pytest.raises(UsageError, match=message) as error:
+        load(path)
+    assert str(error.value).startswith(str(path))
+
+
+def _with_plan(path: Path, place: tuple[Any, ...], value: Any) -> bytes:
+    from safetensors import safe_open
+    from safetensors.torch import save
+
+    with safe_open(path, "pt") as file:
+        metadata = file.metadata()
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    plan = json.loads(metadata["plan"])
+    inner = plan
+    for key in place[:-1]:
+        inner = inner[key]
+    inner[place[-1]] = value
+    return save(tensors, {**metadata, "plan": json.dumps(plan)})
+
+
+@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(data=st.data())
+def test_a_damaged_file(saved: tuple[Path, Engine, Tensor], tmp_path: Path, data: st.DataObject) -> None:
+    """Bytes changed anywhere, or the end missing: an error, or an engine that still runs within its buffers."""
+    path, _, x = saved
+    content = bytearray(path.read_bytes())
+    header = int.from_bytes(content[:8], "little") + 8
+    if data.draw(st.booleans()):
+        content = content[: data.draw(st.integers(0, len(content) - 1))]
+    for _ in range(data.draw(st.integers(0, 3))):
+        place = data.draw(st.integers(0, max(0, min(header, len(content)) - 1)))
+        if content:
+            content[place] = data.draw(st.integers(0, 255))
+    bad = tmp_path / "damaged"
+    bad.write_bytes(bytes(content))
+    try:
+        engine = load(bad)
+    except UsageError:
+        return
+    try:
+        engine(x)
+    except ValueError:
+        pass  # an input of another shape
+
+
+def test_a_window_larger_than_its_input() -> None:
+    value = Value(height=4, width=4, channels=3)
+    plan = Plan(input=value, T=1, steps=(Pool(layer="pool", out=(1,), x=0, op="max_pool", kernel=5, stride=1),))
+    with pytest.raises(PlanError, match="pool: the window is larger"):
+        plan.values({})
