@@ -88,8 +88,9 @@ int for_items(int64_t items, size_t bytes, int threads, const Body& body) {
 // --- what follows the sums --------------------------------------------------------------------------------------------
 
 // n neurons side by side over all steps, the first at element `at`; current(t) gives their sums. Rounds as `scan` does.
+// `a` is a copy of the caller's own: bytes that are written here could else be part of it.
 template <class Current>
-inline void fire(const Fired& a, int64_t at, int64_t step, int64_t n, const Current& current) {
+ALWAYS_INLINE inline void fire(const Fired& a, int64_t at, int64_t step, int64_t n, const Current& current) {
   const auto input = [&](int64_t t) ALWAYS_INLINE {
     Vec u = current(t);
     if (a.residual != nullptr) u += get_some(a.residual + t * step + at, n);
@@ -101,19 +102,20 @@ inline void fire(const Fired& a, int64_t at, int64_t step, int64_t n, const Curr
     return;
   }
   const Vec decay = all(a.decay), gain = all(a.gain), rest = all(a.v_rest);
-  const auto advance = [&](int k, Vec v, Vec u, IntVec& fires) ALWAYS_INLINE {
+  const auto advance = [&](Vec fire_at, Vec threshold, Vec v, Vec u, IntVec& fires) ALWAYS_INLINE {
     const Vec h = decay * (v - rest) + gain * u + rest;
-    fires = h >= all(a.fire_at[k]);
-    return fires ? (a.hard ? rest : h - all(a.threshold[k])) : h;
+    fires = h >= fire_at;
+    return fires ? (a.hard ? rest : h - threshold) : h;
   };
   const auto start = [&](int k) { return a.v == nullptr ? rest : get_some(a.v + k * step + at, n); };
   if (a.levels == 1) {
+    const Vec fire_at = all(a.fire_at[0]), threshold = all(a.threshold[0]);
     Vec v = start(0);
     for (int64_t t = 0; t < a.steps; t++) {
       const Vec u = input(t);
       if (a.sum != nullptr) put_some(a.sum + t * step + at, u, n);
       IntVec fires;
-      v = advance(0, v, u, fires);
+      v = advance(fire_at, threshold, v, u, fires);
       put_some(a.spikes + t * step + at, __builtin_convertvector(-fires, ByteVec), n);
     }
     if (a.v != nullptr) put_some(a.v + at, v, n);
@@ -127,7 +129,7 @@ inline void fire(const Fired& a, int64_t at, int64_t step, int64_t n, const Curr
     IntVec count{};
     for (int k = 0; k < a.levels; k++) {
       IntVec fires;
-      v[k] = advance(k, v[k], u, fires);
+      v[k] = advance(all(a.fire_at[k]), all(a.threshold[k]), v[k], u, fires);
       count -= fires;
     }
     put_some(a.spikes + t * step + at, __builtin_convertvector(count, ByteVec), n);
@@ -229,15 +231,22 @@ int convolve(const EventConv& a) {
         }
       }
     }
+    const Fired fired = a;
+    const int64_t out = a.out;
     for (int j = 0; j < NV; j++) {
       const int64_t c = o * BLOCK + j * LANES, n = smaller(LANES, a.out - c);
       if (n <= 0) break;
       const Vec bias = get_some(a.bias + c, n);
-      for (int64_t i = 0; i < count * rows * out_w; i++) {
-        const int64_t image = i / (rows * out_w), place = i % (rows * out_w);
-        const int64_t at = (((n0 + image) * out_h + y0) * out_w + place) * a.out + c;
-        const float* sum = sums + i * BLOCK + j * LANES;
-        fire(a, at, step, n, [=](int64_t t) ALWAYS_INLINE { return get(sum + t * count * map_floats) + bias; });
+      for (int64_t image = 0; image < count; image++) {
+        const float* sum = sums + image * map_floats + j * LANES;
+        const int64_t at = ((n0 + image) * out_h + y0) * out_w * out + c, apart = count * map_floats;
+        for (int64_t place = 0; place < rows * out_w; place++) {
+          const auto current = [=](int64_t t) ALWAYS_INLINE { return get(sum + t * apart + place * BLOCK) + bias; };
+          if (n == LANES)
+            fire(fired, at + place * out, step, LANES, current);
+          else
+            fire(fired, at + place * out, step, n, current);
+        }
       }
     }
   });
@@ -248,13 +257,14 @@ int convolve_depthwise(const EventConv& a) {
   const int64_t out_h = out_height(a), out_w = out_width(a), C = a.in, padded = round_up(C, LANES);
   const int64_t map = a.height * a.width * C, step = a.images * out_h * out_w * C;
   return for_items(a.images * out_h, 0, a.threads, [&](int64_t item, float*) {
+    const Fired fired = a;
     const int64_t n = item / out_h, y = item % out_h, top = y * a.stride - a.padding_y;
     for (int64_t x = 0; x < out_w; x++) {
       const int64_t left = x * a.stride - a.padding_x;
       for (int64_t c = 0; c < C; c += LANES) {
         const int64_t lanes = smaller(LANES, C - c);
         const Vec bias = get_some(a.bias + c, lanes);
-        fire(a, ((n * out_h + y) * out_w + x) * C + c, step, lanes, [&](int64_t t) ALWAYS_INLINE {
+        fire(fired, ((n * out_h + y) * out_w + x) * C + c, step, lanes, [&](int64_t t) ALWAYS_INLINE {
           const uint8_t* image = a.x + (t * a.images + n) * map + c;
           Vec sum{};
           for (int64_t ky = 0; ky < a.kernel_height; ky++) {
@@ -310,10 +320,11 @@ int event_fire(const EventFire& a) {
   if (a.levels > MOST_LEVELS) return -2;
   constexpr int64_t BLOCK = 64 * LANES;
   return for_items((a.size + BLOCK - 1) / BLOCK, 0, a.threads, [&](int64_t item, float*) {
+    const Fired fired = a;
     const int64_t last = smaller(a.size, (item + 1) * BLOCK);
     for (int64_t i = item * BLOCK; i < last; i += LANES) {
       const int64_t n = smaller(LANES, last - i);
-      fire(a, i, a.size, n, [&](int64_t t) ALWAYS_INLINE { return get_some(a.x + t * a.x_stride + i, n); });
+      fire(fired, i, a.size, n, [&](int64_t t) ALWAYS_INLINE { return get_some(a.x + t * a.x_stride + i, n); });
     }
   });
 }

@@ -9,24 +9,24 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import threading
 import time
-from collections.abc import Callable, Generator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pydantic
 import torch
 import torch.nn.functional as F
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from spikeloom.deploy.plan import Attention, Conv, Fire, Join, Map, Neuron, PadChannels, Plan, PlanError, Pool, Step, Value
 from spikeloom.errors import UsageError
 from spikeloom.ops import dispatch
+from spikeloom.train.checkpoint import atomic
 
 SLICE = 8  # images that go through all layers together: their maps stay in cache
 _FORMAT = "spikeloom event engine 1"
@@ -103,33 +103,45 @@ class Engine:
 
     # --- choosing, showing, saving ------------------------------------------------------------------------------------
 
+    def timed(self, x: Tensor, repeats: int = 3, images: int = SLICE) -> tuple[list[float], list[float]]:
+        """Seconds that every step takes on the first `images` of x, the least of some runs, and the share of nonzero
+        elements in every value."""
+        sequence, T = self._sequence(x)
+        part = sequence[:, :images]
+        with self._workspace(T, part.shape[1], False) as workspace:
+            runs = [workspace.timed(part) for _ in range(repeats + 1)][1:]
+            return [min(times) for times in zip(*runs, strict=True)], workspace.densities()
+
     def tuned(self, x: Tensor, repeats: int = 3) -> Engine:
         """An engine whose layers run by events or densely, whichever took less time on x."""
-        ways = ("event", "dense")
-        engines = {way: Engine(_with_ways(self._plan, self._values, self._tensors, way), self._tensors) for way in ways}
-        sequence, T = self._sequence(x)
-        part = sequence[:, :SLICE]
-        times: dict[str, list[float]] = {}
-        for way, engine in engines.items():
-            with engine._workspace(T, part.shape[1], False) as workspace:
-                runs = [workspace.timed(part) for _ in range(repeats + 1)][1:]
-                times[way] = [min(run[i] for run in runs) for i in range(len(self._plan.steps))]
-                densities = workspace.densities()
+        engines = [self.with_ways(way) for way in ("event", "dense")]
+        (event, densities), (dense, _) = (engine.timed(x, repeats) for engine in engines)
         steps = list(self._plan.steps)
         timings: dict[int, dict[str, float | None]] = {}
         for i, step in enumerate(steps):
             if not isinstance(step, Conv):
                 continue
             can = step.takes_events(self._values[step.x], self._tensors[step.weight])
-            way = "event" if can and times["event"][i] < times["dense"][i] else "dense"
-            steps[i] = step.model_copy(update={"way": way})
+            steps[i] = step.model_copy(update={"way": "event" if can and event[i] < dense[i] else "dense"})
             timings[i] = {
-                "active": densities[step.x], "event_ms": 1e3 * times["event"][i] if can else None,
-                "dense_ms": 1e3 * times["dense"][i],
+                "active": densities[step.x], "event_ms": 1e3 * event[i] if can else None, "dense_ms": 1e3 * dense[i],
             }  # fmt: skip
-        engine = Engine(self._plan.model_copy(update={"steps": tuple(steps)}), self._tensors)
+        engine = self.with_steps(steps)
         engine._timings = timings
         return engine
+
+    def with_ways(self, way: Literal["event", "dense"]) -> Engine:
+        """The engine whose layers all run one way, where they can."""
+        return self.with_steps(
+            step.model_copy(update={"way": way})
+            if isinstance(step, Conv) and step.takes_events(self._values[step.x], self._tensors[step.weight])
+            else step
+            for step in self._plan.steps
+        )
+
+    def with_steps(self, steps: Iterable[Step]) -> Engine:
+        """The engine with other steps for the same weights."""
+        return Engine(self._plan.model_copy(update={"steps": tuple(steps)}), self._tensors)
 
     def layers(self) -> list[dict[str, Any]]:
         """The steps: `layer`, `step`, `reads`, `makes` (shapes), `way` ("event", "dense" or ""), and what was measured
@@ -160,20 +172,19 @@ class Engine:
         return "\n".join(lines)
 
     @property
+    def values(self) -> tuple[Value, ...]:
+        """The values that the steps make, from the input on."""
+        return tuple(self._values)
+
+    @property
     def steps(self) -> tuple[Step, ...]:
         """The steps of the plan."""
         return self._plan.steps
 
     def save(self, path: str | Path) -> None:
         """Writes weights and plan as one safetensors file, whole or not at all."""
-        path = Path(path)
-        data = save(self._tensors, {"format": _FORMAT, "plan": self._plan.model_dump_json()})
-        partial = path.with_name(f".{path.name}.{os.getpid()}")
-        try:
-            partial.write_bytes(data)
-            partial.replace(path)
-        finally:
-            partial.unlink(missing_ok=True)
+        with atomic(Path(path)) as partial:
+            save_file(self._tensors, partial, {"format": _FORMAT, "plan": self._plan.model_dump_json()})
 
 
 def load(path: str | Path) -> Engine:
@@ -224,8 +235,8 @@ def compile(model: nn.Module, example: Tensor, tune: bool = True) -> Engine:
     from spikeloom.deploy.lower import lower
 
     plan, tensors = lower(model, example)
-    engine = Engine(_with_ways(plan, plan.values(tensors), tensors, "event"), tensors)
-    return engine.tuned(example) if tune else engine
+    engine = Engine(plan, tensors)
+    return engine.tuned(example) if tune else engine.with_ways("event")
 
 
 class EngineStream:
@@ -254,16 +265,6 @@ _States = dict[int, Tensor]
 
 def _shape(value: Value) -> str:
     return f"{value.channels}x{value.height}x{value.width}" if value.places != (1, 1) else str(value.channels)
-
-
-def _with_ways(plan: Plan, values: Sequence[Value], tensors: Mapping[str, Tensor], way: str) -> Plan:
-    steps = [
-        step.model_copy(update={"way": way})
-        if isinstance(step, Conv) and step.takes_events(values[step.x], tensors[step.weight])
-        else step
-        for step in plan.steps
-    ]
-    return plan.model_copy(update={"steps": tuple(steps)})
 
 
 def _pack(step: Conv, tensors: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:

@@ -1,0 +1,271 @@
+"""Trained networks run by the event engine, beside dense ways of running the same weights.
+
+    python benchmarks/inference.py RUN [RUN ...] data.root=DATA     # minutes; writes results/bench/inference.*
+    python benchmarks/inference.py --layers                         # one layer by density, no run needed
+
+Contenders run the network of each RUN with norms folded, on the same test images, taking turns in one process: ours
+("dense": PyTorch's convolutions, fused neurons), the same in bfloat16, SpikingJelly's neurons (eager), `torch.compile`
+of the reference equations, ONNX Runtime on the exported graph. Times are medians, of one image and of 64.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import json
+import math
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from spikeloom.analyse.target import open_target
+from spikeloom.bench.timing import medians
+from spikeloom.bench.write import write_results
+from spikeloom.deploy import Engine, compile, fold
+from spikeloom.deploy.plan import Conv, Fire, Mean, Neuron, Plan, Value
+from spikeloom.memory import keep_memory
+from spikeloom.neurons import IF, LIF, MLF, PLIF
+from spikeloom.ops import backend
+from spikeloom.train.recipe import parse_overrides
+
+Json = dict[str, Any]
+RESULTS = Path(__file__).parents[1] / "results" / "bench"
+BATCHES = (1, 64)
+LAYERS = ((64, 32), (128, 16), (256, 8))
+DENSITIES = (0.0, 0.01, 0.02, 0.05, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5)
+RAPL = Path("/sys/class/powercap/intel-rapl:0/energy_uj")
+
+
+# --- contenders -------------------------------------------------------------------------------------------------------
+
+
+class Peer(nn.Module):
+    """SpikingJelly's neuron with the constants of one of ours, from rest at every call."""
+
+    def __init__(self, ours: IF | LIF | PLIF):
+        super().__init__()
+        from spikingjelly.activation_based import neuron
+
+        common = {"v_threshold": ours.v_threshold, "v_reset": ours.v_reset, "step_mode": "m"}
+        if isinstance(ours, PLIF):
+            self.neuron = neuron.ParametricLIFNode(decay_input=ours.decay_input, **common)
+            self.neuron.w.data = ours.w.data
+        elif isinstance(ours, LIF):
+            self.neuron = neuron.LIFNode(tau=ours.tau, decay_input=ours.decay_input, **common)
+        else:
+            self.neuron = neuron.IFNode(**common)
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.neuron.reset()
+        return self.neuron(x)
+
+
+def with_peers(model: nn.Module) -> nn.Module | None:
+    """The model with SpikingJelly's neurons; None where it has none like these."""
+    model = copy.deepcopy(model)
+    for module in list(model.modules()):
+        for name, child in list(module.named_children()):
+            if isinstance(child, MLF):
+                return None
+            if isinstance(child, (IF, LIF, PLIF)):
+                setattr(module, name, Peer(child))
+    return model
+
+
+def contenders(model: nn.Module, engine: Engine, x: Tensor, leave_out: set[str]) -> dict[str, Callable[[], Any]]:
+    """Everything that runs the network on x, by name."""
+    folded = fold(model).to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
+    if x.dim() == 4:
+        x = x.contiguous(memory_format=torch.channels_last)
+
+    def dense() -> Tensor:
+        with torch.no_grad():
+            return folded(x)
+
+    def bf16() -> Tensor:
+        with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+            return folded(x)
+
+    runs: dict[str, Callable[[], Any]] = {"engine": lambda: engine(x), "dense": dense, "bf16": bf16}
+    peers = with_peers(folded)
+    if peers is not None:
+
+        def spikingjelly() -> Tensor:
+            with torch.no_grad():
+                return peers(x)
+
+        runs["spikingjelly"] = spikingjelly
+    if "compiled" not in leave_out:
+        compiled = torch.compile(copy.deepcopy(folded))
+
+        def run_compiled() -> Tensor:
+            with torch.no_grad(), backend("reference"):
+                return compiled(x)
+
+        runs["compiled"] = run_compiled
+    if "onnx" not in leave_out:
+        runs["onnx"] = onnx_runtime(model, x)
+    return {name: run for name, run in runs.items() if name not in leave_out}
+
+
+def onnx_runtime(model: nn.Module, x: Tensor) -> Callable[[], Any]:
+    import onnxruntime
+
+    from spikeloom.deploy.onnx_write import to_onnx
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = torch.get_num_threads()
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "net.onnx"
+        to_onnx(model, x, path)
+        session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    feed = {"input": x.contiguous().numpy()}
+    return lambda: session.run(None, feed)
+
+
+def millijoules(run: Callable[[], Any], runs: int = 20) -> float:
+    """What the processor's package took for one run, from its own counter."""
+    before = int(RAPL.read_text())
+    for _ in range(runs):
+        run()
+    return (int(RAPL.read_text()) - before) / 1e3 / runs
+
+
+# --- networks ---------------------------------------------------------------------------------------------------------
+
+
+def network(run: str, values: Json, leave_out: set[str], repeats: int) -> list[Json]:
+    """One run, one row a batch size."""
+    target = open_target(run, {**values, "images": 64, "batch": 64})
+    x, _ = next(target.batches())
+    model = target.model.eval()
+    engine = compile(model, x)
+    _, densities = engine.timed(x)
+    spiking = [density for density, value in zip(densities, engine.values, strict=True) if value.spikes]
+    rows: list[Json] = []
+    for batch in BATCHES:
+        part = x[:batch] if x.dim() == 4 else x[:, :batch]
+        runs = contenders(model, engine, part, leave_out)
+        times = medians(runs, repeats, budget=60)
+        dense = {name: times[name] for name in times if name not in ("engine", "bf16")}
+        best = min(dense, key=dense.__getitem__)
+        row: Json = {"run": target.title, "batch": batch, "active": round(sum(spiking) / len(spiking), 3)}
+        row |= {f"{name}_ms": round(value, 2) for name, value in times.items()}
+        if RAPL.is_file():
+            row |= {f"{name}_mJ": round(millijoules(run), 2) for name, run in runs.items()}
+        row |= {"best float32": best, "engine times faster": round(dense[best] / times["engine"], 2)}
+        if "bf16" in times:
+            row["than bf16"] = round(times["bf16"] / times["engine"], 2)
+        rows.append(row)
+        print(json.dumps(row), flush=True)
+    return rows
+
+
+def quieter(engine: Engine, factor: float) -> Engine:
+    """The engine with all thresholds raised."""
+    steps: list[Any] = []
+    for step in engine.steps:
+        neuron = getattr(step, "neuron", None)
+        if neuron is not None:
+            threshold = tuple(factor * value for value in neuron.threshold)
+            step = step.model_copy(update={"neuron": neuron.model_copy(update={"threshold": threshold})})
+        steps.append(step)
+    return engine.with_steps(steps)
+
+
+def event_layers(engine: Engine, x: Tensor) -> tuple[float, float]:
+    """Milliseconds of the layers that run by events, and the mean share of active inputs that they read."""
+    times, densities = engine.timed(x, repeats=9)
+    layers = [(i, step) for i, step in enumerate(engine.steps) if isinstance(step, Conv) and step.way == "event"]
+    return 1e3 * sum(times[i] for i, _ in layers), sum(densities[step.x] for _, step in layers) / len(layers)
+
+
+def halved(run: str, values: Json) -> Json:
+    """What half the spikes, and none, take off the time of the event layers."""
+    target = open_target(run, {**values, "images": 8, "batch": 8})
+    x, _ = next(target.batches())
+    engine = compile(target.model.eval(), x, tune=False)
+    whole, rate = event_layers(engine, x)
+    low, high = 1.0, 16.0
+    for _ in range(12):
+        middle = math.sqrt(low * high)
+        low, high = (middle, high) if event_layers(quieter(engine, middle), x)[1] > rate / 2 else (low, middle)
+    half, half_rate = event_layers(quieter(engine, high), x)
+    none, none_rate = event_layers(quieter(engine, 1e6), x)
+    assert none_rate == 0
+    row = {
+        "run": target.title, "active": round(rate, 4), "event layers ms": round(whole, 2),
+        "active with raised thresholds": round(half_rate, 4), "then ms": round(half, 2),
+        "less": round(1 - half / whole, 3), "silent ms": round(none, 2), "silent share": round(none / whole, 3),
+    }  # fmt: skip
+    print(json.dumps(row), flush=True)
+    return row
+
+
+# --- one layer by density ---------------------------------------------------------------------------------------------
+
+
+def layer(channels: int, side: int, density: float, images: int = 64) -> Json:
+    """A 3x3 convolution with its neurons by events, and PyTorch's convolution alone in float32 and bfloat16."""
+    inputs = Neuron(decay=0.0, gain=1.0, threshold=(0.5,), v_reset=None, strict_firing=False)
+    neuron = Neuron(decay=0.5, gain=1.0, threshold=(1.0,), v_reset=0.0, strict_firing=False)
+    weight = torch.randn(channels, channels, 3, 3) / math.sqrt(channels)
+    plan = Plan(
+        input=Value(height=side, width=side, channels=channels), T=1,
+        steps=(
+            Fire(layer="input", out=(1,), x=0, keep_sum=False, neuron=inputs),
+            Conv(layer="conv", out=(2,), x=1, weight="w", padding=(1, 1), way="event", keep_sum=False, neuron=neuron),
+            Mean(layer="mean", out=(3,), x=2),
+        ),
+    )  # fmt: skip
+    x = (torch.rand(images, channels, side, side) < density).float().contiguous(memory_format=torch.channels_last)
+    engine = Engine(plan, {"w": weight})
+    event = min(sorted(engine.timed(x[None], repeats=15, images=images)[0][1] for _ in range(3)))
+    last = weight.contiguous(memory_format=torch.channels_last)
+
+    def dense(dtype: torch.dtype) -> Callable[[], Tensor]:
+        a, b = x.to(dtype), last.to(dtype)
+        return lambda: F.conv2d(a, b, None, 1, 1)
+
+    with torch.no_grad():
+        times = medians({"float32": dense(torch.float32), "bfloat16": dense(torch.bfloat16)}, 15)
+    row = {"layer": f"{channels}x{side}x{side}", "images": images, "active": density, "event ms": round(1e3 * event, 2)}
+    return row | {f"{name} ms": round(value, 2) for name, value in times.items()}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("words", nargs="*", metavar="RUN|KEY=VALUE", help="folders of runs, and data.* settings")
+    parser.add_argument("--layers", action="store_true", help="measure layers by density only")
+    parser.add_argument("--leave-out", default="", help="contenders, with commas between")
+    parser.add_argument("--repeats", type=int, default=9)
+    arguments = parser.parse_args()
+    keep_memory()  # for every contender, as `spikeloom run` does
+    runs = [word for word in arguments.words if "=" not in word]
+    values = parse_overrides([word for word in arguments.words if "=" in word])
+    tables: dict[str, list[Json]] = {}
+    if RESULTS.joinpath("inference.json").is_file():
+        tables = json.loads(RESULTS.joinpath("inference.json").read_text())
+        tables.pop("environment")
+    if runs:
+        rows = [row for run in runs for row in network(run, values, {*arguments.leave_out.split(",")}, arguments.repeats)]
+        for batch in BATCHES:
+            found = [row["engine times faster"] for row in rows if row["batch"] == batch]
+            mean = math.exp(sum(map(math.log, found)) / len(found))
+            rows.append({"run": "geometric mean", "batch": batch, "engine times faster": round(mean, 2)})
+        tables["networks"] = rows
+        tables["half the spikes"] = [halved(run, values) for run in runs]
+    if arguments.layers:
+        tables["one layer by density"] = [layer(*shape, density) for shape in LAYERS for density in DENSITIES]
+    if not RAPL.is_file():
+        print("no energy counter (RAPL) on this machine: joules are not measured")
+    write_results(RESULTS, "inference", tables)
+
+
+if __name__ == "__main__":
+    main()
