@@ -2,11 +2,13 @@
 
     python benchmarks/training.py                      # all networks and precisions, minutes; writes results/bench
     python benchmarks/training.py sew18 --precision bf16 --repeats 9
+    python benchmarks/training.py sew18 --compiled     # with SpikingJelly under torch.compile: compiles for minutes
     python benchmarks/training.py --check              # fails where a small network's ratio to ReLU got 15 % worse
 
 Contenders are the same modules with the same weights; where ours has a `NormSpike`, the others have batch norm and
-their activation, on the same sequence [T, N, C, H, W]. Contenders take turns in one process; times are medians. Peak
-memory is that of a process of its own for every contender.
+their activation, on the same sequence [T, N, C, H, W]. Contenders take turns in one process; times are medians, without
+the first step, in which the compiled one compiles. Peak memory is that of a process of its own for every contender but
+the compiled one, where it would be the compiler's.
 """
 
 from __future__ import annotations
@@ -24,6 +26,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch._dynamo.exc import TorchDynamoException
 
 import spikeloom
 from spikeloom.bench.timing import medians
@@ -38,7 +41,8 @@ from spikeloom.train.losses import sdt
 from spikeloom.train.run import environment
 
 Json = dict[str, Any]
-CONTENDERS = ("ours", "relu", "spikingjelly", "spikingjelly_compiled")
+COMPILED = "spikingjelly_compiled"
+CONTENDERS = ("ours", "relu", "spikingjelly")
 RESULTS = Path(__file__).parents[1] / "results" / "bench"
 
 
@@ -117,13 +121,13 @@ def build(network: str, contender: str) -> nn.Module:
     model = NETWORKS[network][0]().to(memory_format=torch.channels_last)
     if contender == "ours":
         return model
-    make: Callable[[], nn.Module] = {"relu": nn.ReLU, "spikingjelly": Peer, "spikingjelly_compiled": Peer}[contender]
+    make: Callable[[], nn.Module] = {"relu": nn.ReLU, "spikingjelly": Peer, COMPILED: Peer}[contender]
     model = copy.deepcopy(model)
     for module in list(model.modules()):
         for name, child in list(module.named_children()):
             if isinstance(child, NormSpike):
                 setattr(module, name, Other(child.norm, make()))
-    if contender == "spikingjelly_compiled":
+    if contender == COMPILED:
         model = torch.compile(model)
     return model
 
@@ -197,21 +201,38 @@ def _high_water() -> int:
 
 
 def measure(network: str, precision: str, contenders: tuple[str, ...], repeats: int, memory: bool) -> Json:
-    """Times of all contenders in turn and their ratios; with `memory` peak memory and the split by kind of op too."""
+    """Times of all contenders in turn and their ratios; with `memory` peak memory and the split by kind of op too.
+
+    Where the compiled contender cannot be compiled, the row says why and the others are measured.
+    """
     steps = {name: step_of(network, name, precision) for name in contenders}
+    failure = _compile(steps[COMPILED]) if COMPILED in steps else None
+    if failure is not None:
+        del steps[COMPILED]
     times = medians(steps, repeats, budget=120)
     images = NETWORKS[network][1]
     row: Json = {"network": network, "precision": precision}
     row |= {f"{name}_ms": round(value, 1) for name, value in times.items()}
     row |= {f"ours_to_{name}": round(times["ours"] / value, 3) for name, value in times.items() if name != "ours"}
     row["images_per_second"] = round(1e3 * images / times["ours"], 1)
+    if failure is not None:
+        row[COMPILED] = f"not compiled: {failure}"
     if not memory:
         return row
-    for name in contenders:
-        if name != "spikingjelly_compiled":
-            row |= {f"{name}_{kind}_ms": value for kind, value in split(steps[name]).items()}
-    row |= {f"{name}_peak_MB": round(peak_memory(network, name, precision)) for name in contenders}
+    eager = [name for name in steps if name != COMPILED]
+    for name in eager:
+        row |= {f"{name}_{kind}_ms": value for kind, value in split(steps[name]).items()}
+    row |= {f"{name}_peak_MB": round(peak_memory(network, name, precision)) for name in eager}
     return row
+
+
+def _compile(step: Callable[[], None]) -> str | None:
+    """Runs a first step, which compiles; why it cannot, None if it can."""
+    try:
+        step()
+    except TorchDynamoException as error:
+        return " ".join(str(error).split("\n")[:2])  # the second line is the cause where a backend failed
+    return None
 
 
 def check(repeats: int) -> int:
@@ -246,6 +267,9 @@ def main() -> None:
     parser.add_argument("--precision", choices=("fp32", "bf16"), help="both without it")
     parser.add_argument("--repeats", type=int, default=7)
     parser.add_argument("--contenders", default=",".join(CONTENDERS))
+    parser.add_argument(
+        "--compiled", action="store_true", help=f"with {COMPILED} too; compiling takes minutes a network and precision"
+    )
     parser.add_argument("--no-memory", action="store_true", help="leave peak memory and the split out")
     parser.add_argument("--check", action="store_true", help="compare a small network with what was recorded")
     parser.add_argument("--record", action="store_true", help="record what --check compares with")
@@ -263,7 +287,7 @@ def main() -> None:
     rows: list[Json] = []
     for network in arguments.networks:
         for precision in [arguments.precision] if arguments.precision else ["fp32", "bf16"]:
-            contenders = tuple(arguments.contenders.split(","))
+            contenders = (*arguments.contenders.split(","), *([COMPILED] if arguments.compiled else []))
             rows.append(measure(network, precision, contenders, arguments.repeats, not arguments.no_memory))
             print(json.dumps(rows[-1]), flush=True)
             write_results(RESULTS, "training", {"training steps": rows})

@@ -345,7 +345,7 @@ def reproduce(words: Words = None, as_json: AsJson = False) -> None:
 
 @app.command()
 def bench(
-    what: Annotated[str, typer.Argument(metavar="neurons|methods|events", help="What to measure.")] = "neurons",
+    what: Annotated[str, typer.Argument(metavar="neurons|methods|events|audit", help="What to measure.")] = "neurons",
     words: Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="quick=true, out=PATH.")] = None,
     as_json: AsJson = False,
 ) -> None:
@@ -356,13 +356,14 @@ def bench(
     spikeloom bench neurons quick=true   # seconds: T = 4 and 64, no plot
     spikeloom bench methods              # BPTT and SLTT over T; another network with model=NAME
     spikeloom bench events data=DATA     # reading event files and cutting them into frames, beside tonic
+    spikeloom bench audit                # what an audit costs over an inference of the same batches
 
     Install the extra `bench` to have the rivals in the same run.
     """
     from spikeloom.registry import nearest
     from spikeloom.train.recipe import parse_overrides
 
-    own = {"neurons": (), "methods": ("model",), "events": ("data",)}
+    own = {"neurons": (), "methods": ("model",), "events": ("data",), "audit": ()}
     if what not in own:
         raise UsageError(f"unknown benchmark {what!r}; {nearest(what, own)}")
     values = parse_overrides(words or [])
@@ -370,7 +371,7 @@ def bench(
     for key in values:
         if key not in known:
             raise UsageError(f"unknown key {key!r}; {nearest(key, known)}")
-    from spikeloom.bench.run import bench_events, bench_methods, bench_neurons
+    from spikeloom.bench.run import bench_audit, bench_events, bench_methods, bench_neurons
 
     quick = values.get("quick", False)
     if not isinstance(quick, bool):
@@ -383,6 +384,8 @@ def bench(
         tables, stem = bench_methods(folder, quick, tell, model), f"methods-{model}"
     elif what == "events":
         tables = bench_events(folder, quick, tell, Path(str(values["data"])) if "data" in values else None)
+    elif what == "audit":
+        tables = bench_audit(folder, quick, tell)
     else:
         tables = bench_neurons(folder, quick, tell)
     if as_json:

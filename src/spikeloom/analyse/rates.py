@@ -70,7 +70,7 @@ def draw_rates(networks: Mapping[str, list[BlockRates]], title: str) -> Any:
         for index, (name, rates) in enumerate(networks.items()):
             figure.add_scatter(
                 x=list(range(len(rates))), y=[getattr(rate, what) for rate in rates], name=name, legendgroup=name,
-                showlegend=row == 1, mode="lines+markers", line_color=_COLOURS[index % len(_COLOURS)],
+                showlegend=row == 1, mode="lines+markers", line_color=COLORS[index % len(COLORS)],
                 marker_symbol=["circle" if rate.same_shape else "diamond-open" for rate in rates],
                 text=[rate.block for rate in rates], row=row, col=1,
             )  # fmt: skip
@@ -99,6 +99,3 @@ def draw_layer_rates(networks: Mapping[str, Mapping[str, float]], title: str) ->
     figure.update_xaxes(title="layer of neurons", dtick=1 if max(map(len, networks.values())) <= 10 else None)
     figure.update_yaxes(title="firing rate, %", rangemode="tozero")
     return figure
-
-
-_COLOURS = ("#1f77b4", "#ff7f0e", "#2ca02c", "#d62728", "#9467bd", "#8c564b", "#e377c2", "#7f7f7f")

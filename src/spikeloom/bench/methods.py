@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from spikeloom.analyse.curves import COLORS
 from spikeloom.errors import UsageError
 from spikeloom.layers import NormSpike
 from spikeloom.layers.steps import Conv2d, Linear
@@ -172,7 +173,7 @@ def plot(found: list[Json]) -> Any:
     from plotly.subplots import make_subplots
 
     figure = make_subplots(1, 2, subplot_titles=["ms per training step", "peak resident memory, MB"])
-    colors = dict(zip(CONTENDERS, ("#0072B2", "#D55E00", "#009E73"), strict=True))
+    colors = dict(zip(CONTENDERS, COLORS, strict=False))
     for column, key in enumerate(("ms", "peak_MB"), 1):
         for contender in dict.fromkeys(row["contender"] for row in found):
             points = [row for row in found if row["contender"] == contender]

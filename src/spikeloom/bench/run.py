@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
-from spikeloom.bench import events, methods, neurons
+from spikeloom.bench import audit, events, methods, neurons
 from spikeloom.bench.write import plot_psn_grid, write_results
 
 Json = dict[str, Any]
@@ -54,6 +54,20 @@ def bench_events(
         "reading": _collect(events.read_rows(data, repeats), tell),
     }
     write_results(folder, "events", tables)
+    return tables
+
+
+def bench_audit(folder: Path, quick: bool, tell: Callable[[Json], None] | None) -> dict[str, list[Json]]:
+    """Measures what `analyse.audit` costs over a plain inference of the same batches.
+
+    Args:
+        folder: where `audit.json` and `audit.md` go.
+        quick: the small network alone.
+        tell: as `bench_neurons`.
+    """
+    cases, repeats = (audit.SMALL, 5) if quick else (audit.CASES, 11)
+    tables = {"audit and inference, ms a batch": _collect(audit.rows(cases, repeats), tell)}
+    write_results(folder, "audit", tables)
     return tables
 
 

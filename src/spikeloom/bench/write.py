@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from spikeloom.analyse.curves import COLORS
 from spikeloom.errors import UsageError
 from spikeloom.train.checkpoint import write_json
 from spikeloom.train.run import environment
@@ -64,7 +65,6 @@ def _panels(rows: list[Json], line: str, x: str, left: str, right: str, x_title:
     from plotly.subplots import make_subplots
 
     figure = make_subplots(1, 2, subplot_titles=[left, right], shared_yaxes=True)
-    colors = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
     for column, panel in enumerate((left, right), 1):
         for index, value in enumerate(dict.fromkeys(row[line] for row in rows)):
             points = [row for row in rows if row[line] == value]
@@ -72,7 +72,7 @@ def _panels(rows: list[Json], line: str, x: str, left: str, right: str, x_title:
                 go.Scatter(
                     x=[row[x] for row in points], y=[row[f"{panel}_ratio"] for row in points],
                     name=f"{line} = {value}" if line == "T" else str(value), legendgroup=str(value),
-                    showlegend=column == 1, mode="lines+markers", line={"color": colors[index % len(colors)]},
+                    showlegend=column == 1, mode="lines+markers", line={"color": COLORS[index % len(COLORS)]},
                 ),
                 row=1, col=column,
             )  # fmt: skip

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from spikeloom.ops import dispatch
-from spikeloom.ops.layout import by_channels, fresh, like, ordered, pointer, rows_like, steps_of
+from spikeloom.ops.layout import by_channels, fresh, like, ordered, pointer, rows_like, steps_by_channels
 from spikeloom.ops.native_op import NativeOp
 from spikeloom.surrogates import Surrogate
 
@@ -71,7 +71,7 @@ def gated_scan_reference(
 def _fields(
     x: Tensor, layout: dict[str, int], open: Tensor, constants: Tensor, state: Tensor | None, strict: bool
 ) -> dict[str, Any]:
-    fields = {**steps_of(x), **layout}
+    fields: dict[str, Any] = steps_by_channels(x, layout)
     del fields["dtype"]
     return {
         **fields, "open": open.data_ptr(), "constants": constants.data_ptr(), "strict": strict,

@@ -113,6 +113,11 @@ def by_channels(x: Tensor) -> tuple[Tensor, dict[str, int]]:
     return x, {"channels": layout[0], "inner": layout[1]}
 
 
+def steps_by_channels(x: Tensor, layout: dict[str, int]) -> dict[str, int]:
+    """`steps_of` with the fields of `by_channels`."""
+    return {**steps_of(x), **layout}
+
+
 def as_rows(x: Tensor) -> tuple[Tensor, list[int]]:
     """x [T, ...] as a view [T, size] (a copy only if x is not dense), and the order of axes that made it."""
     x = dense(x)

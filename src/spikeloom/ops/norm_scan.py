@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from spikeloom.ops import dispatch
-from spikeloom.ops.layout import by_channels, fresh, like, ordered, pointer, rows_like, steps_of
+from spikeloom.ops.layout import by_channels, fresh, like, ordered, pointer, rows_like, steps_by_channels
 from spikeloom.ops.native_op import NativeOp
 from spikeloom.ops.scan_native import Numbers, as_tensor, charge_fields, firing, levels_of, no_potentials
 from spikeloom.ops.scan_reference import Constant
@@ -89,10 +89,6 @@ def _single(x: Tensor, channels: int, frozen: bool) -> bool:
     return not frozen and x.numel() // channels == (x.shape[0] if _repeats(x) else 1)
 
 
-def _fields(x: Tensor, layout: dict[str, int]) -> dict[str, Any]:
-    return {**steps_of(x), **layout}
-
-
 def _repeats(x: Tensor) -> bool:
     return x.shape[0] > 1 and x.stride(0) == 0
 
@@ -100,7 +96,7 @@ def _repeats(x: Tensor) -> bool:
 def _moments(x: Tensor, layout: dict[str, int]) -> tuple[Tensor, Tensor]:
     """Mean and variance (factor 1 / n) of every channel, float32."""
     mean, variance = torch.empty(layout["channels"]), torch.empty(layout["channels"])
-    fields = _fields(x, layout)
+    fields = steps_by_channels(x, layout)
     if _repeats(x):
         fields["steps"] = 1
     dispatch.native.moments(**fields, mean=mean.data_ptr(), variance=variance.data_ptr())
@@ -140,7 +136,7 @@ def _forward(
     add = None if add is None else ordered(add, spikes)
     v = None if v is None else ordered(v, rows_like(a.levels, spikes[0], v.dtype))
     dispatch.native.scan_forward(
-        **_fields(x, layout), **charge_fields(decay, gain, None), **a.forward, factor=factor.data_ptr(),
+        **steps_by_channels(x, layout), **charge_fields(decay, gain, None), **a.forward, factor=factor.data_ptr(),
         shift=shift.data_ptr(), residual=pointer(residual), v=pointer(v), spikes=spikes.data_ptr(),
         sum=total.data_ptr() if return_sum else 0, add=pointer(add), v_out=last.data_ptr() if return_v else 0,
         potentials=0,
@@ -196,7 +192,7 @@ def _backward(
         grad_last = None if grad_last is None else ordered(grad_last.float(), states)
     sums = torch.empty(2, C, dtype=torch.float64)
     constants = x.new_empty(3 if learn else 0, dtype=torch.float64)
-    fields = _fields(x, layout)
+    fields = steps_by_channels(x, layout)
     dispatch.native.scan_backward(
         **fields, **charge_fields(decay, gain, None), **a.forward, **a.backward, factor=factor.data_ptr(),
         shift=shift.data_ptr(), residual=pointer(residual), v=pointer(v), grad_spikes=grad_spikes.data_ptr(),
