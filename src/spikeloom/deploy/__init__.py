@@ -1,5 +1,8 @@
 """From a trained network to one that runs elsewhere."""
 
 from spikeloom.deploy.fold import fold
+from spikeloom.deploy.nir_read import from_nir, read_nir
+from spikeloom.deploy.nir_write import to_nir, write_nir
+from spikeloom.deploy.onnx_write import to_onnx
 
-__all__ = ["fold"]
+__all__ = ["fold", "from_nir", "read_nir", "to_nir", "to_onnx", "write_nir"]

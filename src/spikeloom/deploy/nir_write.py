@@ -24,7 +24,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from spikeloom.deploy.fold import fold
-from spikeloom.deploy.tracing import described, needed, place, trace
+from spikeloom.deploy.tracing import described, input_of, name_neurons, needed, place, repeats_of, trace
 from spikeloom.errors import UsageError
 from spikeloom.neurons import LeakyIntegrator, Neuron, SynapticLIF
 from spikeloom.neurons.if_lif import Threshold
@@ -55,10 +55,8 @@ def to_nir(model: nn.Module, example: Tensor, dt: float = DT) -> Any:
     if not dt > 0:
         raise UsageError(f"dt must be a positive number of seconds, got {dt}")
     folded = fold(model).cpu().float()
-    neurons = {name: module for name, module in folded.named_modules(remove_duplicate=False)
-               if isinstance(module, Neuron)}  # fmt: skip
-    program = trace(folded, example.cpu().float())
-    return _Writer(neurons, program.state_dict | program.constants, program, dt).graph()
+    neurons = name_neurons(folded)
+    return _Writer(neurons, trace(folded, example.cpu().float()), dt).graph()
 
 
 def write_nir(graph: Any, path: Path) -> None:
@@ -83,49 +81,43 @@ class _Value(NamedTuple):
 
 
 class _Writer:
-    def __init__(self, neurons: dict[str, Neuron], tensors: Any, program: torch.export.ExportedProgram, dt: float):
+    def __init__(self, neurons: dict[str, Neuron], program: torch.export.ExportedProgram, dt: float):
         self.nir, self.neurons, self.program, self.dt = needed("nir"), neurons, program, dt
         signature = program.graph_signature
-        names: dict[str, str] = {
-            **signature.inputs_to_parameters, **signature.inputs_to_buffers,
-            **signature.inputs_to_lifted_tensor_constants,
+        self.tensors: dict[str, Tensor] = {
+            **{name: program.state_dict[target] for name, target in signature.inputs_to_parameters.items()},
+            **{name: program.state_dict.get(target, program.constants.get(target))
+               for name, target in signature.inputs_to_buffers.items()},
+            **{name: program.constants[target] for name, target in signature.inputs_to_lifted_tensor_constants.items()},
         }  # fmt: skip
-        self.tensors: dict[str, Tensor] = {name: tensors[target] for name, target in names.items()}
         self.nodes: dict[str, Any] = {}
         self.edges: list[tuple[str, str]] = []
         self.values: dict[fx.Node, _Value] = {}
-        self.steps = 1
 
     def graph(self) -> Any:
+        start, repeats = input_of(self.program), repeats_of(self.program)
+        shape, lead = tuple(start.meta["val"].shape), 2 if repeats is None else 1
+        self.nodes["input"] = self.nir.Input(input_type=np.array(shape[lead:]))
+        self.values[start] = _Value(("input",), shape[lead:], lead)
         for node in self.program.graph.nodes:
-            if node.op == "placeholder" and node.name not in self.tensors:
-                self._input(node)
-            elif node.op == "call_function":
+            if node.op == "call_function":
                 self._call(node)
             elif node.op == "output":
                 self._output(self._value(node.args[0][0], node))
-        metadata = {"dt": self.dt, "T": self.steps}
-        return self.nir.NIRGraph(self.nodes, self.edges, metadata=metadata)
-
-    def _input(self, node: fx.Node) -> None:
-        shape = tuple(node.meta["val"].shape)
-        # A static image is repeated before anything else happens to it.
-        repeats = [u for u in node.users if u.target is aten.expand.default and len(u.meta["val"].shape) > len(shape)]
-        lead = 1 if repeats else 2
-        self.steps = repeats[0].meta["val"].shape[0] if repeats else shape[0]
-        self.nodes["input"] = self.nir.Input(input_type=np.array(shape[lead:]))
-        self.values[node] = _Value(("input",), shape[lead:], lead)
+        return self.nir.NIRGraph(self.nodes, self.edges, metadata={"dt": self.dt, "T": repeats or shape[0]})
 
     def _output(self, value: _Value) -> None:
         self.nodes["output"] = self.nir.Output(output_type=np.array(value.shape))
         self._connect(value, "output")
 
     def _call(self, node: fx.Node) -> None:
-        if node.users and not all(isinstance(a, fx.Node) and a.name in self.tensors for a in node.all_input_nodes):
-            make = _OPS.get(node.target)
-            if make is None:
-                raise UsageError(f"{described(node)}: NIR has no node for {node.target}")
+        if not any(source in self.values for source in node.all_input_nodes):
+            return  # computed from constants alone
+        make = _OPS.get(node.target)
+        if make is not None:
             self.values[node] = make(self, node)
+        elif node.users:
+            raise UsageError(f"{described(node)}: NIR has no node for {node.target}")
 
     def _value(self, argument: Any, node: fx.Node) -> _Value:
         if not isinstance(argument, fx.Node) or argument not in self.values:
@@ -236,7 +228,8 @@ class _Writer:
         given = (*node.args[1:], *(None, (), 0, False, True, None)[len(node.args) - 1 :])
         kernel, stride, padding = _spread(given[0], 2), _spread(given[1] or given[0], 2), _spread(given[2], 2)
         shape = tuple(node.meta["val"].shape[1:])
-        whole = tuple((n + 2 * p - k) // s + 1 for n, p, k, s in zip(shape_of(value), padding, kernel, stride, strict=True))
+        sizes = zip(value.shape[1:], padding, kernel, stride, strict=True)
+        whole = tuple((n + 2 * p - k) // s + 1 for n, p, k, s in sizes)
         if whole != shape[1:] or (any(padding) and not given[4]) or given[5] is not None:
             raise UsageError(f"{described(node)}: NIR's AvgPool2d has no ceil_mode, and counts its padding")
         return self.add(node, value, self._pool(kernel, stride, padding), shape)
@@ -294,7 +287,7 @@ class _Writer:
         if isinstance(module, Threshold) and module.scale() is None and not isinstance(module.v_threshold, tuple):
             if module.v_reset is None:
                 raise UsageError(f"{where}: NIR sets a neuron to v_reset when it fires, and has no soft reset")
-            decay, gain = (float(c) for c in module.charge())
+            decay, gain = (float(torch.as_tensor(c).detach()) for c in module.charge())
             fires: Any = {"v_threshold": full(module.v_threshold), "v_reset": full(module.v_reset)}
             metadata = {"strict": True} if module.strict else {}
             if decay == 1:
@@ -317,10 +310,6 @@ class _Writer:
                 tau_mem=full(tau), tau_syn=full(tau_syn), w_in=full(tau_syn / self.dt), metadata=metadata, **charge
             )
         raise UsageError(f"{where}: NIR's neurons charge linearly, step by step, and have one threshold; it has no {kind}")
-
-
-def shape_of(value: _Value) -> tuple[int, ...]:
-    return value.shape[1:]
 
 
 def _is_mean(node: fx.Node) -> bool:

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from spikeloom.errors import UsageError
 from spikeloom.neurons import Neuron
+from spikeloom.ops import backend
 
 torch.library.define("spikeloom::neurons", "(Tensor x, str name) -> Tensor")
 
@@ -30,32 +31,52 @@ class _Named(nn.Module):
         return torch.ops.spikeloom.neurons(x, self.name)
 
 
-def trace(model: nn.Module, example: Tensor) -> torch.export.ExportedProgram:
-    """The graph of a network in eval mode; its neuron layers are nodes `spikeloom::neurons(x, name)`, whatever backend
-    would run them.
+def name_neurons(model: nn.Module) -> dict[str, Neuron]:
+    """Puts a placeholder where each neuron layer of the model is; returns the layers by their names.
+
+    A traced graph then has nodes `spikeloom::neurons(x, name)`, whatever backend would have run them.
+    """
+    neurons = {name: m for name, m in model.named_modules(remove_duplicate=False) if isinstance(m, Neuron) and name}
+    for name in neurons:
+        parent, _, own = name.rpartition(".")
+        setattr(model.get_submodule(parent), own, _Named(name))
+    return neurons
+
+
+def trace(model: nn.Module, example: Tensor, dynamic: Any = None) -> torch.export.ExportedProgram:
+    """The graph of a module in eval mode, of the ops' references, without gradients.
 
     Args:
-        model: is changed: its neuron layers become placeholders.
-        example: an input, [N, ...] or [T, N, ...] as the network takes it.
+        model: is put into eval mode.
+        example: its input.
+        dynamic: the axes of it that may have any size, as `torch.export` takes them.
 
     Raises:
-        UsageError: the network cannot be traced with this input.
+        UsageError: the module cannot be traced with this input; the message has the first line of the reason.
     """
-    for name, module in list(model.named_modules(remove_duplicate=False)):
-        if isinstance(module, Neuron) and name:
-            parent, _, own = name.rpartition(".")
-            setattr(model.get_submodule(parent), own, _Named(name))
     try:
-        with torch.no_grad():
-            return torch.export.export(model.eval(), (example,))
+        with backend("reference"), torch.no_grad():
+            return torch.export.export(model.eval(), (example,), dynamic_shapes=None if dynamic is None else (dynamic,))
     except Exception as error:
-        raise cannot_trace(model, example, error) from error
+        reason = str(error.__cause__ or error).strip().split("\n")[0]
+        raise UsageError(
+            f"{type(model).__name__} cannot be traced on an input {tuple(example.shape)}: {reason}"
+        ) from error
 
 
-def cannot_trace(model: nn.Module, example: Tensor, error: Exception) -> UsageError:
-    """The error of a network that `torch.export` does not take, with the first line of its reason."""
-    reason = str(error.__cause__ or error).strip().split("\n")[0]
-    return UsageError(f"{type(model).__name__} cannot be traced on an input {tuple(example.shape)}: {reason}")
+def input_of(program: torch.export.ExportedProgram) -> torch.fx.Node:
+    """The placeholder of the network's input."""
+    (name,) = program.graph_signature.user_inputs
+    return next(node for node in program.graph.nodes if node.name == name)
+
+
+def repeats_of(program: torch.export.ExportedProgram) -> int | None:
+    """How often a network repeats its input, if that is a static image [N, ...]; None for a sequence [T, N, ...]."""
+    node = input_of(program)
+    shape = node.meta["val"].shape
+    # It is repeated before anything else happens to it.
+    longer = (user.meta["val"].shape for user in node.users if user.target is torch.ops.aten.expand.default)
+    return next((int(s[0]) for s in longer if len(s) > len(shape)), None)
 
 
 def place(node: torch.fx.Node) -> tuple[str, str]:
