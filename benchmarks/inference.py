@@ -253,7 +253,9 @@ def main() -> None:
         tables = json.loads(RESULTS.joinpath("inference.json").read_text())
         tables.pop("environment")
     if runs:
-        rows = [row for run in runs for row in network(run, values, {*arguments.leave_out.split(",")}, arguments.repeats)]
+        rows = [
+            row for run in runs for row in network(run, values, {*arguments.leave_out.split(",")}, arguments.repeats)
+        ]
         for batch in BATCHES:
             found = [row["engine times faster"] for row in rows if row["batch"] == batch]
             mean = math.exp(sum(map(math.log, found)) / len(found))

@@ -309,7 +309,9 @@ CHANGES: list[Change] = [
 
 
 @pytest.mark.parametrize(("place", "value", "message"), CHANGES, ids=[str(c[0]) for c in CHANGES])
-def test_a_hostile_plan(saved: tuple[Path, Engine, Tensor], tmp_path: Path, place: Any, value: Any, message: str) -> None:
+def test_a_hostile_plan(
+    saved: tuple[Path, Engine, Tensor], tmp_path: Path, place: Any, value: Any, message: str
+) -> None:
     path = tmp_path / "bad"
     path.write_bytes(_with_plan(saved[0], place, value))
     with pytest.raises(UsageError, match=message) as error:

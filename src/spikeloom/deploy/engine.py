@@ -23,7 +23,20 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from spikeloom.deploy.plan import Attention, Conv, Fire, Join, Map, Neuron, PadChannels, Plan, PlanError, Pool, Step, Value
+from spikeloom.deploy.plan import (
+    Attention,
+    Conv,
+    Fire,
+    Join,
+    Map,
+    Neuron,
+    PadChannels,
+    Plan,
+    PlanError,
+    Pool,
+    Step,
+    Value,
+)
 from spikeloom.errors import UsageError
 from spikeloom.ops import dispatch
 from spikeloom.train.checkpoint import atomic

@@ -199,7 +199,9 @@ class Pool(_One):
         up = self.stride - 1 if self.ceil else 0
         sides = [(side + 2 * self.padding - self.kernel + up) // self.stride + 1 for side in x.places]
         if self.ceil:  # no window starts behind the input
-            sides = [n - ((n - 1) * self.stride >= side + self.padding) for n, side in zip(sides, x.places, strict=True)]
+            sides = [
+                n - ((n - 1) * self.stride >= side + self.padding) for n, side in zip(sides, x.places, strict=True)
+            ]
         self._need(min(sides) >= 1, "the window is larger than its input")
         keeps = self.op == "max_pool" or self.kernel == 1
         update = {"height": sides[0], "width": sides[1], "most": x.most if keeps else None}
@@ -302,9 +304,7 @@ class Attention(_Step):
         return [q.model_copy(update={"most": None})]
 
 
-Step = Annotated[
-    Conv | Fire | Pool | PadChannels | Mean | Flatten | Map | Join | Attention, Field(discriminator="op")
-]
+Step = Annotated[Conv | Fire | Pool | PadChannels | Mean | Flatten | Map | Join | Attention, Field(discriminator="op")]
 
 
 class Plan(_Strict):

@@ -1,0 +1,232 @@
+"""Writing a network as ONNX: T steps unrolled into operators of the standard.
+
+The network is traced with one node for a layer of neurons. What stands behind such a node, the reference equations of
+these neurons over T steps, is traced once for all layers whose neurons differ in nothing but the values of their
+parameters, and put in place of each: tracing thousands of steps one by one would take many minutes.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import io
+import logging
+import warnings
+from collections.abc import Generator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from spikeloom.deploy.tracing import described, input_of, name_neurons, needed, repeats_of, trace
+from spikeloom.errors import UsageError
+from spikeloom.neurons import Neuron
+from spikeloom.train.checkpoint import atomic
+
+OPSET = 18
+"""Version of the operators."""
+
+
+@dataclass(frozen=True)
+class OnnxFile:
+    """What was written.
+
+    Attributes:
+        path: of the file.
+        opset: version of the operators.
+        nodes: how many operators the graph has.
+        steps: T.
+        bytes: size of the file.
+    """
+
+    path: Path
+    opset: int
+    nodes: int
+    steps: int
+    bytes: int
+
+
+def to_onnx(model: nn.Module, example: Tensor, path: Path) -> OnnxFile:
+    """Writes the network in eval mode, for as many steps as the example has or `model.T` says.
+
+    The graph holds the reference equations of every layer, step after step, in operators of the standard opset alone;
+    a static image passes the layers before the first neurons once, not T times. Input `input`, [N, ...] or
+    [T, N, ...] as the example, and output `logits` [T, N, classes] take any batch N.
+
+    Args:
+        model: in any mode; it is not changed. Nothing is folded: runtimes fold norms themselves.
+        example: an input of any batch, [N, ...] of a static image or [T, N, ...].
+        path: of the file, written whole or not at all.
+
+    Raises:
+        UsageError: the network draws random numbers, cannot be traced, or needs operators beyond the standard; or a
+            package of the extra `exchange` is missing.
+    """
+    onnx = needed("onnx")
+    needed("onnxscript")
+    model = copy.deepcopy(model).cpu().float()
+    neurons = name_neurons(model)
+    example = example.cpu().float()
+    steps = repeats_of(trace(model, example))
+    axis = 0 if steps else 1
+    # A batch of one would be taken for a constant.
+    example = example.narrow(axis, 0, 1).expand([2 if a == axis else n for a, n in enumerate(example.shape)])
+    program = trace(model, example.contiguous(), {axis: torch.export.Dim("batch", min=1)})
+    steps = steps or example.shape[0]
+    proto = _convert(program, type(model).__name__, optimize=True)
+    _Unrolling(neurons, program).into(proto)
+    foreign = sorted({node.domain for node in proto.graph.node} - {"", "ai.onnx"})
+    if foreign:
+        raise UsageError(f"{type(model).__name__} needs operators beyond the ONNX standard: {', '.join(foreign)}")
+    with atomic(path) as temporary:
+        onnx.save_model(proto, str(temporary))
+    onnx.checker.check_model(str(path))
+    return OnnxFile(path, OPSET, len(proto.graph.node), steps, path.stat().st_size)
+
+
+class _Unrolled(NamedTuple):
+    """Some neurons over T steps.
+
+    Attributes:
+        same: what neurons must have in common to use this graph.
+        shape: of the input; None for an axis of any size.
+        graph: in ONNX, from one input to one output.
+    """
+
+    same: str
+    shape: tuple[int | None, ...]
+    graph: Any
+
+
+class _Unrolling:
+    """Puts the steps of every layer of neurons in the place of its node."""
+
+    def __init__(self, neurons: dict[str, Neuron], program: torch.export.ExportedProgram):
+        self.onnx, self.neurons, self.made = needed("onnx"), neurons, list[_Unrolled]()
+        nodes = (n for n in program.graph.nodes if n.target is torch.ops.spikeloom.neurons.default)
+        self.inputs: dict[str, Tensor] = {str(n.args[1]): n.args[0].meta["val"] for n in nodes}
+
+    def into(self, proto: Any) -> None:
+        """Replaces the nodes of a converted network."""
+        nodes = list(proto.graph.node)
+        del proto.graph.node[:]
+        for node in nodes:
+            if node.domain == "spikeloom":
+                self._put(proto.graph, node)
+            else:
+                proto.graph.node.append(node)
+        used = {name for node in proto.graph.node for name in node.input}
+        for number, unrolled in enumerate(self.made):
+            for tensor in unrolled.graph.initializer:
+                tensor.name = f"steps{number}/{tensor.name}"
+                if tensor.name in used:
+                    proto.graph.initializer.append(tensor)
+        kept = [opset for opset in proto.opset_import if opset.domain != "spikeloom"]
+        del proto.opset_import[:]
+        proto.opset_import.extend(kept)
+
+    def _put(self, graph: Any, node: Any) -> None:
+        (attribute,) = node.attribute
+        layer = attribute.s.decode()
+        neuron = self.neurons[layer]
+        number = self._unrolled(layer, neuron)
+        own = self.made[number].graph
+        values = dict((*neuron.named_parameters(), *neuron.named_buffers()))
+        names = {own.input[0].name: node.input[0], own.output[0].name: node.output[0], "": ""}
+        for tensor in own.initializer:
+            if tensor.name in values:
+                names[tensor.name] = f"{layer}/{tensor.name}"
+                value = values[tensor.name].detach().cpu().numpy()
+                graph.initializer.append(self.onnx.numpy_helper.from_array(value, names[tensor.name]))
+            else:
+                names[tensor.name] = f"steps{number}/{tensor.name}"
+        for step in own.node:
+            copied = graph.node.add()
+            copied.CopyFrom(step)
+            for field in (copied.input, copied.output):
+                field[:] = [names.get(name, f"{layer}/{name}") for name in field]
+            copied.name = f"{layer}/{step.name}"
+
+    def _unrolled(self, layer: str, neuron: Neuron) -> int:
+        """The number of the graph for a layer, made if there is none."""
+        x = self.inputs[layer]
+        shape = tuple(n if isinstance(n, int) else 2 for n in x.shape)
+        same = _without_values(neuron)
+        for number, (known, sizes, _) in enumerate(self.made):
+            if (
+                same == known
+                and len(sizes) == len(shape)
+                and all(a in (None, b) for a, b in zip(sizes, shape, strict=True))
+            ):
+                return number
+        program = trace(
+            neuron, torch.zeros(shape, dtype=x.dtype), dict.fromkeys(range(1, x.dim()), torch.export.Dim.AUTO)
+        )
+        _refuse_random(program, f"layer {layer} ({type(neuron).__name__})")
+        # Constants are computed beforehand, but not from parameters, whose values are another layer's too.
+        graph = _convert(program, type(neuron).__name__, optimize=not program.state_dict).graph
+        sizes = tuple(n if isinstance(n, int) else None for n in input_of(program).meta["val"].shape)
+        self.made.append(_Unrolled(same, sizes, graph))
+        return len(self.made) - 1
+
+
+def _without_values(neuron: Neuron) -> str:
+    """What determines the graph of some neurons: their kind and constants, and the shapes of their tensors."""
+    constants = {k: v.tolist() if isinstance(v, Tensor) else v for k, v in vars(neuron).items() if k[0] != "_"}
+    tensors = [(k, v.dtype, v.shape) for k, v in (*neuron.named_parameters(), *neuron.named_buffers())]
+    return f"{type(neuron)} {constants} {tensors}"
+
+
+def _refuse_random(program: torch.export.ExportedProgram, layer: str = "") -> None:
+    for node in program.graph.nodes:
+        if torch.Tag.nondeterministic_seeded in getattr(node.target, "tags", ()):
+            raise UsageError(
+                f"{layer or described(node)} draws random numbers ({node.target}), and an ONNX graph would draw others: "
+                "use neurons that are not stochastic"
+            )
+
+
+def _convert(program: torch.export.ExportedProgram, name: str, optimize: bool) -> Any:
+    """An exported graph in ONNX, a `ModelProto`; a layer of neurons is one node of the domain `spikeloom`."""
+    _refuse_random(program)
+    node = _neurons_node()
+
+    def neurons(x: Any, name: str) -> Any:
+        return node(x, name=name)
+
+    try:
+        with _quiet():
+            return torch.onnx.export(
+                program, dynamo=True, input_names=["input"], output_names=["logits"], opset_version=OPSET,
+                optimize=optimize, custom_translation_table={torch.ops.spikeloom.neurons.default: neurons},
+            ).model_proto  # fmt: skip
+    except Exception as error:
+        reason = str(error.__cause__ or error).strip().split("\n")[0]
+        raise UsageError(f"{name} cannot be written as ONNX: {reason}") from error
+
+
+def _neurons_node() -> Any:
+    """The operator that stands for a layer of neurons until its steps take its place."""
+    defs, values = needed("onnx").defs, needed("onnxscript").values
+    tensor = [defs.OpSchema.FormalParameter(name, "T") for name in ("x", "y")]
+    schema = defs.OpSchema(
+        "neurons", "spikeloom", 1, inputs=tensor[:1], outputs=tensor[1:],
+        type_constraints=[("T", ["tensor(float)"], "potentials and spikes")],
+        attributes=[defs.OpSchema.Attribute("name", defs.OpSchema.AttrType.STRING)],
+    )  # fmt: skip
+    return values.Op(values.Opset("spikeloom", 1), "neurons", schema)
+
+
+@contextlib.contextmanager
+def _quiet() -> Generator[None]:
+    """Without the exporter's own progress and warnings, which speak of its internals."""
+    level = logging.getLogger("torch.onnx").level
+    logging.getLogger("torch.onnx").setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.getLogger("torch.onnx").setLevel(level)
