@@ -151,7 +151,7 @@ def network(run: str, values: Json, leave_out: set[str], repeats: int) -> list[J
     for batch in BATCHES:
         part = x[:batch] if x.dim() == 4 else x[:, :batch]
         runs = contenders(model, engine, part, leave_out)
-        times = medians(runs, repeats, budget=60)
+        times = medians(runs, repeats, budget=60, pause=0.1)
         dense = {name: times[name] for name in times if name not in ("engine", "bf16")}
         best = min(dense, key=dense.__getitem__)
         row: Json = {"run": target.title, "batch": batch, "active": round(sum(spiking) / len(spiking), 3)}

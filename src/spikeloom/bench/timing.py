@@ -12,7 +12,9 @@ from torch import Tensor
 from spikeloom.ops.layout import fresh
 
 
-def medians(contenders: dict[str, Callable[[], Any]], repeats: int, budget: float = 20.0) -> dict[str, float]:
+def medians(
+    contenders: dict[str, Callable[[], Any]], repeats: int, budget: float = 20.0, pause: float = 0.0
+) -> dict[str, float]:
     """Milliseconds of each contender, which take turns.
 
     In its turn a contender runs twice, and the second is timed: what lies in the caches and in the allocator is then
@@ -22,6 +24,7 @@ def medians(contenders: dict[str, Callable[[], Any]], repeats: int, budget: floa
         contenders: what to run, by name.
         repeats: timed turns, at least 5; fewer where one turn of all takes more than `budget / repeats` seconds.
         budget: seconds for all turns, not counted the first.
+        pause: seconds before a turn, in which threads of whoever ran before stop waiting for work.
     """
     times: dict[str, list[float]] = {name: [] for name in contenders}
     start = time.perf_counter()
@@ -31,6 +34,7 @@ def medians(contenders: dict[str, Callable[[], Any]], repeats: int, budget: floa
     turns = max(5, min(repeats, int(budget / max(turn, 1e-9))))
     for _ in range(turns):
         for name, run in contenders.items():
+            time.sleep(pause)
             run()
             start = time.perf_counter()
             run()
