@@ -183,13 +183,13 @@ def _backward(
     template = like(x, x.dtype) if repeated else fresh(x, x.dtype)
     # With a residual its gradient is dL/dU itself; without, dL/dU is turned into dL/dX where it lies.
     grad_u = rows_like(1, template[0], x.dtype) if repeated else template
-    grad_spikes = ordered(grad_spikes.to(x.dtype), template)
-    grad_sum = None if grad_sum is None else ordered(grad_sum.to(x.dtype), template)
+    grad_spikes = ordered(grad_spikes, template, x.dtype)
+    grad_sum = None if grad_sum is None else ordered(grad_sum, template, x.dtype)
     residual = None if residual is None else ordered(residual, template)
     states = rows_like(a.levels, template[0], torch.float32) if v is not None or grad_last is not None else None
     if states is not None:
         v = None if v is None else ordered(v, states)
-        grad_last = None if grad_last is None else ordered(grad_last.float(), states)
+        grad_last = None if grad_last is None else ordered(grad_last, states, torch.float32)
     sums = torch.empty(2, C, dtype=torch.float64)
     constants = x.new_empty(3 if learn else 0, dtype=torch.float64)
     fields = steps_by_channels(x, layout)
