@@ -88,11 +88,6 @@ def _prepare(
     return x, v, a, {**steps_of(x), **NO_NORM, "v": pointer(v), **charge_fields(decay, gain, scale), **a.forward}
 
 
-def no_potentials(x: Tensor) -> Tensor:
-    """Stands for potentials that nobody wants."""
-    return x.new_empty(0, dtype=torch.float32)
-
-
 def _forward(
     x: Tensor,
     v: Tensor | None,
