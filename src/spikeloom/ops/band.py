@@ -154,8 +154,8 @@ def _backward(
 ) -> tuple[Tensor, Tensor, Tensor]:
     x, weight, bias = dense(x), weight.float().contiguous(), bias.float().contiguous()
     grad_x = fresh(x, x.dtype)
-    grad_spikes = ordered(grad_spikes.to(x.dtype), grad_x)
-    slope = None if slope is None else ordered(slope.to(torch.float32), grad_x)
+    grad_spikes = ordered(grad_spikes, grad_x, x.dtype)
+    slope = None if slope is None else ordered(slope, grad_x, torch.float32)
     grad_weight, grad_bias = torch.zeros_like(weight, dtype=torch.float64), torch.zeros_like(bias, dtype=torch.float64)
     dispatch.native.band_backward(
         **_fields(x, weight, bias, order, sliding), grad_spikes=grad_spikes.data_ptr(), slope=pointer(slope),

@@ -67,7 +67,7 @@ def choose(op: str, x: Tensor, native_dtypes: tuple[torch.dtype, ...], compiled:
 
     An op that has no compiled path (`compiled` False) is parallel over time already: its reference runs instead.
     """
-    able = native is not None and x.device.type == "cpu" and x.dtype in native_dtypes
+    able = native is not None and x.is_cpu and x.dtype in native_dtypes
     if _forced is not None:
         if _forced == "native" and not able:
             raise UsageError(f"{op}: no native kernel for {x.dtype} on {x.device.type}; use backend('reference')")

@@ -96,7 +96,7 @@ def _prepare(
     x = dense(x)
     step = like(x, torch.float32)[0]
     z = None if z is None else ordered(z, like(x, x.dtype))
-    state = None if state is None else ordered(state.float(), rows_like(2, step, torch.float32))
+    state = None if state is None else ordered(state, rows_like(2, step, torch.float32), torch.float32)
     decay, drop, threshold, integrate, raw, strict = settings[:6]
     fields = {
         **steps_of(x), "z": pointer(z), "decay": decay, "drop": drop, "threshold": threshold,
@@ -143,9 +143,9 @@ def _backward(
 ) -> tuple[Tensor, Tensor, Tensor]:
     x, step, z, state, fields = _prepare(x, z, state, settings)
     grad_x = fresh(x, x.dtype)
-    grad_spikes = ordered(grad_spikes.to(x.dtype), grad_x)
-    grad_last = None if grad_last is None else ordered(grad_last.float(), rows_like(2, step, torch.float32))
-    slope = None if slope is None else ordered(slope.float(), like(x, torch.float32))
+    grad_spikes = ordered(grad_spikes, grad_x, x.dtype)
+    grad_last = None if grad_last is None else ordered(grad_last, rows_like(2, step, torch.float32), torch.float32)
+    slope = None if slope is None else ordered(slope, like(x, torch.float32), torch.float32)
     grad_z = x.new_empty(0) if z is None else fresh(x, x.dtype)
     grad_state = last_state(step, state is not None)
     kind, p, q = settings[6:]

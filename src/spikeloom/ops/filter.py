@@ -147,8 +147,8 @@ def _backward(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     x, step, alpha, beta, state = aligned(x, alpha, beta, state)
     grad_x = fresh(x, x.dtype)
-    grad_m = ordered(grad_m.to(x.dtype), grad_x)
-    grad_last = None if grad_last is None else ordered(grad_last.float(), rows_like(2, step, torch.float32))
+    grad_m = ordered(grad_m, grad_x, x.dtype)
+    grad_last = None if grad_last is None else ordered(grad_last, rows_like(2, step, torch.float32), torch.float32)
     grad_state = last_state(step, state is not None)
     constants = rows_like(2, step, torch.float32) if learn else step.new_zeros(2)
     dispatch.native.filter_backward(

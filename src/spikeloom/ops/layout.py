@@ -59,8 +59,10 @@ def rows_like(count: int, step: Tensor, dtype: torch.dtype) -> Tensor:
     return torch.empty_strided((count, *step.shape), (step.numel(), *step.stride()), dtype=dtype, device=step.device)
 
 
-def ordered(y: Tensor, template: Tensor) -> Tensor:
-    """y with the strides of a template of its shape: y itself if it has them, else a copy."""
+def ordered(y: Tensor, template: Tensor, dtype: torch.dtype | None = None) -> Tensor:
+    """y with the strides of a template of its shape, and of a type if given: y itself if it has them, else a copy."""
+    if dtype is not None and y.dtype != dtype:
+        y = y.to(dtype)
     strides = template.stride()
     if y.stride() == strides or all(
         a == b or size == 1 for a, b, size in zip(y.stride(), strides, y.shape, strict=True)

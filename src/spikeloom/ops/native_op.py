@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
-from typing import Any
+from typing import Any, get_args, get_origin, get_type_hints
 
 import torch
 from torch import Tensor, nn
@@ -35,7 +36,8 @@ class NativeOp:
 
     Args:
         name: in the namespace `spikeloom`.
-        forward: the op; its signature is the custom op's schema, its first argument a tensor.
+        forward: the op; its signature is the custom op's schema, its first argument a tensor. It may return None for
+            one of several tensors that nobody wants; the custom op, which cannot, returns an empty one.
         fake: the same, for shapes alone.
         save: `(ctx, inputs, output)`, keeps what `differentiate` needs; None for an op without gradient.
         differentiate: `(ctx, *grads)` to the gradients of all inputs.
@@ -49,8 +51,10 @@ class NativeOp:
         save: Callable[..., None] | None = None,
         differentiate: Callable[..., Any] | None = None,
     ):
-        self._custom: Any = torch.library.custom_op(f"spikeloom::{name}", forward, mutates_args=(), device_types="cpu")
-        self._custom.register_fake(fake)
+        self._custom: Any = torch.library.custom_op(
+            f"spikeloom::{name}", _of_tensors(forward), mutates_args=(), device_types="cpu"
+        )
+        self._custom.register_fake(_of_tensors(fake))
         self._forward: Callable[..., Any] = forward
         if save is not None and differentiate is not None:
             self._custom.register_autograd(differentiate, setup_context=save)
@@ -58,6 +62,22 @@ class NativeOp:
 
     def __call__(self, x: Tensor, *inputs: Any) -> Any:
         return self._forward(x, *inputs) if _direct(x) else self._custom(x, *inputs)
+
+
+def _of_tensors(forward: Callable[..., Any]) -> Callable[..., Any]:
+    """The function with empty tensors instead of None among its results, and a signature that says so."""
+
+    def run(x: Tensor, *inputs: Any) -> Any:
+        found = forward(x, *inputs)
+        return tuple(x.new_empty(0) if part is None else part for part in found) if isinstance(found, tuple) else found
+
+    types, signature = get_type_hints(forward), inspect.signature(forward)
+    result = types["return"]
+    if get_origin(result) is tuple:
+        result = tuple[(Tensor,) * len(get_args(result))]
+    parameters = [p.replace(annotation=types[p.name]) for p in signature.parameters.values()]
+    run.__signature__ = signature.replace(parameters=parameters, return_annotation=result)
+    return run
 
 
 def _autograd_function(
@@ -75,4 +95,6 @@ def _autograd_function(
         return strict(ctx, *grads) if torch.is_grad_enabled() else differentiate(ctx, *grads)
 
     methods = {"forward": staticmethod(run), "backward": staticmethod(back)}
-    return type(name, (torch.autograd.Function,), methods).apply  # pyright: ignore[reportAttributeAccessIssue]
+    function = type(name, (torch.autograd.Function,), methods)
+    # Without what `Function.apply` does for transforms: there are none here.
+    return super(torch.autograd.Function, function).apply  # pyright: ignore[reportAttributeAccessIssue]

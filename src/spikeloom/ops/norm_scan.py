@@ -18,7 +18,7 @@ from torch import Tensor
 from spikeloom.ops import dispatch
 from spikeloom.ops.layout import by_channels, fresh, like, ordered, pointer, rows_like, steps_by_channels
 from spikeloom.ops.native_op import NativeOp
-from spikeloom.ops.scan_native import Numbers, as_tensor, charge_fields, firing, levels_of, no_potentials
+from spikeloom.ops.scan_native import Numbers, as_tensor, charge_fields, firing, levels_of
 from spikeloom.ops.scan_reference import Constant
 
 
@@ -103,6 +103,11 @@ def _moments(x: Tensor, layout: dict[str, int]) -> tuple[Tensor, Tensor]:
     return mean, variance
 
 
+def _no_potentials(x: Tensor) -> Tensor:
+    """Stands for potentials that nobody wants."""
+    return x.new_empty(0, dtype=torch.float32)
+
+
 def _forward(
     x: Tensor,
     residual: Tensor | None,
@@ -131,7 +136,7 @@ def _forward(
     shift = bias.float() - mean * factor
     spikes = fresh(x, x.dtype)
     total = fresh(x, x.dtype) if return_sum else x.new_empty(0)
-    last = rows_like(a.levels, spikes[0], torch.float32) if return_v else no_potentials(x)
+    last = rows_like(a.levels, spikes[0], torch.float32) if return_v else _no_potentials(x)
     residual = None if residual is None else ordered(residual, spikes)
     add = None if add is None else ordered(add, spikes)
     v = None if v is None else ordered(v, rows_like(a.levels, spikes[0], v.dtype))
@@ -150,7 +155,7 @@ def _fake(x: Tensor, residual: Any, add: Any, v: Any, weight: Any, bias: Any, me
     C = layout["channels"]
     spikes = like(x, x.dtype)
     total = torch.empty_like(spikes) if return_sum else x.new_empty(0)
-    last = rows_like(levels_of(numbers), spikes[0], torch.float32) if return_v else no_potentials(x)
+    last = rows_like(levels_of(numbers), spikes[0], torch.float32) if return_v else _no_potentials(x)
     return spikes, total, last, x.new_empty(C, dtype=torch.float32), x.new_empty(C, dtype=torch.float32)
 
 
@@ -183,13 +188,13 @@ def _backward(
     template = like(x, x.dtype) if repeated else fresh(x, x.dtype)
     # With a residual its gradient is dL/dU itself; without, dL/dU is turned into dL/dX where it lies.
     grad_u = rows_like(1, template[0], x.dtype) if repeated else template
-    grad_spikes = ordered(grad_spikes.to(x.dtype), template)
-    grad_sum = None if grad_sum is None else ordered(grad_sum.to(x.dtype), template)
+    grad_spikes = ordered(grad_spikes, template, x.dtype)
+    grad_sum = None if grad_sum is None else ordered(grad_sum, template, x.dtype)
     residual = None if residual is None else ordered(residual, template)
     states = rows_like(a.levels, template[0], torch.float32) if v is not None or grad_last is not None else None
     if states is not None:
         v = None if v is None else ordered(v, states)
-        grad_last = None if grad_last is None else ordered(grad_last.float(), states)
+        grad_last = None if grad_last is None else ordered(grad_last, states, torch.float32)
     sums = torch.empty(2, C, dtype=torch.float64)
     constants = x.new_empty(3 if learn else 0, dtype=torch.float64)
     fields = steps_by_channels(x, layout)
@@ -217,7 +222,7 @@ def _backward(
         out=grad_x.data_ptr(),
     )  # fmt: skip
     grad_residual = grad_u if residual is not None else x.new_empty(0)
-    grad_v = no_potentials(x) if v is None or states is None else states
+    grad_v = _no_potentials(x) if v is None or states is None else states
     return grad_x, grad_residual, grad_v, grad_weight, grad_bias, constants
 
 
@@ -229,7 +234,7 @@ def _fake_backward(grad_spikes: Any, grad_sum: Any, grad_last: Any, x: Tensor, r
     whole = like(x, x.dtype)
     grad_x = rows_like(1, whole[0], x.dtype) if _repeats(x) and residual is None else whole
     grad_residual = x.new_empty(0) if residual is None else torch.empty_like(whole)
-    grad_v = no_potentials(x) if v is None else rows_like(levels_of(numbers), whole[0], torch.float32)
+    grad_v = _no_potentials(x) if v is None else rows_like(levels_of(numbers), whole[0], torch.float32)
     per_channel = x.new_empty(C, dtype=torch.float32)
     constants = x.new_empty(3 if learn else 0, dtype=torch.float64)
     return grad_x, grad_residual, grad_v, per_channel, torch.empty_like(per_channel), constants

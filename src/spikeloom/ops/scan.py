@@ -72,9 +72,7 @@ def scan(
             f = scan_native_potentials(x, v, decay, gain, scale, numbers)
         slope = surrogate.derivative(f - per_level((v_threshold,) if one else v_threshold, f))
     spikes, last = scan_native(x, v, decay, gain, scale, slope, numbers, return_v)
-    if not return_v:
-        return spikes, None
-    return spikes, last.squeeze(0) if one else last
+    return spikes, last.squeeze(0) if one and last is not None else last
 
 
 def fire(u: Tensor, surrogate: Surrogate, strict: bool = False, threshold: float = 0.0) -> Tensor:

@@ -88,11 +88,6 @@ def _prepare(
     return x, v, a, {**steps_of(x), **NO_NORM, "v": pointer(v), **charge_fields(decay, gain, scale), **a.forward}
 
 
-def no_potentials(x: Tensor) -> Tensor:
-    """Stands for potentials that nobody wants."""
-    return x.new_empty(0, dtype=torch.float32)
-
-
 def _forward(
     x: Tensor,
     v: Tensor | None,
@@ -102,19 +97,17 @@ def _forward(
     slope: Tensor | None,
     numbers: list[float],
     return_v: bool,
-) -> tuple[Tensor, Tensor]:
+) -> tuple[Tensor, Tensor | None]:
     x, v, a, fields = _prepare(x, v, decay, gain, scale, numbers)
     spikes = fresh(x, x.dtype)
-    last = rows_like(a.levels, spikes[0], torch.float32) if return_v else no_potentials(x)
-    dispatch.native.scan_forward(
-        **fields, spikes=spikes.data_ptr(), sum=0, add=0, v_out=last.data_ptr() if return_v else 0, potentials=0
-    )
+    last = rows_like(a.levels, spikes[0], torch.float32) if return_v else None
+    dispatch.native.scan_forward(**fields, spikes=spikes.data_ptr(), sum=0, add=0, v_out=pointer(last), potentials=0)
     return spikes, last
 
 
 def _fake(x: Tensor, v: Any, decay: Any, gain: Any, scale: Any, slope: Any, numbers: Any, return_v: bool) -> Any:
     spikes = like(dense(x), x.dtype)
-    return spikes, rows_like(levels_of(numbers), spikes[0], torch.float32) if return_v else no_potentials(x)
+    return spikes, rows_like(levels_of(numbers), spikes[0], torch.float32) if return_v else None
 
 
 def _potentials(
@@ -144,37 +137,37 @@ def _backward(
     slope: Tensor | None,
     numbers: list[float],
     learn: bool,
-) -> tuple[Tensor, Tensor, Tensor]:
+) -> tuple[Tensor, Tensor | None, Tensor | None]:
     x, v, a, fields = _prepare(x, v, decay, gain, scale, numbers)
     grad_x = fresh(x, x.dtype)
-    grad_spikes = ordered(grad_spikes.to(x.dtype), grad_x)
-    grad_v = no_potentials(x)
+    grad_spikes = ordered(grad_spikes, grad_x, x.dtype)
+    grad_v = None
     if v is not None or grad_last is not None:
         states = rows_like(a.levels, grad_x[0], torch.float32)
-        grad_last = None if grad_last is None else ordered(grad_last.to(torch.float32), states)
-        grad_v = states if v is not None else grad_v
-    slope = None if slope is None else ordered(slope.to(torch.float32), rows_like(a.levels, grad_x, torch.float32))
-    constants = x.new_empty(3 if learn else 0, dtype=torch.float64)
+        grad_last = None if grad_last is None else ordered(grad_last, states, torch.float32)
+        grad_v = None if v is None else states
+    slope = None if slope is None else ordered(slope, rows_like(a.levels, grad_x, torch.float32), torch.float32)
+    constants = x.new_empty(3, dtype=torch.float64) if learn else None
     dispatch.native.scan_backward(
         **fields, **a.backward, grad_spikes=grad_spikes.data_ptr(), grad_sum=0, grad_v_out=pointer(grad_last),
-        slope=pointer(slope), grad_u=grad_x.data_ptr(), sum_steps=False, grad_v=0 if v is None else grad_v.data_ptr(),
-        grad_constants=constants.data_ptr() if learn else 0, grad_norm=0,
+        slope=pointer(slope), grad_u=grad_x.data_ptr(), sum_steps=False, grad_v=pointer(grad_v),
+        grad_constants=pointer(constants), grad_norm=0,
     )  # fmt: skip
     return grad_x, grad_v, constants
 
 
 def _fake_backward(grad_spikes: Any, grad_last: Any, x: Tensor, v: Any, decay: Any, gain: Any, scale: Any, slope: Any,
-                   numbers: Any, learn: bool) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+                   numbers: Any, learn: bool) -> tuple[Tensor, Tensor | None, Tensor | None]:  # fmt: skip
     grad_x = like(dense(x), x.dtype)
-    grad_v = no_potentials(x) if v is None else rows_like(levels_of(numbers), grad_x[0], torch.float32)
-    return grad_x, grad_v, x.new_empty(3 if learn else 0, dtype=torch.float64)
+    grad_v = None if v is None else rows_like(levels_of(numbers), grad_x[0], torch.float32)
+    return grad_x, grad_v, x.new_empty(3, dtype=torch.float64) if learn else None
 
 
-def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor | None]) -> None:
     *tensors, ctx.numbers, return_v = inputs
     ctx.save_for_backward(*tensors)
     ctx.set_materialize_grads(False)
-    if not return_v:
+    if not return_v and output[1] is not None:
         ctx.mark_non_differentiable(output[1])
 
 
@@ -209,10 +202,11 @@ def scan_native(
     slope: Tensor | None,
     numbers: Numbers,
     return_v: bool,
-) -> tuple[Tensor, Tensor]:
-    """Spikes [T, N, ...] and, if wanted, the last potentials [levels, N, ...] (else an empty tensor)."""
+) -> tuple[Tensor, Tensor | None]:
+    """Spikes [T, N, ...] and, if wanted, the last potentials [levels, N, ...]."""
     scale = None if scale is None else as_tensor(scale)
-    return _scan(x, v, as_tensor(decay), as_tensor(gain), scale, slope, numbers, return_v)
+    spikes, last = _scan(x, v, as_tensor(decay), as_tensor(gain), scale, slope, numbers, return_v)
+    return spikes, last if return_v else None
 
 
 def scan_native_potentials(
