@@ -160,7 +160,9 @@ def _layer(nir: Any, name: str, node: Any, dt: float) -> nn.Module:
         if isinstance(node, nir.LIF):
             share = _share(name, kind, "tau", constant("tau"), dt)
             if not math.isclose(constant("v_leak"), v_reset, abs_tol=1e-9):
-                raise UsageError(f"node {name} ({kind}): v_leak is v_reset here, got {constant('v_leak')} and {v_reset}")
+                raise UsageError(
+                    f"node {name} ({kind}): v_leak is v_reset here, got {constant('v_leak')} and {v_reset}"
+                )
         else:
             share = 0.0
         gain = constant("r") * (share if isinstance(node, nir.LIF) else dt)
