@@ -322,6 +322,67 @@ def test_audit_of_a_run(places: Path) -> None:
     assert ("not spike-driven" in text.out) is not found["spike_driven"]
 
 
+def test_a_run_by_its_spikes(places: Path, tmp_path: Path) -> None:
+    words = ["run", str(places / "run"), "images=20", "batch=8"]
+    file = tmp_path / "net.safetensors"
+    found = json.loads(spikeloom(*words, f"save={file}", "--json").out)
+    assert (found["target"], found["images"]) == ("quickstart/digits (full)", 20)
+    assert found["same"] == 100
+    assert found["accuracy"] == found["model_accuracy"]
+    assert [layer["layer"] for layer in found["plan"] if layer["way"]] == [
+        "features.0",
+        "features.3",
+        "head.0",
+        "head.2",
+    ]
+    again = json.loads(spikeloom(*words, f"engine={file}", "compare=false", "--json").out)
+    assert again["accuracy"] == found["accuracy"]
+    assert "model_ms" not in again
+    text = spikeloom(*words, "--plan")
+    assert text.code == 0
+    assert "the same prediction for 100.00 % of images" in text.out
+    for layer in found["plan"]:
+        assert layer["layer"] in text.out
+
+
+def test_mistakes_in_running(places: Path) -> None:
+    words = ["run", str(places / "run"), "images=20"]
+    for word, message in (
+        ("engine=none", "none: no such file"), (f"engine={places / 'file'}", "not a safetensors file"),
+        ("compare=maybe", "compare must be true or false"), ("image=3", "unknown key 'image'"),
+    ):  # fmt: skip
+        result = spikeloom(*words, word)
+        assert result.code == 2
+        assert message in result.err
+        assert result.err.count("\n") == 1
+    result = spikeloom("run", "psn_cifar_net", "input=3x32x32", "images=2")
+    assert result.code == 2
+    assert "features.1.neuron: the event engine has no step for spikeloom::band" in result.err
+
+
+def test_export_of_a_run(places: Path) -> None:
+    onnxruntime = pytest.importorskip("onnxruntime", reason="the extra `exchange` is not installed")
+    result = spikeloom("export", str(places / "run"), "--to", "onnx", "--out", "net.onnx", "--T", "1", "--json")
+    assert result.code == 0, result.err
+    found = json.loads(result.out)
+    assert (found["format"], found["path"], found["T"], found["opset"]) == ("onnx", "net.onnx", 1, 18)
+    assert found["bytes"] == Path("net.onnx").stat().st_size
+    x = np.random.default_rng(0).random((3, 1, 16, 16), np.float32)
+    (logits,) = onnxruntime.InferenceSession("net.onnx").run(["logits"], {"input": x})
+    assert logits.shape == (1, 3, 10)
+
+
+def test_export_of_a_model() -> None:
+    nir = pytest.importorskip("nir", reason="the extra `exchange` is not installed")
+    words = ["export", "shd_net", "--to", "nir", "input=700", "neuron.name=LIF", "--T", "7"]
+    result = spikeloom(*words)
+    assert result.code == 0, result.err
+    assert result.out.startswith("shd_net, untrained: NIR, 9 nodes, T = 7, 0.")
+    assert result.out.endswith("  written: shd_net.nir\n")
+    assert len(nir.read("shd_net.nir").nodes) == 9
+    assert json.loads(spikeloom(*words, "--json").out)["edges"] == 8
+
+
 def test_audit_of_a_model() -> None:
     words = ["report_sew_resnet34", "model.T=2", "images=2"]
     noise = json.loads(spikeloom("audit", *words, "input=1x16x16", "--json").out)
@@ -411,6 +472,15 @@ MISTAKES: dict[str, tuple[str, list[str]]] = {
     "unknown model option of an audit": ("audit report_vgg16 model.TT=3", ["'TT'"]),
     "audit on other inputs": ("audit report_vgg16 input=3x8x8 images=1", ["report_vgg16", "3x8x8"]),
     "no data root of an audit": ("audit report_vgg16 data=mnist", ["data.root=", "SPIKELOOM_DATA"]),
+    "unknown format of an export": ("export report_vgg16 --to nri", ["'nri'", "did you mean nir"]),
+    "export of nothing": ("export report_resnet --to nir", ["'report_resnet'", "neither", "did you mean"]),
+    "export of what NIR lacks": ("export {0}/run --to nir", ["layer features.", "(MaxPool2d)", "NIR has no max pool"]),
+    "export of no steps": ("export {0}/run --to onnx --T 0", ["T must be at least 1, got 0"]),
+    "export of random numbers": ("export paralif_shd --to onnx input=700 --T 2", ["layers.1 (ParaLIF)", "random"]),
+    "export on other inputs": ("export report_vgg16 --to onnx input=3x8x8", ["32x32, got 8x8"]),
+    "export to nowhere": (
+        "export shd_net --to nir --out {0}/nowhere/a.nir input=700 neuron.name=LIF", ["cannot write {0}/nowhere/a.nir"]
+    ),
 }  # fmt: skip
 
 

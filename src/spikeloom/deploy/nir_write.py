@@ -21,7 +21,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from torch import Tensor, fx, nn
+from torch import Tensor, nn
 
 from spikeloom.deploy.fold import fold
 from spikeloom.deploy.tracing import described, input_of, name_neurons, needed, place, repeats_of, trace
@@ -31,6 +31,8 @@ from spikeloom.neurons.if_lif import Threshold
 from spikeloom.train.checkpoint import atomic
 
 aten: Any = torch.ops.aten
+Node = Any
+"""A `torch.fx.Node`, whose arguments may be of any kind."""
 
 DT = 1e-4
 """Seconds of a step, where nobody says otherwise."""
@@ -92,7 +94,7 @@ class _Writer:
         }  # fmt: skip
         self.nodes: dict[str, Any] = {}
         self.edges: list[tuple[str, str]] = []
-        self.values: dict[fx.Node, _Value] = {}
+        self.values: dict[Node, _Value] = {}
 
     def graph(self) -> Any:
         start, repeats = input_of(self.program), repeats_of(self.program)
@@ -110,7 +112,7 @@ class _Writer:
         self.nodes["output"] = self.nir.Output(output_type=np.array(value.shape))
         self._connect(value, "output")
 
-    def _call(self, node: fx.Node) -> None:
+    def _call(self, node: Node) -> None:
         if not any(source in self.values for source in node.all_input_nodes):
             return  # computed from constants alone
         make = _OPS.get(node.target)
@@ -119,12 +121,12 @@ class _Writer:
         elif node.users:
             raise UsageError(f"{described(node)}: NIR has no node for {node.target}")
 
-    def _value(self, argument: Any, node: fx.Node) -> _Value:
-        if not isinstance(argument, fx.Node) or argument not in self.values:
+    def _value(self, argument: Any, node: Node) -> _Value:
+        if not isinstance(argument, torch.fx.Node) or argument not in self.values:
             raise UsageError(f"{described(node)}: NIR cannot hold {node.target} with a constant")
         return self.values[argument]
 
-    def _array(self, argument: fx.Node | None, length: int = 0) -> np.ndarray:
+    def _array(self, argument: Node | None, length: int = 0) -> np.ndarray:
         """A weight; zeros for a bias that a layer has not."""
         if argument is None:
             return np.zeros(length, np.float32)
@@ -133,7 +135,7 @@ class _Writer:
     def _connect(self, value: _Value, name: str) -> None:
         self.edges += [(source, name) for source in value.sources]
 
-    def add(self, node: fx.Node, value: _Value, made: Any, shape: tuple[int, ...]) -> _Value:
+    def add(self, node: Node, value: _Value, made: Any, shape: tuple[int, ...]) -> _Value:
         """A NIR node behind `value`; its output is a step of `shape`."""
         for kind, types, expected in (("input", made.input_type, value.shape), ("output", made.output_type, shape)):
             known = next(iter(types.values()))
@@ -154,10 +156,10 @@ class _Writer:
 
     # --- the ops ------------------------------------------------------------------------------------------------------
 
-    def same(self, node: fx.Node) -> _Value:
+    def same(self, node: Node) -> _Value:
         return self._value(node.args[0], node)
 
-    def flatten(self, node: fx.Node) -> _Value:
+    def flatten(self, node: Node) -> _Value:
         value = self._value(node.args[0], node)
         axes = value.lead + len(value.shape)
         start, end = (n % axes for n in ((*node.args, -1)[1], (*node.args, -1, -1)[2]))
@@ -172,26 +174,26 @@ class _Writer:
         made = self.nir.Flatten(input_type=np.array(value.shape), start_dim=first, end_dim=last)
         return self.add(node, value, made, shape)
 
-    def unflatten(self, node: fx.Node) -> _Value:
+    def unflatten(self, node: Node) -> _Value:
         value = self._value(node.args[0], node)
         if value.lead != 1 or node.args[1] != 0:
             raise UsageError(f"{described(node)}: NIR cannot split an axis")
         return value._replace(lead=2)
 
-    def expand(self, node: fx.Node) -> _Value:
+    def expand(self, node: Node) -> _Value:
         value = self._value(node.args[0], node)
         if tuple(node.meta["val"].shape[2:]) != value.shape or value.lead != 1:
             raise UsageError(f"{described(node)}: NIR cannot repeat values along an axis")
         return value._replace(lead=2)
 
-    def select(self, node: fx.Node) -> _Value:
+    def select(self, node: Node) -> _Value:
         # One step stands for all only where they are the same.
         source = node.args[0]
-        if not isinstance(source, fx.Node) or source.target is not aten.expand.default or node.args[1] != 0:
+        if source.target is not aten.expand.default or node.args[1] != 0:
             raise UsageError(f"{described(node)}: NIR cannot take a part of a tensor, or one step of a sequence")
         return self._value(source, node)._replace(lead=1)
 
-    def plus(self, node: fx.Node) -> _Value:
+    def plus(self, node: Node) -> _Value:
         one, other = self._value(node.args[0], node), self._value(node.args[1], node)
         if one.shape != other.shape or node.kwargs.get("alpha", 1) != 1:
             raise UsageError(f"{described(node)}: NIR adds what has one shape, got {one.shape} and {other.shape}")
@@ -201,14 +203,14 @@ class _Writer:
         order = {name: position for position, name in enumerate(self.nodes)}
         return one._replace(sources=tuple(sorted((*one.sources, *other.sources), key=order.__getitem__)))
 
-    def linear(self, node: fx.Node) -> _Value:
+    def linear(self, node: Node) -> _Value:
         value, weight, bias = self._value(node.args[0], node), self._array(node.args[1]), (*node.args, None)[2]
         if len(value.shape) != 1:
             raise UsageError(f"{described(node)}: NIR's Linear takes a vector, got {value.shape}: no tokens or maps")
         made = self.nir.Linear(weight) if bias is None else self.nir.Affine(weight, self._array(bias))
         return self.add(node, value, made, (len(weight),))
 
-    def convolution(self, node: fx.Node) -> _Value:
+    def convolution(self, node: Node) -> _Value:
         value, weight = self._value(node.args[0], node), self._array(node.args[1])
         axes = weight.ndim - 2
         given = (*node.args[2:], *(None, 1, 0, 1, 1)[len(node.args) - 2 :])
@@ -223,7 +225,7 @@ class _Writer:
         )  # fmt: skip
         return self.add(node, value, made, tuple(node.meta["val"].shape[1:]))
 
-    def average(self, node: fx.Node) -> _Value:
+    def average(self, node: Node) -> _Value:
         value = self._value(node.args[0], node)
         given = (*node.args[1:], *(None, (), 0, False, True, None)[len(node.args) - 1 :])
         kernel, stride, padding = _spread(given[0], 2), _spread(given[1] or given[0], 2), _spread(given[2], 2)
@@ -237,7 +239,7 @@ class _Writer:
     def _pool(self, kernel: tuple[int, ...], stride: tuple[int, ...], padding: tuple[int, ...]) -> Any:
         return self.nir.AvgPool2d(kernel_size=np.array(kernel), stride=np.array(stride), padding=np.array(padding))
 
-    def mean(self, node: fx.Node) -> _Value:
+    def mean(self, node: Node) -> _Value:
         value = self._value(node.args[0], node)
         if len(value.shape) != 3 or not _is_mean(node):
             raise UsageError(f"{described(node)}: NIR averages over the positions of maps [C, H, W], not otherwise")
@@ -248,7 +250,7 @@ class _Writer:
         made = self.nir.Flatten(input_type=np.array((channels, 1, 1)), start_dim=0, end_dim=-1)
         return self.add(node, value, made, (channels,))
 
-    def pad(self, node: fx.Node) -> _Value:
+    def pad(self, node: Node) -> _Value:
         value = self._value(node.args[0], node)
         padding, fill = [*node.args[1], 0, 0][:6], (*node.args, 0)[2]
         if len(value.shape) != 3 or any(padding[:4]) or min(padding) < 0 or fill != 0 or len(node.args[1]) > 6:
@@ -260,22 +262,22 @@ class _Writer:
         made = self.nir.Conv2d(tuple(size), weight, (1, 1), (0, 0), (1, 1), 1, np.zeros(len(weight), np.float32))
         return self.add(node, value, made, (len(weight), *size))
 
-    def maximum(self, node: fx.Node) -> _Value:
+    def maximum(self, node: Node) -> _Value:
         raise UsageError(f"{described(node)}: NIR has no max pool; train the network with average pools")
 
-    def norm(self, node: fx.Node) -> _Value:
+    def norm(self, node: Node) -> _Value:
         raise UsageError(f"{described(node)}: NIR has no norm, and this one stands behind no convolution to fold it in")
 
-    def product(self, node: fx.Node) -> _Value:
+    def product(self, node: Node) -> _Value:
         raise UsageError(f"{described(node)}: NIR has no product of two signals, as attention, AND and IAND take it")
 
-    def neuron(self, node: fx.Node) -> _Value:
+    def neuron(self, node: Node) -> _Value:
         value = self._value(node.args[0], node)
         if value.lead != 2:
             raise UsageError(f"{described(node)}: its input is no sequence [T, N, ...]")
         return self.add(node, value, self._neuron_node(node, value.shape), value.shape)
 
-    def _neuron_node(self, node: fx.Node, shape: tuple[int, ...]) -> Any:
+    def _neuron_node(self, node: Node, shape: tuple[int, ...]) -> Any:
         module = self.neurons[str(node.args[1])]
         kind = type(module).__name__
         where = f"layer {node.args[1]} ({kind})"
@@ -314,7 +316,7 @@ class _Writer:
         )
 
 
-def _is_mean(node: fx.Node) -> bool:
+def _is_mean(node: Node) -> bool:
     """Whether a node is a mean over the last axis of [N, C, positions]."""
     return node.target is aten.mean.dim and [*node.args[1]] in ([2], [-1]) and len(node.args) == 2
 
@@ -325,7 +327,7 @@ def _spread(value: Any, axes: int) -> tuple[int, ...]:
     return values * axes if len(values) == 1 else values
 
 
-_OPS: dict[Any, Callable[[_Writer, fx.Node], _Value]] = {
+_OPS: dict[Any, Callable[[_Writer, Node], _Value]] = {
     torch.ops.spikeloom.neurons.default: _Writer.neuron,
     aten.conv1d.default: _Writer.convolution,
     aten.conv2d.default: _Writer.convolution,

@@ -7,12 +7,7 @@ parameters, and put in place of each: tracing thousands of steps one by one woul
 
 from __future__ import annotations
 
-import contextlib
 import copy
-import io
-import logging
-import warnings
-from collections.abc import Generator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -20,7 +15,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from spikeloom.deploy.tracing import described, input_of, name_neurons, needed, repeats_of, trace
+from spikeloom.deploy.tracing import described, input_of, name_neurons, needed, quiet, reason_of, repeats_of, trace
 from spikeloom.errors import UsageError
 from spikeloom.neurons import Neuron
 from spikeloom.train.checkpoint import atomic
@@ -82,7 +77,7 @@ def to_onnx(model: nn.Module, example: Tensor, path: Path) -> OnnxFile:
         raise UsageError(f"{type(model).__name__} needs operators beyond the ONNX standard: {', '.join(foreign)}")
     with atomic(path) as temporary:
         onnx.save_model(proto, str(temporary))
-    onnx.checker.check_model(str(path))
+        onnx.checker.check_model(str(temporary))
     return OnnxFile(path, OPSET, len(proto.graph.node), steps, path.stat().st_size)
 
 
@@ -98,6 +93,10 @@ class _Unrolled(NamedTuple):
     same: str
     shape: tuple[int | None, ...]
     graph: Any
+
+    def takes(self, shape: tuple[int, ...]) -> bool:
+        """Whether an input of this shape may enter."""
+        return len(shape) == len(self.shape) and all(a in (None, b) for a, b in zip(self.shape, shape, strict=True))
 
 
 class _Unrolling:
@@ -152,23 +151,20 @@ class _Unrolling:
     def _unrolled(self, layer: str, neuron: Neuron) -> int:
         """The number of the graph for a layer, made if there is none."""
         x = self.inputs[layer]
-        shape = tuple(n if isinstance(n, int) else 2 for n in x.shape)
+        sizes: tuple[Any, ...] = tuple(x.shape)  # numbers, and symbols for axes of any size
+        shape = tuple(n if isinstance(n, int) else 2 for n in sizes)
         same = _without_values(neuron)
-        for number, (known, sizes, _) in enumerate(self.made):
-            if (
-                same == known
-                and len(sizes) == len(shape)
-                and all(a in (None, b) for a, b in zip(sizes, shape, strict=True))
-            ):
+        for number, known in enumerate(self.made):
+            if known.same == same and known.takes(shape):
                 return number
-        program = trace(
-            neuron, torch.zeros(shape, dtype=x.dtype), dict.fromkeys(range(1, x.dim()), torch.export.Dim.AUTO)
-        )
+        free = dict.fromkeys(range(1, x.dim()), torch.export.Dim.AUTO)
+        program = trace(neuron, torch.zeros(shape, dtype=x.dtype), free)
         _refuse_random(program, f"layer {layer} ({type(neuron).__name__})")
-        # Constants are computed beforehand, but not from parameters, whose values are another layer's too.
-        graph = _convert(program, type(neuron).__name__, optimize=not program.state_dict).graph
-        sizes = tuple(n if isinstance(n, int) else None for n in input_of(program).meta["val"].shape)
-        self.made.append(_Unrolled(same, sizes, graph))
+        # Constants are computed beforehand, but not from the neurons' tensors, which have other values in other layers.
+        has_tensors = any(True for _ in (*neuron.parameters(), *neuron.buffers()))
+        graph = _convert(program, type(neuron).__name__, optimize=not has_tensors).graph
+        taken: tuple[Any, ...] = tuple(input_of(program).meta["val"].shape)
+        self.made.append(_Unrolled(same, tuple(n if isinstance(n, int) else None for n in taken), graph))
         return len(self.made) - 1
 
 
@@ -183,8 +179,8 @@ def _refuse_random(program: torch.export.ExportedProgram, layer: str = "") -> No
     for node in program.graph.nodes:
         if torch.Tag.nondeterministic_seeded in getattr(node.target, "tags", ()):
             raise UsageError(
-                f"{layer or described(node)} draws random numbers ({node.target}), and an ONNX graph would draw others: "
-                "use neurons that are not stochastic"
+                f"{layer or described(node)} draws random numbers ({node.target}), and an ONNX graph would draw "
+                "others: use neurons that are not stochastic"
             )
 
 
@@ -197,14 +193,14 @@ def _convert(program: torch.export.ExportedProgram, name: str, optimize: bool) -
         return node(x, name=name)
 
     try:
-        with _quiet():
-            return torch.onnx.export(
+        with quiet():
+            written: Any = torch.onnx.export(
                 program, dynamo=True, input_names=["input"], output_names=["logits"], opset_version=OPSET,
                 optimize=optimize, custom_translation_table={torch.ops.spikeloom.neurons.default: neurons},
-            ).model_proto  # fmt: skip
+            )  # fmt: skip
     except Exception as error:
-        reason = str(error.__cause__ or error).strip().split("\n")[0]
-        raise UsageError(f"{name} cannot be written as ONNX: {reason}") from error
+        raise UsageError(f"{name} cannot be written as ONNX: {reason_of(error)}") from error
+    return written.model_proto
 
 
 def _neurons_node() -> Any:
@@ -217,16 +213,3 @@ def _neurons_node() -> Any:
         attributes=[defs.OpSchema.Attribute("name", defs.OpSchema.AttrType.STRING)],
     )  # fmt: skip
     return values.Op(values.Opset("spikeloom", 1), "neurons", schema)
-
-
-@contextlib.contextmanager
-def _quiet() -> Generator[None]:
-    """Without the exporter's own progress and warnings, which speak of its internals."""
-    level = logging.getLogger("torch.onnx").level
-    logging.getLogger("torch.onnx").setLevel(logging.ERROR)
-    try:
-        with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logging.getLogger("torch.onnx").setLevel(level)

@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
+import io
+import logging
+import warnings
+from collections.abc import Generator
 from typing import Any
 
 import torch
@@ -55,13 +60,30 @@ def trace(model: nn.Module, example: Tensor, dynamic: Any = None) -> torch.expor
         UsageError: the module cannot be traced with this input; the message has the first line of the reason.
     """
     try:
-        with backend("reference"), torch.no_grad():
+        with quiet(), backend("reference"), torch.no_grad():
             return torch.export.export(model.eval(), (example,), dynamic_shapes=None if dynamic is None else (dynamic,))
     except Exception as error:
-        reason = str(error.__cause__ or error).strip().split("\n")[0]
         raise UsageError(
-            f"{type(model).__name__} cannot be traced on an input {tuple(example.shape)}: {reason}"
+            f"{type(model).__name__} cannot be traced on an input {tuple(example.shape)}: {reason_of(error)}"
         ) from error
+
+
+def reason_of(error: Exception) -> str:
+    """The first line of what went wrong."""
+    return (str(error.__cause__ or error).strip() or type(error).__name__).split("\n")[0]
+
+
+@contextlib.contextmanager
+def quiet() -> Generator[None]:
+    """Without the progress, warnings and logs of PyTorch's exporters, which speak of their own internals."""
+    disabled = logging.root.manager.disable
+    logging.disable(logging.CRITICAL)
+    try:
+        with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(disabled)
 
 
 def input_of(program: torch.export.ExportedProgram) -> torch.fx.Node:

@@ -1,0 +1,193 @@
+"""ONNX files: ONNX Runtime gives the network's logits, for batches of any size."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from test_fold import SMALL
+from torch import Tensor, nn
+
+from spikeloom.deploy import to_onnx
+from spikeloom.deploy import tracing as traced
+from spikeloom.encode import repeat
+from spikeloom.errors import UsageError
+from spikeloom.layers import Conv2d, GlobalAvgPool, Linear, NormSpike, SEWBlock, basic_branch
+from spikeloom.models import create_model
+from spikeloom.neurons import (
+    GLIF,
+    IF,
+    IPSU,
+    KLIF,
+    LIF,
+    MLF,
+    NEURONS,
+    PLIF,
+    PSN,
+    PSU,
+    RPSU,
+    SPSN,
+    LeakyIntegrator,
+    MaskedPSN,
+    Neuron,
+    ParaLIF,
+    RecurrentLIF,
+    RecurrentParaLIF,
+    SlidingPSN,
+    SynapticLIF,
+)
+
+for package in ("onnx", "onnxscript", "onnxruntime"):
+    pytest.importorskip(package, reason="the extra `exchange` is not installed: ONNX is not tested")
+import onnx  # noqa: E402
+import onnxruntime  # noqa: E402
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+
+def session(path: Path) -> Any:
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = 1
+    return onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+
+
+def check(model: nn.Module, example: Tensor, path: Path, axis: int = 0) -> Any:
+    """Writes the file, compares it on a batch of one and on one of another size than the example's, and reads it."""
+    written = to_onnx(model, example, path)
+    graph = onnx.load(path)
+    assert {node.domain for node in graph.graph.node} == {""}
+    assert [(opset.domain, opset.version) for opset in graph.opset_import] == [("", written.opset)]
+    assert written.nodes == len(graph.graph.node)
+    assert written.bytes == path.stat().st_size
+    runner = session(path)
+    for batch in (1, 3):
+        x = 3 * torch.rand([batch if a == axis else n for a, n in enumerate(example.shape)])
+        with torch.no_grad():
+            expected = model.eval()(x)
+        (got,) = runner.run(["logits"], {"input": x.numpy()})
+        assert expected.std() > 0
+        assert got.shape == expected.shape
+        torch.testing.assert_close(torch.from_numpy(got), expected, rtol=1e-4, atol=1e-4)
+    return graph
+
+
+class Net(nn.Module):
+    T = 3
+
+    def __init__(self, *layers: nn.Module, dims: int = 2):
+        super().__init__()
+        self.layers, self.dims = nn.Sequential(*layers), dims
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.layers(repeat(x, self.T) if x.dim() == self.dims else x)
+
+
+def test_a_static_image_passes_the_stem_once(tmp_path: Path) -> None:
+    block = SEWBlock(basic_branch(4, 4, 1, LIF), NormSpike(4, LIF), nn.Identity())
+    model = Net(Conv2d(2, 4, 3, padding=1), NormSpike(4, LIF), block, GlobalAvgPool(), Linear(4, 5), dims=4).train()
+    mode = [module.training for module in model.modules()]
+    to_onnx(model, torch.rand(2, 2, 8, 8), tmp_path / "kept.onnx")
+    assert [module.training for module in model.modules()] == mode
+    graph = check(model, torch.rand(2, 2, 8, 8), tmp_path / "net.onnx").graph
+    convolutions = [node for node in graph.node if node.op_type == "Conv"]
+    assert len(convolutions) == 3
+    # The first one sees the images themselves, no steps of them.
+    assert convolutions[0].input[0] == graph.input[0].name == "input"
+    assert [d.dim_param or d.dim_value for d in graph.input[0].type.tensor_type.shape.dim] == ["batch", 2, 8, 8]
+    assert [d.dim_param or d.dim_value for d in graph.output[0].type.tensor_type.shape.dim] == [3, "batch", 5]
+
+
+def test_layers_share_a_graph_but_not_their_values(tmp_path: Path) -> None:
+    """Neurons of one kind with other parameters, buffers and shapes; a sequence, not an image; one step."""
+    layers = [
+        Linear(6, 8), PLIF(tau=1.5), Linear(8, 8), PLIF(tau=4.0), Linear(8, 9), SynapticLIF(0.002, 0.003),
+        Linear(9, 5), SynapticLIF(0.02, 0.001), Linear(5, 4),
+    ]  # fmt: skip
+    check(nn.Sequential(*layers), torch.rand(4, 2, 6), tmp_path / "net.onnx", axis=1)
+    check(nn.Sequential(*layers[:3]), torch.rand(1, 2, 6), tmp_path / "step.onnx", axis=1)
+
+
+MADE: dict[str, Callable[[], Neuron]] = {
+    "IF": IF, "LIF": functools.partial(LIF, v_reset=None, strict=True), "PLIF": PLIF, "MLF": MLF, "KLIF": KLIF,
+    "PSN": lambda: PSN(3), "MaskedPSN": lambda: MaskedPSN(3, 2), "SlidingPSN": lambda: SlidingPSN(2), "PSU": PSU,
+    "IPSU": lambda: IPSU(3), "RPSU": lambda: RPSU(3), "GLIF": lambda: GLIF(6, 3),
+    "ParaLIF": functools.partial(ParaLIF, firing="td"), "SynapticLIF": functools.partial(SynapticLIF, v_threshold=0.05),
+    "RecurrentLIF": lambda: RecurrentLIF(6), "RecurrentParaLIF": lambda: RecurrentParaLIF(6, firing="t"),
+    "LeakyIntegrator": LeakyIntegrator,
+}  # fmt: skip
+
+
+def test_every_neuron_is_tried() -> None:
+    assert {*MADE, "SPSN"} == set(NEURONS)
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(n, marks=[] if n in ("PSN", "MLF", "ParaLIF") else [pytest.mark.slow]) for n in MADE]
+)
+def test_neurons(name: str, tmp_path: Path) -> None:
+    torch.manual_seed(2)
+    check(Net(Linear(4, 6), MADE[name](), Linear(6, 3)), torch.rand(2, 4), tmp_path / "net.onnx")
+
+
+REGISTERED: dict[str, dict[str, Any]] = {
+    "report_vgg16": {"T": 2}, "report_sew_resnet34": {"T": 2}, "report_ms_resnet34": {"T": 2}, "ghostnet_snn": {"T": 2},
+    "sew_7b": {"T": 2}, "ds_resnet20": {"T": 2}, "spikingformer_4_256": {"T": 2},
+    "spikformer_v2_2_64": SMALL["spikformer_v2_2_64"], "syna_resnet18": {"T": 2}, "psn_cifar_net": {"channels": 8},
+}  # fmt: skip
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", REGISTERED)
+def test_registered_networks(name: str, tmp_path: Path) -> None:
+    torch.manual_seed(1)
+    model = create_model(name, **REGISTERED[name]).train()
+    x = torch.rand(4, *((2, 128, 128) if name == "sew_7b" else (3, 32, 32)))
+    with torch.no_grad():  # statistics with which neurons fire
+        for module in model.modules():
+            if isinstance(module, nn.BatchNorm2d):
+                nn.init.uniform_(module.weight, 1.5, 3.0)
+                module.momentum = 0.5
+        model(x)
+    check(model, x[:2], tmp_path / "net.onnx")
+
+
+STOCHASTIC: dict[str, tuple[Callable[[], nn.Module], str]] = {
+    "SPSN": (SPSN, r"layer layers.1 \(SPSN\) draws random numbers"),
+    "sb": (lambda: ParaLIF("sb"), r"layer layers.1 \(ParaLIF\) draws random numbers"),
+    "gs": (lambda: RecurrentParaLIF(6, "gs"), r"layer layers.1 \(RecurrentParaLIF\) draws random numbers"),
+}
+
+
+@pytest.mark.parametrize("name", STOCHASTIC)
+def test_random_numbers_are_refused(name: str, tmp_path: Path) -> None:
+    make, message = STOCHASTIC[name]
+    with pytest.raises(UsageError, match=message):
+        to_onnx(Net(Linear(4, 6), make()), torch.rand(2, 4), tmp_path / "net.onnx")
+    assert list(tmp_path.iterdir()) == []
+
+
+class Noise(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return x + torch.rand_like(x)
+
+
+def test_other_mistakes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "net.onnx"
+    with pytest.raises(UsageError, match=r"layer layers.1 \(Noise\) draws random numbers"):
+        to_onnx(Net(Linear(4, 6), Noise()), torch.rand(2, 4), path)
+    with pytest.raises(UsageError, match=r"Net cannot be traced on an input \(2, 5\): .*5"):
+        to_onnx(Net(Linear(4, 6)), torch.rand(2, 5), path)
+    with pytest.raises(UsageError, match=r"cannot write .*nowhere/net.onnx"):
+        to_onnx(Net(Linear(4, 6)), torch.rand(2, 4), tmp_path / "nowhere" / "net.onnx")
+
+    def missing(name: str) -> Any:
+        raise ImportError(name)
+
+    monkeypatch.setattr(traced.importlib, "import_module", missing)
+    with pytest.raises(UsageError, match=r"'onnx' is not installed: pip install 'spikeloom\[exchange\]'"):
+        to_onnx(Net(Linear(4, 6)), torch.rand(2, 4), path)
+    assert list(tmp_path.iterdir()) == []
