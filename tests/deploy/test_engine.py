@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import threading
 from pathlib import Path
@@ -237,7 +238,7 @@ def _mean(x: int, out: int) -> Any:
 
 def test_a_layer_that_it_does_not_know() -> None:
     x = torch.rand(2, 2, 2, 9, 7)
-    with pytest.raises(UsageError, match="^first.neuron: the event engine has no step for spikeloom::scan"):
+    with pytest.raises(UsageError, match=r"^first\.neuron: the event engine has no step for spikeloom::scan"):
         compile(_Small(KLIF, "add"), x)
 
 
@@ -353,10 +354,8 @@ def test_a_damaged_file(saved: tuple[Path, Engine, Tensor], tmp_path: Path, data
         engine = load(bad)
     except UsageError:
         return
-    try:
+    with contextlib.suppress(ValueError):  # an input of another shape
         engine(x)
-    except ValueError:
-        pass  # an input of another shape
 
 
 def test_a_window_larger_than_its_input() -> None:

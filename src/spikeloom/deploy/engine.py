@@ -8,35 +8,20 @@ Layers whose inputs are real values (the first, a gate) are PyTorch's, inside th
 from __future__ import annotations
 
 import json
-import math
 import threading
-import time
-from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
+from collections.abc import Generator, Iterable, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
 
 import pydantic
 import torch
-import torch.nn.functional as F
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from spikeloom.deploy.plan import (
-    Attention,
-    Conv,
-    Fire,
-    Join,
-    Map,
-    Neuron,
-    PadChannels,
-    Plan,
-    PlanError,
-    Pool,
-    Step,
-    Value,
-)
+from spikeloom.deploy.plan import Conv, Plan, PlanError, Step, Value
+from spikeloom.deploy.workspace import States, Workspace, pack
 from spikeloom.errors import UsageError
 from spikeloom.ops import dispatch
 from spikeloom.train.checkpoint import atomic
@@ -64,8 +49,8 @@ class Engine:
         self._values = plan.values(tensors)
         self._plan, self._tensors = plan, dict(tensors)
         self._level = dispatch.native.level()
-        self._packed = {i: _pack(step, self._tensors) for i, step in enumerate(plan.steps) if isinstance(step, Conv)}
-        self._idle: dict[tuple[int, int, bool], list[_Workspace]] = {}
+        self._packed = {i: pack(step, self._tensors) for i, step in enumerate(plan.steps) if isinstance(step, Conv)}
+        self._idle: dict[tuple[int, int, bool], list[Workspace]] = {}
         self._lock = threading.Lock()
         self._timings: dict[int, dict[str, float | None]] = {}
 
@@ -95,19 +80,24 @@ class Engine:
         expected = " or ".join(f"{lead}{', '.join(map(str, shape))}]" for shape in shapes)
         raise ValueError(f"this engine takes {expected}, got {tuple(x.shape)}")
 
-    def _run(self, x: Tensor, T: int, states: _States | None = None) -> Tensor:
+    def advance(self, x: Tensor, states: States) -> Tensor:
+        """The next steps from some potentials, which are replaced by those after them; a static image is one step."""
+        sequence, T = self._sequence(x)
+        return self._run(sequence, 1 if self._plan.input.static else T, states)
+
+    def _run(self, x: Tensor, T: int, states: States | None = None) -> Tensor:
         with self._workspace(T, x.shape[1], states is not None) as workspace:
             return workspace(x, states)
 
     @contextmanager
-    def _workspace(self, T: int, N: int, carries: bool) -> Generator[_Workspace]:
+    def _workspace(self, T: int, N: int, carries: bool) -> Generator[Workspace]:
         if dispatch.native.level() != self._level:
             raise RuntimeError("the instruction level of the kernels changed after the engine was made: make it anew")
         key = (T, N, carries)
         with self._lock:
             idle = self._idle.setdefault(key, [])
             workspace = idle.pop() if idle else None
-        workspace = workspace or _Workspace(self._plan, self._values, self._tensors, self._packed, T, N)
+        workspace = workspace or Workspace(self._plan, self._values, self._tensors, self._packed, T, N)
         try:
             yield workspace
         finally:
@@ -174,9 +164,9 @@ class Engine:
     def plan(self) -> str:
         """`layers` as a table."""
         columns = ("layer", "step", "reads", "makes", "way", "active", "event_ms", "dense_ms")
-        rows = [columns]
+        rows: list[tuple[str, ...]] = [columns]
         for layer in self.layers():
-            cells = [f"{cell:.2f}" if isinstance(cell, float) else cell or "" for cell in layer.values()]
+            cells = [f"{cell:.2f}" if isinstance(cell, float) else str(cell or "") for cell in layer.values()]
             if layer["active"] is not None:
                 cells[5] = f"{layer['active']:.1%}"
             rows.append(tuple(cells))
@@ -257,281 +247,16 @@ class EngineStream:
 
     def __init__(self, engine: Engine):
         self._engine = engine
-        self._states: _States = {}
-        self._images = 0
+        self._states: States = {}
 
     def __call__(self, x: Tensor) -> Tensor:
         """Logits [T, N, classes] of the next steps; of a static image T = 1 step, [N, ...] -> [1, N, classes]."""
-        sequence, T = self._engine._sequence(x)
-        static = self._engine._plan.input.static
-        if self._images not in (0, sequence.shape[1]):
-            raise ValueError(f"this stream carries {self._images} images, got {sequence.shape[1]}: start another")
-        self._images = sequence.shape[1]
-        return self._engine._run(sequence, 1 if static else T, self._states)
-
-
-# --- inside -----------------------------------------------------------------------------------------------------------
-
-_States = dict[int, Tensor]
-"""Potentials [levels, N, H, W, C] by step."""
+        images = next(iter(self._states.values())).shape[1] if self._states else None
+        axis = 0 if self._engine.values[0].static else 1
+        if images not in (None, x.shape[axis]):
+            raise ValueError(f"this stream carries {images} images, got {x.shape[axis]}: start another")
+        return self._engine.advance(x, self._states)
 
 
 def _shape(value: Value) -> str:
     return f"{value.channels}x{value.height}x{value.width}" if value.places != (1, 1) else str(value.channels)
-
-
-def _pack(step: Conv, tensors: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
-    """Weights as the way of the layer reads them, and the bias."""
-    weight = tensors[step.weight]
-    bias = torch.zeros(weight.shape[0]) if step.bias is None else tensors[step.bias]
-    if step.way == "dense":
-        return weight.contiguous(memory_format=torch.channels_last), bias
-    count = torch.zeros(1, dtype=torch.int64)
-    depthwise = step.depthwise(weight)
-    fields = {
-        "in": weight.shape[1], "out": weight.shape[0], "kernel_height": weight.shape[2],
-        "kernel_width": weight.shape[3], "stride": step.stride, "depthwise": depthwise,
-        "weight": weight.data_ptr(), "floats": count.data_ptr(),
-    }  # fmt: skip
-    dispatch.native.event_pack(**fields, packed=0)
-    packed = torch.empty(int(count) + 16)  # vectors are read from their first element on
-    dispatch.native.event_pack(**fields, packed=packed.data_ptr())
-    return packed, bias
-
-
-class _Workspace:
-    """Buffers for T steps of N images, and the calls that fill them: nothing is allocated after the first run.
-
-    (But for what PyTorch's own layers allocate for themselves.)
-    """
-
-    def __init__(
-        self, plan: Plan, values: Sequence[Value], tensors: Mapping[str, Tensor],
-        packed: Mapping[int, tuple[Tensor, Tensor]], T: int, N: int,
-    ):  # fmt: skip
-        self.T, self.N = T, N
-        self._values, self._tensors, self._packed = values, tensors, packed
-        self._maps: list[Tensor] = [self._buffer(value) for value in values]
-        self._threads = torch.get_num_threads()
-        self._kept: list[Any] = []
-        self._states: _States | None = None
-        self._calls = [self._call(i, step) for i, step in enumerate(plan.steps)]
-
-    def _buffer(self, value: Value) -> Tensor:
-        steps = 1 if value.static else self.T
-        return torch.empty(
-            steps, self.N, *value.places, value.channels, dtype=torch.uint8 if value.spikes else torch.float32
-        )  # fmt: skip
-
-    def __call__(self, x: Tensor, states: _States | None = None) -> Tensor:
-        self._states = states
-        self._maps[0].copy_(x)
-        with torch.no_grad():
-            for call in self._calls:
-                call()
-        logits = self._maps[-1].flatten(2)
-        return logits.expand(self.T, *logits.shape[1:]).clone()
-
-    def timed(self, x: Tensor) -> list[float]:
-        """Seconds of every step."""
-        self._states = None
-        self._maps[0].copy_(x)
-        times: list[float] = []
-        with torch.no_grad():
-            for call in self._calls:
-                start = time.perf_counter()
-                call()
-                times.append(time.perf_counter() - start)
-        return times
-
-    def densities(self) -> list[float]:
-        """The share of nonzeros of every value after a run."""
-        return [torch.count_nonzero(values).item() / values.numel() for values in self._maps]
-
-    # --- steps --------------------------------------------------------------------------------------------------------
-
-    def _call(self, i: int, step: Step) -> Callable[[], None]:
-        maps = self._maps
-        if isinstance(step, Conv):
-            return self._event(i, step) if step.way == "event" else self._dense(i, step)
-        if isinstance(step, Fire):
-            return self._fire(i, step, lambda: maps[step.x])
-        y = maps[step.out[0]]
-        if isinstance(step, Pool):
-            return self._pool(step, maps[step.x], y)
-        if isinstance(step, Attention):
-            return self._attention(step, y)
-        if isinstance(step, Join):
-            return _join(step, [maps[index] for index in step.xs], y)
-        x = maps[step.x]
-        if isinstance(step, PadChannels):
-            y.zero_()
-            inner = y[..., step.before : step.before + x.shape[-1]]
-            return lambda: _void(inner.copy_(x))
-        if isinstance(step, Map):
-            return _map(step, x, y)
-        if step.op == "mean":
-            places = y.flatten(2)
-            return lambda: _void(torch.mean(x.flatten(2, 3), 2, dtype=torch.float32, out=places))
-        return lambda: _void(y.copy_(x.flatten(2).view_as(y)))
-
-    def _fired(self, i: int, step: Conv | Fire) -> tuple[dict[str, Any], Callable[[], None]]:
-        """The kernels' fields of what follows the sums, and what must be done before every call."""
-        neuron = step.neuron or Neuron(decay=0.0, gain=1.0, threshold=(0.0,), v_reset=None, strict_firing=False)
-        threshold = torch.tensor(neuron.threshold, dtype=torch.float32)
-        fire_at = torch.nextafter(threshold, torch.tensor(math.inf)) if neuron.strict_firing else threshold
-        self._kept += [threshold, fire_at]
-        residual = None if step.residual is None else self._maps[step.residual]
-        repeated = residual
-        if residual is not None and residual.shape[0] != self.T:
-            repeated = torch.empty(self.T, *residual.shape[1:], dtype=residual.dtype)
-            self._kept.append(repeated)
-        real = residual is not None and residual.dtype == torch.float32
-        pointer = 0 if repeated is None else repeated.data_ptr()
-        spikes = None if step.neuron is None else self._maps[step.out[-1]]
-        fields = {
-            "steps": self.T, "residual": pointer if real else 0, "residual_spikes": 0 if real else pointer,
-            "sum": self._maps[step.out[0]].data_ptr() if step.keep_sum else 0,
-            "spikes": 0 if spikes is None else spikes.data_ptr(), "v": 0, "decay": neuron.decay, "gain": neuron.gain,
-            "v_rest": neuron.v_reset or 0.0, "hard": neuron.v_reset is not None, "levels": len(neuron.threshold),
-            "threshold": threshold.data_ptr(), "fire_at": fire_at.data_ptr(), "threads": self._threads,
-        }  # fmt: skip
-
-        def prepare() -> None:
-            if repeated is not residual:
-                assert repeated is not None
-                assert residual is not None
-                repeated.copy_(residual.expand_as(repeated))
-            if spikes is not None:
-                fields["v"] = 0
-                if self._states is not None:
-                    if i not in self._states:
-                        shape = (len(neuron.threshold), *spikes.shape[1:])
-                        self._states[i] = torch.full(shape, neuron.v_reset or 0.0)
-                    fields["v"] = self._states[i].data_ptr()
-
-        return fields, prepare
-
-    def _event(self, i: int, step: Conv) -> Callable[[], None]:
-        value, weight = self._values[step.x], self._tensors[step.weight]
-        packed, bias = self._packed[i]
-        fields, prepare = self._fired(i, step)
-        fields |= {
-            "images": self.N, "height": value.height, "width": value.width, "in": value.channels,
-            "out": weight.shape[0], "kernel_height": weight.shape[2], "kernel_width": weight.shape[3],
-            "stride": step.stride, "padding_y": step.padding[0], "padding_x": step.padding[1],
-            "depthwise": step.depthwise(weight), "binary": value.most == 1, "x": self._maps[step.x].data_ptr(),
-            "weight": packed.data_ptr(), "bias": bias.data_ptr(),
-        }  # fmt: skip
-        kernel = dispatch.native.event_conv
-
-        def run() -> None:
-            prepare()
-            kernel(**fields)
-
-        return run
-
-    def _dense(self, i: int, step: Conv) -> Callable[[], None]:
-        x, (weight, bias) = self._maps[step.x], self._packed[i]
-        images = x.flatten(0, 1).permute(0, 3, 1, 2)
-        real = None if images.dtype == torch.float32 else torch.empty_like(images, dtype=torch.float32)
-        linear = self._values[step.x].places == (1, 1) and weight.shape[2:] == (1, 1)
-        matrix = weight.flatten(1)
-
-        def sums() -> Tensor:
-            inputs = images if real is None else real.copy_(images)
-            if linear:
-                return F.linear(inputs.flatten(1), matrix, bias)
-            return F.conv2d(inputs, weight, bias, step.stride, step.padding, 1, step.groups).permute(0, 2, 3, 1)
-
-        out = self._values[step.out[0]]
-        if step.neuron is None and step.residual is None:
-            y = self._maps[step.out[0]].flatten(0, 1)
-            return lambda: _void(y.copy_(sums().view_as(y)))
-        lead = (x.shape[0], self.N, *out.places, out.channels)
-        return self._fire(i, step, lambda: sums().reshape(lead))
-
-    def _fire(self, i: int, step: Conv | Fire, sums: Callable[[], Tensor]) -> Callable[[], None]:
-        fields, prepare = self._fired(i, step)
-        out = self._maps[step.out[0]] if step.keep_sum else None
-        once = out is not None and out.shape[0] == 1 and self._values[step.out[0]].static
-        if once:
-            fields["sum"] = 0
-        kernel = dispatch.native.event_fire
-
-        def run() -> None:
-            prepare()
-            x = sums().contiguous()
-            if once:
-                assert out is not None
-                out.copy_(x)
-                if step.residual is not None:
-                    out.add_(self._maps[step.residual])
-                if step.neuron is None:
-                    return
-            fields["x"] = x.data_ptr()
-            fields["size"] = x[0].numel()
-            fields["x_stride"] = 0 if x.shape[0] != self.T or self.T == 1 else x[0].numel()
-            kernel(**fields)
-
-        return run
-
-    def _pool(self, step: Pool, x: Tensor, y: Tensor) -> Callable[[], None]:
-        if step.op == "max_pool" and x.dtype == torch.uint8:
-            fields = {
-                "images": x.shape[0] * x.shape[1], "height": x.shape[2], "width": x.shape[3], "channels": x.shape[4],
-                "kernel": step.kernel, "stride": step.stride, "padding": step.padding, "x": x.data_ptr(),
-                "y": y.data_ptr(), "threads": self._threads,
-            }  # fmt: skip
-            kernel = dispatch.native.event_max_pool
-            return lambda: kernel(**fields)
-        if step.kernel == 1 and step.padding == 0:
-            chosen = x[:, :, :: step.stride, :: step.stride][:, :, : y.shape[2], : y.shape[3]]
-            return lambda: _void(y.copy_(chosen))
-
-        def run() -> None:
-            images = x.flatten(0, 1).permute(0, 3, 1, 2).to(torch.float32)
-            if step.op == "max_pool":
-                found = F.max_pool2d(images, step.kernel, step.stride, step.padding)
-            else:
-                found = F.avg_pool2d(images, step.kernel, step.stride, step.padding, step.ceil, step.count_padding)
-            y.copy_(found.permute(0, 2, 3, 1).view_as(y))
-
-        return run
-
-    def _attention(self, step: Attention, y: Tensor) -> Callable[[], None]:
-        q, k, v = (self._maps[index] for index in step.reads())
-        fields = {
-            "maps": q.shape[0] * q.shape[1], "tokens": q.shape[2] * q.shape[3], "channels": q.shape[4],
-            "heads": step.heads, "scale": step.scale, "q": q.data_ptr(), "k": k.data_ptr(), "v": v.data_ptr(),
-            "y": y.data_ptr(), "threads": self._threads,
-        }  # fmt: skip
-        kernel = dispatch.native.event_attention
-        return lambda: kernel(**fields)
-
-
-def _void(_: object) -> None:
-    """Drops a result."""
-
-
-def _map(step: Map, x: Tensor, y: Tensor) -> Callable[[], None]:
-    if step.op == "complement":
-        return lambda: _void(torch.bitwise_xor(x, 1, out=y))
-    functions: dict[str, Callable[[Tensor], Tensor]] = {
-        "relu": lambda z: z.relu_(), "sigmoid": lambda z: z.sigmoid_(), "clamp": lambda z: z.clamp_(step.low, step.high),
-        "scale": lambda z: z.mul_(step.high), "shift": lambda z: z.add_(step.high),
-    }  # fmt: skip
-    function = functions[step.op]
-    return lambda: _void(function(y.copy_(x)))
-
-
-def _join(step: Join, xs: Sequence[Tensor], y: Tensor) -> Callable[[], None]:
-    if step.op == "cat":
-        parts = y.split([x.shape[-1] for x in xs], -1)
-        pairs = list(zip(parts, xs, strict=True))
-        return lambda: [part.copy_(x.expand_as(part)) for part, x in pairs] and None
-    functions: dict[str, Callable[..., Tensor]] = {"add": torch.add, "mul": torch.mul, "or": torch.bitwise_or}
-    function, a, b = functions[step.op], *xs
-    if y.dtype == torch.float32 and a.dtype == b.dtype == torch.uint8:
-        return lambda: _void(function(a.to(torch.float32), b, out=y))
-    return lambda: _void(function(a, b, out=y))

@@ -11,8 +11,23 @@ import torch
 from torch import Tensor, fx, nn
 
 from spikeloom.deploy.fold import fold
-from spikeloom.deploy.plan import Attention, Conv, Fire, Flatten, Join, Map, Mean, Neuron, PadChannels, Plan, PlanError
-from spikeloom.deploy.plan import Pool, Step, Value, renumbered
+from spikeloom.deploy.plan import (
+    Attention,
+    Conv,
+    Fire,
+    Flatten,
+    Join,
+    Map,
+    Mean,
+    Neuron,
+    PadChannels,
+    Plan,
+    PlanError,
+    Pool,
+    Step,
+    Value,
+    renumbered,
+)
 from spikeloom.errors import UsageError
 from spikeloom.ops import backend
 
@@ -83,7 +98,7 @@ class _Lowering:
         self.weights: dict[str, Tensor] = {}
         self.graph = program.graph
         self.env: dict[fx.Node, Any] = {}
-        self.T = 1
+        self.repeats = 1
         signature = program.graph_signature
         named = {**signature.inputs_to_parameters, **signature.inputs_to_buffers}
         constants = {**program.constants, **dict(program.named_buffers())}
@@ -107,7 +122,7 @@ class _Lowering:
         C, H, W = shape[0], shape[1] if len(shape) == 3 else 1, shape[-1] if len(shape) > 1 else 1
         self.values.append(Value(height=H, width=W, channels=C, static=axis == 0))
         if axis == 1:
-            self.T = int(node.meta["val"].shape[0])
+            self.repeats = int(node.meta["val"].shape[0])
         return _View(0, forms[len(shape)])
 
     def result(self) -> tuple[Plan, dict[str, Tensor]]:
@@ -120,7 +135,7 @@ class _Lowering:
             raise UsageError("the event engine runs networks that give logits [T, N, classes]")
         steps = _fuse(self.steps, self.values, found.value)
         tensors = {name: self.weights[name] for step in steps for name in step.tensors()}
-        return Plan(input=self.values[0], T=self.T, steps=steps), tensors
+        return Plan(input=self.values[0], T=self.repeats, steps=steps), tensors
 
     # --- nodes --------------------------------------------------------------------------------------------------------
 
@@ -184,7 +199,7 @@ class _Lowering:
         value = self.values[x.value]
         if not value.static:
             raise TypeError("only a static image is repeated")
-        self.T = int(sizes[0])
+        self.repeats = int(sizes[0])
         return x
 
     def _select(self, x: _View, dim: int, index: int) -> _View:
@@ -289,7 +304,7 @@ class _Lowering:
     ) -> _Spikes:
         if scale is not None or v is not None:
             raise TypeError("a rectified charge")
-        v_reset, strict, _, _, _, _, *thresholds = numbers
+        v_reset, strict, thresholds = numbers[0], numbers[1], numbers[6:]
         neuron = Neuron(
             decay=float(decay.detach()), gain=float(gain.detach()), threshold=tuple(map(float, thresholds)),
             v_reset=None if math.isnan(v_reset) else float(v_reset), strict_firing=bool(strict),
@@ -305,7 +320,8 @@ class _Lowering:
         self, x: _View, kernel: Sequence[int], stride: Sequence[int] = (), padding: Sequence[int] = (0,),
         dilation: Sequence[int] = (1,), ceil: bool = False,
     ) -> _View:  # fmt: skip
-        return self._pool("max_pool", x, kernel, stride or kernel, padding, ceil, {*dilation} == {1} and not ceil)
+        fits = set(dilation) == {1} and not ceil
+        return self._pool("max_pool", x, kernel, stride or kernel, padding, ceil, fits)
 
     def _avg_pool2d(
         self, x: _View, kernel: Sequence[int], stride: Sequence[int] = (), padding: Sequence[int] = (0,),
@@ -334,14 +350,16 @@ class _Lowering:
             raise TypeError("padding of places")
         return self._emit(PadChannels, x=x.value, before=padding[4], behind=padding[5])
 
-    def _matmul(self, left: Any, right: Any) -> _View | _Product:
+    def _matmul(self, left: _View | _Product, right: _View | _Product) -> _View | _Product:
         if isinstance(left, _View) and isinstance(right, _View):
             return _Product(left, right)
         # V (K^T Q), or (V K^T) Q: the same sums, for tokens in columns.
-        if isinstance(right, _Product):
+        if isinstance(left, _View) and isinstance(right, _Product):
             v, k, q = left, right.left, right.right
-        else:
+        elif isinstance(left, _Product) and isinstance(right, _View):
             v, k, q = left.left, left.right, right
+        else:
+            raise TypeError("a product of four")
         if (v.form, k.form, q.form) != ("heads", "heads.T", "heads") or len({v.heads, k.heads, q.heads}) != 1:
             raise TypeError("a product of these axes")
         made = self._emit(Attention, q=q.value, k=k.value, v=v.value, heads=q.heads, scale=1.0)
