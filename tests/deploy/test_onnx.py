@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from test_fold import SMALL
+from small_networks import SMALL
 from torch import Tensor, nn
 
 from spikeloom.deploy import to_onnx
