@@ -171,7 +171,7 @@ STOCHASTIC: dict[str, tuple[Callable[[], nn.Module], str]] = {
 }
 
 
-@pytest.mark.parametrize("name", STOCHASTIC)
+@pytest.mark.parametrize("name", ["SPSN", pytest.param("gs", marks=pytest.mark.slow)])
 def test_random_numbers_are_refused(name: str, tmp_path: Path) -> None:
     make, message = STOCHASTIC[name]
     with pytest.raises(UsageError, match=message):

@@ -70,7 +70,7 @@ def to_onnx(model: nn.Module, example: Tensor, path: Path) -> OnnxFile:
     example = example.narrow(axis, 0, 1).expand([2 if a == axis else n for a, n in enumerate(example.shape)])
     program = trace(model, example.contiguous(), {axis: torch.export.Dim("batch", min=1)})
     steps = steps or example.shape[0]
-    proto = _convert(program, type(model).__name__, optimize=True)
+    proto = _convert(program, type(model).__name__, optimize=True, dynamic=({axis: "batch"},))
     _Unrolling(neurons, program).into(proto)
     foreign = sorted({node.domain for node in proto.graph.node} - {"", "ai.onnx"})
     if foreign:
@@ -184,19 +184,23 @@ def _refuse_random(program: torch.export.ExportedProgram, layer: str = "") -> No
             )
 
 
-def _convert(program: torch.export.ExportedProgram, name: str, optimize: bool) -> Any:
-    """An exported graph in ONNX, a `ModelProto`; a layer of neurons is one node of the domain `spikeloom`."""
+def _convert(program: torch.export.ExportedProgram, name: str, optimize: bool, dynamic: Any = None) -> Any:
+    """An exported graph in ONNX, a `ModelProto`; a layer of neurons is one node of the domain `spikeloom`.
+
+    `dynamic` names the axes of any size.
+    """
     _refuse_random(program)
     node = _neurons_node()
 
     def neurons(x: Any, name: str) -> Any:
         return node(x, name=name)
 
+    table = {torch.ops.spikeloom.neurons.default: neurons}
     try:
         with quiet():
             written: Any = torch.onnx.export(
                 program, dynamo=True, input_names=["input"], output_names=["logits"], opset_version=OPSET,
-                optimize=optimize, custom_translation_table={torch.ops.spikeloom.neurons.default: neurons},
+                optimize=optimize, dynamic_shapes=dynamic, custom_translation_table=table,
             )  # fmt: skip
     except Exception as error:
         raise UsageError(f"{name} cannot be written as ONNX: {reason_of(error)}") from error
