@@ -209,7 +209,7 @@ WRITTEN = [
 @pytest.mark.parametrize(
     "name",
     [pytest.param(name, marks=[] if name in ("report_sew_resnet34", "vggsnn", "shd_net") else [pytest.mark.slow])
-     for name in list_models() if name != "masked_autoencoder"],
+     for name in list_models() if name != "masked_autoencoder"],  # which is for pre-training alone
 )  # fmt: skip
 def test_registered_networks(name: str, tmp_path: Path) -> None:
     """Those that NIR can express give the same logits; of the others a layer is named."""
