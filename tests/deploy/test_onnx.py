@@ -184,10 +184,17 @@ class Noise(nn.Module):
         return x + torch.rand_like(x)
 
 
+class OfTwo(Neuron):
+    def run(self, x: Tensor, state: Any, keep: bool) -> tuple[Tensor, None]:
+        return x.reshape(3, 2, 6).cumsum(0), None
+
+
 def test_other_mistakes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "net.onnx"
     with pytest.raises(UsageError, match=r"layer layers.1 \(Noise\) draws random numbers"):
         to_onnx(Net(Linear(4, 6), Noise()), torch.rand(2, 4), path)
+    with pytest.raises(UsageError, match=r"layer layers.1 \(OfTwo\) takes a batch of one size only"):
+        to_onnx(Net(Linear(4, 6), OfTwo()), torch.rand(2, 4), path)
     with pytest.raises(UsageError, match=r"Net cannot be traced on an input \(2, 5\): .*5"):
         to_onnx(Net(Linear(4, 6)), torch.rand(2, 5), path)
     with pytest.raises(UsageError, match=r"cannot write .*nowhere/net.onnx"):
