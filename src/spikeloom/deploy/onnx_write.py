@@ -164,7 +164,8 @@ class _Unrolling:
         has_tensors = any(True for _ in (*neuron.parameters(), *neuron.buffers()))
         graph = _convert(program, type(neuron).__name__, optimize=not has_tensors).graph
         taken: tuple[Any, ...] = tuple(input_of(program).meta["val"].shape)
-        if any(isinstance(a, int) and not isinstance(b, int) for a, b in zip(taken, sizes, strict=True)):
+        given: tuple[Any, ...] = tuple(program.graph.output_node().args[0][0].meta["val"].shape)  # pyright: ignore
+        if isinstance(taken[1], int) or isinstance(given[1], int):
             raise UsageError(f"layer {layer} ({type(neuron).__name__}) takes a batch of one size only")
         self.made.append(_Unrolled(same, tuple(n if isinstance(n, int) else None for n in taken), graph))
         return len(self.made) - 1
