@@ -160,6 +160,7 @@ def test_registered_networks(name: str, tmp_path: Path) -> None:
         for module in model.modules():
             if isinstance(module, nn.BatchNorm2d):
                 nn.init.uniform_(module.weight, 1.5, 3.0)
+                nn.init.uniform_(module.bias, 0.0, 1.0)
                 module.momentum = 0.5
         model(x)
     check(model, x[:2], tmp_path / "net.onnx")
