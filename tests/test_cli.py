@@ -476,7 +476,6 @@ MISTAKES: dict[str, tuple[str, list[str]]] = {
     "export of nothing": ("export report_resnet --to nir", ["'report_resnet'", "neither", "did you mean"]),
     "export of what NIR lacks": ("export {0}/run --to nir", ["layer features.", "(MaxPool2d)", "NIR has no max pool"]),
     "export of no steps": ("export {0}/run --to onnx --T 0", ["T must be at least 1, got 0"]),
-    "export of random numbers": ("export paralif_shd --to onnx input=700 --T 2", ["layers.1 (ParaLIF)", "random"]),
     "export on other inputs": ("export report_vgg16 --to onnx input=3x8x8", ["32x32, got 8x8"]),
     "export to nowhere": (
         "export shd_net --to nir --out {0}/nowhere/a.nir input=700 neuron.name=LIF", ["cannot write {0}/nowhere/a.nir"]

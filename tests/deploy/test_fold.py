@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+from small_networks import EVENTS, SHAPES, SMALL
 from torch import nn
 
 from spikeloom.deploy import fold
@@ -63,16 +64,6 @@ def test_what_does_not_stand_behind_a_convolution_stays() -> None:
     assert sum(isinstance(m, BatchNorm) for m in fold(model).modules()) == 3
 
 
-SMALL: dict[str, dict[str, Any]] = {
-    **{name: {"channels": 32, "heads": 4, "depth": 1} for name in list_models("spik*former_*")},
-    "sequential_cifar_net": {"channels": 16}, "psn_cifar_net": {"channels": 8}, "cifarnet": {"T": 2},
-}  # fmt: skip
-SHAPES = {"sequential_cifar_net": (3, 32), "shd_net": (700,), "paralif_shd": (700,), "paralif_ntidigits": (64,),
-          "paralif_nmnist": (1, 34, 34), "paralif_gesture": (2, 64, 64), "colored_mnist_net": (3, 28, 28)}  # fmt: skip
-# The events of these have two channels, whatever the side.
-EVENTS = dict.fromkeys((*list_models("spik*_dvs"), "ds_resnet14_dvs", "ds_resnet20_gesture"), (2, 32, 32))
-EVENTS |= dict.fromkeys(list_models("*_7b"), (2, 128, 128)) | {"vggsnn": (2, 16, 16)}
-SMALL |= {name: {"T": 2} for name in list_models("*_7b")} | {"vggsnn": {"T": 2, "image_size": 16}}
 # A norm behind a Ghost module's concatenation, or on the input itself, stands behind no convolution.
 NOT_ALL = {"report_sew_resnet34_ghost", "ds_resnet20_gesture"}
 
@@ -82,24 +73,21 @@ DEEP = ("ms_resnet482", "ms_resnet110", "ms_resnet104", "ds_resnet68", "ds_resne
 
 @pytest.mark.parametrize(
     "name",
-    [
-        pytest.param(name, marks=[pytest.mark.slow] if name in DEEP else [])
-        for name in list_models()
-        if name != "masked_autoencoder"
-    ],
+    [pytest.param(name, marks=[pytest.mark.slow] if name in DEEP else []) for name in list_models()],
 )
 def test_every_network(name: str) -> None:
     """In float64 the folded network is the network: norms behind convolutions go, and not one spike changes."""
     torch.manual_seed(1)
     model = create_model(name, **SMALL.get(name, {})).train()
     x = torch.randn(int(getattr(model, "T", 2)), 1, *(SHAPES | EVENTS).get(name, (3, 32, 32)))
+    x, batch = (x[0], 0) if name == "masked_autoencoder" else (x, 1)  # pre-training takes images alone
     norms = [m for m in model.modules() if isinstance(m, nn.BatchNorm2d)]
     with torch.no_grad():
         for norm in norms:
             nn.init.uniform_(norm.weight, 1.5, 3.0)
             norm.momentum = 0.5
         for _ in range(3 if norms else 0):
-            model(torch.cat([x, torch.randn_like(x)], 1))
+            model(torch.cat([x, torch.randn_like(x)], batch))
     model, folded = model.double().eval(), fold(model.double())
     assert any(isinstance(m, nn.BatchNorm2d) for m in folded.modules()) == (name in NOT_ALL)
     with torch.no_grad(), Recorder(model) as one, Recorder(folded) as other:

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from test_fold import SMALL
+from small_networks import SMALL
 from torch import Tensor, nn
 
 from spikeloom.deploy import to_onnx
@@ -57,7 +57,9 @@ def session(path: Path) -> Any:
 
 def check(model: nn.Module, example: Tensor, path: Path, axis: int = 0) -> Any:
     """Writes the file, compares it on a batch of one and on one of another size than the example's, and reads it."""
+    modes = [module.training for module in model.modules()]
     written = to_onnx(model, example, path)
+    assert [module.training for module in model.modules()] == modes
     graph = onnx.load(path)
     assert {node.domain for node in graph.graph.node} == {""}
     assert [(opset.domain, opset.version) for opset in graph.opset_import] == [("", written.opset)]
@@ -89,26 +91,36 @@ class Net(nn.Module):
 def test_a_static_image_passes_the_stem_once(tmp_path: Path) -> None:
     block = SEWBlock(basic_branch(4, 4, 1, LIF), NormSpike(4, LIF), nn.Identity())
     model = Net(Conv2d(2, 4, 3, padding=1), NormSpike(4, LIF), block, GlobalAvgPool(), Linear(4, 5), dims=4).train()
-    mode = [module.training for module in model.modules()]
-    to_onnx(model, torch.rand(2, 2, 8, 8), tmp_path / "kept.onnx")
-    assert [module.training for module in model.modules()] == mode
     graph = check(model, torch.rand(2, 2, 8, 8), tmp_path / "net.onnx").graph
     convolutions = [node for node in graph.node if node.op_type == "Conv"]
     assert len(convolutions) == 3
-    # The first one sees the images themselves, no steps of them.
-    assert convolutions[0].input[0] == graph.input[0].name == "input"
-    assert [d.dim_param or d.dim_value for d in graph.input[0].type.tensor_type.shape.dim] == ["batch", 2, 8, 8]
-    assert [d.dim_param or d.dim_value for d in graph.output[0].type.tensor_type.shape.dim] == [3, "batch", 5]
+    shapes = {
+        value.name: [d.dim_param or d.dim_value for d in value.type.tensor_type.shape.dim]
+        for value in (*graph.input, *graph.output, *graph.value_info)
+    }
+    assert shapes["input"] == ["batch", 2, 8, 8]
+    assert shapes["logits"] == [3, "batch", 5]
+    # The first one sees as many images as there are, the others as many for each step.
+    assert shapes[convolutions[0].input[0]] == ["batch", 2, 8, 8]
+    assert shapes[convolutions[1].input[0]] == ["3*batch", 4, 8, 8]
 
 
 def test_layers_share_a_graph_but_not_their_values(tmp_path: Path) -> None:
-    """Neurons of one kind with other parameters, buffers and shapes; a sequence, not an image; one step."""
+    """Neurons of one kind with other parameters, buffers and shapes; a sequence, not an image."""
     layers = [
         Linear(6, 8), PLIF(tau=1.5), Linear(8, 8), PLIF(tau=4.0), Linear(8, 9), SynapticLIF(0.002, 0.003),
         Linear(9, 5), SynapticLIF(0.02, 0.001), Linear(5, 4),
     ]  # fmt: skip
-    check(nn.Sequential(*layers), torch.rand(4, 2, 6), tmp_path / "net.onnx", axis=1)
-    check(nn.Sequential(*layers[:3]), torch.rand(1, 2, 6), tmp_path / "step.onnx", axis=1)
+    for layer in layers[::2]:
+        nn.init.normal_(layer.weight, 0.3)  # pyright: ignore
+    graph = check(nn.Sequential(*layers), torch.rand(2, 2, 6), tmp_path / "net.onnx", axis=1).graph
+    own = {tensor.name for tensor in graph.initializer}
+    assert {"1/w", "3/w", "5/alpha", "7/alpha", "5/beta", "7/beta"} <= own
+
+
+@pytest.mark.slow
+def test_one_step(tmp_path: Path) -> None:
+    check(nn.Sequential(Linear(6, 8), LIF(), Linear(8, 3)), torch.rand(1, 2, 6), tmp_path / "net.onnx", axis=1)
 
 
 MADE: dict[str, Callable[[], Neuron]] = {
@@ -125,9 +137,7 @@ def test_every_neuron_is_tried() -> None:
     assert {*MADE, "SPSN"} == set(NEURONS)
 
 
-@pytest.mark.parametrize(
-    "name", [pytest.param(n, marks=[] if n in ("PSN", "MLF", "ParaLIF") else [pytest.mark.slow]) for n in MADE]
-)
+@pytest.mark.parametrize("name", [pytest.param(n, marks=[] if n == "PSN" else [pytest.mark.slow]) for n in MADE])
 def test_neurons(name: str, tmp_path: Path) -> None:
     torch.manual_seed(2)
     check(Net(Linear(4, 6), MADE[name](), Linear(6, 3)), torch.rand(2, 4), tmp_path / "net.onnx")
@@ -150,6 +160,7 @@ def test_registered_networks(name: str, tmp_path: Path) -> None:
         for module in model.modules():
             if isinstance(module, nn.BatchNorm2d):
                 nn.init.uniform_(module.weight, 1.5, 3.0)
+                nn.init.uniform_(module.bias, 0.0, 1.0)
                 module.momentum = 0.5
         model(x)
     check(model, x[:2], tmp_path / "net.onnx")
@@ -157,12 +168,11 @@ def test_registered_networks(name: str, tmp_path: Path) -> None:
 
 STOCHASTIC: dict[str, tuple[Callable[[], nn.Module], str]] = {
     "SPSN": (SPSN, r"layer layers.1 \(SPSN\) draws random numbers"),
-    "sb": (lambda: ParaLIF("sb"), r"layer layers.1 \(ParaLIF\) draws random numbers"),
     "gs": (lambda: RecurrentParaLIF(6, "gs"), r"layer layers.1 \(RecurrentParaLIF\) draws random numbers"),
 }
 
 
-@pytest.mark.parametrize("name", STOCHASTIC)
+@pytest.mark.parametrize("name", ["SPSN", pytest.param("gs", marks=pytest.mark.slow)])
 def test_random_numbers_are_refused(name: str, tmp_path: Path) -> None:
     make, message = STOCHASTIC[name]
     with pytest.raises(UsageError, match=message):
@@ -175,10 +185,17 @@ class Noise(nn.Module):
         return x + torch.rand_like(x)
 
 
+class OfTwo(Neuron):
+    def run(self, x: Tensor, state: Any, keep: bool) -> tuple[Tensor, None]:
+        return x.reshape(3, 2, 6).cumsum(0), None
+
+
 def test_other_mistakes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "net.onnx"
     with pytest.raises(UsageError, match=r"layer layers.1 \(Noise\) draws random numbers"):
         to_onnx(Net(Linear(4, 6), Noise()), torch.rand(2, 4), path)
+    with pytest.raises(UsageError, match=r"layer layers.1 \(OfTwo\) takes a batch of one size only"):
+        to_onnx(Net(Linear(4, 6), OfTwo()), torch.rand(2, 4), path)
     with pytest.raises(UsageError, match=r"Net cannot be traced on an input \(2, 5\): .*5"):
         to_onnx(Net(Linear(4, 6)), torch.rand(2, 5), path)
     with pytest.raises(UsageError, match=r"cannot write .*nowhere/net.onnx"):

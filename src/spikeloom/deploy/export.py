@@ -52,5 +52,5 @@ def _of_steps(model: nn.Module, example: Tensor, sequence: bool, steps: int) -> 
         return example[:steps]
     if not isinstance(getattr(model, "T", None), int):
         raise UsageError(f"{type(model).__name__} does not repeat an image, so it has no T to set: leave out --T")
-    model.T = steps  # pyright: ignore[reportAttributeAccessIssue]
+    model.T = steps  # pyright: ignore[reportArgumentType]
     return example

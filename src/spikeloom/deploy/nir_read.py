@@ -138,7 +138,8 @@ def _layer(nir: Any, name: str, node: Any, dt: float) -> nn.Module:
         bias = getattr(node, "bias", None)
         return _with_weights(Linear(node.weight.shape[1], node.weight.shape[0], bias is not None), node.weight, bias)
     if isinstance(node, (nir.Conv1d, nir.Conv2d)):
-        make, axes = (Conv1d, 1) if isinstance(node, nir.Conv1d) else (Conv2d, 2)
+        make: Any = Conv1d if isinstance(node, nir.Conv1d) else Conv2d
+        axes = 1 if isinstance(node, nir.Conv1d) else 2
         outputs, inputs, *kernel = node.weight.shape
         padding = node.padding if isinstance(node.padding, str) else _whole(node.padding, axes)
         layer = make(
@@ -148,8 +149,8 @@ def _layer(nir: Any, name: str, node: Any, dt: float) -> nn.Module:
         return _with_weights(layer, node.weight, node.bias)
     if isinstance(node, (nir.AvgPool2d, nir.SumPool2d)):
         divisor = 1 if isinstance(node, nir.SumPool2d) else None
-        sizes = (_whole(size, 2) for size in (node.kernel_size, node.stride, node.padding))
-        return AvgPool2d(*sizes, divisor_override=divisor)
+        sizes: Any = {name: _whole(getattr(node, name), 2) for name in ("kernel_size", "stride", "padding")}
+        return AvgPool2d(**sizes, divisor_override=divisor)
     if isinstance(node, nir.Flatten):
         first, last = (int(n) + 2 if n >= 0 else int(n) for n in (node.start_dim, node.end_dim))
         return nn.Flatten(first, last)

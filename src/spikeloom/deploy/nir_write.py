@@ -86,12 +86,13 @@ class _Writer:
     def __init__(self, neurons: dict[str, Neuron], program: torch.export.ExportedProgram, dt: float):
         self.nir, self.neurons, self.program, self.dt = needed("nir"), neurons, program, dt
         signature = program.graph_signature
-        self.tensors: dict[str, Tensor] = {
+        tensors: dict[str, Any] = {
             **{name: program.state_dict[target] for name, target in signature.inputs_to_parameters.items()},
             **{name: program.state_dict.get(target, program.constants.get(target))
                for name, target in signature.inputs_to_buffers.items()},
             **{name: program.constants[target] for name, target in signature.inputs_to_lifted_tensor_constants.items()},
         }  # fmt: skip
+        self.tensors: dict[str, Tensor] = tensors
         self.nodes: dict[str, Any] = {}
         self.edges: list[tuple[str, str]] = []
         self.values: dict[Node, _Value] = {}
@@ -281,7 +282,6 @@ class _Writer:
         module = self.neurons[str(node.args[1])]
         kind = type(module).__name__
         where = f"layer {node.args[1]} ({kind})"
-        metadata: dict[str, Any] = {}
 
         def full(value: Any) -> np.ndarray:
             return np.full(shape, float(value), np.float64)
@@ -298,22 +298,29 @@ class _Writer:
             return self.nir.LIF(
                 tau=full(tau), r=full(gain / (1 - decay)), v_leak=fires["v_reset"], metadata=metadata, **fires
             )
-        if type(module) in (LeakyIntegrator, SynapticLIF) and all(d.numel() == 1 for d in module.decays()):
-            alpha, beta = (float(d) for d in module.decays())
-            tau, tau_syn = self.dt / (1 - beta), self.dt / (1 - alpha)
-            charge: Any = {"r": full(1), "v_leak": full(0)}
-            if isinstance(module, SynapticLIF):
-                charge |= {"v_threshold": full(module.v_threshold), "v_reset": full(0)}
-                metadata = {"strict": True} if module.strict else {}
-            fires = isinstance(module, SynapticLIF)
-            if not module.has_synapse:
-                return (self.nir.LIF if fires else self.nir.LI)(tau=full(tau), metadata=metadata, **charge)
-            return (self.nir.CubaLIF if fires else self.nir.CubaLI)(
-                tau_mem=full(tau), tau_syn=full(tau_syn), w_in=full(tau_syn / self.dt), metadata=metadata, **charge
-            )
+        if isinstance(module, LeakyIntegrator) and type(module) in _FILTERS:
+            made = self._filter_node(module, full)
+            if made is not None:
+                return made
         raise UsageError(
             f"{where}: NIR's neurons charge linearly, step by step, and have one threshold; it has no {kind}"
         )
+
+    def _filter_node(self, module: LeakyIntegrator, full: Callable[[Any], np.ndarray]) -> Any:
+        """A readout, or neurons with a synaptic current; None where every feature has decays of its own."""
+        alpha, beta = module.decays()
+        if alpha.numel() > 1 or beta.numel() > 1:
+            return None
+        tau, tau_syn = self.dt / (1 - float(beta.detach())), self.dt / (1 - float(alpha.detach()))
+        settings: Any = {"r": full(1), "v_leak": full(0)}
+        fires = isinstance(module, SynapticLIF)
+        if fires:
+            settings |= {"v_threshold": full(module.v_threshold), "v_reset": full(0)}
+            settings |= {"metadata": {"strict": True}} if module.strict else {}
+        if not module.has_synapse:
+            return (self.nir.LIF if fires else self.nir.LI)(tau=full(tau), **settings)
+        kind = self.nir.CubaLIF if fires else self.nir.CubaLI
+        return kind(tau_mem=full(tau), tau_syn=full(tau_syn), w_in=full(tau_syn / self.dt), **settings)
 
 
 def _is_mean(node: Node) -> bool:
@@ -326,6 +333,8 @@ def _spread(value: Any, axes: int) -> tuple[int, ...]:
     values = tuple(value) if isinstance(value, (tuple, list)) else (value,)
     return values * axes if len(values) == 1 else values
 
+
+_FILTERS: tuple[type[Neuron], ...] = (LeakyIntegrator, SynapticLIF)
 
 _OPS: dict[Any, Callable[[_Writer, Node], _Value]] = {
     torch.ops.spikeloom.neurons.default: _Writer.neuron,

@@ -70,7 +70,7 @@ def to_onnx(model: nn.Module, example: Tensor, path: Path) -> OnnxFile:
     example = example.narrow(axis, 0, 1).expand([2 if a == axis else n for a, n in enumerate(example.shape)])
     program = trace(model, example.contiguous(), {axis: torch.export.Dim("batch", min=1)})
     steps = steps or example.shape[0]
-    proto = _convert(program, type(model).__name__, optimize=True)
+    proto = _convert(program, type(model).__name__, optimize=True, dynamic=({axis: "batch"},))
     _Unrolling(neurons, program).into(proto)
     foreign = sorted({node.domain for node in proto.graph.node} - {"", "ai.onnx"})
     if foreign:
@@ -164,6 +164,9 @@ class _Unrolling:
         has_tensors = any(True for _ in (*neuron.parameters(), *neuron.buffers()))
         graph = _convert(program, type(neuron).__name__, optimize=not has_tensors).graph
         taken: tuple[Any, ...] = tuple(input_of(program).meta["val"].shape)
+        given: tuple[Any, ...] = tuple(program.graph.output_node().args[0][0].meta["val"].shape)  # pyright: ignore
+        if isinstance(taken[1], int) or isinstance(given[1], int):
+            raise UsageError(f"layer {layer} ({type(neuron).__name__}) takes a batch of one size only")
         self.made.append(_Unrolled(same, tuple(n if isinstance(n, int) else None for n in taken), graph))
         return len(self.made) - 1
 
@@ -184,19 +187,23 @@ def _refuse_random(program: torch.export.ExportedProgram, layer: str = "") -> No
             )
 
 
-def _convert(program: torch.export.ExportedProgram, name: str, optimize: bool) -> Any:
-    """An exported graph in ONNX, a `ModelProto`; a layer of neurons is one node of the domain `spikeloom`."""
+def _convert(program: torch.export.ExportedProgram, name: str, optimize: bool, dynamic: Any = None) -> Any:
+    """An exported graph in ONNX, a `ModelProto`; a layer of neurons is one node of the domain `spikeloom`.
+
+    `dynamic` names the axes of any size.
+    """
     _refuse_random(program)
     node = _neurons_node()
 
     def neurons(x: Any, name: str) -> Any:
         return node(x, name=name)
 
+    table = {torch.ops.spikeloom.neurons.default: neurons}
     try:
         with quiet():
             written: Any = torch.onnx.export(
                 program, dynamo=True, input_names=["input"], output_names=["logits"], opset_version=OPSET,
-                optimize=optimize, custom_translation_table={torch.ops.spikeloom.neurons.default: neurons},
+                optimize=optimize, dynamic_shapes=dynamic, custom_translation_table=table,
             )  # fmt: skip
     except Exception as error:
         raise UsageError(f"{name} cannot be written as ONNX: {reason_of(error)}") from error

@@ -20,9 +20,11 @@ from spikeloom.ops import backend
 torch.library.define("spikeloom::neurons", "(Tensor x, str name) -> Tensor")
 
 
-@torch.library.register_fake("spikeloom::neurons")
-def _neurons(x: Tensor, name: str) -> Tensor:
+def _same_shape(x: Tensor, name: str) -> Tensor:
     return torch.empty_like(x)
+
+
+torch.library.register_fake("spikeloom::neurons", _same_shape)
 
 
 class _Named(nn.Module):
