@@ -1,0 +1,215 @@
+// The event engine's kernels on random shapes, in buffers of exactly the size that they may use, under sanitizers.
+//
+//     cmake -S native -B build -DSPIKELOOM_FUZZ=ON && cmake --build build --target events_fuzz_native
+//     build/events_fuzz_native 2000
+//
+// Every result is compared with plain loops; the process ends with 1 where one differs.
+#include <cmath>
+#include <cstdio>
+#include <cstdlib>
+#include <memory>
+#include <random>
+#include <vector>
+
+#include "../kernels.hpp"
+
+using namespace spikeloom;
+namespace level = spikeloom::SPIKELOOM_LEVEL;
+
+namespace {
+
+std::mt19937 generator;
+
+int64_t from_to(int64_t low, int64_t high) { return std::uniform_int_distribution<int64_t>(low, high)(generator); }
+bool coin() { return from_to(0, 1) == 1; }
+
+// Exactly n elements on the heap: one read or written beyond them is an error.
+template <class T>
+std::unique_ptr<T[]> exactly(int64_t n) {
+  return std::unique_ptr<T[]>(new T[n]());
+}
+
+std::unique_ptr<uint8_t[]> spikes_of(int64_t n, int64_t most) {
+  auto x = exactly<uint8_t>(n);
+  const int64_t silence = from_to(0, 10);
+  for (int64_t i = 0; i < n; i++) x[i] = from_to(0, 9) < silence ? 0 : from_to(0, most);
+  return x;
+}
+
+std::unique_ptr<float[]> grid_of(int64_t n) {
+  auto x = exactly<float>(n);
+  for (int64_t i = 0; i < n; i++) x[i] = from_to(-8, 8) / 16.f;
+  return x;
+}
+
+bool fail(const char* what) {
+  std::printf("%s differs\n", what);
+  return false;
+}
+
+// What `Fired` says, in plain loops: u [steps, size] to spikes.
+void fire_plainly(const Fired& a, int64_t size, const std::vector<float>& u, std::vector<uint8_t>& spikes,
+                  std::vector<float>& v) {
+  spikes.assign(a.steps * size, 0);
+  for (int k = 0; k < a.levels; k++)
+    for (int64_t i = 0; i < size; i++)
+      for (int64_t t = 0; t < a.steps; t++) {
+        const float h = a.decay * (v[k * size + i] - a.v_rest) + a.gain * u[t * size + i] + a.v_rest;
+        const bool fires = h >= a.fire_at[k];
+        v[k * size + i] = fires ? (a.hard ? a.v_rest : h - a.threshold[k]) : h;
+        spikes[t * size + i] += fires;
+      }
+}
+
+bool convolution() {
+  EventConv a{};
+  a.steps = from_to(1, 4), a.images = from_to(1, 3), a.height = from_to(1, 9), a.width = from_to(1, 9);
+  a.depthwise = from_to(0, 3) == 0, a.binary = coin(), a.stride = from_to(1, 3);
+  a.in = from_to(1, 70), a.out = a.depthwise ? a.in : from_to(1, 70);
+  a.padding_y = from_to(0, 3), a.padding_x = from_to(0, 3);
+  a.kernel_height = from_to(1, std::min<int64_t>(5, a.height + 2 * a.padding_y));
+  a.kernel_width = from_to(1, std::min<int64_t>(5, a.width + 2 * a.padding_x));
+  a.threads = 1;
+  const int64_t high = (a.height + 2 * a.padding_y - a.kernel_height) / a.stride + 1;
+  const int64_t wide = (a.width + 2 * a.padding_x - a.kernel_width) / a.stride + 1;
+  const int64_t size = a.images * high * wide * a.out, inside = a.depthwise ? 1 : a.in;
+  const auto x = spikes_of(a.steps * a.images * a.height * a.width * a.in, a.binary ? 1 : 9);
+  const auto weight = grid_of(a.out * inside * a.kernel_height * a.kernel_width), bias = grid_of(a.out);
+
+  int64_t floats = 0;
+  EventPack pack{a.in, a.out, a.kernel_height, a.kernel_width, a.stride, a.depthwise, weight.get(), nullptr, &floats};
+  level::event_pack(pack);
+  const auto packed = exactly<float>(floats);
+  pack.packed = packed.get();
+  level::event_pack(pack);
+
+  const auto residual = grid_of(a.steps * size);
+  const auto residual_spikes = spikes_of(a.steps * size, 3);
+  if (coin()) a.residual = residual.get();
+  if (coin()) a.residual_spikes = residual_spikes.get();
+  const auto sum = exactly<float>(a.steps * size), v = exactly<float>(3 * size);
+  const auto spikes = exactly<uint8_t>(a.steps * size);
+  const float threshold[] = {0.25f, 0.5f, 1.f};
+  const bool fires = coin();
+  a.decay = 0.5f, a.gain = coin() ? 1.f : 0.5f, a.hard = coin(), a.v_rest = a.hard && coin() ? -0.5f : 0.f;
+  a.levels = coin() ? 1 : 3;
+  a.threshold = a.fire_at = threshold;
+  a.sum = !fires || coin() ? sum.get() : nullptr;
+  a.spikes = fires ? spikes.get() : nullptr;
+  std::vector<float> state(a.levels * size, a.v_rest);
+  if (coin()) {
+    a.v = v.get();
+    for (int64_t i = 0; i < a.levels * size; i++) v[i] = state[i] = from_to(-4, 3) / 16.f;
+  }
+  a.x = x.get(), a.weight = packed.get(), a.bias = bias.get();
+  if (level::event_conv(a) != 0) return fail("the code of a convolution");
+
+  std::vector<float> u(a.steps * size);
+  for (int64_t i = 0; i < a.steps * size; i++) {
+    const int64_t o = i % a.out, column = i / a.out % wide, row = i / a.out / wide % high, map = i / a.out / wide / high;
+    float total = bias[o];
+    for (int64_t ky = 0; ky < a.kernel_height; ky++)
+      for (int64_t kx = 0; kx < a.kernel_width; kx++) {
+        const int64_t y = row * a.stride - a.padding_y + ky, z = column * a.stride - a.padding_x + kx;
+        if (y < 0 || y >= a.height || z < 0 || z >= a.width) continue;
+        for (int64_t c = 0; c < inside; c++)
+          total += weight[((o * inside + c) * a.kernel_height + ky) * a.kernel_width + kx] *
+                   x[((map * a.height + y) * a.width + z) * a.in + (a.depthwise ? o : c)];
+      }
+    u[i] = total + (a.residual ? residual[i] : 0.f) + (a.residual_spikes ? residual_spikes[i] : 0);
+  }
+  for (int64_t i = 0; a.sum != nullptr && i < a.steps * size; i++)
+    if (std::fabs(sum[i] - u[i]) > 1e-4f) return fail("a sum");
+  if (!fires) return true;
+  std::vector<uint8_t> expected;
+  fire_plainly(a, size, u, expected, state);
+  for (int64_t i = 0; i < a.steps * size; i++)
+    if (spikes[i] != expected[i]) return fail("a spike");
+  for (int64_t i = 0; a.v != nullptr && i < a.levels * size; i++)
+    if (std::fabs(v[i] - state[i]) > 1e-4f) return fail("a potential");
+  return true;
+}
+
+bool firing() {
+  EventFire a{};
+  a.steps = from_to(1, 5), a.size = from_to(1, 3000), a.x_stride = coin() ? 0 : a.size;
+  const auto x = grid_of(a.x_stride == 0 ? a.size : a.steps * a.size);
+  const auto spikes = exactly<uint8_t>(a.steps * a.size);
+  const float threshold[] = {0.25f};
+  a.decay = 0.5f, a.gain = 1.f, a.hard = coin(), a.levels = 1, a.threshold = a.fire_at = threshold, a.threads = 1;
+  a.x = x.get(), a.spikes = spikes.get();
+  level::event_fire(a);
+  std::vector<float> u(a.steps * a.size), v(a.size, 0.f);
+  for (int64_t i = 0; i < a.steps * a.size; i++) u[i] = x[i / a.size * a.x_stride + i % a.size];
+  std::vector<uint8_t> expected;
+  fire_plainly(a, a.size, u, expected, v);
+  for (int64_t i = 0; i < a.steps * a.size; i++)
+    if (spikes[i] != expected[i]) return fail("a spike of neurons alone");
+  return true;
+}
+
+bool pool() {
+  EventPool a{};
+  a.images = from_to(1, 3), a.height = from_to(1, 9), a.width = from_to(1, 9), a.channels = from_to(1, 70);
+  a.kernel = from_to(1, std::min(a.height, a.width)), a.stride = from_to(1, 3), a.padding = from_to(0, a.kernel / 2);
+  a.threads = 1;
+  const int64_t high = (a.height + 2 * a.padding - a.kernel) / a.stride + 1;
+  const int64_t wide = (a.width + 2 * a.padding - a.kernel) / a.stride + 1;
+  const auto x = spikes_of(a.images * a.height * a.width * a.channels, 9);
+  const auto y = exactly<uint8_t>(a.images * high * wide * a.channels);
+  a.x = x.get(), a.y = y.get();
+  level::event_max_pool(a);
+  for (int64_t i = 0; i < a.images * high * wide * a.channels; i++) {
+    const int64_t c = i % a.channels, column = i / a.channels % wide, row = i / a.channels / wide % high;
+    const int64_t image = i / a.channels / wide / high;
+    uint8_t most = 0;
+    for (int64_t ky = 0; ky < a.kernel; ky++)
+      for (int64_t kx = 0; kx < a.kernel; kx++) {
+        const int64_t r = row * a.stride - a.padding + ky, z = column * a.stride - a.padding + kx;
+        if (r < 0 || r >= a.height || z < 0 || z >= a.width) continue;
+        most = std::max(most, x[((image * a.height + r) * a.width + z) * a.channels + c]);
+      }
+    if (y[i] != most) return fail("a maximum");
+  }
+  return true;
+}
+
+bool attention() {
+  EventAttention a{};
+  a.heads = from_to(1, 4), a.maps = from_to(1, 3), a.tokens = from_to(1, 20), a.scale = 0.125f, a.threads = 1;
+  const int64_t d = from_to(1, 70);
+  a.channels = a.heads * d;
+  const int64_t size = a.maps * a.tokens * a.channels;
+  const auto q = spikes_of(size, 2), k = spikes_of(size, 1), v = spikes_of(size, 1);
+  const auto y = exactly<float>(size);
+  a.q = q.get(), a.k = k.get(), a.v = v.get(), a.y = y.get();
+  level::event_attention(a);
+  for (int64_t i = 0; i < size; i++) {
+    const int64_t c = i % a.channels, head = c / d, token = i / a.channels % a.tokens, map = i / a.channels / a.tokens;
+    const int64_t first = map * a.tokens * a.channels;
+    int64_t total = 0;
+    for (int64_t l = 0; l < a.tokens; l++) {
+      int64_t alike = 0;
+      for (int64_t j = head * d; j < (head + 1) * d; j++)
+        alike += q[first + token * a.channels + j] * k[first + l * a.channels + j];
+      total += alike * v[first + l * a.channels + c];
+    }
+    if (y[i] != total * a.scale) return fail("attention");
+  }
+  return true;
+}
+
+}  // namespace
+
+int main(int count, char** words) {
+  const int64_t cases = count > 1 ? std::atoll(words[1]) : 1000;
+  for (int64_t i = 0; i < cases; i++) {
+    generator.seed(i);
+    if (!convolution() || !firing() || !pool() || !attention()) {
+      std::printf("case %lld\n", static_cast<long long>(i));
+      return 1;
+    }
+  }
+  std::printf("%lld cases\n", static_cast<long long>(cases));
+  return 0;
+}
