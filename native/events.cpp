@@ -102,8 +102,10 @@ ALWAYS_INLINE inline void fire(const Fired& a, int64_t at, int64_t step, int64_t
     return;
   }
   const Vec decay = all(a.decay), gain = all(a.gain), rest = all(a.v_rest);
+  const bool at_zero = a.v_rest == 0.f;
   const auto advance = [&](Vec fire_at, Vec threshold, Vec v, Vec u, IntVec& fires) ALWAYS_INLINE {
-    const Vec h = decay * (v - rest) + gain * u + rest;
+    // A rest of zero adds nothing: two operations fewer.
+    const Vec h = at_zero ? decay * v + gain * u : decay * (v - rest) + gain * u + rest;
     fires = h >= fire_at;
     return fires ? (a.hard ? rest : h - threshold) : h;
   };

@@ -26,7 +26,7 @@ from spikeloom.errors import UsageError
 from spikeloom.ops import dispatch
 from spikeloom.train.checkpoint import atomic
 
-SLICE = 8  # images that go through all layers together: their maps stay in cache
+SLICE = 16  # images that go through all layers together: weights are read for all of them, and their maps fit in cache
 _FORMAT = "spikeloom event engine 1"
 _MOST_BYTES = 1 << 34  # of a file
 
