@@ -243,8 +243,16 @@ def test_a_layer_that_it_does_not_know() -> None:
 
 
 def test_an_example_of_one_image() -> None:
-    with pytest.raises(UsageError, match="a batch of at least two images"):
-        compile(create_model("ms_resnet20", T=2), torch.rand(1, 3, 16, 16))
+    x = torch.rand(3, 3, 16, 16)
+    model = on_a_grid(create_model("ms_resnet14", T=2), x)
+    engine = compile(model, x[:1], tune=False)
+    with torch.no_grad():
+        torch.testing.assert_close(engine(x), model(x), rtol=1e-5, atol=1e-5)
+
+
+def test_a_network_that_gives_something_else() -> None:
+    with pytest.raises(UsageError, match=r"example \(1, 3, 16, 16\): the network must take"):
+        compile(nn.Conv2d(3, 4, 3), torch.rand(1, 3, 16, 16))
 
 
 def test_an_input_of_another_shape() -> None:
@@ -362,4 +370,11 @@ def test_a_window_larger_than_its_input() -> None:
     value = Value(height=4, width=4, channels=3)
     plan = Plan(input=value, T=1, steps=(Pool(layer="pool", out=(1,), x=0, op="max_pool", kernel=5, stride=1),))
     with pytest.raises(PlanError, match="pool: the window is larger"):
+        plan.values({})
+
+
+def test_maps_beyond_any_memory() -> None:
+    value = Value(height=1 << 12, width=1 << 12, channels=16)
+    plan = Plan(input=value, T=64, steps=(Pool(layer="pool", out=(1,), x=0, op="max_pool", kernel=2, stride=2),))
+    with pytest.raises(PlanError, match="pool: more than 4294967296 elements for one image"):
         plan.values({})

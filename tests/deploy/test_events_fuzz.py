@@ -21,7 +21,11 @@ def test_random_shapes_under_sanitizers(level: str, tmp_path: Path) -> None:
     nanobind = subprocess.run([sys.executable, "-m", "nanobind", "--cmake_dir"], capture_output=True, text=True)
     if nanobind.returncode:
         pytest.skip("NO NANOBIND: the kernels are not fuzzed")
-    words = [f"-Dnanobind_DIR={nanobind.stdout.strip()}", f"-DPython_EXECUTABLE={sys.executable}", "-DSPIKELOOM_FUZZ=ON"]
+    words = [
+        f"-Dnanobind_DIR={nanobind.stdout.strip()}",
+        f"-DPython_EXECUTABLE={sys.executable}",
+        "-DSPIKELOOM_FUZZ=ON",
+    ]
     for command in (
         ["cmake", "-S", str(NATIVE), "-B", str(tmp_path), *words],
         ["cmake", "--build", str(tmp_path), "--target", f"events_fuzz_{level}"],

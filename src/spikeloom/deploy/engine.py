@@ -50,7 +50,7 @@ class Engine:
         self._plan, self._tensors = plan, dict(tensors)
         self._level = dispatch.native.level()
         self._packed = {i: pack(step, self._tensors) for i, step in enumerate(plan.steps) if isinstance(step, Conv)}
-        self._idle: dict[tuple[int, int, bool], list[Workspace]] = {}
+        self._idle: dict[tuple[int, int, int, bool], list[Workspace]] = {}
         self._lock = threading.Lock()
         self._timings: dict[int, dict[str, float | None]] = {}
 
@@ -93,11 +93,12 @@ class Engine:
     def _workspace(self, T: int, N: int, carries: bool) -> Generator[Workspace]:
         if dispatch.native.level() != self._level:
             raise RuntimeError("the instruction level of the kernels changed after the engine was made: make it anew")
-        key = (T, N, carries)
+        threads = torch.get_num_threads()
+        key = (T, N, threads, carries)
         with self._lock:
             idle = self._idle.setdefault(key, [])
             workspace = idle.pop() if idle else None
-        workspace = workspace or Workspace(self._plan, self._values, self._tensors, self._packed, T, N)
+        workspace = workspace or Workspace(self._plan, self._values, self._tensors, self._packed, T, N, threads)
         try:
             yield workspace
         finally:
@@ -229,7 +230,7 @@ def compile(model: nn.Module, example: Tensor, tune: bool = True) -> Engine:
 
     Args:
         model: takes [N, ...] or [T, N, ...], gives logits [T, N, classes]; runs in eval mode, with norms folded.
-        example: real inputs, two images or more: which layers run by events is decided by their time on these.
+        example: real inputs: which layers run by events is decided by their time on the first images of these.
         tune: decide so; else all layers that can run by events do.
 
     Raises:

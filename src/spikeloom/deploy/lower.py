@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -37,32 +38,31 @@ def lower(model: nn.Module, example: Tensor) -> tuple[Plan, dict[str, Tensor]]:
 
     Args:
         model: takes [N, ...] or [T, N, ...], gives logits [T, N, classes].
-        example: an input, of two images at least.
+        example: an input.
 
     Raises:
         UsageError: the network has a layer that no step of a plan stands for.
     """
     folded = fold(model).float()
-    axis = _batch_axis(folded, example)
+    axis, example = _batch_axis(folded, example.float())
     shapes = ({axis: torch.export.Dim("N", min=1, max=1 << 20)},)
     with torch.no_grad(), backend("native"):
         program = torch.export.export(folded, (example,), dynamic_shapes=shapes, strict=False)
     return _Lowering(program, axis).result()
 
 
-def _batch_axis(model: nn.Module, example: Tensor) -> int:
-    """Which axis of the input numbers the images: the one along which one more gives logits for one more."""
+def _batch_axis(model: nn.Module, example: Tensor) -> tuple[int, Tensor]:
+    """Which axis of the input numbers the images, the one along which one more gives logits for one more; and an input
+    with that one more, because an axis of one would be taken for a constant."""
     with torch.no_grad():
         images = model(example).shape[1]
         for axis in range(min(2, example.dim())):
-            if example.shape[axis] == images and example.shape[axis] > 1:
+            if example.shape[axis] == images:
                 more = torch.cat([example, example.narrow(axis, 0, 1)], axis)
-                try:
+                with contextlib.suppress(ValueError, RuntimeError):  # a network of a fixed number of steps
                     if model(more).shape[1] == images + 1:
-                        return axis
-                except (ValueError, RuntimeError):
-                    continue
-    raise UsageError(f"example {tuple(example.shape)}: needs a batch of at least two images, [N, ...] or [T, N, ...]")
+                        return axis, more
+    raise UsageError(f"example {tuple(example.shape)}: the network must take [N, ...] or [T, N, ...] for any N")
 
 
 @dataclass(frozen=True)
@@ -151,13 +151,13 @@ class _Lowering:
         if not any(isinstance(part, (_View, _Product, _Spikes)) for part in parts):
             return target(*args, **kwargs)
         handler = getattr(self, "_" + name.replace("::", "_").strip("_"), None)
+        self._node = node
         if handler is None:
-            raise self._cannot(node, name)
+            raise self._cannot(name)
         try:
-            self._node = node
             return handler(*args, **kwargs)
         except (TypeError, KeyError, AttributeError, PlanError) as error:
-            raise self._cannot(node, name, str(error)) from error
+            raise self._cannot(name, str(error)) from error
 
     def _layer(self) -> str:
         stack = self._node.meta.get("nn_module_stack") or {}
@@ -165,8 +165,7 @@ class _Lowering:
         last = paths[-1] if paths else ""
         return last.removeprefix("L['self']").lstrip(".") or "the model"
 
-    def _cannot(self, node: fx.Node, name: str, why: str = "") -> UsageError:
-        self._node = node
+    def _cannot(self, name: str, why: str = "") -> UsageError:
         reason = f": {why}" if why else ""
         return UsageError(f"{self._layer()}: the event engine has no step for {name}{reason}; run the model itself")
 

@@ -16,6 +16,7 @@ from torch import Tensor
 from spikeloom.errors import UsageError
 
 MOST = 255  # of a byte
+MOST_ELEMENTS = 1 << 32  # of all maps of one image
 MOST_LEVELS = 16  # of native/kernels.hpp
 
 Size = Annotated[int, Field(ge=1, le=1 << 20)]
@@ -336,6 +337,8 @@ class Plan(_Strict):
             if step.out != tuple(range(len(values), len(values) + len(made))):
                 raise PlanError(f"{step.layer}: its results must be values {len(values)} and on, got {step.out}")
             values += made
+            if self.T * sum(value.size for value in values) > MOST_ELEMENTS:
+                raise PlanError(f"{step.layer}: more than {MOST_ELEMENTS} elements for one image")
         if values[-1].places != (1, 1):
             raise PlanError("the last step must make logits, a map of one place")
         return values

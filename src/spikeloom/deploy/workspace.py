@@ -45,12 +45,12 @@ class Workspace:
 
     def __init__(
         self, plan: Plan, values: Sequence[Value], tensors: Mapping[str, Tensor],
-        packed: Mapping[int, tuple[Tensor, Tensor]], T: int, N: int,
+        packed: Mapping[int, tuple[Tensor, Tensor]], T: int, N: int, threads: int,
     ):  # fmt: skip
         self.T, self.N = T, N
         self._values, self._tensors, self._packed = values, tensors, packed
         self._maps: list[Tensor] = [self._buffer(value) for value in values]
-        self._threads = torch.get_num_threads()
+        self._threads = threads
         self._kept: list[Any] = []
         self._states: States | None = None
         self._calls = [self._call(i, step) for i, step in enumerate(plan.steps)]
