@@ -1,9 +1,10 @@
 """Trained networks run by the event engine, beside dense ways of running the same weights.
 
     python benchmarks/inference.py RUN [RUN ...] data.root=DATA     # minutes; writes results/bench/inference.*
+    python benchmarks/inference.py RUN --compiled data.root=DATA    # with torch.compile: minutes more a network
     python benchmarks/inference.py --layers                         # one layer by density, no run needed
 
-Contenders run the network of each RUN with norms folded, on the same test images, taking turns in one process: ours
+Rows of runs that were measured before stay. Contenders run the network of each RUN with norms folded, on the same test images, taking turns in one process: ours
 ("dense": PyTorch's convolutions, fused neurons), the same in bfloat16, SpikingJelly's neurons (eager), `torch.compile`
 of the reference equations, ONNX Runtime on the exported graph. Times are medians, of one image and of 64. "sparse" is
 the engine with thresholds raised until 4 % of inputs are active: what sparser spikes would give.
@@ -40,6 +41,7 @@ BATCHES = (1, 64)
 LAYERS = ((64, 32), (128, 16), (256, 8))
 DENSITIES = (0.0, 0.01, 0.02, 0.05, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5)
 SPARSE = 0.04  # the share of active inputs of a sparser network
+MEAN = "geometric mean"
 RAPL = Path("/sys/class/powercap/intel-rapl:0/energy_uj")
 
 
@@ -246,10 +248,28 @@ def layer(channels: int, side: int, density: float, images: int = 64) -> Json:
     return row | {f"{name} ms": round(value, 2) for name, value in times.items()}
 
 
+def kept(old: list[Json], new: list[Json]) -> list[Json]:
+    """Rows of runs that were measured before, and the new ones."""
+    names = {row["run"] for row in new} | {MEAN}
+    return [row for row in old if row["run"] not in names] + new
+
+
+def means(rows: list[Json]) -> list[Json]:
+    """The rows, and the geometric means of what the engine gains."""
+    columns = ("engine times faster", f"at {SPARSE:.0%} active times faster")
+    found: list[Json] = []
+    for batch in BATCHES:
+        group = [row for row in rows if row["batch"] == batch]
+        gains = {column: math.exp(sum(math.log(row[column]) for row in group) / len(group)) for column in columns}
+        found.append({"run": MEAN, "batch": batch} | {column: round(gain, 2) for column, gain in gains.items()})
+    return rows + found
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("words", nargs="*", metavar="RUN|KEY=VALUE", help="folders of runs, and data.* settings")
     parser.add_argument("--layers", action="store_true", help="measure layers by density only")
+    parser.add_argument("--compiled", action="store_true", help="with torch.compile, which takes minutes a network")
     parser.add_argument("--leave-out", default="", help="contenders, with commas between")
     parser.add_argument("--repeats", type=int, default=9)
     arguments = parser.parse_args()
@@ -260,19 +280,11 @@ def main() -> None:
     if RESULTS.joinpath("inference.json").is_file():
         tables = json.loads(RESULTS.joinpath("inference.json").read_text())
         tables.pop("environment")
-    if runs:
-        rows = [
-            row for run in runs for row in network(run, values, {*arguments.leave_out.split(",")}, arguments.repeats)
-        ]
-        columns = ("engine times faster", f"at {SPARSE:.0%} active times faster")
-        for batch in BATCHES:
-            means = {
-                column: math.exp(sum(math.log(row[column]) for row in rows if row["batch"] == batch) / len(runs))
-                for column in columns
-            }
-            rows.append({"run": "geometric mean", "batch": batch} | {key: round(v, 2) for key, v in means.items()})
-        tables["networks"] = rows
-        tables["half the spikes"] = [halved(run, values) for run in runs]
+    leave_out = {*arguments.leave_out.split(","), *(() if arguments.compiled else ("compiled",))}
+    for run in runs:  # written one by one: a measurement that is stopped keeps what it has
+        tables["networks"] = means(kept(tables.get("networks", []), network(run, values, leave_out, arguments.repeats)))
+        tables["half the spikes"] = kept(tables.get("half the spikes", []), [halved(run, values)])
+        write_results(RESULTS, "inference", tables)
     if arguments.layers:
         tables["one layer by density"] = [layer(*shape, density) for shape in LAYERS for density in DENSITIES]
     if not RAPL.is_file():
