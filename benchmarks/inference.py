@@ -4,10 +4,11 @@
     python benchmarks/inference.py RUN --compiled data.root=DATA    # with torch.compile: minutes more a network
     python benchmarks/inference.py --layers                         # one layer by density, no run needed
 
-Rows of runs that were measured before stay. Contenders run the network of each RUN with norms folded, on the same test images, taking turns in one process: ours
+Contenders run the network of each RUN with norms folded, on the same test images, taking turns in one process: ours
 ("dense": PyTorch's convolutions, fused neurons), the same in bfloat16, SpikingJelly's neurons (eager), `torch.compile`
 of the reference equations, ONNX Runtime on the exported graph. Times are medians, of one image and of 64. "sparse" is
-the engine with thresholds raised until 4 % of inputs are active: what sparser spikes would give.
+the engine with thresholds raised until 4 % of inputs are active: what sparser spikes would give. Rows of runs that were
+measured before stay.
 """
 
 from __future__ import annotations

@@ -109,34 +109,36 @@ ALWAYS_INLINE inline void fire(const Fired& a, int64_t at, int64_t step, int64_t
     fires = h >= fire_at;
     return fires ? (a.hard ? rest : h - threshold) : h;
   };
-  const auto start = [&](int k) { return a.v == nullptr ? rest : get_some(a.v + k * step + at, n); };
-  if (a.levels == 1) {
-    const Vec fire_at = all(a.fire_at[0]), threshold = all(a.threshold[0]);
-    Vec v = start(0);
+  // As many levels as the papers have, in registers; else as many as there are.
+  const auto run = [&](auto known) ALWAYS_INLINE {
+    constexpr int K = decltype(known)::value, MOST = K == 0 ? MOST_LEVELS : K;
+    const int levels = K == 0 ? a.levels : K;
+    Vec v[MOST], fire_at[MOST], threshold[MOST];
+#pragma GCC unroll 4
+    for (int k = 0; k < levels; k++) {
+      v[k] = a.v == nullptr ? rest : get_some(a.v + k * step + at, n);
+      fire_at[k] = all(a.fire_at[k]), threshold[k] = all(a.threshold[k]);
+    }
     for (int64_t t = 0; t < a.steps; t++) {
       const Vec u = input(t);
       if (a.sum != nullptr) put_some(a.sum + t * step + at, u, n);
-      IntVec fires;
-      v = advance(fire_at, threshold, v, u, fires);
-      put_some(a.spikes + t * step + at, __builtin_convertvector(-fires, ByteVec), n);
+      IntVec count{};
+#pragma GCC unroll 4
+      for (int k = 0; k < levels; k++) {
+        IntVec fires;
+        v[k] = advance(fire_at[k], threshold[k], v[k], u, fires);
+        count -= fires;
+      }
+      put_some(a.spikes + t * step + at, __builtin_convertvector(count, ByteVec), n);
     }
-    if (a.v != nullptr) put_some(a.v + at, v, n);
-    return;
-  }
-  Vec v[MOST_LEVELS];
-  for (int k = 0; k < a.levels; k++) v[k] = start(k);
-  for (int64_t t = 0; t < a.steps; t++) {
-    const Vec u = input(t);
-    if (a.sum != nullptr) put_some(a.sum + t * step + at, u, n);
-    IntVec count{};
-    for (int k = 0; k < a.levels; k++) {
-      IntVec fires;
-      v[k] = advance(all(a.fire_at[k]), all(a.threshold[k]), v[k], u, fires);
-      count -= fires;
-    }
-    put_some(a.spikes + t * step + at, __builtin_convertvector(count, ByteVec), n);
-  }
-  for (int k = 0; a.v != nullptr && k < a.levels; k++) put_some(a.v + k * step + at, v[k], n);
+    for (int k = 0; a.v != nullptr && k < levels; k++) put_some(a.v + k * step + at, v[k], n);
+  };
+  if (a.levels == 1)
+    run(Constant<1>{});
+  else if (a.levels == 3)
+    run(Constant<3>{});
+  else
+    run(Constant<0>{});
 }
 
 // --- convolutions -----------------------------------------------------------------------------------------------------
