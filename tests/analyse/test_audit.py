@@ -548,8 +548,8 @@ def test_mistakes(model: nn.Module, batches: list[Any], message: str) -> None:
 
 @pytest.mark.usefixtures("one_thread")
 def test_an_audit_costs_little_more_than_inference() -> None:
-    # Twice is the aim and what docs/measuring.md reports; here the machine may be busy. On one thread: threads that wait
-    # for each other count as computing.
+    # Twice is the aim and what docs/measuring.md reports; here the machine may be busy. On one thread, because threads
+    # that wait for each other count as computing.
     model, x = net(T=4).eval(), torch.rand(16, 3, 32, 32)
 
     def seconds(run: Callable[[], Any]) -> float:
