@@ -218,7 +218,7 @@ int convolve(const EventConv& a) {
       const int64_t t = i / count, n = n0 + i % count;
       const bool any = lay_out(a, p, a.x + (t * a.images + n) * map, y0 * a.stride - a.padding_y, bits + i * bit_bytes,
                                reinterpret_cast<Value*>(values + i * value_bytes));
-      // A silent map: its first word stands for all of it.
+      // The last byte of a map's bits, behind all of them, says whether there is any.
       bits[(i + 1) * bit_bytes - 1] = any;
       if (!any) std::memset(sums + i * map_floats, 0, map_floats * 4);
     }

@@ -1,9 +1,12 @@
-"""Registered networks as small as they go, and the shapes of their inputs."""
+"""Small networks: registered ones as small as they go with the shapes of their inputs, and some layers in a row."""
 
 from __future__ import annotations
 
 from typing import Any
 
+from torch import Tensor, nn
+
+from spikeloom.encode import repeat
 from spikeloom.models import list_models
 
 SMALL: dict[str, dict[str, Any]] = {
@@ -19,3 +22,14 @@ SMALL["masked_autoencoder"] = {
 EVENTS = dict.fromkeys((*list_models("spik*_dvs"), "ds_resnet14_dvs", "ds_resnet20_gesture"), (2, 32, 32))
 EVENTS |= dict.fromkeys(list_models("*_7b"), (2, 128, 128)) | {"vggsnn": (2, 16, 16)}
 SMALL |= {name: {"T": 2} for name in list_models("*_7b")} | {"vggsnn": {"T": 2, "image_size": 16}}
+
+
+class Net(nn.Module):
+    """Layers on an image of `dims` axes, repeated T times, or on a sequence."""
+
+    def __init__(self, *layers: nn.Module, dims: int = 4, T: int = 4):
+        super().__init__()
+        self.layers, self.dims, self.T = nn.Sequential(*layers), dims, T
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.layers(repeat(x, self.T) if x.dim() == self.dims else x)

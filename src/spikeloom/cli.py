@@ -248,9 +248,9 @@ def run(
             if save is not None:
                 engine.save(str(save))
             found = run_by_events(engine, opened.batches(), opened.model if compare else None, progress.advance)
+        except UsageError:
+            raise
         except (RuntimeError, ValueError) as error:
-            if isinstance(error, UsageError):
-                raise
             raise UsageError(f"{opened.title} cannot run on {opened.data}: {error}") from None
     if as_json:
         print(json.dumps({"target": opened.title, "data": opened.data, **found, "plan": engine.layers()}))
@@ -289,6 +289,7 @@ def export(
     names the layer. Keys: data.*; for a model also model.*, neuron.*, seed and input.
     """
     from spikeloom.analyse.target import open_target
+    from spikeloom.deploy.export import export_file
     from spikeloom.registry import nearest
     from spikeloom.train.recipe import parse_overrides
 
@@ -296,8 +297,6 @@ def export(
         raise UsageError(f"unknown format {to!r}; {nearest(to, ('nir', 'onnx'))}")
     opened = open_target(target, {"images": 1, **parse_overrides(words or [])})
     path = out or (Path(target) / f"model.{to}" if Path(target).is_dir() else Path(f"{target}.{to}"))
-    from spikeloom.deploy.export import export_file
-
     with _progress(as_json) as progress:
         progress.work(f"writing {to.upper()}", 1)
         written = export_file(opened.model, next(opened.batches())[0], opened.sequence, to, path, steps)

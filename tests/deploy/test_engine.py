@@ -199,6 +199,9 @@ def test_a_convolution_with_all_that_may_follow(native: Any, shape: Any, most: i
     identity = torch.eye(out)[:, :, None, None]
     thresholds = (0.5, 1.0, 1.5)
     neuron = Neuron(decay=0.5, gain=0.5, threshold=thresholds, v_reset=0.0, strict_firing=False)
+    conv: dict[str, Any] = {
+        "x": 1, "weight": "w", "bias": "b", "stride": stride, "padding": padding, "groups": groups, "way": "event",
+    }  # fmt: skip
     plan = Plan(
         input=Value(height=H, width=W, channels=C),
         T=T,
@@ -206,10 +209,8 @@ def test_a_convolution_with_all_that_may_follow(native: Any, shape: Any, most: i
             # Spikes from the input: IF without memory, threshold k for the k-th level.
             _fire(0, Neuron(decay=0.0, gain=1.0, threshold=tuple(map(float, range(1, most + 1))), v_reset=None,
                             strict_firing=False), 1),
-            Conv(layer="sums", out=(2,), x=1, weight="w", bias="b", stride=stride, padding=padding, groups=groups,
-                 way="event"),
-            Conv(layer="fires", out=(3, 4), x=1, weight="w", bias="b", stride=stride, padding=padding, groups=groups,
-                 way="event", residual=2, neuron=neuron),
+            Conv(layer="sums", out=(2,), **conv),
+            Conv(layer="fires", out=(3, 4), residual=2, neuron=neuron, **conv),
             Conv(layer="again", out=(5,), x=4, weight="i", way="event", residual=4, keep_sum=False, neuron=neuron),
             _mean(5, 6),
         ),

@@ -11,11 +11,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from small_networks import EVENTS, SHAPES, SMALL
+from small_networks import EVENTS, SHAPES, SMALL, Net
 from torch import Tensor, nn
 
 from spikeloom.deploy import fold, from_nir, read_nir, to_nir, write_nir
-from spikeloom.encode import repeat
 from spikeloom.errors import DataFileError, UsageError
 from spikeloom.layers import (
     AvgPool1d,
@@ -50,19 +49,6 @@ NEURONS: dict[str, Callable[[], nn.Module]] = {
     "SynapticLIF": functools.partial(SynapticLIF, v_threshold=0.1),
     "SynapticLIF without synapse": functools.partial(SynapticLIF, tau_syn=None, v_threshold=0.02),
 }
-
-
-class Net(nn.Module):
-    """Layers on an image repeated T times, or on a sequence."""
-
-    T = 4
-
-    def __init__(self, *layers: nn.Module, dims: int = 4):
-        super().__init__()
-        self.layers, self.dims = nn.Sequential(*layers), dims
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.layers(repeat(x, self.T) if x.dim() == self.dims else x)
 
 
 def vgg(neuron: Callable[[], nn.Module] = LIF) -> nn.Module:

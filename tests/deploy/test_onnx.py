@@ -9,12 +9,11 @@ from typing import Any
 
 import pytest
 import torch
-from small_networks import SMALL
+from small_networks import SMALL, Net
 from torch import Tensor, nn
 
 from spikeloom.deploy import to_onnx
 from spikeloom.deploy import tracing as traced
-from spikeloom.encode import repeat
 from spikeloom.errors import UsageError
 from spikeloom.layers import Conv2d, GlobalAvgPool, Linear, NormSpike, SEWBlock, basic_branch
 from spikeloom.models import create_model
@@ -77,20 +76,13 @@ def check(model: nn.Module, example: Tensor, path: Path, axis: int = 0) -> Any:
     return graph
 
 
-class Net(nn.Module):
-    T = 3
-
-    def __init__(self, *layers: nn.Module, dims: int = 2):
-        super().__init__()
-        self.layers, self.dims = nn.Sequential(*layers), dims
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.layers(repeat(x, self.T) if x.dim() == self.dims else x)
+def net(*layers: nn.Module, dims: int = 2) -> Net:
+    return Net(*layers, dims=dims, T=3)
 
 
 def test_a_static_image_passes_the_stem_once(tmp_path: Path) -> None:
     block = SEWBlock(basic_branch(4, 4, 1, LIF), NormSpike(4, LIF), nn.Identity())
-    model = Net(Conv2d(2, 4, 3, padding=1), NormSpike(4, LIF), block, GlobalAvgPool(), Linear(4, 5), dims=4).train()
+    model = net(Conv2d(2, 4, 3, padding=1), NormSpike(4, LIF), block, GlobalAvgPool(), Linear(4, 5), dims=4).train()
     graph = check(model, torch.rand(2, 2, 8, 8), tmp_path / "net.onnx").graph
     convolutions = [node for node in graph.node if node.op_type == "Conv"]
     assert len(convolutions) == 3
@@ -140,7 +132,7 @@ def test_every_neuron_is_tried() -> None:
 @pytest.mark.parametrize("name", [pytest.param(n, marks=[] if n == "PSN" else [pytest.mark.slow]) for n in MADE])
 def test_neurons(name: str, tmp_path: Path) -> None:
     torch.manual_seed(2)
-    check(Net(Linear(4, 6), MADE[name](), Linear(6, 3)), torch.rand(2, 4), tmp_path / "net.onnx")
+    check(net(Linear(4, 6), MADE[name](), Linear(6, 3)), torch.rand(2, 4), tmp_path / "net.onnx")
 
 
 REGISTERED: dict[str, dict[str, Any]] = {
@@ -176,7 +168,7 @@ STOCHASTIC: dict[str, tuple[Callable[[], nn.Module], str]] = {
 def test_random_numbers_are_refused(name: str, tmp_path: Path) -> None:
     make, message = STOCHASTIC[name]
     with pytest.raises(UsageError, match=message):
-        to_onnx(Net(Linear(4, 6), make()), torch.rand(2, 4), tmp_path / "net.onnx")
+        to_onnx(net(Linear(4, 6), make()), torch.rand(2, 4), tmp_path / "net.onnx")
     assert list(tmp_path.iterdir()) == []
 
 
@@ -193,18 +185,18 @@ class OfTwo(Neuron):
 def test_other_mistakes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "net.onnx"
     with pytest.raises(UsageError, match=r"layer layers.1 \(Noise\) draws random numbers"):
-        to_onnx(Net(Linear(4, 6), Noise()), torch.rand(2, 4), path)
+        to_onnx(net(Linear(4, 6), Noise()), torch.rand(2, 4), path)
     with pytest.raises(UsageError, match=r"layer layers.1 \(OfTwo\) takes a batch of one size only"):
-        to_onnx(Net(Linear(4, 6), OfTwo()), torch.rand(2, 4), path)
+        to_onnx(net(Linear(4, 6), OfTwo()), torch.rand(2, 4), path)
     with pytest.raises(UsageError, match=r"Net cannot be traced on an input \(2, 5\): .*5"):
-        to_onnx(Net(Linear(4, 6)), torch.rand(2, 5), path)
+        to_onnx(net(Linear(4, 6)), torch.rand(2, 5), path)
     with pytest.raises(UsageError, match=r"cannot write .*nowhere/net.onnx"):
-        to_onnx(Net(Linear(4, 6)), torch.rand(2, 4), tmp_path / "nowhere" / "net.onnx")
+        to_onnx(net(Linear(4, 6)), torch.rand(2, 4), tmp_path / "nowhere" / "net.onnx")
 
     def missing(name: str) -> Any:
         raise ImportError(name)
 
     monkeypatch.setattr(traced.importlib, "import_module", missing)
     with pytest.raises(UsageError, match=r"'onnx' is not installed: pip install 'spikeloom\[exchange\]'"):
-        to_onnx(Net(Linear(4, 6)), torch.rand(2, 4), path)
+        to_onnx(net(Linear(4, 6)), torch.rand(2, 4), path)
     assert list(tmp_path.iterdir()) == []

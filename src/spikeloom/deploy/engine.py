@@ -16,15 +16,13 @@ from typing import Any, Literal
 
 import pydantic
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from spikeloom.deploy.plan import Conv, Plan, PlanError, Step, Value
 from spikeloom.deploy.workspace import States, Workspace, pack
 from spikeloom.errors import UsageError
 from spikeloom.ops import dispatch
-from spikeloom.train.checkpoint import atomic
+from spikeloom.train.checkpoint import read_safetensors, write_safetensors
 
 SLICE = 16  # images that go through all layers together: weights are read for all of them, and their maps fit in cache
 _FORMAT = "spikeloom event engine 1"
@@ -68,8 +66,11 @@ class Engine:
         """The input as [T or 1, N, H, W, C], and the number of steps."""
         value = self._plan.input
         wanted = (value.channels, *value.places)
-        shapes = {wanted: None, **({wanted[::2]: None} if value.height == 1 else {})}
-        shapes |= {wanted[:1]: None} if value.places == (1, 1) else {}
+        shapes: list[tuple[int, ...]] = [wanted]
+        if value.height == 1:
+            shapes.append((value.channels, value.width))
+        if value.places == (1, 1):
+            shapes.append((value.channels,))
         for shape in shapes:
             lead = x.dim() - len(shape)
             if tuple(x.shape[lead:]) == shape and lead == (1 if value.static else 2) and x.numel():
@@ -187,8 +188,7 @@ class Engine:
 
     def save(self, path: str | Path) -> None:
         """Writes weights and plan as one safetensors file, whole or not at all."""
-        with atomic(Path(path)) as partial:
-            save_file(self._tensors, partial, {"format": _FORMAT, "plan": self._plan.model_dump_json()})
+        write_safetensors(Path(path), self._tensors, {"format": _FORMAT, "plan": self._plan.model_dump_json()})
 
 
 def load(path: str | Path) -> Engine:
@@ -202,12 +202,7 @@ def load(path: str | Path) -> Engine:
         raise UsageError(f"{path}: no such file; an engine is written by `spikeloom run RUN --save FILE`")
     if path.stat().st_size > _MOST_BYTES:
         raise UsageError(f"{path}: larger than {_MOST_BYTES >> 30} GiB, which no engine is")
-    try:
-        with safe_open(path, "pt") as file:
-            metadata = file.metadata() or {}
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    except (SafetensorError, OSError, ValueError, RuntimeError, KeyError) as error:
-        raise UsageError(f"{path}: not a safetensors file: {error}") from error
+    tensors, metadata = read_safetensors(path)
     if metadata.get("format") != _FORMAT:
         raise UsageError(f"{path}: not an event engine ({_FORMAT!r} is missing in its header)")
     if any(tensor.dtype != torch.float32 for tensor in tensors.values()):

@@ -29,6 +29,7 @@ from spikeloom.deploy.plan import (
     Value,
     renumbered,
 )
+from spikeloom.deploy.tracing import place
 from spikeloom.errors import UsageError
 from spikeloom.ops import backend
 
@@ -160,10 +161,7 @@ class _Lowering:
             raise self._cannot(name, str(error)) from error
 
     def _layer(self) -> str:
-        stack = self._node.meta.get("nn_module_stack") or {}
-        paths = [path for path, _ in stack.values()]
-        last = paths[-1] if paths else ""
-        return last.removeprefix("L['self']").lstrip(".") or "the model"
+        return place(self._node)[0] or "the model"
 
     def _cannot(self, name: str, why: str = "") -> UsageError:
         reason = f": {why}" if why else ""

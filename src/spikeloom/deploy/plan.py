@@ -326,7 +326,7 @@ class Plan(_Strict):
         Raises:
             PlanError: a step reads what is not there, writes in another order, or does not fit its inputs.
         """
-        values = [self.input]
+        values, elements = [self.input], self.input.size
         for step in self.steps:
             for name in step.tensors():
                 if name not in tensors:
@@ -337,7 +337,8 @@ class Plan(_Strict):
             if step.out != tuple(range(len(values), len(values) + len(made))):
                 raise PlanError(f"{step.layer}: its results must be values {len(values)} and on, got {step.out}")
             values += made
-            if self.T * sum(value.size for value in values) > MOST_ELEMENTS:
+            elements += sum(value.size for value in made)
+            if self.T * elements > MOST_ELEMENTS:
                 raise PlanError(f"{step.layer}: more than {MOST_ELEMENTS} elements for one image")
         if values[-1].places != (1, 1):
             raise PlanError("the last step must make logits, a map of one place")

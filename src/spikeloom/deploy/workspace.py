@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -13,6 +12,8 @@ from torch import Tensor
 
 from spikeloom.deploy.plan import Attention, Conv, Fire, Join, Map, Neuron, PadChannels, Plan, Pool, Step, Value
 from spikeloom.ops import dispatch
+from spikeloom.ops.scan_native import firing, firing_numbers
+from spikeloom.surrogates import SLOPE
 
 States = dict[int, Tensor]
 """Potentials [levels, N, H, W, C] by step."""
@@ -32,7 +33,7 @@ def pack(step: Conv, tensors: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
         "weight": weight.data_ptr(), "floats": count.data_ptr(),
     }  # fmt: skip
     dispatch.native.event_pack(**fields, packed=0)
-    packed = torch.empty(int(count) + 16)  # vectors are read from their first element on
+    packed = torch.empty(int(count))
     dispatch.native.event_pack(**fields, packed=packed.data_ptr())
     return packed, bias
 
@@ -116,9 +117,10 @@ class Workspace:
     def _fired(self, i: int, step: Conv | Fire) -> tuple[dict[str, Any], Callable[[], None]]:
         """The kernels' fields of what follows the sums, and what must be done before every call."""
         neuron = step.neuron or Neuron(decay=0.0, gain=1.0, threshold=(0.0,), v_reset=None, strict_firing=False)
-        threshold = torch.tensor(neuron.threshold, dtype=torch.float32)
-        fire_at = torch.nextafter(threshold, torch.tensor(math.inf)) if neuron.strict_firing else threshold
-        self._kept += [threshold, fire_at]
+        # There is no surrogate here: nothing is differentiated.
+        numbers = firing_numbers(neuron.threshold, neuron.v_reset, neuron.strict_firing, True, (SLOPE, 0.0, 0.0))
+        fires = firing(numbers)
+        self._kept.append(fires)  # the fields point to its tensors
         residual = None if step.residual is None else self._maps[step.residual]
         repeated = residual
         if residual is not None and residual.shape[0] != self.T:
@@ -131,8 +133,7 @@ class Workspace:
             "steps": self.T, "residual": pointer if real else 0, "residual_spikes": 0 if real else pointer,
             "sum": self._maps[step.out[0]].data_ptr() if step.keep_sum else 0,
             "spikes": 0 if spikes is None else spikes.data_ptr(), "v": 0, "decay": neuron.decay, "gain": neuron.gain,
-            "v_rest": neuron.v_reset or 0.0, "hard": neuron.v_reset is not None, "levels": len(neuron.threshold),
-            "threshold": threshold.data_ptr(), "fire_at": fire_at.data_ptr(), "threads": self._threads,
+            "threads": self._threads, **fires.forward,
         }  # fmt: skip
 
         def prepare() -> None:
@@ -144,8 +145,8 @@ class Workspace:
                 fields["v"] = 0
                 if self._states is not None:
                     if i not in self._states:
-                        shape = (len(neuron.threshold), *spikes.shape[1:])
-                        self._states[i] = torch.full(shape, neuron.v_reset or 0.0)
+                        shape = (fires.levels, *spikes.shape[1:])
+                        self._states[i] = torch.full(shape, fires.forward["v_rest"])
                     fields["v"] = self._states[i].data_ptr()
 
         return fields, prepare

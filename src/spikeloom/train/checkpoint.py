@@ -69,9 +69,13 @@ def save_tensors(path: Path, tensors: dict[str, Tensor], information: Json) -> N
     """Writes tensors and JSON information as one safetensors file, atomically, with a checksum."""
     contiguous = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     text = json.dumps(information)
-    metadata = {"spikeloom": text, "crc32": str(_checksum(contiguous, text))}
+    write_safetensors(path, contiguous, {"spikeloom": text, "crc32": str(_checksum(contiguous, text))})
+
+
+def write_safetensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str]) -> None:
+    """Writes contiguous tensors and a header as one safetensors file, atomically."""
     with atomic(path) as temporary:
-        save_file(contiguous, temporary, metadata)
+        save_file(tensors, temporary, metadata)
         # safetensors writes for its owner alone; the other files of a run follow the umask.
         mask = os.umask(0)
         os.umask(mask)
@@ -84,14 +88,7 @@ def load_tensors(path: Path) -> tuple[dict[str, Tensor], Json]:
     Raises:
         DataFileError: the file is missing, truncated, changed, or not from Spikeloom.
     """
-    if not path.is_file():
-        raise DataFileError(f"there is no file {path}")
-    try:
-        with safe_open(path, framework="pt") as file:
-            metadata = file.metadata() or {}
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dict
-    except (SafetensorError, OSError, ValueError, RuntimeError) as error:
-        raise DataFileError(f"{path} is truncated or not a safetensors file: {str(error).splitlines()[0]}") from None
+    tensors, metadata = read_safetensors(path)
     if "spikeloom" not in metadata or "crc32" not in metadata:
         raise DataFileError(f"{path} was not written by Spikeloom: its header has no checksum")
     if metadata["crc32"] != str(_checksum(tensors, metadata["spikeloom"])):
@@ -100,6 +97,22 @@ def load_tensors(path: Path) -> tuple[dict[str, Tensor], Json]:
         return tensors, json.loads(metadata["spikeloom"])
     except ValueError:
         raise DataFileError(f"{path} is damaged: its header is not valid JSON") from None
+
+
+def read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Tensors and header of a safetensors file, whoever wrote it.
+
+    Raises:
+        DataFileError: the file is missing, truncated or of another kind.
+    """
+    if not path.is_file():
+        raise DataFileError(f"there is no file {path}")
+    try:
+        with safe_open(path, framework="pt") as file:
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dict
+            return tensors, file.metadata() or {}
+    except (SafetensorError, OSError, ValueError, RuntimeError, KeyError) as error:
+        raise DataFileError(f"{path} is truncated or not a safetensors file: {str(error).splitlines()[0]}") from None
 
 
 def _checksum(tensors: dict[str, Tensor], information: str) -> int:
