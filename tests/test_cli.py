@@ -395,6 +395,24 @@ def test_audit_of_a_model() -> None:
     assert "14 with integer values from a sum (ADD shortcut)" in result.out
 
 
+def test_audit_of_a_transformer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "120")
+    page = tmp_path / "blocks.html"
+    small = ["model.channels=32", "model.heads=4", "model.depth=2", "images=2", f"histograms={page}"]
+    found: dict[str, list[Any]] = {}
+    for name in ("spikformer_4_384", "spikingformer_4_384"):
+        found[name] = json.loads(spikeloom("audit", name, *small, "--json").out)["block_inputs"]
+        assert [sum(block["counts"]) for block in found[name]] == [4 * 2 * 32 * 8 * 8] * 2
+        assert all(0 < block["nonzero"] < 1 for block in found[name])  # untrained, yet not silent
+    assert max(len(block["counts"]) for block in found["spikformer_4_384"]) > 2
+    assert all(len(block["counts"]) <= 2 for block in found["spikingformer_4_384"])
+    result = spikeloom("audit", "spikformer_4_384", *small)
+    assert "what enters q, k and v of each block" in result.out
+    assert f"{100 * found['spikformer_4_384'][0]['nonzero']:.2f}" in result.out
+    assert f"drawn: {page}" in result.out
+    assert "block 2" in page.read_text()
+
+
 # --- mistakes ---------------------------------------------------------------------------------------------------------
 
 MISTAKES: dict[str, tuple[str, list[str]]] = {
@@ -470,6 +488,12 @@ MISTAKES: dict[str, tuple[str, list[str]]] = {
     "report to nowhere": ("report {0}/run out={0}/nowhere/page.html", ["cannot write {0}/nowhere/page.html"]),
     "unknown key of an audit": ("audit {0}/run image=3", ["'image'", "did you mean images"]),
     "unknown model option of an audit": ("audit report_vgg16 model.TT=3", ["'TT'"]),
+    "histograms without attention": (
+        "audit report_vgg16 images=1 histograms={0}/x.html", ["report_vgg16", "no spiking self-attention"]
+    ),
+    "histograms nowhere": (
+        "audit spikformer_2_384 model.channels=24 images=1 histograms={0}/no/x.html", ["no/x.html", "No such file"]
+    ),
     "audit on other inputs": ("audit report_vgg16 input=3x8x8 images=1", ["report_vgg16", "3x8x8"]),
     "no data root of an audit": ("audit report_vgg16 data=mnist", ["data.root=", "SPIKELOOM_DATA"]),
     "unknown format of an export": ("export report_vgg16 --to nri", ["'nri'", "did you mean nir"]),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import json
 import os
 import shlex
@@ -18,7 +19,7 @@ from spikeloom.errors import UsageError
 from spikeloom.memory import keep_memory
 
 if TYPE_CHECKING:
-    from spikeloom.analyse import Audit
+    from spikeloom.analyse import Audit, BlockInput, Target
     from spikeloom.train.recipe import Budget
     from spikeloom.train.run import Run
 
@@ -186,23 +187,49 @@ def audit(
     spikeloom audit report_sew_resnet34 data.name=digits data.size=32 model.T=4
     spikeloom audit report_ms_resnet34 input=3x32x32      # random inputs, untrained weights
 
-    Keys: images (of the test data), batch, data.*; for a model also model.*, neuron.*, seed and input.
+    Keys: images (of the test data), batch, data.*; histograms (an HTML file, where to draw what enters q, k and v of
+    a transformer's blocks); for a model also model.*, neuron.*, seed and input. Norms of an untrained model take the
+    statistics of the first batch.
     """
     from spikeloom.analyse.audit import audit as audit_model
+    from spikeloom.analyse.block_inputs import draw_block_inputs, watching_blocks
     from spikeloom.analyse.target import open_target
     from spikeloom.train.recipe import parse_overrides
 
-    opened = open_target(target, parse_overrides(words or []))
-    with _progress(as_json) as progress:
+    values = parse_overrides(words or [])
+    drawing = values.pop("histograms", None)
+    opened = open_target(target, values)
+    with _progress(as_json) as progress, _running(opened):
         progress.work("auditing", opened.images)
+        model = opened.ready(next(opened.batches())[0])
+        with watching_blocks(model) as blocks:
+            if drawing is not None and not blocks:
+                raise UsageError(f"histograms= is for transformers: {opened.title} has no spiking self-attention")
+            found = audit_model(model, _ticking(opened.batches(), progress))
+    if drawing is not None:
+        page = draw_block_inputs(blocks, f"What enters q, k and v: {opened.title} on {opened.data}").to_html()
         try:
-            found = audit_model(opened.model, _ticking(opened.batches(), progress))
-        except (RuntimeError, ValueError) as error:
-            raise UsageError(f"{opened.title} cannot run on {opened.data}: {error}") from None
+            Path(str(drawing)).write_text(page, encoding="utf-8")
+        except OSError as error:
+            raise UsageError(f"histograms={drawing} cannot be written: {error.strerror}") from None
     if as_json:
-        print(json.dumps({"target": opened.title, "data": opened.data, **found.to_json()}))
+        inputs = [{**dataclasses.asdict(block), "nonzero": block.nonzero} for block in blocks]
+        print(json.dumps({"target": opened.title, "data": opened.data, **found.to_json(), "block_inputs": inputs}))
     else:
-        _print_audit(opened.title, opened.data, found)
+        _print_audit(opened.title, opened.data, found, blocks)
+        if drawing is not None:
+            print(f"drawn: {drawing}")
+
+
+@contextlib.contextmanager
+def _running(opened: Target) -> Generator[None]:
+    """What a network cannot take is the user's mistake: its data do not fit it."""
+    try:
+        yield
+    except UsageError:
+        raise
+    except (RuntimeError, ValueError) as error:
+        raise UsageError(f"{opened.title} cannot run on {opened.data}: {error}") from None
 
 
 def _ticking(batches: Any, progress: Any) -> Generator[Any]:
@@ -238,20 +265,14 @@ def run(
     if not isinstance(compare, bool):
         raise UsageError(f"compare must be true or false, got {compare!r}")
     opened = open_target(target, values)
-    with _progress(as_json) as progress:
+    with _progress(as_json) as progress, _running(opened):
         progress.work("running", opened.images)
-        try:
-            if file is not None:
-                engine = deploy.load(str(file))
-            else:
-                engine = deploy.compile(opened.model, next(opened.batches())[0])
-            if save is not None:
-                engine.save(str(save))
-            found = run_by_events(engine, opened.batches(), opened.model if compare else None, progress.advance)
-        except UsageError:
-            raise
-        except (RuntimeError, ValueError) as error:
-            raise UsageError(f"{opened.title} cannot run on {opened.data}: {error}") from None
+        example = next(opened.batches())[0]
+        model = opened.ready(example)
+        engine = deploy.compile(model, example) if file is None else deploy.load(str(file))
+        if save is not None:
+            engine.save(str(save))
+        found = run_by_events(engine, opened.batches(), model if compare else None, progress.advance)
     if as_json:
         print(json.dumps({"target": opened.title, "data": opened.data, **found, "plan": engine.layers()}))
         return
@@ -636,7 +657,7 @@ def _print_measured(title: str, paper: str, budget: str, records: list[Json]) ->
             console.print(f"figure: {figure}", markup=False)
 
 
-def _print_audit(title: str, data: str, found: Audit) -> None:
+def _print_audit(title: str, data: str, found: Audit, blocks: list[BlockInput]) -> None:
     from rich.console import Console
     from rich.table import Table
 
@@ -651,6 +672,8 @@ def _print_audit(title: str, data: str, found: Audit) -> None:
             style="red" if row.breaks else None,
         )  # fmt: skip
     console.print(table)
+    if blocks:
+        console.print(_block_table(blocks))
     energies = Table(title="energy of one image, by rule")
     for column in ("rule", "MACs M", "ACs M", "uJ"):
         energies.add_column(column, justify="left" if column == "rule" else "right")
@@ -660,3 +683,19 @@ def _print_audit(title: str, data: str, found: Audit) -> None:
     console.print(f"measured on {data}; {found.parameters:,} parameters", markup=False)
     for line in found.verdict():
         console.print(line, markup=False)
+
+
+def _block_table(blocks: list[BlockInput]) -> Any:
+    """The histogram of every block, in per cent of its values."""
+    from rich.table import Table
+
+    table = Table(title="what enters q, k and v of each block: % of values")
+    shown = min(max(len(block.counts) for block in blocks), 10)
+    rest = any(len(block.counts) > shown or block.others for block in blocks)
+    for column in ("block", "not 0", *map(str, range(shown)), *(["other"] if rest else [])):
+        table.add_column(column, justify="left" if column == "block" else "right", overflow="fold")
+    for block in blocks:
+        counts = block.counts + [0] * (shown - len(block.counts))
+        parts = [block.total - counts[0], *counts[:shown], *([block.total - sum(counts[:shown])] if rest else [])]
+        table.add_row(block.name, *(f"{100 * part / max(1, block.total):.2f}" for part in parts))
+    return table

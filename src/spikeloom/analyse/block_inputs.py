@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
-from collections.abc import Iterable
+from collections.abc import Generator, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from spikeloom.analyse.cost import evaluating
 from spikeloom.analyse.measure import MEASUREMENTS, Measured
 from spikeloom.errors import UsageError
 from spikeloom.layers import SpikingSelfAttention
@@ -54,14 +56,9 @@ class BlockInput:
         self.others += int((~whole).sum())
 
 
-@torch.no_grad()
-def block_inputs(model: nn.Module, batches: Iterable[Tensor]) -> list[BlockInput]:
-    """Counts what enters every `SpikingSelfAttention` of a model, in the order of the blocks.
-
-    Args:
-        model: is run in eval mode, and left in the mode in which it was.
-        batches: inputs of the model.
-    """
+@contextlib.contextmanager
+def watching_blocks(model: nn.Module) -> Generator[list[BlockInput]]:
+    """Counts what enters every `SpikingSelfAttention` while the model runs, in the order of the blocks."""
     found: list[BlockInput] = []
     handles: list[Any] = []
     for name, module in model.named_modules():
@@ -69,15 +66,24 @@ def block_inputs(model: nn.Module, batches: Iterable[Tensor]) -> list[BlockInput
             entry = BlockInput(name)
             found.append(entry)
             handles.append(module.register_forward_pre_hook(_adding(entry)))
-    training = model.training
     try:
-        model.eval()
-        for x in batches:
-            model(x)
+        yield found
     finally:
-        model.train(training)
         for handle in handles:
             handle.remove()
+
+
+@torch.no_grad()
+def block_inputs(model: nn.Module, batches: Iterable[Tensor]) -> list[BlockInput]:
+    """What enters every `SpikingSelfAttention` of a model, counted.
+
+    Args:
+        model: is run in eval mode, and left in the mode in which it was.
+        batches: inputs of the model.
+    """
+    with watching_blocks(model) as found, evaluating(model):
+        for x in batches:
+            model(x)
     return found
 
 
@@ -92,11 +98,15 @@ def draw_block_inputs(found: list[BlockInput], title: str) -> Any:
     columns = min(4, len(found))
     rows = math.ceil(len(found) / columns)
     names = [f"block {i}: {100 * entry.nonzero:.2f} % not 0" for i, entry in enumerate(found, start=1)]
-    figure: Any = make_subplots(rows, columns, subplot_titles=names)
+    figure: Any = make_subplots(rows, columns, subplot_titles=names, shared_yaxes="all")
     for i, entry in enumerate(found):
         place = {"row": i // columns + 1, "col": i % columns + 1}
-        figure.add_bar(x=list(range(len(entry.counts))), y=entry.counts, name=entry.name, showlegend=False, **place)
-    figure.update_yaxes(type="log", title_text="values")
+        figure.add_bar(
+            x=list(range(len(entry.counts))), y=entry.counts, name=entry.name, showlegend=False,
+            marker_color="#3b6fb6", **place,
+        )  # fmt: skip
+    figure.update_yaxes(type="log", dtick=1)
+    figure.update_yaxes(title_text="values", col=1)
     figure.update_xaxes(dtick=1)
     figure.update_layout(title=title, template="plotly_white")
     return figure

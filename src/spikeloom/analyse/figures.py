@@ -12,7 +12,6 @@ from spikeloom.analyse.audit import audit
 from spikeloom.analyse.blocks import (
     block_isometry,
     block_similarity,
-    calibrated,
     draw_influence,
     draw_isometry,
     draw_similarity,
@@ -44,11 +43,6 @@ def _targets(
         if model is not None:
             values["model"] = model
         yield open_target(name, values)
-
-
-def _ready(target: Target, x: Tensor) -> nn.Module:
-    """In eval mode; norms that were never trained take the statistics of x."""
-    return target.model.eval() if target.trained else calibrated(target.model, x)
 
 
 def _title(target: Target) -> str:
@@ -97,7 +91,7 @@ def spike_maps(networks: list[str], data: dict[str, Any] | None = None, image: i
         x, _ = next(target.batches())
         # Steps first or not, the batch axis has the length that was asked for.
         one = x[image : image + 1] if x.dim() == 4 else x[:, image : image + 1]
-        layer, spikes = spike_train(_ready(target, x), one)
+        layer, spikes = spike_train(target.ready(x), one)
         maps[_title(target)] = spikes[:, 0]
         values[f"rate of {layer} in {_title(target)}"] = spikes.mean().item()
     figures = {"maps": draw_spike_maps(maps, channels)}
@@ -117,7 +111,7 @@ def natural_pruning(network: str, images: int = 1000, data: dict[str, Any] | Non
     """
     [target] = _targets([network], data, images, batch=min(images, 32))
     x, _ = next(target.batches())
-    found = prune_silent_shortcuts(_ready(target, x), target.batches)
+    found = prune_silent_shortcuts(target.ready(x), target.batches)
     values: dict[str, float | str | bool] = {
         "shortcuts": len(found.rates), "removed": len(found.removed), "removed_parameters": found.parameters,
         "images": found.images, "logits_changed": False,
@@ -172,7 +166,7 @@ def similarity(networks: list[str], data: dict[str, Any] | None = None, images: 
     found: Json = {}
     for target in _targets(networks, data, images):
         x, _ = next(target.batches())
-        found[_title(target)] = block_similarity(_ready(target, x), x)
+        found[_title(target)] = block_similarity(target.ready(x), x)
     values: dict[str, float | str | bool] = {f"blocks of {n} at exactly 1": sum(r.equal for r in v)
                                              for n, v in found.items()}  # fmt: skip
     tables = {name: [asdict(row) for row in rows] for name, rows in found.items()}
@@ -217,7 +211,7 @@ def landscape(networks: list[str], data: dict[str, Any] | None = None, images: i
     measured = Measured()
     for index, target in enumerate(_targets(networks, data, images)):
         batches = list(target.batches())
-        found = loss_landscape(_ready(target, batches[0][0]), sdt, batches, points)
+        found = loss_landscape(target.ready(batches[0][0]), sdt, batches, points)
         measured.values[f"roughness of {_title(target)}"] = found.roughness
         measured.tables[_title(target)] = [
             {"b": b, "losses": list(row)} for b, row in zip(found.steps, found.losses, strict=True)

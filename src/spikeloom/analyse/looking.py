@@ -12,6 +12,8 @@ from torch import Tensor
 from spikeloom.analyse.energy import Input, Operand
 
 _LEVELS = 4096  # more multiples of a common factor than this are real values
+_PARTS = 64  # of the smallest value, which may be the sum of that many pooled spikes
+_TOLERANCE = 0.01  # how far from a multiple a value may be, in factors
 _CHUNK = 1 << 16  # elements of a pass that stay in the cache
 _SAMPLE = 1 << 14
 SILENT, REAL = 0.0, math.nan  # in place of a scale
@@ -146,7 +148,7 @@ def _scale(flat: Tensor, low: float, high: float, may_scale: bool) -> float:
     if not may_scale:
         return REAL
     factor = _common_factor(torch.cat([sample, flat.new_tensor([low, high])]))
-    return factor if not math.isnan(factor) and _multiples(flat, factor, 0.01) else REAL
+    return factor if not math.isnan(factor) and _multiples(flat, factor, _TOLERANCE) else REAL
 
 
 def _multiples(flat: Tensor, factor: float, tolerance: float) -> bool:
@@ -166,14 +168,16 @@ def _multiples(flat: Tensor, factor: float, tolerance: float) -> bool:
 
 
 def _common_factor(values: Tensor) -> float:
-    """The largest number of which all values are multiples, if it is among the smallest one's first 16 parts."""
+    """The largest number of which all values are multiples, if it is among the smallest one's first `_PARTS` parts."""
     values = values.abs()
     values = values[values > 0]
-    smallest, largest = values.min().item(), values.max().item()
-    for part in range(1, 17):
-        levels = round(largest * part / smallest)
-        if levels > _LEVELS:
-            break
-        if _multiples(values, largest / levels, 0.01):
-            return largest / levels
+    smallest, largest = values.min(), values.max()
+    levels = torch.round(largest * torch.arange(1, _PARTS + 1) / smallest)
+    factors = (largest / levels)[levels <= _LEVELS]
+    # A few values rule out most factors at once.
+    counts = values[:: max(1, len(values) // 64)] / factors[:, None]
+    possible = (counts - counts.round()).abs().amax(1) <= _TOLERANCE
+    for factor in factors[possible].tolist():
+        if _multiples(values, factor, _TOLERANCE):
+            return factor
     return REAL

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
+from spikeloom.analyse.blocks import calibrated
 from spikeloom.data import collate
 from spikeloom.errors import UsageError
 from spikeloom.models import MODELS
@@ -48,6 +49,10 @@ class Target:
     images: int
     sequence: bool
     input_shape: tuple[int, ...]
+
+    def ready(self, x: Tensor) -> nn.Module:
+        """The network in eval mode; norms that were never trained take the statistics of x."""
+        return self.model.eval() if self.trained else calibrated(self.model, x)
 
 
 def open_target(name: str, values: Json) -> Target:
