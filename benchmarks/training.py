@@ -6,7 +6,7 @@
     python benchmarks/training.py --check              # fails where a small network's ratio to ReLU got 15 % worse
 
 Contenders are the same modules with the same weights; where ours has a `NormSpike`, the others have batch norm and
-their activation, on the same sequence [T, N, C, H, W]. Contenders take turns in one process; times are medians, without
+their activation, on the same sequence [T, N, C, H, W]. Of Spikformer SpikingJelly has its own. Contenders take turns in one process; times are medians, without
 the first step, in which the compiled one compiles. Peak memory is that of a process of its own for every contender but
 the compiled one, where it would be the compiler's.
 """
@@ -78,6 +78,7 @@ NETWORKS: dict[str, tuple[Callable[[], nn.Module], int]] = {
     "sew18": (lambda: SEW18(T=4), 32),
     "report_sew_resnet34": (lambda: spikeloom.create_model("report_sew_resnet34", T=6), 64),
     "report_ms_resnet34": (lambda: spikeloom.create_model("report_ms_resnet34", T=6), 64),
+    "spikformer_4_256": (lambda: spikeloom.create_model("spikformer_4_256", T=4), 32),
     "small": (lambda: SEW18(T=4, widths=(32, 64), blocks=1), 16),
 }
 
@@ -115,9 +116,28 @@ class Peer(nn.Module):
         return self.neuron(x)
 
 
+class PeerSpikformer(nn.Module):
+    """SpikingJelly's own Spikformer of the same size, from rest at every call."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        from spikingjelly.activation_based.model.spikformer import Spikformer
+
+        self.model = Spikformer(4, 3, 32, 32, 4, 10, embed_dims=256, num_heads=8, mlp_ratio=4.0, depths=4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        from spikingjelly.activation_based import functional
+
+        functional.reset_net(self.model)
+        return self.model(x)
+
+
 def build(network: str, contender: str) -> nn.Module:
-    """One contender; all have the same weights."""
+    """One contender; all have the same weights, but where SpikingJelly has a network of its own."""
     torch.manual_seed(0)
+    if network == "spikformer_4_256" and contender in ("spikingjelly", COMPILED):
+        peer = PeerSpikformer().to(memory_format=torch.channels_last)
+        return torch.compile(peer) if contender == COMPILED else peer  # pyright: ignore[reportReturnType]
     model = NETWORKS[network][0]().to(memory_format=torch.channels_last)
     if contender == "ours":
         return model
@@ -127,6 +147,8 @@ def build(network: str, contender: str) -> nn.Module:
         for name, child in list(module.named_children()):
             if isinstance(child, NormSpike):
                 setattr(module, name, Other(child.norm, make()))
+            elif isinstance(child, LIF):  # of attention, behind its product
+                setattr(module, name, make())
     if contender == COMPILED:
         model = torch.compile(model)
     return model

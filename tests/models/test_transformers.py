@@ -84,7 +84,7 @@ def test_golden_network(golden_networks: Golden, case: str) -> None:
     golden.check(model, lambda x: model(x).mean(0), x)
     for key in zeros:
         module, name = golden.names[key.removeprefix("grad/")]
-        assert getattr(module, name).grad.abs().max() < 1e-5
+        assert getattr(module, name).grad.abs().max() < 1e-4
 
 
 # --- attention --------------------------------------------------------------------------------------------------------
@@ -96,8 +96,8 @@ def spikes(*shape: int, rate: float = 0.3) -> Tensor:
 
 @pytest.mark.parametrize(("d", "tokens"), [(4, 9), (9, 4), (1, 1), (64, 196), (32, 64)])
 def test_both_orders_of_the_products_are_equal(d: int, tokens: int) -> None:
-    q, k, v = (spikes(3, 2, 5, d, tokens) for _ in range(3))
-    expected = (q.double().mT @ k.double() @ v.double().mT).mT
+    q, k, v = (spikes(3, 2, 5, tokens, d) for _ in range(3))
+    expected = q.double() @ k.double().mT @ v.double()
     assert torch.equal(map_first(q, k, v), state_first(q, k, v))
     assert torch.equal(map_first(q, k, v).double(), expected)
     assert expected.max() > 1 or d * tokens == 1

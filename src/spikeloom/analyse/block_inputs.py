@@ -98,14 +98,14 @@ def draw_block_inputs(found: list[BlockInput], title: str) -> Any:
     columns = min(4, len(found))
     rows = math.ceil(len(found) / columns)
     names = [f"block {i}: {100 * entry.nonzero:.2f} % not 0" for i, entry in enumerate(found, start=1)]
-    figure: Any = make_subplots(rows, columns, subplot_titles=names, shared_yaxes="all")
+    figure: Any = make_subplots(rows, columns, subplot_titles=names, shared_yaxes=True)
     for i, entry in enumerate(found):
         place = {"row": i // columns + 1, "col": i % columns + 1}
         figure.add_bar(
             x=list(range(len(entry.counts))), y=entry.counts, name=entry.name, showlegend=False,
             marker_color="#3b6fb6", **place,
         )  # fmt: skip
-    figure.update_yaxes(type="log", dtick=1)
+    figure.update_yaxes(type="log", dtick=1, matches="y")
     figure.update_yaxes(title_text="values", col=1)
     figure.update_xaxes(dtick=1)
     figure.update_layout(title=title, template="plotly_white")

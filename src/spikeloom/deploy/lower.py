@@ -71,7 +71,7 @@ class _View:
     """How the graph sees a value: its last axes are, channels first,
 
     map [C, H, W] · row [C, W] (H = 1) · column [C, 1] and vector [C] (one place) · tokens [C, L] · tokens.T [L, C] ·
-    heads [h, d, L] · heads.T [h, L, d] · flat, features of a map in PyTorch's order.
+    heads [h, d, L] · heads.T [h, L, d] · tokens.heads [L, h, d] · flat, features of a map in PyTorch's order.
     """
 
     value: int
@@ -80,8 +80,8 @@ class _View:
 
     @property
     def rank(self) -> int:
-        ranks = {"map": 3, "row": 2, "column": 2, "vector": 1, "tokens": 2, "tokens.T": 2, "heads": 3, "heads.T": 3}
-        return ranks.get(self.form, 1)
+        ranks = {"map": 3, "row": 2, "column": 2, "vector": 1, "tokens": 2, "tokens.T": 2}
+        return 3 if "heads" in self.form else ranks.get(self.form, 1)
 
 
 @dataclass(frozen=True)
@@ -213,8 +213,8 @@ class _Lowering:
             return x
         if end not in (-1, lead + x.rank - 1):
             raise TypeError("these axes")
-        if start == lead + 1 and x.form == "map":
-            return replace(x, form="tokens")
+        if start == lead + 1 and x.form in ("map", "tokens.heads"):
+            return replace(x, form="tokens" if x.form == "map" else "tokens.T")
         if start == lead:
             value = self.values[x.value]
             if value.places == (1, 1):
@@ -225,9 +225,13 @@ class _Lowering:
     def _unflatten(self, x: _View, dim: int, sizes: Sequence[Any]) -> _View:
         if dim == 0:
             return x
-        if x.form == "tokens" and dim == self._lead(x) and len(sizes) == 2:
-            heads = sizes[0] if sizes[0] > 0 else self.values[x.value].channels // sizes[1]
-            return replace(x, form="heads", heads=heads)
+        value, lead = self.values[x.value], self._lead(x)
+        last = dim in (-1, lead + x.rank - 1)
+        if (len(sizes) == 2 and (x.form, dim) == ("tokens", lead)) or (x.form == "tokens.T" and last):
+            heads = sizes[0] if sizes[0] > 0 else value.channels // sizes[1]
+            return replace(x, form="heads" if x.form == "tokens" else "tokens.heads", heads=heads)
+        if x.form == "tokens" and last and tuple(sizes) == value.places:
+            return replace(x, form="map")
         raise TypeError("these axes")
 
     def _reshape(self, x: _View, sizes: Sequence[Any]) -> _View:
@@ -240,6 +244,12 @@ class _Lowering:
 
     def _mT(self, x: _View) -> _View:
         swapped = {"tokens": "tokens.T", "tokens.T": "tokens", "heads": "heads.T", "heads.T": "heads"}
+        return replace(x, form=swapped[x.form])
+
+    def _transpose(self, x: _View, first: int, second: int) -> _View:
+        lead, swapped = self._lead(x), {"tokens.heads": "heads.T", "heads.T": "tokens.heads"}
+        if {first % (lead + 3), second % (lead + 3)} != {lead, lead + 1}:
+            raise TypeError("these axes")
         return replace(x, form=swapped[x.form])
 
     def _unsqueeze(self, x: _View, dim: int) -> _View:
@@ -350,17 +360,20 @@ class _Lowering:
     def _matmul(self, left: _View | _Product, right: _View | _Product) -> _View | _Product:
         if isinstance(left, _View) and isinstance(right, _View):
             return _Product(left, right)
-        # V (K^T Q), or (V K^T) Q: the same sums, for tokens in columns.
+        # V (K^T Q) or (V K^T) Q, for tokens in columns, and their transposes (Q K^T) V and Q (K^T V): the same sums.
         if isinstance(left, _View) and isinstance(right, _Product):
-            v, k, q = left, right.left, right.right
+            parts = left, right.left, right.right
         elif isinstance(left, _Product) and isinstance(right, _View):
-            v, k, q = left.left, left.right, right
+            parts = left.left, left.right, right
         else:
             raise TypeError("a product of four")
-        if (v.form, k.form, q.form) != ("heads", "heads.T", "heads") or len({v.heads, k.heads, q.heads}) != 1:
+        rows = parts[0].form == "heads.T"
+        outer, inner = ("heads.T", "heads") if rows else ("heads", "heads.T")
+        if tuple(part.form for part in parts) != (outer, inner, outer) or len({part.heads for part in parts}) != 1:
             raise TypeError("a product of these axes")
+        q, k, v = parts if rows else reversed(parts)
         made = self._emit(Attention, q=q.value, k=k.value, v=v.value, heads=q.heads, scale=1.0)
-        return replace(made, form="heads", heads=q.heads)
+        return replace(made, form=outer, heads=q.heads)
 
     # --- elements -----------------------------------------------------------------------------------------------------
 

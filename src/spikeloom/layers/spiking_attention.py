@@ -28,13 +28,13 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
 
 
 def map_first(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """`(Q K^T) V` for tokens in columns, [..., d, L]: 2 L^2 d multiply-accumulates a head."""
-    return v @ (k.mT @ q)
+    """`(Q K^T) V` for tokens in rows, [..., L, d]: 2 L^2 d multiply-accumulates a head."""
+    return (q @ k.mT) @ v
 
 
 def state_first(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """`Q (K^T V)` for tokens in columns, [..., d, L]: 2 L d^2 multiply-accumulates a head."""
-    return (v @ k.mT) @ q
+    """`Q (K^T V)` for tokens in rows, [..., L, d]: 2 L d^2 multiply-accumulates a head."""
+    return q @ (k.mT @ v)
 
 
 class AttentionProduct(nn.Module):
@@ -66,25 +66,28 @@ class AttentionProduct(nn.Module):
         self.scale: nn.Parameter | float = nn.Parameter(torch.tensor(scale)) if learnable_scale else scale
 
     def forward(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        shape = q.shape
-        q, k, v = (x.flatten(3).unflatten(2, (self.heads, -1)) for x in (q, k, v))
+        side = q.shape[-2:]
+        # Tokens in rows, the order of channels-last memory: it goes in and, as the gradients, comes out again.
+        q, k, v = (
+            x.flatten(3).mT.unflatten(-1, (self.heads, -1)).transpose(2, 3).contiguous() for x in (q, k, v)
+        )  # [T, N, heads, L, d]
         if self.token_pool > 1:
             q, k = self._pooled(q), self._pooled(k)
-        d, tokens = q.shape[-2:]
+        tokens, d = q.shape[-2:]
         if self.variant == "ssa":
             y = (state_first if tokens > d else map_first)(q, k, v) * self.scale
         elif self.variant.startswith("softmax"):
-            y = v @ (k.mT @ q / d**0.5).softmax(-2)
+            y = (q @ k.mT / d**0.5).softmax(-1) @ v
         else:
             activation = ACTIVATIONS[self.variant]
             y = map_first(activation(q), activation(k), v) * self.scale
-        return y.reshape(shape)
+        return y.transpose(2, 3).flatten(3).mT.unflatten(-1, side)
 
     def _pooled(self, x: Tensor) -> Tensor:
-        if x.shape[-1] % self.token_pool:
-            raise ValueError(f"token_pool must divide the number of tokens, got {self.token_pool} and {x.shape[-1]}")
-        groups = x.unflatten(-1, (-1, self.token_pool))
-        return groups.max(-1, keepdim=True).values.expand_as(groups).flatten(-2)
+        if x.shape[-2] % self.token_pool:
+            raise ValueError(f"token_pool must divide the number of tokens, got {self.token_pool} and {x.shape[-2]}")
+        groups = x.unflatten(-2, (-1, self.token_pool))
+        return groups.max(-2, keepdim=True).values.expand_as(groups).flatten(-3, -2)
 
     def extra_repr(self) -> str:
         return f"heads={self.heads}, scale={self.scale}, variant={self.variant}, token_pool={self.token_pool}"
