@@ -28,7 +28,7 @@ from torch import Tensor, nn
 
 from spikeloom.analyse.target import open_target
 from spikeloom.bench.timing import medians
-from spikeloom.bench.write import write_results
+from spikeloom.bench.write import earlier_results, kept, write_results
 from spikeloom.deploy import Engine, compile, fold
 from spikeloom.deploy.plan import Conv, Fire, Mean, Neuron, Plan, Value
 from spikeloom.memory import keep_memory
@@ -250,14 +250,9 @@ def layer(channels: int, side: int, density: float, images: int = 64) -> Json:
     return row | {f"{name} ms": round(value, 2) for name, value in times.items()}
 
 
-def kept(old: list[Json], new: list[Json]) -> list[Json]:
-    """Rows of runs that were measured before, and the new ones."""
-    names = {row["run"] for row in new} | {MEAN}
-    return [row for row in old if row["run"] not in names] + new
-
-
 def means(rows: list[Json]) -> list[Json]:
-    """The rows, and the geometric means of what the engine gains."""
+    """The rows of runs, and the geometric means of what the engine gains."""
+    rows = [row for row in rows if row["run"] != MEAN]
     columns = ("engine times faster", f"at {SPARSE:.0%} active times faster")
     found: list[Json] = []
     for batch in BATCHES:
@@ -278,14 +273,12 @@ def main() -> None:
     keep_memory()  # for every contender, as `spikeloom run` does
     runs = [word for word in arguments.words if "=" not in word]
     values = parse_overrides([word for word in arguments.words if "=" in word])
-    tables: dict[str, list[Json]] = {}
-    if RESULTS.joinpath("inference.json").is_file():
-        tables = json.loads(RESULTS.joinpath("inference.json").read_text())
-        tables.pop("environment")
+    tables = earlier_results(RESULTS, "inference")
     leave_out = {*arguments.leave_out.split(","), *(() if arguments.compiled else ("compiled",))}
     for run in runs:  # written one by one: a measurement that is stopped keeps what it has
-        tables["networks"] = means(kept(tables.get("networks", []), network(run, values, leave_out, arguments.repeats)))
-        tables["half the spikes"] = kept(tables.get("half the spikes", []), [halved(run, values)])
+        rows = network(run, values, leave_out, arguments.repeats)
+        tables["networks"] = means(kept(tables.get("networks", []), rows, "run"))
+        tables["half the spikes"] = kept(tables.get("half the spikes", []), [halved(run, values)], "run")
         write_results(RESULTS, "inference", tables)
     if arguments.layers:
         tables["one layer by density"] = [layer(*shape, density) for shape in LAYERS for density in DENSITIES]

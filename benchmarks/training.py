@@ -6,9 +6,10 @@
     python benchmarks/training.py --check              # fails where a small network's ratio to ReLU got 15 % worse
 
 Contenders are the same modules with the same weights; where ours has a `NormSpike`, the others have batch norm and
-their activation, on the same sequence [T, N, C, H, W]. Of Spikformer SpikingJelly has its own. Contenders take turns in one process; times are medians, without
-the first step, in which the compiled one compiles. Peak memory is that of a process of its own for every contender but
-the compiled one, where it would be the compiler's.
+their activation, on the same sequence [T, N, C, H, W]. Spikformer's rival is SpikingJelly's own network. Contenders
+take turns in one process; times are medians, without the first step, in which the compiled one compiles. Peak memory is
+that of a process of its own for every contender but the compiled one, where it would be the compiler's. Rows of other
+networks in results/bench are left as they are.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ from torch._dynamo.exc import TorchDynamoException
 
 import spikeloom
 from spikeloom.bench.timing import medians
-from spikeloom.bench.write import write_results
+from spikeloom.bench.write import earlier_results, kept, write_results
 from spikeloom.encode import repeat
 from spikeloom.layers import BatchNorm, Conv2d, GlobalAvgPool, Linear, NormSpike, SEWBlock, basic_branch
 from spikeloom.memory import keep_memory
@@ -306,12 +307,13 @@ def main() -> None:
     if arguments.record:
         record(arguments.repeats)
         return
-    rows: list[Json] = []
-    for network in arguments.networks:
+    rows = earlier_results(RESULTS, "training").get("training steps", [])
+    for network in arguments.networks:  # written one by one; rows of other networks stay
         for precision in [arguments.precision] if arguments.precision else ["fp32", "bf16"]:
             contenders = (*arguments.contenders.split(","), *([COMPILED] if arguments.compiled else []))
-            rows.append(measure(network, precision, contenders, arguments.repeats, not arguments.no_memory))
-            print(json.dumps(rows[-1]), flush=True)
+            row = measure(network, precision, contenders, arguments.repeats, not arguments.no_memory)
+            rows = kept(rows, [row], "network", "precision")
+            print(json.dumps(row), flush=True)
             write_results(RESULTS, "training", {"training steps": rows})
 
 

@@ -39,10 +39,10 @@ inline void store(bfloat16* p, int64_t i, float value) {
   p[i].bits = static_cast<uint16_t>(value != value ? 0x7fc0u : rounded);
 }
 
-inline float absolute(float x) { return x < 0.f ? -x : x; }
+ALWAYS_INLINE inline float absolute(float x) { return x < 0.f ? -x : x; }
 
 // exp(-x) for x >= 0, to 2 units in the last place; written out so that it vectorises.
-inline float exp_negative(float x) {
+ALWAYS_INLINE inline float exp_negative(float x) {
   x = x > 87.f ? 87.f : x;
   const float n = static_cast<float>(static_cast<int32_t>(x * 1.44269504f + 0.5f));
   const float r = (n * 0.693359375f - x) + n * -2.12194440e-4f;
@@ -79,13 +79,13 @@ ALWAYS_INLINE inline float derivative(float u, float p, float q) {
 }
 
 // sigmoid(x).
-inline float logistic(float x) {
+ALWAYS_INLINE inline float logistic(float x) {
   const float e = exp_negative(absolute(x)), small = e / (1.f + e);
   return x < 0.f ? small : 1.f - small;
 }
 
 // tanh(x), from its series near 0 where the quotient cancels.
-inline float hyperbolic(float x) {
+ALWAYS_INLINE inline float hyperbolic(float x) {
   const float a = absolute(x), e = exp_negative(2.f * a), square = a * a;
   const float far = (1.f - e) / (1.f + e);
   const float near = a * (1.f - square * (1.f / 3.f - square * (2.f / 15.f - square * (17.f / 315.f))));
@@ -94,7 +94,7 @@ inline float hyperbolic(float x) {
 }
 
 // A uniform number in (0, 1) of its own for every (seed, index): two rounds of Murmur's finaliser.
-inline float uniform(uint32_t seed, uint32_t index) {
+ALWAYS_INLINE inline float uniform(uint32_t seed, uint32_t index) {
   uint32_t h = index * 0x9e3779b9u ^ seed;
   h ^= h >> 16, h *= 0x85ebca6bu, h ^= h >> 13, h *= 0xc2b2ae35u, h ^= h >> 16;
   h += seed;

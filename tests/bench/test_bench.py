@@ -134,3 +134,13 @@ def test_rivals_make_the_same_frames(rival: str, frames: str) -> None:
 
 def test_markdown_of_nothing() -> None:
     assert write.markdown([]) == "(empty)"
+
+
+def test_results_of_earlier_measurements_stay(tmp_path: Path) -> None:
+    assert write.earlier_results(tmp_path, "steps") == {}
+    rows: list[write.Json] = [{"network": "a", "ms": 1}, {"network": "b", "ms": 2}]
+    write.write_results(tmp_path, "steps", {"steps": rows})
+    old = write.earlier_results(tmp_path, "steps")
+    assert old == {"steps": rows}
+    new = write.kept(old["steps"], [{"network": "a", "ms": 3}], "network")
+    assert new == [{"network": "b", "ms": 2}, {"network": "a", "ms": 3}]

@@ -112,6 +112,8 @@ def test_the_rule_follows_what_fires(native: Any) -> None:
     rule = module._rule  # pyright: ignore[reportPrivateUsage]
     assert rule(spikes(8, 32, 8, 8, share=0.1), weight, 1)[:2] == ("sparse", "sparse")
     assert rule(torch.randn(8, 32, 8, 8), weight, 1) == ("minimal",) * 3
+    for share, ways in ((0.1, ("sparse", "sparse", "onednn")), (0.6, ("onednn",) * 3)):
+        assert rule(spikes(64, 64, 8, 8, share=share), torch.randn(64, 64, 1, 1), 1) == ways
     native.set_level("avx2")
     assert rule(spikes(8, 32, 8, 8, share=0.1), weight, 1) == ("onednn",) * 3
 
@@ -124,11 +126,16 @@ def test_small_work_and_other_layouts_stay_with_pytorch() -> None:
     assert not takes(large.contiguous(), weight, 1, 1)
     assert not takes(large.double(), weight, 1, 1)
     assert not takes(large, torch.randn(64, 64, 5, 5), 1, 2)
+    assert takes(large, torch.randn(64, 64, 1, 1), 1, 0)
+    assert not takes(large, torch.randn(64, 64, 1, 1), 2, 0)
 
 
+@pytest.mark.parametrize("kernel", [1, 3])
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
-def test_the_layer_uses_it(native: Any, tracks: Tracks, monkeypatch: pytest.MonkeyPatch, precision: str) -> None:
-    layer = Conv2d(64, 64, 3, padding=1, bias=False)
+def test_the_layer_uses_it(
+    native: Any, tracks: Tracks, monkeypatch: pytest.MonkeyPatch, precision: str, kernel: int
+) -> None:
+    layer = Conv2d(64, 128, kernel, padding=kernel // 2, bias=kernel == 1)
     x = spikes(32, 64, 16, 16, share=0.1).unflatten(0, (4, 8))
     calls: list[str] = []
     whole = spike_conv
@@ -147,7 +154,8 @@ def test_the_layer_uses_it(native: Any, tracks: Tracks, monkeypatch: pytest.Monk
         y.float().square().mean().backward()
         assert inputs.grad is not None
         assert layer.weight.grad is not None
-        return [y.detach(), inputs.grad, layer.weight.grad.clone()]
+        rest = [] if layer.bias is None else [layer.bias.grad.clone()]
+        return [y.detach(), inputs.grad, layer.weight.grad.clone(), *rest]
 
     found = run()
     assert calls

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,20 @@ def write_results(folder: Path, name: str, tables: dict[str, list[Json]]) -> Non
     parts = [f"# {name}\n\nMeasured on {machine}. Medians, contenders in turn within one run.\n"]
     parts += [f"## {title}\n\n{markdown(rows)}\n" for title, rows in tables.items()]
     (folder / f"{name}.md").write_text("\n".join(parts))
+
+
+def earlier_results(folder: Path, name: str) -> dict[str, list[Json]]:
+    """The tables that `write_results` wrote before; none where it did not."""
+    file = folder / f"{name}.json"
+    tables = json.loads(file.read_text()) if file.is_file() else {}
+    tables.pop("environment", None)
+    return tables
+
+
+def kept(old: list[Json], new: list[Json], *keys: str) -> list[Json]:
+    """Rows that were measured before, less those that have the keys of a new one, and the new ones."""
+    made = {tuple(row[key] for key in keys) for row in new}
+    return [row for row in old if tuple(row[key] for key in keys) not in made] + new
 
 
 def markdown(rows: list[Json]) -> str:

@@ -44,7 +44,7 @@ class Conv2d(nn.Conv2d):
     """
 
     def forward(self, input: Tensor) -> Tensor:
-        plain = self.groups == 1 and self.bias is None and self.dilation == (1, 1) and self.padding_mode == "zeros"
+        plain = self.groups == 1 and self.dilation == (1, 1) and self.padding_mode == "zeros"
         return each_step(self._sparse if plain else super().forward, input)
 
     def _sparse(self, x: Tensor) -> Tensor:
@@ -59,7 +59,8 @@ class Conv2d(nn.Conv2d):
                 and takes(x, weight, stride[0], int(padding[0]))
                 and dispatch.choose("spike_conv", x, NATIVE_DTYPES) == "native"
             ):
-                return spike_conv(x, weight, stride[0], int(padding[0]))
+                y = spike_conv(x, weight, stride[0], int(padding[0]))
+                return y if self.bias is None else y + self.bias.to(y.dtype)[:, None, None]
         return super().forward(x)
 
 

@@ -58,11 +58,11 @@ def spike_conv(
 
 
 def takes(x: Tensor, weight: Tensor, stride: int, padding: int) -> bool:
-    """Whether the op can help with x [N, C, H, W]: channels-last memory, a kernel of 3x3, and enough work."""
-    kh, kw = weight.shape[2:]
+    """Whether the op can help with x [N, C, H, W]: channels-last memory, a kernel of 3x3 or 1x1, and enough work."""
+    kernel = tuple(weight.shape[2:])
     N, C, H, W = x.shape
     return (
-        kh == kw == 3
+        (kernel == (3, 3) or (kernel == (1, 1) and stride == 1 and padding == 0 and min(weight.shape[:2]) >= 64))
         and padding <= 2
         and x.dtype in NATIVE_DTYPES
         and x.stride() == (H * W * C, 1, W * C, C)
@@ -82,6 +82,9 @@ def _rule(x: Tensor, weight: Tensor, stride: int) -> tuple[str, str, str]:
     if dispatch.native.level() != "avx512":
         return "onednn", "onednn", "onednn"
     share, single, narrow = density(x), x.dtype == torch.float32, min(weight.shape[:2])
+    if weight.shape[2] == 1:
+        forward, gradient = (0.4, 0.28) if single else (0.08, 0.13)
+        return "sparse" if share < forward else "onednn", "sparse" if share < gradient else "onednn", "onednn"
     # Beyond, the transformed filters outgrow the cache. In bfloat16 oneDNN has instructions of twice the rate.
     fits = weight.shape[0] * weight.shape[1] <= (256 * 256 if single else 128 * 128)
     fits = fits and stride == 1 and all(width % 16 == 0 for width in weight.shape[:2])
