@@ -164,7 +164,8 @@ def test_the_layer_uses_it(
     assert len(calls) == 1
     for a, b in zip(found, wanted, strict=True):
         assert a.dtype == b.dtype
-        assert a.stride() == b.stride()
+        strides = zip(a.shape, a.stride(), b.stride(), strict=True)
+        assert all(mine == theirs for size, mine, theirs in strides if size > 1)
         assert tracks(a, b) < (2e-5 if precision == "float32" else 2e-2)
 
 
