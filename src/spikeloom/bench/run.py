@@ -91,7 +91,7 @@ def bench_methods(
         tell: is given every row as it is measured.
         model: in the registry; it takes images.
     """
-    steps, batch, turns = ((2, 8), 4, 1) if quick else (methods.STEPS, 16, 3)
+    steps, batch, turns = ((2, 8), 4, 1) if quick else (methods.STEPS, 8, 3)
     found = _collect(methods.rows(model, steps, batch, turns), tell)
     spreads: list[Json] = [
         {"contender": contender, "spread_percent": round(methods.spread(found, contender), 2)}
