@@ -85,10 +85,6 @@ def _network(
         T=T,
     )
     kaiming(model, "fan_in", linear=True)
-    for module in model.modules():
-        if isinstance(module, SpatialAttention):
-            # Drawn for neurons, its two channels of means and maxima would shut or open the gate everywhere.
-            module.conv.reset_parameters()
     return model
 
 
