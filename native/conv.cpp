@@ -18,6 +18,14 @@ inline uint32_t nonzeros(const float* x, int64_t n) {
   return _mm512_mask_cmp_ps_mask(valid, _mm512_maskz_loadu_ps(valid, x), _mm512_setzero_ps(), _CMP_NEQ_UQ);
 #else
   uint32_t bits = 0;
+#if defined(__AVX2__)
+  if (n == 16) {
+    const auto of_eight = [](const float* from) {
+      return static_cast<uint32_t>(_mm256_movemask_ps(_mm256_cmp_ps(_mm256_loadu_ps(from), _mm256_setzero_ps(), _CMP_NEQ_UQ)));
+    };
+    return of_eight(x) | of_eight(x + 8) << 8;
+  }
+#endif
   for (int64_t i = 0; i < n; i++) bits |= static_cast<uint32_t>(x[i] != 0.f) << i;
   return bits;
 #endif
@@ -28,6 +36,15 @@ inline uint32_t nonzeros(const bfloat16* x, int64_t n) {
   return _mm256_test_epi16_mask(_mm256_maskz_loadu_epi16(valid, x), _mm256_set1_epi16(0x7fff));
 #else
   uint32_t bits = 0;
+#if defined(__AVX2__)
+  if (n == 16) {
+    const __m256i magnitude = _mm256_and_si256(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(x)), _mm256_set1_epi16(0x7fff));
+    const __m256i zero = _mm256_cmpeq_epi16(magnitude, _mm256_setzero_si256());
+    // Sixteen halves to sixteen bytes, in order.
+    const __m128i bytes = _mm_packs_epi16(_mm256_castsi256_si128(zero), _mm256_extracti128_si256(zero, 1));
+    return ~static_cast<uint32_t>(_mm_movemask_epi8(bytes)) & 0xffffu;
+  }
+#endif
   for (int64_t i = 0; i < n; i++) bits |= static_cast<uint32_t>((x[i].bits & 0x7fffu) != 0) << i;
   return bits;
 #endif
@@ -167,7 +184,8 @@ void add_rows(const Entry* entry, int64_t count, const float* g, int64_t row, fl
 
 template <int NV>
 void add_taps(int64_t rows, int64_t columns, const Entry* entry, int64_t count, const float* g, int64_t row, float* out) {
-  switch (rows * 4 + columns) {
+  if constexpr (NV > WIDE) return add_rows<1, 1, NV>(entry, count, g, row, out);
+  else switch (rows * 4 + columns) {
     case 5: return add_rows<1, 1, NV>(entry, count, g, row, out);
     case 6: return add_rows<1, 2, NV>(entry, count, g, row, out);
     case 7: return add_rows<1, 3, NV>(entry, count, g, row, out);
@@ -302,6 +320,7 @@ int weight_of(const Convolution& a) {
 template <class T>
 int weight_gradient(const Convolution& a) {
   if (a.kernel_height > 3 || a.kernel_width > 3) return -2;
+  if (a.kernel_height == 1 && a.kernel_width == 1 && a.out >= 8 * LANES) return weight_of<T, 8>(a);  // or sums wait
   return a.out <= LANES ? weight_of<T, 1>(a) : weight_of<T, WIDE>(a);
 }
 
@@ -435,7 +454,7 @@ struct Rows {
 // The same for any number of rows and of whole vectors.
 template <bool ADD>
 void product(int64_t rows, int64_t columns, int64_t depth, const float* a, int64_t a_k, int64_t a_i, const float* b, float* c) {
-  constexpr int MANY = LANES == 16 ? 12 : 4;
+  constexpr int MANY = LANES == 16 ? 12 : 6;  // with two vectors each, what the registers hold
   for (int64_t j = 0; j < columns;) {
     const bool two = columns - j >= 2 * LANES;
     for (int64_t i = 0; i < rows;) {

@@ -5,7 +5,7 @@
 
 #include "level.hpp"
 
-#if defined(__AVX512F__)
+#if defined(__AVX2__)
 #include <immintrin.h>
 #endif
 
@@ -13,7 +13,7 @@ namespace spikeloom {
 namespace SPIKELOOM_LEVEL {
 namespace {
 
-// Vectors of one register, and how many side by side fit beside the taps of a filter.
+// Vectors of one register; registers hold 8 WIDE sums beside what is added to them.
 #if defined(__AVX512F__)
 constexpr int LANES = 16, WIDE = 2;
 #elif defined(__AVX__)
@@ -59,17 +59,22 @@ inline Plan plan_gather(const Window& w, int64_t block) {
 }
 
 // Columns of a filter that are added to neighbouring outputs at once (1: every output for itself), and the vectors of a
-// block of output channels. Calls run(columns, vectors) with integral constants.
+// block of output channels: as many as the registers hold sums of, so that additions need not wait for one another.
+// Calls run(columns, vectors) with integral constants.
 template <class Run>
 inline auto by_shape(const Window& w, const Run& run) {
-  const bool narrow = w.out <= LANES;
-  const auto both = [&](auto columns) {
-    constexpr int wide = decltype(columns)::value == 1 ? 2 * WIDE : WIDE;
-    return narrow ? run(columns, Constant<1>{}) : run(columns, Constant<wide>{});
+  const auto by_width = [&](auto columns) {
+    constexpr int most = LANES == 16 ? (decltype(columns)::value == 1 ? 4 : 2) : (decltype(columns)::value == 1 ? 8 : 4);
+    if (w.out <= LANES) return run(columns, Constant<1>{});
+    if constexpr (LANES < 16) {
+      if (w.out <= 2 * LANES) return run(columns, Constant<2>{});
+      if (w.out < most * LANES) return run(columns, Constant<4>{});
+    }
+    return run(columns, Constant<most>{});
   };
-  if (w.stride == 1 && w.kernel_width == 2) return both(Constant<2>{});
-  if (w.stride == 1 && w.kernel_width == 3) return both(Constant<3>{});
-  return both(Constant<1>{});
+  if (w.stride == 1 && w.kernel_width == 2) return by_width(Constant<2>{});
+  if (w.stride == 1 && w.kernel_width == 3) return by_width(Constant<3>{});
+  return by_width(Constant<1>{});
 }
 
 inline int64_t packed_floats(const Window& w, const Plan& p) {

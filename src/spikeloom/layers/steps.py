@@ -9,11 +9,13 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from spikeloom.ops import dispatch
 from spikeloom.ops.layout import NATIVE_DTYPES
 from spikeloom.ops.native_op import eager
+from spikeloom.ops.rounding import product
 from spikeloom.ops.spike_conv import spike_conv, takes
 
 
@@ -34,7 +36,7 @@ class Conv1d(nn.Conv1d):
     """`torch.nn.Conv1d` on each step: [T, N, C, L] -> [T, N, C', L']."""
 
     def forward(self, input: Tensor) -> Tensor:
-        return each_step(super().forward, input)
+        return each_step(lambda x: product(self._conv_forward, x, self.weight, self.bias), input)
 
 
 class Conv2d(nn.Conv2d):
@@ -44,31 +46,28 @@ class Conv2d(nn.Conv2d):
     """
 
     def forward(self, input: Tensor) -> Tensor:
-        plain = self.groups == 1 and self.dilation == (1, 1) and self.padding_mode == "zeros"
-        return each_step(self._sparse if plain else super().forward, input)
+        return each_step(self._step, input)
 
-    def _sparse(self, x: Tensor) -> Tensor:
+    def _step(self, x: Tensor) -> Tensor:
         stride, padding = self.stride, self.padding
-        if eager(x) and stride[0] == stride[1] and not isinstance(padding, str) and padding[0] == padding[1]:
-            weight = self.weight
+        plain = self.groups == 1 and self.dilation == (1, 1) and self.padding_mode == "zeros"
+        plain = plain and stride[0] == stride[1] and not isinstance(padding, str) and padding[0] == padding[1]
+        if plain and eager(x) and takes(x, self.weight, stride[0], int(padding[0])):
+            y, weight = x, self.weight
             if torch.is_autocast_enabled("cpu"):
                 dtype = torch.get_autocast_dtype("cpu")
-                x, weight = x.to(dtype), weight.to(dtype)
-            if (
-                x.dtype == weight.dtype
-                and takes(x, weight, stride[0], int(padding[0]))
-                and dispatch.choose("spike_conv", x, NATIVE_DTYPES) == "native"
-            ):
-                y = spike_conv(x, weight, stride[0], int(padding[0]))
+                y, weight = y.to(dtype), weight.to(dtype)
+            if y.dtype == weight.dtype and dispatch.choose("spike_conv", y, NATIVE_DTYPES) == "native":
+                y = spike_conv(y, weight, stride[0], int(padding[0]))
                 return y if self.bias is None else y + self.bias.to(y.dtype)[:, None, None]
-        return super().forward(x)
+        return product(self._conv_forward, x, self.weight, self.bias)
 
 
 class Linear(nn.Linear):
     """`torch.nn.Linear` on each step: [T, N, features] -> [T, N, features']."""
 
     def forward(self, input: Tensor) -> Tensor:
-        return each_step(super().forward, input)
+        return each_step(lambda x: product(F.linear, x, self.weight, self.bias), input)
 
 
 class MaxPool2d(nn.MaxPool2d):

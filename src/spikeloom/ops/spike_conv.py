@@ -10,7 +10,7 @@ Each of the three passes, forward and the gradients of weights and input, choose
 
 The choice is a rule in the shape, the type and the share of nonzero inputs, counted in a fixed sample of the images:
 the same numbers always take the same way, so a resumed run ends where an unbroken one does. Its limits are measured
-(docs/performance.md) on AVX-512; on other processors everything goes to oneDNN unless told otherwise.
+(docs/performance.md) on AVX-512 and on AVX2; on other processors everything goes to oneDNN unless told otherwise.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from torch import Tensor
 from spikeloom.ops import dispatch
 from spikeloom.ops.layout import NATIVE_DTYPES, fresh
 from spikeloom.ops.native_op import NativeOp
+from spikeloom.ops.rounding import bfloat16_is_emulated, product
 
 Pass = Literal["auto", "onednn", "sparse", "minimal"]
 
@@ -79,18 +80,23 @@ def density(x: Tensor) -> float:
 
 def _rule(x: Tensor, weight: Tensor, stride: int) -> tuple[str, str, str]:
     """The way of every pass: forward, weights' gradient, input's gradient."""
-    if dispatch.native.level() != "avx512":
+    level = dispatch.native.level()
+    if level == "baseline":
         return "onednn", "onednn", "onednn"
     share, single, narrow = density(x), x.dtype == torch.float32, min(weight.shape[:2])
     if weight.shape[2] == 1:
-        forward, gradient = (0.4, 0.28) if single else (0.08, 0.13)
+        forward, gradient = (0.45, 0.4) if level == "avx2" else (0.4, 0.28) if single else (0.08, 0.13)
         return "sparse" if share < forward else "onednn", "sparse" if share < gradient else "onednn", "onednn"
     # Beyond, the transformed filters outgrow the cache. In bfloat16 oneDNN has instructions of twice the rate.
+    single = single or level == "avx2"  # no instructions for it, so no difference
     fits = weight.shape[0] * weight.shape[1] <= (256 * 256 if single else 128 * 128)
     fits = fits and stride == 1 and all(width % 16 == 0 for width in weight.shape[:2])
     convolve = "minimal" if fits and (single or narrow >= 32) else "onednn"
     differentiate = "minimal" if fits else "onednn"
-    forward, gradient = _sparse_below(single, stride, narrow, fits)
+    if level == "avx2":
+        forward, gradient = _sparse_below_avx2(stride, narrow, fits)
+    else:
+        forward, gradient = _sparse_below(single, stride, narrow, fits)
     return (
         "sparse" if share < forward else convolve,
         "sparse" if share < gradient else differentiate,
@@ -111,6 +117,15 @@ def _sparse_below(single: bool, stride: int, narrow: int, minimal: bool) -> tupl
     if single:
         return 0.45, 0.6
     return (0.13 if narrow > 256 else 0.3), 0.33
+
+
+def _sparse_below_avx2(stride: int, narrow: int, minimal: bool) -> tuple[float, float]:
+    """The same where a vector is half as wide, so that all ways but oneDNN's memory traffic take longer."""
+    if stride > 1:
+        return 0.4, 0.2 if narrow < 32 else 0.35
+    if not minimal:
+        return 0.45, 0.9
+    return (0.27, 0.2) if narrow < 256 else (0.4, 0.4)
 
 
 def _fields(x: Tensor, weight: Tensor, stride: int, padding: int) -> dict[str, Any]:
@@ -138,7 +153,7 @@ def _fake(x: Tensor, weight: Tensor, stride: int, padding: int, ways: str) -> Te
 def _forward(x: Tensor, weight: Tensor, stride: int, padding: int, ways: str) -> Tensor:
     way = ways.split()[0]
     if way == "onednn":
-        return F.conv2d(x, weight, None, stride, padding)
+        return product(lambda x, weight: F.conv2d(x, weight, None, stride, padding), x, weight)
     x, w = _channels_last(x), weight.float()
     y = fresh(_fake(x, weight, stride, padding, ways), x.dtype)
     kernel = dispatch.native.conv_forward_minimal if way == "minimal" else dispatch.native.conv_forward_sparse
@@ -154,9 +169,13 @@ def _backward(
     library = [need[0] and by_input == "onednn", need[1] and by_weight == "onednn", False]
     grad_x, grad_weight = none, none
     if any(library):
-        grad_x, grad_weight, _ = torch.ops.aten.convolution_backward(
-            grad, x, weight, None, [stride] * 2, [padding] * 2, [1, 1], False, [0, 0], 1, library
+        operands = grad, x, weight
+        if x.dtype == torch.bfloat16 and bfloat16_is_emulated():
+            operands = tuple(operand.float() for operand in operands)
+        found = torch.ops.aten.convolution_backward(
+            *operands, None, [stride] * 2, [padding] * 2, [1, 1], False, [0, 0], 1, library
         )
+        grad_x, grad_weight = (None if each is None else each.to(x.dtype) for each in found[:2])
     if need != library[:2]:
         x, grad, w = _channels_last(x), _channels_last(grad), weight.float()
         fields = _fields(x, w, stride, padding) | {"grad_y": grad.data_ptr()}
