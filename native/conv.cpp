@@ -274,7 +274,7 @@ int weight_of(const Convolution& a) {
               }
               const T* from = static_cast<const T*>(a.grad_y) + (((n0 + n) * out_h + y) * out_w + x) * a.out + o * BLOCK;
               if (width == BLOCK) {
-                to_float(from, BLOCK, to + q * BLOCK);
+                for (int j = 0; j < NV; j++) put(to + q * BLOCK + j * LANES, get_floats(from + j * LANES));
               } else {
                 to_float(from, width, to + q * BLOCK);
                 std::memset(to + q * BLOCK + width, 0, (BLOCK - width) * 4);
@@ -373,24 +373,6 @@ inline void gradient_side(const Vec* g, int step, Vec* to, int to_step) {
 constexpr float FA = 1 / (2 * A2 * (A2 - B2)), FB = 1 / (2 * B2 * (B2 - A2));
 constexpr float FILTER_SIDE[6][3] = {{1 / (A2 * B2), 0, 0},     {FA, FA * A1, FA * A2}, {FA, -FA * A1, FA * A2},
                                      {FB, FB * B1, FB * B2}, {FB, -FB * B1, FB * B2}, {0, 0, 1}};
-
-typedef uint32_t Words __attribute__((vector_size(LANES * 4)));
-typedef uint16_t Halves __attribute__((vector_size(LANES * 2)));
-
-inline Vec get_floats(const float* p) { return get(p); }
-inline void put_floats(float* p, Vec v) { put(p, v); }
-inline Vec get_floats(const bfloat16* p) {
-  Halves bits;
-  std::memcpy(&bits, p, sizeof bits);
-  return reinterpret_cast<Vec>(__builtin_convertvector(bits, Words) << 16);
-}
-// Rounds as `store`.
-inline void put_floats(bfloat16* p, Vec v) {
-  const Words bits = reinterpret_cast<Words>(v), rounded = (bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16;
-  const Words unordered = reinterpret_cast<Words>(v != v);
-  const Halves half = __builtin_convertvector((rounded & ~unordered) | (0x7fc0u & unordered), Halves);
-  std::memcpy(p, &half, sizeof half);
-}
 
 // Points of the SIZE x SIZE block whose first pixel is (y, x), zeros outside of the image; all channels. Points of one
 // channel lie `points` floats apart.

@@ -27,6 +27,24 @@ typedef float Unaligned __attribute__((vector_size(LANES * 4), aligned(4), may_a
 inline Vec get(const float* p) { return *reinterpret_cast<const Unaligned*>(p); }
 inline void put(float* p, Vec v) { *reinterpret_cast<Unaligned*>(p) = v; }
 
+typedef uint32_t Words __attribute__((vector_size(LANES * 4)));
+typedef uint16_t Halves __attribute__((vector_size(LANES * 2)));
+
+inline Vec get_floats(const float* p) { return get(p); }
+inline void put_floats(float* p, Vec v) { put(p, v); }
+inline Vec get_floats(const bfloat16* p) {
+  Halves bits;
+  std::memcpy(&bits, p, sizeof bits);
+  return reinterpret_cast<Vec>(__builtin_convertvector(bits, Words) << 16);
+}
+// Rounds as `store`.
+inline void put_floats(bfloat16* p, Vec v) {
+  const Words bits = reinterpret_cast<Words>(v), rounded = (bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16;
+  const Words unordered = reinterpret_cast<Words>(v != v);
+  const Halves half = __builtin_convertvector((rounded & ~unordered) | (0x7fc0u & unordered), Halves);
+  std::memcpy(p, &half, sizeof half);
+}
+
 // An integer that is part of a type.
 template <int N>
 using Constant = std::integral_constant<int, N>;

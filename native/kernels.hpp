@@ -256,6 +256,20 @@ struct Convolution {
   int threads;
 };
 
+// A convolution of every channel by its own filter, channels-last, and its gradients; what a kernel does not use is null.
+// Weights and their gradient are float32 [kernel height, kernel width, channels].
+struct Depthwise {
+  Dtype dtype;
+  int64_t images, height, width, channels, kernel_height, kernel_width, stride, pad_height, pad_width;
+  const void* x;  // [images, height, width, channels]
+  const float* weight;
+  void* y;             // [images, out height, out width, channels]
+  const void* grad_y;  // as y
+  void* grad_x;        // as x
+  float* grad_weight;
+  int threads;
+};
+
 // --- the event engine: maps of bytes [steps, images, height, width, channels], spikes or small integers ---------------
 
 constexpr int MOST_LEVELS = 16;
@@ -337,6 +351,9 @@ struct Kernels {
   int (*conv_weight_sparse)(const Convolution&);
   int (*conv_weight_minimal)(const Convolution&);
   int (*conv_input_minimal)(const Convolution&);
+  int (*depthwise_forward)(const Depthwise&);
+  int (*depthwise_input)(const Depthwise&);
+  int (*depthwise_weight)(const Depthwise&);
   int (*event_pack)(const EventPack&);
   int (*event_conv)(const EventConv&);
   int (*event_fire)(const EventFire&);
@@ -366,6 +383,9 @@ struct Kernels {
   int conv_weight_sparse(const Convolution&);     \
   int conv_weight_minimal(const Convolution&);    \
   int conv_input_minimal(const Convolution&);     \
+  int depthwise_forward(const Depthwise&);        \
+  int depthwise_input(const Depthwise&);          \
+  int depthwise_weight(const Depthwise&);         \
   int event_pack(const EventPack&);               \
   int event_conv(const EventConv&);               \
   int event_fire(const EventFire&);               \

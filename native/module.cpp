@@ -186,6 +186,11 @@ void read(Reader& r, Convolution& a) {
   READ(stride), READ(padding), READ(x), READ(weight), READ(weight_out), READ(weight_in), READ(weight_row);
   READ(weight_column), READ(y), READ(grad_y), READ(grad_x), READ(grad_weight), READ(threads);
 }
+void read(Reader& r, Depthwise& a) {
+  READ(dtype), READ(images), READ(height), READ(width), READ(channels), READ(kernel_height), READ(kernel_width);
+  READ(stride), READ(pad_height), READ(pad_width), READ(x), READ(weight), READ(y), READ(grad_y), READ(grad_x);
+  READ(grad_weight), READ(threads);
+}
 
 void read(Reader& r, Fired& a) {
   READ(steps), READ(residual), READ(residual_spikes), READ(sum), READ(spikes), READ(v), READ(decay), READ(gain);
@@ -272,6 +277,9 @@ NB_MODULE(_native, m) {
   bind(m, "conv_weight_sparse", &Kernels::conv_weight_sparse);
   bind(m, "conv_weight_minimal", &Kernels::conv_weight_minimal);
   bind(m, "conv_input_minimal", &Kernels::conv_input_minimal);
+  bind(m, "depthwise_forward", &Kernels::depthwise_forward);
+  bind(m, "depthwise_input", &Kernels::depthwise_input);
+  bind(m, "depthwise_weight", &Kernels::depthwise_weight);
   bind(m, "event_pack", &Kernels::event_pack);
   bind(m, "event_conv", &Kernels::event_conv);
   bind(m, "event_fire", &Kernels::event_fire);

@@ -140,9 +140,9 @@ def test_the_layer_uses_it(
     calls: list[str] = []
     whole = spike_conv
 
-    def counted(*arguments: Any) -> Tensor:
+    def counted(*arguments: Any, **settings: Any) -> Tensor:
         calls.append("call")
-        return whole(*arguments)
+        return whole(*arguments, **settings)
 
     monkeypatch.setattr("spikeloom.layers.steps.spike_conv", counted)
 

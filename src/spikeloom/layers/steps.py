@@ -6,13 +6,14 @@ image (its steps share memory, as `encode.repeat` makes them) is computed once a
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from spikeloom.ops import dispatch
+from spikeloom.ops import depthwise, dispatch
 from spikeloom.ops.layout import NATIVE_DTYPES
 from spikeloom.ops.native_op import eager
 from spikeloom.ops.rounding import product
@@ -42,25 +43,36 @@ class Conv1d(nn.Conv1d):
 class Conv2d(nn.Conv2d):
     """`torch.nn.Conv2d` on each step: [T, N, C, H, W] -> [T, N, C', H', W'].
 
-    On channels-last memory of a CPU, large plain convolutions use the zeros of their input (`ops.spike_conv`).
+    On channels-last memory of a CPU, large plain convolutions use the zeros of their input (`ops.spike_conv`), and
+    those of every channel by itself have an op of their own (`ops.depthwise`).
     """
 
     def forward(self, input: Tensor) -> Tensor:
         return each_step(self._step, input)
 
     def _step(self, x: Tensor) -> Tensor:
-        stride, padding = self.stride, self.padding
-        plain = self.groups == 1 and self.dilation == (1, 1) and self.padding_mode == "zeros"
-        plain = plain and stride[0] == stride[1] and not isinstance(padding, str) and padding[0] == padding[1]
-        if plain and eager(x) and takes(x, self.weight, stride[0], int(padding[0])):
+        op = self._native(x) if eager(x) else None
+        if op is not None:
             y, weight = x, self.weight
             if torch.is_autocast_enabled("cpu"):
                 dtype = torch.get_autocast_dtype("cpu")
                 y, weight = y.to(dtype), weight.to(dtype)
-            if y.dtype == weight.dtype and dispatch.choose("spike_conv", y, NATIVE_DTYPES) == "native":
-                y = spike_conv(y, weight, stride[0], int(padding[0]))
+            if y.dtype == weight.dtype and dispatch.choose("convolution", y, NATIVE_DTYPES) == "native":
+                y = op(y, weight)
                 return y if self.bias is None else y + self.bias.to(y.dtype)[:, None, None]
         return product(self._conv_forward, x, self.weight, self.bias)
+
+    def _native(self, x: Tensor) -> functools.partial[Tensor] | None:
+        """The op of x and the weight that can do better than PyTorch's."""
+        (stride, across), padding = self.stride, self.padding
+        if stride != across or isinstance(padding, str) or self.dilation != (1, 1) or self.padding_mode != "zeros":
+            return None
+        down, side = int(padding[0]), int(padding[1])
+        if self.groups == 1 and down == side and takes(x, self.weight, stride, down):
+            return functools.partial(spike_conv, stride=stride, padding=down)
+        if self.groups > 1 and depthwise.takes(x, self.weight):
+            return functools.partial(depthwise.depthwise_conv, stride=stride, padding=(down, side))
+        return None
 
 
 class Linear(nn.Linear):
