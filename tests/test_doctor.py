@@ -94,3 +94,10 @@ def test_data_sets(folders: list[str], found: str, tmp_path: Path, monkeypatch: 
 def test_a_root_that_is_not_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SPIKELOOM_DATA", str(tmp_path / "nowhere"))
     assert examine()["data found"] == "none"
+
+
+def test_bfloat16_that_the_processor_lacks_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    for emulated, said in ((True, "sums are float32"), (False, "yes")):
+        with monkeypatch.context() as patch:
+            patch.setattr("spikeloom.doctor.bfloat16_is_emulated", lambda emulated=emulated: emulated)
+            assert said in examine()["bfloat16 on cpu"]

@@ -10,6 +10,7 @@ import torch
 
 import spikeloom
 from spikeloom.ops import dispatch
+from spikeloom.ops.rounding import bfloat16_is_emulated
 from spikeloom.train.run import environment
 
 
@@ -25,6 +26,9 @@ def examine() -> dict[str, Any]:
             "shared with PyTorch" if _shares_openmp() else "a second pool: expect slower steps; is torch loaded first?"
         )
     found["backend on cpu"] = dispatch.choose("scan", torch.zeros(1), (torch.float32,))
+    found["bfloat16 on cpu"] = (
+        "no instructions for it: sums are float32, what is kept is bfloat16" if bfloat16_is_emulated() else "yes"
+    )
     found["cuda"] = torch.cuda.get_device_name() if torch.cuda.is_available() else "not found"
     root = os.environ.get("SPIKELOOM_DATA")
     found["SPIKELOOM_DATA"] = root or "not set: give data.root=PATH to commands that need data"
