@@ -251,14 +251,18 @@ def layer(channels: int, side: int, density: float, images: int = 64) -> Json:
 
 
 def means(rows: list[Json]) -> list[Json]:
-    """The rows of runs, and the geometric means of what the engine gains."""
-    rows = [row for row in rows if row["run"] != MEAN]
+    """The rows of runs, and the geometric means of what the engine gains with the kernels of the last one."""
+    kernels = rows[-1]["kernels"]
+    rows = [row for row in rows if (row["run"], row["kernels"]) != (MEAN, kernels)]
     columns = ("engine times faster", f"at {SPARSE:.0%} active times faster")
     found: list[Json] = []
     for batch in BATCHES:
-        group = [row for row in rows if row["batch"] == batch]
+        group = [row for row in rows if (row["run"] != MEAN, row["batch"], row["kernels"]) == (True, batch, kernels)]
         gains = {column: math.exp(sum(math.log(row[column]) for row in group) / len(group)) for column in columns}
-        found.append({"run": MEAN, "batch": batch} | {column: round(gain, 2) for column, gain in gains.items()})
+        found.append(
+            {"kernels": kernels, "run": MEAN, "batch": batch}
+            | {column: round(gain, 2) for column, gain in gains.items()}
+        )
     return rows + found
 
 

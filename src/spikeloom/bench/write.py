@@ -33,15 +33,17 @@ def write_results(folder: Path, name: str, tables: dict[str, list[Json]]) -> Non
 
 
 def earlier_results(folder: Path, name: str) -> dict[str, list[Json]]:
-    """The tables that `write_results` wrote before; none where it did not."""
+    """The tables that `write_results` wrote before, rows with the kernels that ran; none where it did not."""
     file = folder / f"{name}.json"
     tables = json.loads(file.read_text()) if file.is_file() else {}
-    tables.pop("environment", None)
-    return tables
+    kernels = tables.pop("environment", {}).get("native")
+    return {title: [{"kernels": kernels, **row} for row in rows] for title, rows in tables.items()}
 
 
 def kept(old: list[Json], new: list[Json], *keys: str) -> list[Json]:
-    """Rows that were measured before, less those that have the keys of a new one, and the new ones."""
+    """Rows that were measured before, less those that have the kernels and the keys of a new one, and the new ones."""
+    new = [{"kernels": environment()["native"], **row} for row in new]
+    keys = ("kernels", *keys)
     made = {tuple(row[key] for key in keys) for row in new}
     return [row for row in old if tuple(row[key] for key in keys) not in made] + new
 
