@@ -13,7 +13,7 @@ from torch import Tensor
 
 from spikeloom.ops import dispatch
 from spikeloom.ops.layout import NATIVE_DTYPES, fresh
-from spikeloom.ops.native_op import NativeOp
+from spikeloom.ops.native_op import op_with_weight
 
 
 def depthwise_conv(x: Tensor, weight: Tensor, stride: int = 1, padding: tuple[int, int] = (0, 0)) -> Tensor:
@@ -87,23 +87,4 @@ def _backward(
     return grad_x, grad_weight
 
 
-def _fake_backward(grad: Tensor, x: Tensor, weight: Tensor, stride: Any, pad_height: Any, pad_width: Any,
-                   need: list[bool]) -> tuple[Tensor, Tensor]:  # fmt: skip
-    none = x.new_empty(0)
-    return torch.empty_like(x) if need[0] else none, torch.empty_like(weight) if need[1] else none
-
-
-def _save(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    x, weight, *ctx.settings = inputs
-    ctx.save_for_backward(x, weight)
-
-
-def _differentiate(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
-    x, weight = ctx.saved_tensors
-    need = list(ctx.needs_input_grad[:2])
-    grads = _conv_backward(grad, x, weight, *ctx.settings, need)
-    return *(g if wanted else None for g, wanted in zip(grads, need, strict=True)), None, None, None
-
-
-_conv = NativeOp("depthwise_conv", _forward, _fake, _save, _differentiate)
-_conv_backward = NativeOp("depthwise_conv_backward", _backward, _fake_backward)
+_conv = op_with_weight("depthwise_conv", _forward, _fake, _backward)

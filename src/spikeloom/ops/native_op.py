@@ -64,6 +64,41 @@ class NativeOp:
         return self._forward(x, *inputs) if _direct(x) else self._custom(x, *inputs)
 
 
+def op_with_weight(
+    name: str,
+    forward: Callable[..., Tensor],
+    fake: Callable[..., Tensor],
+    backward: Callable[..., tuple[Tensor, Tensor]],
+) -> NativeOp:
+    """An op of x, a weight and settings whose gradient is an op too.
+
+    Args:
+        name: of the op; its gradient is `name`_backward.
+        forward: `(x, weight, *settings)`.
+        fake: the same, for shapes alone.
+        backward: `(grad, x, weight, *settings, need)` to the gradients of x and weight; `need` has a bool for each, and
+            where it is False an empty tensor is as good.
+    """
+
+    def fake_backward(grad: Tensor, x: Tensor, weight: Tensor, *settings: Any) -> tuple[Tensor, Tensor]:
+        none, need = x.new_empty(0), settings[-1]
+        return torch.empty_like(x) if need[0] else none, torch.empty_like(weight) if need[1] else none
+
+    gradient = NativeOp(f"{name}_backward", backward, fake_backward)
+
+    def save(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        x, weight, *ctx.settings = inputs
+        ctx.save_for_backward(x, weight)
+
+    def differentiate(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
+        x, weight = ctx.saved_tensors
+        need = list(ctx.needs_input_grad[:2])
+        grads = gradient(grad, x, weight, *ctx.settings, need)
+        return *(g if wanted else None for g, wanted in zip(grads, need, strict=True)), *[None] * len(ctx.settings)
+
+    return NativeOp(name, forward, fake, save, differentiate)
+
+
 def _of_tensors(forward: Callable[..., Any]) -> Callable[..., Any]:
     """The function with empty tensors instead of None among its results, and a signature that says so."""
 
