@@ -77,11 +77,19 @@ def test_gradients_are_left_out_where_nobody_wants_them(native: Any) -> None:
 
 def test_what_it_takes() -> None:
     x, weight = torch.randn(2, 3, 3, 8).permute(0, 3, 1, 2), torch.randn(8, 1, 3, 3)
-    assert takes(x, weight)
-    assert not takes(x.contiguous(), weight)
-    assert not takes(x.double(), weight.double())
-    assert not takes(x, torch.randn(8, 2, 3, 3))
-    assert not takes(x[:0], weight)
+    assert takes(x, weight, (0, 0))
+    assert not takes(x.contiguous(), weight, (0, 0))
+    assert not takes(x.double(), weight.double(), (0, 0))
+    assert not takes(x, torch.randn(8, 2, 3, 3), (0, 0))
+    assert not takes(x[:0], weight, (0, 0))
+    assert takes(x, torch.randn(8, 1, 5, 1), (1, 0))
+
+
+def test_a_filter_larger_than_the_image_is_an_error(native: Any) -> None:
+    layer = Conv2d(8, 8, 4, groups=8)
+    for x in (torch.randn(1, 2, 8, 3, 3), torch.randn(2, 3, 3, 8).permute(0, 3, 1, 2).unsqueeze(0)):
+        with pytest.raises(RuntimeError, match="Kernel size"):
+            layer(x)
 
 
 @pytest.mark.parametrize("bias", [False, True])

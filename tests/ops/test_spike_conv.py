@@ -128,6 +128,9 @@ def test_small_work_and_other_layouts_stay_with_pytorch() -> None:
     assert not takes(large, torch.randn(64, 64, 5, 5), 1, 2)
     assert takes(large, torch.randn(64, 64, 1, 1), 1, 0)
     assert not takes(large, torch.randn(64, 64, 1, 1), 2, 0)
+    tiny = spikes(4096, 64, 2, 2)
+    assert takes(tiny, weight, 1, 1)
+    assert not takes(tiny, weight, 1, 0)
 
 
 @pytest.mark.parametrize("kernel", [1, 3])

@@ -70,7 +70,7 @@ class Conv2d(nn.Conv2d):
         down, side = int(padding[0]), int(padding[1])
         if self.groups == 1 and down == side and takes(x, self.weight, stride, down):
             return functools.partial(spike_conv, stride=stride, padding=down)
-        if self.groups > 1 and depthwise.takes(x, self.weight):
+        if self.groups > 1 and depthwise.takes(x, self.weight, (down, side)):
             return functools.partial(depthwise.depthwise_conv, stride=stride, padding=(down, side))
         return None
 

@@ -31,12 +31,16 @@ def depthwise_conv(x: Tensor, weight: Tensor, stride: int = 1, padding: tuple[in
     return _conv(x, weight, stride, *padding)
 
 
-def takes(x: Tensor, weight: Tensor) -> bool:
-    """Whether x [N, C, H, W] and the weight of a grouped convolution are what the op takes."""
+def takes(x: Tensor, weight: Tensor, padding: tuple[int, int]) -> bool:
+    """Whether x [N, C, H, W] and the weight of a grouped convolution are what the op takes.
+
+    A filter larger than the padded image is left to PyTorch, which says so.
+    """
     return (
         weight.shape[:2] == (x.shape[1], 1)
         and x.dtype in NATIVE_DTYPES
         and x.numel() > 0
+        and all(size + 2 * pad >= k for size, pad, k in zip(x.shape[2:], padding, weight.shape[2:], strict=True))
         and x.is_contiguous(memory_format=torch.channels_last)
     )
 
