@@ -254,10 +254,11 @@ def means(rows: list[Json]) -> list[Json]:
     """The rows of runs, and the geometric means of what the engine gains with the kernels of the last one."""
     kernels = rows[-1]["kernels"]
     rows = [row for row in rows if (row["run"], row["kernels"]) != (MEAN, kernels)]
+    mine = [row for row in rows if row["kernels"] == kernels]
     columns = ("engine times faster", f"at {SPARSE:.0%} active times faster")
     found: list[Json] = []
     for batch in BATCHES:
-        group = [row for row in rows if (row["run"] != MEAN, row["batch"], row["kernels"]) == (True, batch, kernels)]
+        group = [row for row in mine if row["batch"] == batch]
         gains = {column: math.exp(sum(math.log(row[column]) for row in group) / len(group)) for column in columns}
         found.append(
             {"kernels": kernels, "run": MEAN, "batch": batch}

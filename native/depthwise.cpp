@@ -10,10 +10,9 @@ inline int64_t larger(int64_t a, int64_t b) { return a > b ? a : b; }
 inline int64_t out_height(const Depthwise& a) { return (a.height + 2 * a.pad_height - a.kernel_height) / a.stride + 1; }
 inline int64_t out_width(const Depthwise& a) { return (a.width + 2 * a.pad_width - a.kernel_width) / a.stride + 1; }
 
-// Numbers of neighbouring channels in registers: NV vectors, or one (NV = 0).
+// Sums of neighbouring channels in registers: NV vectors of them, or one (NV = 0).
 template <int NV>
 struct Lanes {
-  static constexpr int width = NV * LANES;
   Vec v[NV] = {};
   template <class T>
   void add(const T* x, const float* w) {
@@ -33,7 +32,6 @@ struct Lanes {
 };
 template <>
 struct Lanes<0> {
-  static constexpr int width = 1;
   float v = 0.f;
   template <class T>
   void add(const T* x, const float* w) { v += load(x, 0) * *w; }
