@@ -33,7 +33,7 @@ struct Scan {
   int64_t x_stride;
   Channels layout;
   const float *factor, *shift;  // [channels], or null
-  const void* residual;         // [steps, size], or null
+  const void* residual;         // [steps, size], or null; with a factor only
   const float* v;               // initial potentials, or null: v_rest
   float decay, gain, scale, v_rest;
   bool rectified, hard;

@@ -119,6 +119,20 @@ inline void derivative_row(Surrogate kind, int64_t n, const float* u, float p, f
 
 inline int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
 
+// Asks for the memory of a row that is read, or written, soon. A block of T steps is T rows far apart in each tensor: more
+// places than a processor follows by itself, so every row would begin with waiting.
+template <bool written = false, class T>
+inline void fetch(const T* row, int64_t n) {
+  constexpr int64_t line = 64 / sizeof(T);
+  for (int64_t i = 0; i < n; i += line) __builtin_prefetch(row + i, written ? 1 : 0);
+  // GCC takes a function that only prefetches for one without effect, and leaves its calls out.
+  __asm__ volatile("");
+}
+
+// Rows from the one that is worked on to the one that is asked for: far enough to have come by then, and few enough to
+// stay in cache until then.
+inline int64_t rows_ahead(int64_t steps) { return steps < 8 ? steps : 8; }
+
 // Elements of a block: `bytes` of scratch memory per element and core, in whole cache lines.
 int64_t block_size(int64_t bytes_per_element, int64_t budget, int64_t most) {
   const int64_t n = budget / bytes_per_element / 64 * 64;

@@ -27,6 +27,7 @@ int moments(const Moments& a) {
       if (!fixed) spread(a.layout, i0, n, pivots, pivot);
       for (int64_t t = 0; t < a.steps; t++) {
         const T* x = static_cast<const T*>(a.x) + t * a.x_stride + i0;
+        fetch(x + block, smaller(block, a.size - i0 - block));
 #pragma omp simd
         for (int64_t i = 0; i < n; i++) {
           const float d = load(x, i) - pivot[i];
@@ -73,6 +74,8 @@ int affine(const Affine& a) {
       for (int64_t t = 0; t < a.steps; t++) {
         const T *x = static_cast<const T*>(a.x) + t * a.x_stride + i0, *g = static_cast<const T*>(a.g) + t * a.size + i0;
         T* out = static_cast<T*>(a.out) + t * a.size + i0;
+        const int64_t next = smaller(block, a.size - i0 - block);
+        fetch(x + block, next), fetch(g + block, next), fetch<true>(out + block, next);
 #pragma omp simd
         for (int64_t i = 0; i < n; i++) store(out, i, pa[i] * load(g, i) + pb[i] * load(x, i) + pc[i]);
       }

@@ -1,6 +1,8 @@
 // Neuron scans. One element's history never leaves the cache: a block of elements goes through all its steps, and all
 // its levels, before the next block starts, so memory sees each input and output once. Where a normalisation stands
 // before the neuron, its currents are made from the block's input on the way.
+#include <type_traits>
+
 #include "level.hpp"
 
 namespace spikeloom {
@@ -10,12 +12,26 @@ namespace {
 // Elements below which a scan runs on one core: its few operations an element are done before the others are awake.
 constexpr int64_t FEW = 1 << 16;
 
-// The currents u[t] of a block with a normalisation or a residual: rows of coefficients, and the row of u.
+// One row of currents, u = factor x + shift (+ residual), made where it is read.
+template <class T, bool added>
+struct Normed {
+  const T *x, *residual;
+  const float *factor, *shift;
+};
+
+template <class T, bool added>
+ALWAYS_INLINE inline float load(const Normed<T, added>& u, int64_t i) {
+  const float normed = u.factor[i] * load(u.x, i) + u.shift[i];
+  if constexpr (added) return normed + load(u.residual, i);
+  return normed;
+}
+
+// The currents u[t] of a block: its input, or what a normalisation and a residual make of it.
 template <class T>
 class Currents {
  public:
   Currents(const Scan& a, float* rows, int64_t block)
-      : a_(a), factor_(rows), shift_(rows + block), u_(rows + 2 * block), fixed_(a.factor && repeats(a.layout, block)) {
+      : a_(a), block_(block), factor_(rows), shift_(rows + block), u_(rows + 2 * block), fixed_(a.factor && repeats(a.layout, block)) {
     if (fixed_) fill(0, block);
   }
 
@@ -24,45 +40,70 @@ class Currents {
     if (a_.factor && !fixed_) fill(i0, n);
   }
 
-  // u[t], and its copy in `sum`, whose rounding it then has.
-  const float* at(int64_t t, void* sum = nullptr) {
+  // Runs body(u[t]): a row of floats where it is read several times.
+  template <class Body>
+  ALWAYS_INLINE void at(int64_t t, bool several, const Body& body) {
     const T* x = static_cast<const T*>(a_.x) + t * a_.x_stride + i0_;
-    float* u = u_;
-    if (a_.factor) {
-      const float *factor = factor_, *shift = shift_;
-#pragma omp simd
-      for (int64_t i = 0; i < n_; i++) u[i] = factor[i] * load(x, i) + shift[i];
-    } else {
-      for (int64_t i = 0; i < n_; i++) u[i] = load(x, i);
-    }
-    if (a_.residual) {
-      const T* residual = static_cast<const T*>(a_.residual) + t * a_.size + i0_;
-#pragma omp simd
-      for (int64_t i = 0; i < n_; i++) u[i] += load(residual, i);
-    }
-    if (sum) {
-      T* out = static_cast<T*>(sum) + t * a_.size + i0_;
-      for (int64_t i = 0; i < n_; i++) store(out, i, u[i]);
-      for (int64_t i = 0; i < n_; i++) u[i] = load(out, i);
-    }
-    return u;
+    if (!a_.factor)
+      body(x);
+    else if (several)
+      body(row(t));
+    else if (a_.residual)
+      body(Normed<T, true>{x, residual(t), factor_, shift_});
+    else
+      body(Normed<T, false>{x, nullptr, factor_, shift_});
+  }
+
+  // u[t] as a row of floats, and its copy in `sum`, whose rounding it then has.
+  const float* row(int64_t t, void* sum = nullptr) {
+    const T* x = static_cast<const T*>(a_.x) + t * a_.x_stride + i0_;
+    T* out = sum ? static_cast<T*>(sum) + t * a_.size + i0_ : nullptr;
+    if (a_.residual)
+      fill_row(Normed<T, true>{x, residual(t), factor_, shift_}, out);
+    else
+      fill_row(Normed<T, false>{x, nullptr, factor_, shift_}, out);
+    return u_;
+  }
+
+  // Asks for step t of this block, or of the next one where t is behind the last step.
+  void fetch_inputs(int64_t t) const {
+    const bool next = t >= a_.steps;
+    const int64_t i0 = next ? i0_ + block_ : i0_, n = next ? smaller(block_, a_.size - i0) : n_, step = next ? t - a_.steps : t;
+    fetch(static_cast<const T*>(a_.x) + step * a_.x_stride + i0, n);
+    if (a_.residual) fetch(static_cast<const T*>(a_.residual) + step * a_.size + i0, n);
   }
 
  private:
+  const T* residual(int64_t t) const { return static_cast<const T*>(a_.residual) + t * a_.size + i0_; }
+
+  template <bool added>
+  void fill_row(const Normed<T, added>& made, T* out) {
+    float* u = u_;
+    if (out) {
+#pragma omp simd
+      for (int64_t i = 0; i < n_; i++) {
+        store(out, i, load(made, i));
+        u[i] = load(out, i);
+      }
+    } else {
+#pragma omp simd
+      for (int64_t i = 0; i < n_; i++) u[i] = load(made, i);
+    }
+  }
+
   void fill(int64_t i0, int64_t n) {
     spread(a_.layout, i0, n, a_.factor, factor_);
     spread(a_.layout, i0, n, a_.shift, shift_);
   }
 
   const Scan& a_;
+  int64_t block_;
   float *factor_, *shift_, *u_;
   bool fixed_;
   int64_t i0_ = 0, n_ = 0;
 };
 
 constexpr int64_t CURRENT_ROWS = 3;
-
-inline bool made(const Scan& a) { return a.factor || a.residual; }
 
 // Levels are taken K at a time, one at a time or the three of the papers' MLF neurons, whose loads and stores of the
 // input, the output and its gradient are then shared. Runs body(j) for j in [0, K), unrolled.
@@ -75,7 +116,7 @@ ALWAYS_INLINE inline void each_level(const Body& body) {
 
 // One step of K levels on a block: new potentials in the rows of v, the sum of their spikes handed to `out`.
 template <int K, bool hard, bool rectified, class S, class Out>
-inline void fire(const Scan& a, int64_t k, int64_t n, const S* u, float* v_rows, int64_t block, float* potentials, const Out& out) {
+inline void fire(const Scan& a, int64_t k, int64_t n, S u, float* v_rows, int64_t block, float* potentials, const Out& out) {
   const float decay = a.decay, gain = a.gain, scale = a.scale, rest = a.v_rest;
   // By value: captured references to floats could be among those that are stored.
   float threshold[K], fire_at[K], *v[K];
@@ -97,7 +138,7 @@ inline void fire(const Scan& a, int64_t k, int64_t n, const S* u, float* v_rows,
     out(i, fired);
     return last;
   };
-  if (K == 1 && potentials) {
+  if (K == 1 && std::is_pointer_v<S> && potentials) {
 #pragma omp simd
     for (int64_t i = 0; i < n; i++) potentials[i] = step(i);
   } else {
@@ -106,22 +147,28 @@ inline void fire(const Scan& a, int64_t k, int64_t n, const S* u, float* v_rows,
   }
 }
 
-// All levels of one step: the spikes of several passes are summed in a row of floats before they are stored.
+// Whether the levels of a step are taken together, without their potentials being kept.
+template <int K>
+inline bool in_one_pass(const ScanForward& a) {
+  return a.levels == K && !a.potentials;
+}
+
+// All levels of one step. The spikes of several passes are summed in a row of floats before they are stored.
 template <int K, bool hard, bool rectified, class S, class T>
-inline void fire_levels(const ScanForward& a, int64_t t, int64_t i0, int64_t n, const S* u, float* v, int64_t block, T* s) {
-  float* total = v + a.levels * block;
-  for (int64_t k = 0; k < a.levels; k += K) {
-    float* rows = v + k * block;
-    float* potentials = a.potentials ? a.potentials + (k * a.steps + t) * a.size + i0 : nullptr;
-    if (a.levels == K) {
-      fire<K, hard, rectified>(a, k, n, u, rows, block, potentials, [=](int64_t i, float fired) ALWAYS_INLINE { store(s, i, fired); });
-    } else if (k == 0) {
-      fire<K, hard, rectified>(a, k, n, u, rows, block, potentials, [=](int64_t i, float fired) ALWAYS_INLINE { total[i] = fired; });
-    } else if (k < a.levels - K) {
-      fire<K, hard, rectified>(a, k, n, u, rows, block, potentials, [=](int64_t i, float fired) ALWAYS_INLINE { total[i] += fired; });
-    } else {
-      fire<K, hard, rectified>(a, k, n, u, rows, block, potentials, [=](int64_t i, float fired) ALWAYS_INLINE { store(s, i, total[i] + fired); });
-    }
+inline void fire_levels(const ScanForward& a, int64_t t, int64_t i0, int64_t n, S u, float* v, int64_t block, T* s) {
+  const T* add = a.add ? static_cast<const T*>(a.add) + t * a.size + i0 : nullptr;
+  const auto run = [=](int64_t k, float* potentials, const auto& out) {
+    fire<K, hard, rectified>(a, k, n, u, v + k * block, block, potentials, out);
+  };
+  if (in_one_pass<K>(a) && add) return run(0, nullptr, [=](int64_t i, float fired) ALWAYS_INLINE { store(s, i, fired + load(add, i)); });
+  if (in_one_pass<K>(a)) return run(0, nullptr, [=](int64_t i, float fired) ALWAYS_INLINE { store(s, i, fired); });
+  // Currents that are read several times are a row of floats or the input itself.
+  if constexpr (std::is_pointer_v<S>) {
+    float *total = v + a.levels * block, *unwanted = total + block;
+    std::memset(total, 0, n * 4);
+    for (int64_t k = 0; k < a.levels; k += K)
+      run(k, a.potentials ? a.potentials + (k * a.steps + t) * a.size + i0 : unwanted, [=](int64_t i, float fired) ALWAYS_INLINE { total[i] += fired; });
+    for (int64_t i = 0; i < n; i++) store(s, i, total[i] + (add ? load(add, i) : 0.f));
   }
 }
 
@@ -135,10 +182,18 @@ inline int64_t forward_block(const Scan& a) {
 template <class T, int K, bool hard, bool rectified>
 int forward(const ScanForward& a) {
   const int64_t levels = a.levels, block = forward_block(a);
-  const int64_t scratch = (levels + 1 + CURRENT_ROWS) * block * 4;
+  const int64_t scratch = (levels + 2 + CURRENT_ROWS) * block * 4;
   const int64_t blocks = (a.size + block - 1) / block, groups = groups_of(blocks, a.factor != nullptr);
+  const int64_t ahead = rows_ahead(a.steps);
+  const auto fetch_rest = [&](int64_t t, int64_t i0, int64_t n) {
+    if (t >= a.steps) t -= a.steps, i0 += block, n = smaller(block, a.size - i0);
+    const int64_t place = t * a.size + i0;
+    fetch<true>(static_cast<const T*>(a.spikes) + place, n);
+    if (a.sum) fetch<true>(static_cast<const T*>(a.sum) + place, n);
+    if (a.add) fetch(static_cast<const T*>(a.add) + place, n);
+  };
   return for_groups(blocks, groups, scratch, a.threads, a.steps * a.size < FEW, [&](int64_t, int64_t first, int64_t last, float* rows) {
-    Currents<T> currents(a, rows + (levels + 1) * block, block);
+    Currents<T> currents(a, rows + (levels + 2) * block, block);
     for (int64_t i0 = first * block; i0 < smaller(last * block, a.size); i0 += block) {
       const int64_t n = smaller(block, a.size - i0);
       currents.enter(i0, n);
@@ -146,17 +201,13 @@ int forward(const ScanForward& a) {
         for (int64_t i = 0; i < n; i++) rows[k * block + i] = a.v ? a.v[k * a.size + i0 + i] : a.v_rest;
       for (int64_t t = 0; t < a.steps; t++) {
         T* s = static_cast<T*>(a.spikes) + t * a.size + i0;
-        if (made(a)) {
-          fire_levels<K, hard, rectified>(a, t, i0, n, currents.at(t, a.sum), rows, block, s);
-        } else {
-          const T* x = static_cast<const T*>(a.x) + t * a.x_stride + i0;
-          fire_levels<K, hard, rectified>(a, t, i0, n, x, rows, block, s);
-        }
-        if (a.add) {
-          const T* add = static_cast<const T*>(a.add) + t * a.size + i0;
-#pragma omp simd
-          for (int64_t i = 0; i < n; i++) store(s, i, load(s, i) + load(add, i));
-        }
+        currents.fetch_inputs(t + ahead);
+        fetch_rest(t + ahead, i0, n);
+        const auto step = [&](auto u) { fire_levels<K, hard, rectified>(a, t, i0, n, u, rows, block, s); };
+        if (a.sum)
+          step(currents.row(t, a.sum));
+        else
+          currents.at(t, !in_one_pass<K>(a), step);
       }
       if (a.v_out)
         for (int64_t k = 0; k < levels; k++) std::memcpy(a.v_out + k * a.size + i0, rows + k * block, n * 4);
@@ -191,9 +242,9 @@ struct BackwardRows {
   float* start(int level, int64_t c) const { return starts + (level * chunks + c) * block; }
 };
 
-// The potentials of K levels again, those of step t into row r + 1.
+// The potentials of K levels again, those of step t into row r + 1. Not inlined: once for all surrogates.
 template <int K, bool hard, bool rectified, class S>
-inline void recompute_as(const Scan& a, int64_t k, int64_t t, int64_t r, int64_t n, const S* u, const BackwardRows& rows) {
+__attribute__((noinline)) void recompute_as(const Scan& a, int64_t k, int64_t t, int64_t r, int64_t n, S u, const BackwardRows& rows) {
   const float decay = a.decay, gain = a.gain, scale = a.scale, rest = a.v_rest;
   float threshold[K], last_fire_at[K], *f[K];
   const float* last[K];
@@ -222,7 +273,7 @@ inline void recompute_as(const Scan& a, int64_t k, int64_t t, int64_t r, int64_t
 }
 
 template <int K, bool rectified, class S>
-inline void recompute(const Scan& a, int64_t k, int64_t t, int64_t r, int64_t n, const S* u, const BackwardRows& rows) {
+inline void recompute(const Scan& a, int64_t k, int64_t t, int64_t r, int64_t n, S u, const BackwardRows& rows) {
   if (a.hard)
     recompute_as<K, true, rectified>(a, k, t, r, n, u, rows);
   else
@@ -236,7 +287,7 @@ struct ConstantSums {
 
 // One step back of K levels: dL/dh in, gradients of u and of the potential before out. `emit(i, g)` takes dL/du.
 template <class T, Surrogate kind, bool rectified, bool learn, int K, class S, class Emit>
-inline void step_back(const ScanBackward& a, int64_t k, int64_t t, int64_t r, int64_t i0, int64_t n, const BackwardRows& rows, const S* u, ConstantSums& sums, const Emit& emit) {
+inline void step_back(const ScanBackward& a, int64_t k, int64_t t, int64_t r, int64_t i0, int64_t n, const BackwardRows& rows, S u, ConstantSums& sums, const Emit& emit) {
   static_assert(K == 1 || !(rectified || learn));
   const float decay = a.decay, gain = a.gain, scale = a.scale, rest = a.v_rest, p = a.p, q = a.q;
   const float hard = a.hard ? 1.f : 0.f, attached = a.detach_reset ? 0.f : 1.f;
@@ -286,21 +337,13 @@ inline void step_back(const ScanBackward& a, int64_t k, int64_t t, int64_t r, in
   if constexpr (learn) sums.decay += row_decay, sums.gain += row_gain, sums.scale += row_scale;
 }
 
-// Asks for the memory of a row that is needed soon.
-template <class T>
-inline void fetch(const T* row, int64_t n) {
-  constexpr int64_t line = 64 / sizeof(T);
-  for (int64_t i = 0; i < n; i += line) __builtin_prefetch(row + i);
-}
-
 // The backward pass of every neuron here is a linear scan in reverse; potentials are computed again from x, in cache.
 template <class T, Surrogate kind, bool rectified, bool learn, int K>
 int backward(const ScanBackward& a) {
   const int64_t levels = a.levels, rows_count = BackwardRows::count(a, K), C = a.layout.channels;
-  // Several levels go over the rows several times: these then stay in the first cache. Such short blocks end before
-  // the processor has seen that memory is read in order, so the next row is asked for while one is worked on.
-  const bool asked = levels > 1;
-  const int64_t budget = block_size(rows_count * 4, (levels > 1 ? 64 : 96) << 10, 2048);
+  // The rows of a block stay in the first cache; where they are many, in the second one, lest they get short.
+  const int64_t near = block_size(rows_count * 4, (levels > 1 ? 64 : 32) << 10, 2048);
+  const int64_t budget = near < 256 ? block_size(rows_count * 4, 96 << 10, 256) : near;
   const int64_t block = a.factor ? whole_periods(a.layout, budget) : budget;
   const bool normed = a.grad_norm != nullptr, fixed = normed && repeats(a.layout, block);
   // A fixed number of groups of blocks, each with sums of its own, added in order: the result does not depend on the
@@ -309,6 +352,13 @@ int backward(const ScanBackward& a) {
   const int64_t partial_size = (learn ? 3 : 0) + (normed ? 2 * C : 0);
   double* partial = partial_size ? static_cast<double*>(std::calloc(groups * partial_size, sizeof(double))) : nullptr;
   if (partial_size && partial == nullptr) return -1;
+  const int64_t ahead = rows_ahead(smaller(a.steps, BackwardRows::chunk_of(a.steps)));
+  const auto fetch_outer = [&](int64_t t, int64_t i0, int64_t n) {
+    const int64_t place = t * a.size + i0;
+    fetch(static_cast<const T*>(a.grad_spikes) + place, n);
+    if (a.grad_sum) fetch(static_cast<const T*>(a.grad_sum) + place, n);
+    if (!a.sum_steps) fetch<true>(static_cast<const T*>(a.grad_u) + place, n);
+  };
   const int failed = for_groups(
       blocks, groups, rows_count * block * 4, a.threads, a.steps * a.size < FEW,
       [&](int64_t group, int64_t first, int64_t last, float* scratch) {
@@ -321,7 +371,7 @@ int backward(const ScanBackward& a) {
         for (int64_t i0 = first * block; i0 < smaller(last * block, a.size); i0 += block) {
           const int64_t n = smaller(block, a.size - i0);
           currents.enter(i0, n);
-          const T *inputs = static_cast<const T*>(a.x) + i0, *grads = static_cast<const T*>(a.grad_spikes) + i0;
+          const T* inputs = static_cast<const T*>(a.x) + i0;
           for (int64_t k = 0; k < levels; k += K) {
             each_level<K>([&](int j) {
               float *f = rows.potential(j, 0), *carried = rows.carried + j * block;
@@ -329,18 +379,18 @@ int backward(const ScanBackward& a) {
               for (int64_t i = 0; i < n; i++) f[i] = a.v ? a.v[place + i] : a.v_rest;
               for (int64_t i = 0; i < n; i++) carried[i] = a.grad_v_out ? a.grad_v_out[place + i] : 0.f;
             });
-            const auto again = [&](int64_t t0, int64_t t1, const T* then) {
+            const auto again = [&](int64_t t0, int64_t t1, bool then_back) {
               for (int64_t t = t0; t < t1; t++) {
-                if (asked) fetch(t + 1 < t1 ? inputs + (t + 1) * a.x_stride : then, n);
-                if (made(a))
-                  recompute<K, rectified>(a, k, t, t - t0, n, currents.at(t), rows);
+                if (!then_back || t + ahead < t1)
+                  currents.fetch_inputs(t + ahead);
                 else
-                  recompute<K, rectified>(a, k, t, t - t0, n, inputs + t * a.x_stride, rows);
+                  fetch_outer(t1 + t1 - 1 - t - ahead, i0, n);
+                currents.at(t, levels > K, [&](auto u) { recompute<K, rectified>(a, k, t, t - t0, n, u, rows); });
               }
             };
             for (int64_t c = 0; c + 1 < rows.chunks; c++) {
               each_level<K>([&](int j) { std::memcpy(rows.start(j, c), rows.potential(j, 0), n * 4); });
-              again(c * rows.chunk, (c + 1) * rows.chunk, inputs + (c + 1) * rows.chunk * a.x_stride);
+              again(c * rows.chunk, (c + 1) * rows.chunk, false);
               each_level<K>([&](int j) { std::memcpy(rows.potential(j, 0), rows.potential(j, rows.chunk), n * 4); });
             }
             for (int64_t t = a.steps - 1, t0 = a.steps; t >= 0; t--) {
@@ -349,37 +399,44 @@ int backward(const ScanBackward& a) {
                 t0 = c * rows.chunk;
                 if (c + 1 < rows.chunks)
                   each_level<K>([&](int j) { std::memcpy(rows.potential(j, 0), rows.start(j, c), n * 4); });
-                again(t0, t + 1, grads + t * a.size);
+                again(t0, t + 1, true);
               }
-              if (asked) fetch(t > 0 ? grads + (t - 1) * a.size : inputs + block, n);
+              if (t - ahead >= t0)
+                fetch_outer(t - ahead, i0, n);
+              else
+                currents.fetch_inputs((t0 > 0 ? t0 - rows.chunk : a.steps) + ahead - 1 - (t - t0));
               T* out = static_cast<T*>(a.grad_u) + (a.sum_steps ? 0 : t * a.size) + i0;
               const T* x = inputs + t * a.x_stride;
               const T* grad_sum = a.grad_sum ? static_cast<const T*>(a.grad_sum) + t * a.size + i0 : nullptr;
               const auto back = [&](const auto& emit) {
-                if (learn && made(a))
-                  step_back<T, kind, rectified, learn, K>(a, k, t, t - t0, i0, n, rows, currents.at(t), sums, emit);
+                const auto step = [&](auto u) { step_back<T, kind, rectified, learn, K>(a, k, t, t - t0, i0, n, rows, u, sums, emit); };
+                if (learn && a.factor)
+                  step(currents.row(t));
                 else
-                  step_back<T, kind, rectified, learn, K>(a, k, t, t - t0, i0, n, rows, x, sums, emit);
+                  step(x);
               };
-              if (levels == K && !normed && !grad_sum && !a.sum_steps) {
+              float *pass = rows.pass, *pass_x = rows.pass_x;
+              const auto summed = [=](int64_t i, float g) ALWAYS_INLINE {
+                pass[i] += g;
+                pass_x[i] += g * load(x, i);
+              };
+              if (levels == K && !a.sum_steps && !normed && !grad_sum) {
                 back([=](int64_t i, float g) ALWAYS_INLINE { store(out, i, g); });
                 continue;
               }
+              if (levels == K && !a.sum_steps && normed && !grad_sum) {
+                back([=](int64_t i, float g) ALWAYS_INLINE { store(out, i, g), summed(i, g); });
+                continue;
+              }
               float* g_row = rows.total + (levels == K ? 0 : t) * block;
-              if (k == 0)
-                back([=](int64_t i, float g) ALWAYS_INLINE { g_row[i] = g; });
-              else
-                back([=](int64_t i, float g) ALWAYS_INLINE { g_row[i] += g; });
+              if (k == 0) std::memset(g_row, 0, n * 4);
+              back([=](int64_t i, float g) ALWAYS_INLINE { g_row[i] += g; });
               if (k < levels - K) continue;
               if (grad_sum)
                 for (int64_t i = 0; i < n; i++) g_row[i] += load(grad_sum, i);
               if (normed) {
-                float *pass = rows.pass, *pass_x = rows.pass_x;
 #pragma omp simd
-                for (int64_t i = 0; i < n; i++) {
-                  pass[i] += g_row[i];
-                  pass_x[i] += g_row[i] * load(x, i);
-                }
+                for (int64_t i = 0; i < n; i++) summed(i, g_row[i]);
               }
               if (!a.sum_steps) {
                 for (int64_t i = 0; i < n; i++) store(out, i, g_row[i]);
