@@ -343,7 +343,7 @@ int backward(const ScanBackward& a) {
   const int64_t levels = a.levels, rows_count = BackwardRows::count(a, K), C = a.layout.channels;
   // The rows of a block stay in the first cache; where they are many, in the second one, lest they get short.
   const int64_t near = block_size(rows_count * 4, (levels > 1 ? 64 : 32) << 10, 2048);
-  const int64_t budget = near < 256 ? block_size(rows_count * 4, 96 << 10, 256) : near;
+  const int64_t budget = near < 256 ? block_size(rows_count * 4, 192 << 10, 256) : near;
   const int64_t block = a.factor ? whole_periods(a.layout, budget) : budget;
   const bool normed = a.grad_norm != nullptr, fixed = normed && repeats(a.layout, block);
   // A fixed number of groups of blocks, each with sums of its own, added in order: the result does not depend on the
