@@ -44,11 +44,8 @@ struct Lanes<0> {
 
 // Runs body(sums of so many channels, first channel) over all channels.
 template <class Body>
-inline void by_channels(int64_t channels, const Body& body) {
-  int64_t c = 0;
-  for (; c + 4 * LANES <= channels; c += 4 * LANES) body(Lanes<4>{}, c);
-  for (; c + LANES <= channels; c += LANES) body(Lanes<1>{}, c);
-  for (; c < channels; c++) body(Lanes<0>{}, c);
+inline void by_sums(int64_t channels, const Body& body) {
+  by_channels(channels, [&](auto vectors, int64_t c) { body(Lanes<decltype(vectors)::value>{}, c); });
 }
 
 template <class T>
@@ -61,7 +58,7 @@ int forward(const Depthwise& a) {
     for (int64_t x = 0; x < W; x++) {
       const int64_t left = x * a.stride - a.pad_width, kx0 = larger(0, -left), kx1 = smaller(KW, a.width - left);
       T* to = static_cast<T*>(a.y) + (line * W + x) * C;
-      by_channels(C, [&](auto sum, int64_t c) {
+      by_sums(C, [&](auto sum, int64_t c) {
         for (int64_t ky = ky0; ky < ky1; ky++)
           for (int64_t kx = kx0; kx < kx1; kx++)
             sum.add(image + ((top + ky) * a.width + left + kx) * C + c, a.weight + (ky * KW + kx) * C + c);
@@ -80,7 +77,7 @@ int input_gradient(const Depthwise& a) {
     for (int64_t x = 0; x < a.width; x++) {
       const int64_t at = x + a.pad_width;
       T* to = static_cast<T*>(a.grad_x) + (line * a.width + x) * C;
-      by_channels(C, [&](auto sum, int64_t c) {
+      by_sums(C, [&](auto sum, int64_t c) {
         // The taps that meet this pixel: of those outputs that exist, every s-th.
         for (int64_t ky = y % s; ky < smaller(a.kernel_height, y + 1); ky += s) {
           const int64_t row = (y - ky) / s;
@@ -107,7 +104,7 @@ int weight_gradient(const Depthwise& a) {
     for (int64_t n = first; n < last; n++) {
       const T* image = static_cast<const T*>(a.x) + n * a.height * a.width * C;
       const T* grad = static_cast<const T*>(a.grad_y) + n * H * W * C;
-      by_channels(C, [&](auto none, int64_t c) {
+      by_sums(C, [&](auto none, int64_t c) {
         for (int64_t ky = 0; ky < a.kernel_height; ky++) {
           const int64_t y0 = (larger(0, a.pad_height - ky) + s - 1) / s;
           const int64_t y1 = smaller(H, (a.height - 1 + a.pad_height - ky + s) / s);

@@ -29,25 +29,73 @@ inline void put(float* p, Vec v) { *reinterpret_cast<Unaligned*>(p) = v; }
 
 typedef uint32_t Words __attribute__((vector_size(LANES * 4)));
 typedef uint16_t Halves __attribute__((vector_size(LANES * 2)));
+typedef uint8_t Bytes __attribute__((vector_size(LANES)));
+
+// One instruction each where the processor has it: GCC makes several of __builtin_convertvector.
+inline Words widen(Halves x) {
+#if defined(__AVX512F__)
+  return reinterpret_cast<Words>(_mm512_cvtepu16_epi32(reinterpret_cast<__m256i>(x)));
+#elif defined(__AVX2__)
+  return reinterpret_cast<Words>(_mm256_cvtepu16_epi32(reinterpret_cast<__m128i>(x)));
+#else
+  return __builtin_convertvector(x, Words);
+#endif
+}
+inline Halves narrow(Words x) {
+#if defined(__AVX512F__)
+  return reinterpret_cast<Halves>(_mm512_cvtepi32_epi16(reinterpret_cast<__m512i>(x)));
+#else
+  return __builtin_convertvector(x, Halves);
+#endif
+}
+inline Words get_bytes(const uint8_t* p) {
+#if defined(__AVX512F__)
+  return reinterpret_cast<Words>(_mm512_cvtepu8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p))));
+#elif defined(__AVX2__)
+  return reinterpret_cast<Words>(_mm256_cvtepu8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(p))));
+#else
+  Bytes bytes;
+  std::memcpy(&bytes, p, sizeof bytes);
+  return __builtin_convertvector(bytes, Words);
+#endif
+}
+inline void put_bytes(uint8_t* p, Words x) {
+#if defined(__AVX512F__)
+  _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm512_cvtepi32_epi8(reinterpret_cast<__m512i>(x)));
+#else
+  const Bytes bytes = __builtin_convertvector(x, Bytes);
+  std::memcpy(p, &bytes, sizeof bytes);
+#endif
+}
 
 inline Vec get_floats(const float* p) { return get(p); }
 inline void put_floats(float* p, Vec v) { put(p, v); }
 inline Vec get_floats(const bfloat16* p) {
   Halves bits;
   std::memcpy(&bits, p, sizeof bits);
-  return reinterpret_cast<Vec>(__builtin_convertvector(bits, Words) << 16);
+  return reinterpret_cast<Vec>(widen(bits) << 16);
 }
 // Rounds as `store`.
 inline void put_floats(bfloat16* p, Vec v) {
   const Words bits = reinterpret_cast<Words>(v), rounded = (bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16;
   const Words unordered = reinterpret_cast<Words>(v != v);
-  const Halves half = __builtin_convertvector((rounded & ~unordered) | (0x7fc0u & unordered), Halves);
+  const Halves half = narrow((rounded & ~unordered) | (0x7fc0u & unordered));
   std::memcpy(p, &half, sizeof half);
 }
 
 // An integer that is part of a type.
 template <int N>
 using Constant = std::integral_constant<int, N>;
+
+// Runs body(vectors, first channel) over all channels: four vectors of them at a time, then one; then single channels
+// (0 vectors).
+template <class Body>
+inline void by_channels(int64_t channels, const Body& body) {
+  int64_t c = 0;
+  for (; c + 4 * LANES <= channels; c += 4 * LANES) body(Constant<4>{}, c);
+  for (; c + LANES <= channels; c += LANES) body(Constant<1>{}, c);
+  for (; c < channels; c++) body(Constant<0>{}, c);
+}
 
 inline int64_t round_up(int64_t n, int64_t unit) { return (n + unit - 1) / unit * unit; }
 

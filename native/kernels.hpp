@@ -270,6 +270,18 @@ struct Depthwise {
   int threads;
 };
 
+// The largest of windows of images [images, height, width, channels], and its gradient. kernel * kernel <= 256.
+struct MaxPool {
+  Dtype dtype;
+  int64_t images, height, width, channels, kernel, stride, padding;
+  const void* x;
+  void* y;
+  uint8_t* winners;  // the place in its window of each output's maximum; forward: or null
+  const void* grad_y;
+  void* grad_x;
+  int threads;
+};
+
 // --- the event engine: maps of bytes [steps, images, height, width, channels], spikes or small integers ---------------
 
 constexpr int MOST_LEVELS = 16;
@@ -354,6 +366,8 @@ struct Kernels {
   int (*depthwise_forward)(const Depthwise&);
   int (*depthwise_input)(const Depthwise&);
   int (*depthwise_weight)(const Depthwise&);
+  int (*max_pool_forward)(const MaxPool&);
+  int (*max_pool_backward)(const MaxPool&);
   int (*event_pack)(const EventPack&);
   int (*event_conv)(const EventConv&);
   int (*event_fire)(const EventFire&);
@@ -386,6 +400,8 @@ struct Kernels {
   int depthwise_forward(const Depthwise&);        \
   int depthwise_input(const Depthwise&);          \
   int depthwise_weight(const Depthwise&);         \
+  int max_pool_forward(const MaxPool&);           \
+  int max_pool_backward(const MaxPool&);          \
   int event_pack(const EventPack&);               \
   int event_conv(const EventConv&);               \
   int event_fire(const EventFire&);               \

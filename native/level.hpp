@@ -41,19 +41,29 @@ inline void store(bfloat16* p, int64_t i, float value) {
 
 ALWAYS_INLINE inline float absolute(float x) { return x < 0.f ? -x : x; }
 
+// a b + c, rounded once where the processor can.
+ALWAYS_INLINE inline float fused(float a, float b, float c) {
+#if defined(__FMA__) || defined(__ARM_FEATURE_FMA)
+  return __builtin_fmaf(a, b, c);
+#else
+  return a * b + c;
+#endif
+}
+
 // exp(-x) for x >= 0, to 2 units in the last place; written out so that it vectorises.
 ALWAYS_INLINE inline float exp_negative(float x) {
   x = x > 87.f ? 87.f : x;
-  const float n = static_cast<float>(static_cast<int32_t>(x * 1.44269504f + 0.5f));
-  const float r = (n * 0.693359375f - x) + n * -2.12194440e-4f;
+  const int32_t whole = static_cast<int32_t>(fused(x, 1.44269504f, 0.5f));
+  const float n = static_cast<float>(whole);
+  const float r = fused(n, -2.12194440e-4f, fused(n, 0.693359375f, -x));
   float poly = 1.9875691500e-4f;
-  poly = poly * r + 1.3981999507e-3f;
-  poly = poly * r + 8.3334519073e-3f;
-  poly = poly * r + 4.1665795894e-2f;
-  poly = poly * r + 1.6666665459e-1f;
-  poly = poly * r + 5.0000001201e-1f;
-  poly = poly * r * r + r + 1.f;
-  const int32_t bits = (127 - static_cast<int32_t>(n)) << 23;
+  poly = fused(poly, r, 1.3981999507e-3f);
+  poly = fused(poly, r, 8.3334519073e-3f);
+  poly = fused(poly, r, 4.1665795894e-2f);
+  poly = fused(poly, r, 1.6666665459e-1f);
+  poly = fused(poly, r, 5.0000001201e-1f);
+  poly = fused(poly * r, r, r) + 1.f;
+  const int32_t bits = (127 - whole) << 23;
   float scale;
   std::memcpy(&scale, &bits, 4);
   return poly * scale;

@@ -192,6 +192,11 @@ void read(Reader& r, Depthwise& a) {
   READ(grad_weight), READ(threads);
 }
 
+void read(Reader& r, MaxPool& a) {
+  READ(dtype), READ(images), READ(height), READ(width), READ(channels), READ(kernel), READ(stride), READ(padding);
+  READ(x), READ(y), READ(winners), READ(grad_y), READ(grad_x), READ(threads);
+}
+
 void read(Reader& r, Fired& a) {
   READ(steps), READ(residual), READ(residual_spikes), READ(sum), READ(spikes), READ(v), READ(decay), READ(gain);
   READ(v_rest), READ(hard), READ(levels), READ(threshold), READ(fire_at), READ(threads);
@@ -280,6 +285,8 @@ NB_MODULE(_native, m) {
   bind(m, "depthwise_forward", &Kernels::depthwise_forward);
   bind(m, "depthwise_input", &Kernels::depthwise_input);
   bind(m, "depthwise_weight", &Kernels::depthwise_weight);
+  bind(m, "max_pool_forward", &Kernels::max_pool_forward);
+  bind(m, "max_pool_backward", &Kernels::max_pool_backward);
   bind(m, "event_pack", &Kernels::event_pack);
   bind(m, "event_conv", &Kernels::event_conv);
   bind(m, "event_fire", &Kernels::event_fire);

@@ -15,6 +15,8 @@ from torch import Tensor, nn
 
 from spikeloom.ops import depthwise, dispatch
 from spikeloom.ops.layout import NATIVE_DTYPES
+from spikeloom.ops.max_pool import max_pool
+from spikeloom.ops.max_pool import takes as takes_pool
 from spikeloom.ops.native_op import eager
 from spikeloom.ops.rounding import product
 from spikeloom.ops.spike_conv import spike_conv, takes
@@ -59,7 +61,7 @@ class Conv2d(nn.Conv2d):
                 y, weight = y.to(dtype), weight.to(dtype)
             if y.dtype == weight.dtype and dispatch.choose("convolution", y, NATIVE_DTYPES) == "native":
                 y = op(y, weight)
-                return y if self.bias is None else y + self.bias.to(y.dtype)[:, None, None]
+                return y if self.bias is None else y.add_(self.bias.to(y.dtype)[:, None, None])
         return product(self._conv_forward, x, self.weight, self.bias)
 
     def _native(self, x: Tensor) -> functools.partial[Tensor] | None:
@@ -83,10 +85,25 @@ class Linear(nn.Linear):
 
 
 class MaxPool2d(nn.MaxPool2d):
-    """`torch.nn.MaxPool2d` on each step; spikes in, spikes out."""
+    """`torch.nn.MaxPool2d` on each step; spikes in, spikes out. Channels-last memory of a CPU has `ops.max_pool`."""
 
     def forward(self, input: Tensor) -> Tensor:
-        return each_step(super().forward, input)  # pyright: ignore[reportArgumentType] - no indices asked for
+        return each_step(self._step, input)
+
+    def _step(self, x: Tensor) -> Tensor:
+        kernel, stride, padding = self.kernel_size, self.stride, self.padding
+        if (
+            isinstance(kernel, int)
+            and isinstance(stride, int)
+            and isinstance(padding, int)
+            and self.dilation in (1, (1, 1))
+            and not (self.ceil_mode or self.return_indices)
+            and eager(x)
+            and takes_pool(x, kernel, stride, padding)
+            and dispatch.choose("max_pool", x, NATIVE_DTYPES) == "native"
+        ):
+            return max_pool(x, kernel, stride, padding)
+        return super().forward(x)  # pyright: ignore[reportReturnType] - no indices asked for
 
 
 class AvgPool2d(nn.AvgPool2d):
