@@ -139,6 +139,14 @@ inline void fetch(const T* row, int64_t n) {
   __asm__ volatile("");
 }
 
+// Asks for step t of the block of `block` elements from i0 on in a tensor [steps, size], its steps `stride` apart; behind
+// the last step, for those of the next block.
+template <bool written = false, class T>
+inline void fetch_step(const T* tensor, int64_t stride, int64_t t, int64_t steps, int64_t i0, int64_t block, int64_t size) {
+  if (t >= steps) t -= steps, i0 += block;
+  fetch<written>(tensor + t * stride + i0, smaller(block, size - i0));
+}
+
 // Rows from the one that is worked on to the one that is asked for: far enough to have come by then, and few enough to
 // stay in cache until then.
 inline int64_t rows_ahead(int64_t steps) { return steps < 8 ? steps : 8; }

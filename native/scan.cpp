@@ -65,12 +65,10 @@ class Currents {
     return u_;
   }
 
-  // Asks for step t of this block, or of the next one where t is behind the last step.
+  // Asks for what u[t] is made of, behind the last step for that of the next block.
   void fetch_inputs(int64_t t) const {
-    const bool next = t >= a_.steps;
-    const int64_t i0 = next ? i0_ + block_ : i0_, n = next ? smaller(block_, a_.size - i0) : n_, step = next ? t - a_.steps : t;
-    fetch(static_cast<const T*>(a_.x) + step * a_.x_stride + i0, n);
-    if (a_.residual) fetch(static_cast<const T*>(a_.residual) + step * a_.size + i0, n);
+    fetch_step(static_cast<const T*>(a_.x), a_.x_stride, t, a_.steps, i0_, block_, a_.size);
+    if (a_.residual) fetch_step(static_cast<const T*>(a_.residual), a_.size, t, a_.steps, i0_, block_, a_.size);
   }
 
  private:
@@ -185,12 +183,10 @@ int forward(const ScanForward& a) {
   const int64_t scratch = (levels + 2 + CURRENT_ROWS) * block * 4;
   const int64_t blocks = (a.size + block - 1) / block, groups = groups_of(blocks, a.factor != nullptr);
   const int64_t ahead = rows_ahead(a.steps);
-  const auto fetch_rest = [&](int64_t t, int64_t i0, int64_t n) {
-    if (t >= a.steps) t -= a.steps, i0 += block, n = smaller(block, a.size - i0);
-    const int64_t place = t * a.size + i0;
-    fetch<true>(static_cast<const T*>(a.spikes) + place, n);
-    if (a.sum) fetch<true>(static_cast<const T*>(a.sum) + place, n);
-    if (a.add) fetch(static_cast<const T*>(a.add) + place, n);
+  const auto fetch_rest = [&](int64_t t, int64_t i0) {
+    fetch_step<true>(static_cast<const T*>(a.spikes), a.size, t, a.steps, i0, block, a.size);
+    if (a.sum) fetch_step<true>(static_cast<const T*>(a.sum), a.size, t, a.steps, i0, block, a.size);
+    if (a.add) fetch_step(static_cast<const T*>(a.add), a.size, t, a.steps, i0, block, a.size);
   };
   return for_groups(blocks, groups, scratch, a.threads, a.steps * a.size < FEW, [&](int64_t, int64_t first, int64_t last, float* rows) {
     Currents<T> currents(a, rows + (levels + 2) * block, block);
@@ -202,7 +198,7 @@ int forward(const ScanForward& a) {
       for (int64_t t = 0; t < a.steps; t++) {
         T* s = static_cast<T*>(a.spikes) + t * a.size + i0;
         currents.fetch_inputs(t + ahead);
-        fetch_rest(t + ahead, i0, n);
+        fetch_rest(t + ahead, i0);
         const auto step = [&](auto u) { fire_levels<K, hard, rectified>(a, t, i0, n, u, rows, block, s); };
         if (a.sum)
           step(currents.row(t, a.sum));
