@@ -73,14 +73,14 @@ template <Surrogate kind>
 ALWAYS_INLINE inline float derivative(float u, float p, float q) {
   if constexpr (kind == Surrogate::rational) {
     const float w = q * u;
-    return p / (1.f + w * w);
+    return p / fused(w, w, 1.f);
   } else if constexpr (kind == Surrogate::rectangle) {
     return absolute(u) < q ? p : 0.f;
   } else if constexpr (kind == Surrogate::triangle) {
     const float y = p - q * absolute(u);
     return y > 0.f ? y : 0.f;
   } else if constexpr (kind == Surrogate::fast_sigmoid) {
-    const float w = 1.f + q * absolute(u);
+    const float w = fused(q, absolute(u), 1.f);
     return p / (w * w);
   } else {
     const float e = exp_negative(q * absolute(u)), w = 1.f + e;

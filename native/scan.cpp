@@ -287,11 +287,14 @@ inline void step_back(const ScanBackward& a, int64_t k, int64_t t, int64_t r, in
   static_assert(K == 1 || !(rectified || learn));
   const float decay = a.decay, gain = a.gain, scale = a.scale, rest = a.v_rest, p = a.p, q = a.q;
   const float hard = a.hard ? 1.f : 0.f, attached = a.detach_reset ? 0.f : 1.f;
+  // d(potential after the reset) / d(spike) is attached (hard (rest - f) - (1 - hard) threshold) = slope f + offset.
+  const float reset_slope = -attached * hard;
   const T* grad_s = static_cast<const T*>(a.grad_spikes) + t * a.size + i0;
-  float threshold[K], fire_at[K], *carried[K];
+  float threshold[K], fire_at[K], reset_offset[K], *carried[K];
   const float *slope[K], *f[K];
   each_level<K>([&](int j) {
     threshold[j] = a.threshold[k + j], fire_at[j] = a.fire_at[k + j], carried[j] = rows.carried + j * rows.block;
+    reset_offset[j] = attached * (hard * rest - (1.f - hard) * threshold[j]);
     slope[j] = kind == Surrogate::slope ? a.slope + ((k + j) * a.steps + t) * a.size + i0 : nullptr;
     f[j] = rows.potential(j, r + 1);
   });
@@ -306,8 +309,8 @@ inline void step_back(const ScanBackward& a, int64_t k, int64_t t, int64_t r, in
       float d;
       if constexpr (kind == Surrogate::slope) d = slope[j][i]; else d = derivative<kind>(f[j][i] - threshold[j], p, q);
       const float f_now = f[j][i], keep = f_now >= fire_at[j] ? 1.f - hard : 1.f;
-      const float through_reset = attached * (hard * (rest - f_now) - (1.f - hard) * threshold[j]);
-      float grad = g * d + carried[j][i] * (keep + through_reset * d);
+      const float through_reset = fused(reset_slope, f_now, reset_offset[j]);
+      float grad = fused(carried[j][i], fused(through_reset, d, keep), g * d);
       if constexpr (rectified) {
         grad = scale * before[i] > 0.f ? grad : 0.f;
         if constexpr (learn) row_scale += grad * before[i];
@@ -319,7 +322,7 @@ inline void step_back(const ScanBackward& a, int64_t k, int64_t t, int64_t r, in
         row_gain += grad * load(u, i);
       }
       carried[j][i] = decay * grad;
-      grad_u += gain * grad;
+      grad_u = j == 0 ? gain * grad : grad_u + gain * grad;
     });
     emit(i, grad_u);
   };
