@@ -7,6 +7,10 @@
 
 #include "kernels.hpp"
 
+#if defined(__AVX2__)
+#include <immintrin.h>
+#endif
+
 #ifdef _OPENMP
 #include <omp.h>
 #endif
@@ -145,6 +149,31 @@ template <bool written = false, class T>
 inline void fetch_step(const T* tensor, int64_t stride, int64_t t, int64_t steps, int64_t i0, int64_t block, int64_t size) {
   if (t >= steps) t -= steps, i0 += block;
   fetch<written>(tensor + t * stride + i0, smaller(block, size - i0));
+}
+
+// Bytes of a tensor of which caches would have lost the beginning before anybody reads it again.
+constexpr int64_t LARGE = 4 << 20;
+
+// Writes a row of such a tensor past the caches, without reading what it overwrites; `streamed` makes it seen by others.
+template <class T>
+inline void stream(T* to, const T* from, int64_t n) {
+  int64_t i = 0;
+#if defined(__AVX512F__)
+  if (reinterpret_cast<uintptr_t>(to) % 64 == 0)
+    for (; i + 64 / static_cast<int64_t>(sizeof(T)) <= n; i += 64 / sizeof(T))
+      _mm512_stream_si512(reinterpret_cast<__m512i*>(to + i), _mm512_loadu_si512(from + i));
+#elif defined(__AVX2__)
+  if (reinterpret_cast<uintptr_t>(to) % 32 == 0)
+    for (; i + 32 / static_cast<int64_t>(sizeof(T)) <= n; i += 32 / sizeof(T))
+      _mm256_stream_si256(reinterpret_cast<__m256i*>(to + i), _mm256_loadu_si256(reinterpret_cast<const __m256i*>(from + i)));
+#endif
+  std::memcpy(to + i, from + i, (n - i) * sizeof(T));
+}
+
+inline void streamed() {
+#if defined(__AVX2__)
+  _mm_sfence();
+#endif
 }
 
 // Rows from the one that is worked on to the one that is asked for: far enough to have come by then, and few enough to

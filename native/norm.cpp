@@ -62,24 +62,28 @@ int affine(const Affine& a) {
   const int64_t block = whole_periods(a.layout, 2048);
   const bool fixed = repeats(a.layout, block);
   const int64_t blocks = (a.size + block - 1) / block;
-  return for_groups(blocks, groups_of(blocks, true), 3 * block * 4, a.threads, a.steps * a.size < SMALL, [&](int64_t, int64_t first, int64_t last, float* rows) {
+  // In place, what is written is in the cache already.
+  const bool past_caches = a.out != a.g && a.steps * a.size * static_cast<int64_t>(sizeof(T)) >= LARGE;
+  return for_groups(blocks, groups_of(blocks, true), 4 * block * 4, a.threads, a.steps * a.size < SMALL, [&](int64_t, int64_t first, int64_t last, float* rows) {
     float *pa = rows, *pb = rows + block, *pc = rows + 2 * block;
     const auto fill = [&](int64_t i0, int64_t n) {
       spread(a.layout, i0, n, a.a, pa), spread(a.layout, i0, n, a.b, pb), spread(a.layout, i0, n, a.c, pc);
     };
     if (fixed) fill(0, block);
     for (int64_t i0 = first * block; i0 < smaller(last * block, a.size); i0 += block) {
-      const int64_t n = smaller(block, a.size - i0);
+      const int64_t n = smaller(block, a.size - i0), next = smaller(block, a.size - i0 - block);
       if (!fixed) fill(i0, n);
       for (int64_t t = 0; t < a.steps; t++) {
         const T *x = static_cast<const T*>(a.x) + t * a.x_stride + i0, *g = static_cast<const T*>(a.g) + t * a.size + i0;
-        T* out = static_cast<T*>(a.out) + t * a.size + i0;
-        const int64_t next = smaller(block, a.size - i0 - block);
-        fetch(x + block, next), fetch(g + block, next), fetch<true>(out + block, next);
+        T *to = static_cast<T*>(a.out) + t * a.size + i0, *out = past_caches ? reinterpret_cast<T*>(rows + 3 * block) : to;
+        fetch(x + block, next), fetch(g + block, next);
+        if (!past_caches) fetch<true>(to + block, next);
 #pragma omp simd
         for (int64_t i = 0; i < n; i++) store(out, i, pa[i] * load(g, i) + pb[i] * load(x, i) + pc[i]);
+        if (past_caches) stream(to, out, n);
       }
     }
+    streamed();
   });
 }
 

@@ -170,6 +170,12 @@ inline void fire_levels(const ScanForward& a, int64_t t, int64_t i0, int64_t n, 
   }
 }
 
+// Whether tensors [steps, size] are too large for the caches.
+template <class T>
+inline bool large(const Scan& a) {
+  return a.steps * a.size * static_cast<int64_t>(sizeof(T)) >= LARGE;
+}
+
 // Elements of a forward block, few enough that a block's rows stay in the first cache.
 inline int64_t forward_block(const Scan& a) {
   const bool wide = a.factor && a.layout.channels * a.layout.inner > 512;
@@ -180,23 +186,25 @@ inline int64_t forward_block(const Scan& a) {
 template <class T, int K, bool hard, bool rectified>
 int forward(const ScanForward& a) {
   const int64_t levels = a.levels, block = forward_block(a);
-  const int64_t scratch = (levels + 2 + CURRENT_ROWS) * block * 4;
+  const int64_t scratch = (levels + 3 + CURRENT_ROWS) * block * 4;
+  const bool past_caches = large<T>(a);
   const int64_t blocks = (a.size + block - 1) / block, groups = groups_of(blocks, a.factor != nullptr);
   const int64_t ahead = rows_ahead(a.steps);
   const auto fetch_rest = [&](int64_t t, int64_t i0) {
-    fetch_step<true>(static_cast<const T*>(a.spikes), a.size, t, a.steps, i0, block, a.size);
+    if (!past_caches) fetch_step<true>(static_cast<const T*>(a.spikes), a.size, t, a.steps, i0, block, a.size);
     if (a.sum) fetch_step<true>(static_cast<const T*>(a.sum), a.size, t, a.steps, i0, block, a.size);
     if (a.add) fetch_step(static_cast<const T*>(a.add), a.size, t, a.steps, i0, block, a.size);
   };
   return for_groups(blocks, groups, scratch, a.threads, a.steps * a.size < FEW, [&](int64_t, int64_t first, int64_t last, float* rows) {
     Currents<T> currents(a, rows + (levels + 2) * block, block);
+    T* row = reinterpret_cast<T*>(rows + (levels + 2 + CURRENT_ROWS) * block);
     for (int64_t i0 = first * block; i0 < smaller(last * block, a.size); i0 += block) {
       const int64_t n = smaller(block, a.size - i0);
       currents.enter(i0, n);
       for (int64_t k = 0; k < levels; k++)
         for (int64_t i = 0; i < n; i++) rows[k * block + i] = a.v ? a.v[k * a.size + i0 + i] : a.v_rest;
       for (int64_t t = 0; t < a.steps; t++) {
-        T* s = static_cast<T*>(a.spikes) + t * a.size + i0;
+        T *to = static_cast<T*>(a.spikes) + t * a.size + i0, *s = past_caches ? row : to;
         currents.fetch_inputs(t + ahead);
         fetch_rest(t + ahead, i0);
         const auto step = [&](auto u) { fire_levels<K, hard, rectified>(a, t, i0, n, u, rows, block, s); };
@@ -204,10 +212,12 @@ int forward(const ScanForward& a) {
           step(currents.row(t, a.sum));
         else
           currents.at(t, !in_one_pass<K>(a), step);
+        if (past_caches) stream(to, row, n);
       }
       if (a.v_out)
         for (int64_t k = 0; k < levels; k++) std::memcpy(a.v_out + k * a.size + i0, rows + k * block, n * 4);
     }
+    streamed();
   });
 }
 
@@ -352,11 +362,12 @@ int backward(const ScanBackward& a) {
   double* partial = partial_size ? static_cast<double*>(std::calloc(groups * partial_size, sizeof(double))) : nullptr;
   if (partial_size && partial == nullptr) return -1;
   const int64_t ahead = rows_ahead(smaller(a.steps, BackwardRows::chunk_of(a.steps)));
+  const bool past_caches = !a.sum_steps && large<T>(a);
   const auto fetch_outer = [&](int64_t t, int64_t i0, int64_t n) {
     const int64_t place = t * a.size + i0;
     fetch(static_cast<const T*>(a.grad_spikes) + place, n);
     if (a.grad_sum) fetch(static_cast<const T*>(a.grad_sum) + place, n);
-    if (!a.sum_steps) fetch<true>(static_cast<const T*>(a.grad_u) + place, n);
+    if (!a.sum_steps && !past_caches) fetch<true>(static_cast<const T*>(a.grad_u) + place, n);
   };
   const int failed = for_groups(
       blocks, groups, rows_count * block * 4, a.threads, a.steps * a.size < FEW,
@@ -404,7 +415,8 @@ int backward(const ScanBackward& a) {
                 fetch_outer(t - ahead, i0, n);
               else
                 currents.fetch_inputs((t0 > 0 ? t0 - rows.chunk : a.steps) + ahead - 1 - (t - t0));
-              T* out = static_cast<T*>(a.grad_u) + (a.sum_steps ? 0 : t * a.size) + i0;
+              T* to = static_cast<T*>(a.grad_u) + (a.sum_steps ? 0 : t * a.size) + i0;
+              T* out = past_caches ? reinterpret_cast<T*>(rows.over_steps) : to;
               const T* x = inputs + t * a.x_stride;
               const T* grad_sum = a.grad_sum ? static_cast<const T*>(a.grad_sum) + t * a.size + i0 : nullptr;
               const auto back = [&](const auto& emit) {
@@ -421,10 +433,12 @@ int backward(const ScanBackward& a) {
               };
               if (levels == K && !a.sum_steps && !normed && !grad_sum) {
                 back([=](int64_t i, float g) ALWAYS_INLINE { store(out, i, g); });
+                if (past_caches) stream(to, out, n);
                 continue;
               }
               if (levels == K && !a.sum_steps && normed && !grad_sum) {
                 back([=](int64_t i, float g) ALWAYS_INLINE { store(out, i, g), summed(i, g); });
+                if (past_caches) stream(to, out, n);
                 continue;
               }
               float* g_row = rows.total + (levels == K ? 0 : t) * block;
@@ -439,6 +453,7 @@ int backward(const ScanBackward& a) {
               }
               if (!a.sum_steps) {
                 for (int64_t i = 0; i < n; i++) store(out, i, g_row[i]);
+                if (past_caches) stream(to, out, n);
               } else {
                 float* sum = rows.over_steps;
                 if (t == a.steps - 1)
@@ -463,6 +478,7 @@ int backward(const ScanBackward& a) {
           gather(a.layout, 0, block, rows.pass, norm_sums);
           gather(a.layout, 0, block, rows.pass_x, norm_sums + C);
         }
+        streamed();
         if (learn) mine[0] = sums.decay, mine[1] = sums.gain, mine[2] = sums.scale;
       });
   if (a.grad_constants) std::memset(a.grad_constants, 0, 3 * sizeof(double));

@@ -104,6 +104,27 @@ def test_fused_is_the_composition(
                     )
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
+@pytest.mark.parametrize("wants_sum", [False, True])
+@pytest.mark.parametrize("neuron", ["lif", "mlf"])
+def test_large_tensors_are_their_parts(native: Any, neuron: str, wants_sum: bool, dtype: torch.dtype) -> None:
+    """Beyond 4 MB outputs are written past the caches: in evaluation, the same bits as of images one by one."""
+    shape = (3, 4, 21, 131, 67)
+    x, residual, upstream = (random(shape, True).to(dtype) for _ in range(3))
+    add = None if wants_sum else torch.randint(0, 3, shape).to(dtype)
+
+    def run(images: slice) -> dict[str, Tensor]:
+        given = [None if each is None else each[:, images] for each in (x, residual, add, upstream)]
+        return results(
+            "native", unit(21, neuron, "bn", False), given[0], 0, *given[1:], given[3] if wants_sum else None
+        )  # pyright: ignore[reportArgumentType]
+
+    whole, parts = run(slice(None)), [run(slice(i, i + 1)) for i in range(4)]
+    assert x.nbytes // 4 < 4 << 20 <= x.nbytes
+    for name in ("out", "x", "residual", "sum" if wants_sum else "add"):
+        assert torch.equal(whole[name], torch.cat([part[name] for part in parts], 1)), name
+
+
 @pytest.mark.parametrize("channels_last", [False, True])
 def test_bfloat16_is_float32_within_its_rounding(native: Any, tracks: Any, channels_last: bool) -> None:
     x, residual = random((4, 8, 16, 6, 6), channels_last), random((4, 8, 16, 6, 6), channels_last)

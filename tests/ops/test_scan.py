@@ -159,6 +159,23 @@ def test_any_size(native: Any, tracks: Any, size: int, T: int) -> None:
     same(run("native", *arguments), run("reference", *arguments), tracks)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
+@pytest.mark.parametrize("size", [1_048_576, 700_003])  # rows on whole cache lines, and not
+def test_large_tensors_are_their_parts(native: Any, size: int, dtype: torch.dtype) -> None:
+    """Beyond 4 MB outputs are written past the caches: the same bits as of parts that are not."""
+    x, v, grad, grad_last = inputs((3, size), dtype)
+    for level in native.levels():
+        native.set_level(level)
+        whole = run("native", x, v, grad, grad_last, None)
+        parts = [
+            run("native", *(each[..., i : i + 300_000] for each in (x, v, grad, grad_last)), None)
+            for i in range(0, size, 300_000)
+        ]
+        assert 3 * 300_000 * x.element_size() < 4 << 20 <= x.nbytes
+        for key in ("spikes", "last", "x", "v"):
+            assert torch.equal(whole[key], torch.cat([part[key] for part in parts], -1)), (key, level)
+
+
 def test_long_sequence(native: Any, tracks: Any) -> None:
     arguments = *inputs((1100, 131)), 0.0
     same(run("native", *arguments), run("reference", *arguments), tracks)
