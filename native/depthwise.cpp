@@ -6,7 +6,6 @@ namespace spikeloom {
 namespace SPIKELOOM_LEVEL {
 namespace {
 
-inline int64_t larger(int64_t a, int64_t b) { return a > b ? a : b; }
 inline int64_t out_height(const Depthwise& a) { return (a.height + 2 * a.pad_height - a.kernel_height) / a.stride + 1; }
 inline int64_t out_width(const Depthwise& a) { return (a.width + 2 * a.pad_width - a.kernel_width) / a.stride + 1; }
 

@@ -132,6 +132,7 @@ inline void derivative_row(Surrogate kind, int64_t n, const float* u, float p, f
 }
 
 inline int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
+inline int64_t larger(int64_t a, int64_t b) { return a > b ? a : b; }
 
 // Asks for the memory of a row that is read, or written, soon. A block of T steps is T rows far apart in each tensor: more
 // places than a processor follows by itself, so every row would begin with waiting.
@@ -151,8 +152,11 @@ inline void fetch_step(const T* tensor, int64_t stride, int64_t t, int64_t steps
   fetch<written>(tensor + t * stride + i0, smaller(block, size - i0));
 }
 
-// Bytes of a tensor of which caches would have lost the beginning before anybody reads it again.
-constexpr int64_t LARGE = 4 << 20;
+// Whether caches would have lost the beginning of a tensor before anybody reads it again.
+template <class T>
+inline bool large(int64_t elements) {
+  return elements * static_cast<int64_t>(sizeof(T)) >= 4 << 20;
+}
 
 // Writes a row of such a tensor past the caches, without reading what it overwrites; `streamed` makes it seen by others.
 template <class T>

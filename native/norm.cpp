@@ -63,7 +63,7 @@ int affine(const Affine& a) {
   const bool fixed = repeats(a.layout, block);
   const int64_t blocks = (a.size + block - 1) / block;
   // In place, what is written is in the cache already.
-  const bool past_caches = a.out != a.g && a.steps * a.size * static_cast<int64_t>(sizeof(T)) >= LARGE;
+  const bool past_caches = a.out != a.g && large<T>(a.steps * a.size);
   return for_groups(blocks, groups_of(blocks, true), 4 * block * 4, a.threads, a.steps * a.size < SMALL, [&](int64_t, int64_t first, int64_t last, float* rows) {
     float *pa = rows, *pb = rows + block, *pc = rows + 2 * block;
     const auto fill = [&](int64_t i0, int64_t n) {

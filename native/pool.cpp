@@ -8,7 +8,6 @@ namespace {
 
 constexpr int64_t MOST = 256;  // places of a window
 
-inline int64_t larger(int64_t a, int64_t b) { return a > b ? a : b; }
 inline int64_t outputs(const MaxPool& a, int64_t size) { return (size + 2 * a.padding - a.kernel) / a.stride + 1; }
 
 // What an output sees of the image, or an input of the outputs: elements at their first channel, and the place in the

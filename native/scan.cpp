@@ -170,12 +170,6 @@ inline void fire_levels(const ScanForward& a, int64_t t, int64_t i0, int64_t n, 
   }
 }
 
-// Whether tensors [steps, size] are too large for the caches.
-template <class T>
-inline bool large(const Scan& a) {
-  return a.steps * a.size * static_cast<int64_t>(sizeof(T)) >= LARGE;
-}
-
 // Elements of a forward block, few enough that a block's rows stay in the first cache.
 inline int64_t forward_block(const Scan& a) {
   const bool wide = a.factor && a.layout.channels * a.layout.inner > 512;
@@ -187,7 +181,7 @@ template <class T, int K, bool hard, bool rectified>
 int forward(const ScanForward& a) {
   const int64_t levels = a.levels, block = forward_block(a);
   const int64_t scratch = (levels + 3 + CURRENT_ROWS) * block * 4;
-  const bool past_caches = large<T>(a);
+  const bool past_caches = large<T>(a.steps * a.size);
   const int64_t blocks = (a.size + block - 1) / block, groups = groups_of(blocks, a.factor != nullptr);
   const int64_t ahead = rows_ahead(a.steps);
   const auto fetch_rest = [&](int64_t t, int64_t i0) {
@@ -362,7 +356,7 @@ int backward(const ScanBackward& a) {
   double* partial = partial_size ? static_cast<double*>(std::calloc(groups * partial_size, sizeof(double))) : nullptr;
   if (partial_size && partial == nullptr) return -1;
   const int64_t ahead = rows_ahead(smaller(a.steps, BackwardRows::chunk_of(a.steps)));
-  const bool past_caches = !a.sum_steps && large<T>(a);
+  const bool past_caches = !a.sum_steps && large<T>(a.steps * a.size);
   const auto fetch_outer = [&](int64_t t, int64_t i0, int64_t n) {
     const int64_t place = t * a.size + i0;
     fetch(static_cast<const T*>(a.grad_spikes) + place, n);
