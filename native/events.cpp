@@ -7,31 +7,48 @@ namespace {
 
 typedef int32_t IntVec __attribute__((vector_size(LANES * 4)));
 typedef uint8_t ByteVec __attribute__((vector_size(LANES)));
-typedef uint8_t UnalignedBytes __attribute__((vector_size(LANES), aligned(1), may_alias));
 
 inline Vec all(float value) { return Vec{} + value; }
 
-// The first n values, zeros behind them.
+#if defined(__AVX512BW__)
+inline __mmask16 first(int64_t n) { return static_cast<__mmask16>((1u << n) - 1); }
+#endif
+
+// The first n values, zeros behind them. Nothing behind the n-th is touched.
 inline Vec get_some(const float* p, int64_t n) {
   if (n == LANES) return get(p);
+#if defined(__AVX512BW__)
+  return reinterpret_cast<Vec>(_mm512_maskz_loadu_ps(first(n), p));
+#else
   Vec v{};
   std::memcpy(&v, p, n * 4);
   return v;
+#endif
 }
 inline Vec get_some(const uint8_t* p, int64_t n) {
+  if (n == LANES) return __builtin_convertvector(reinterpret_cast<IntVec>(get_bytes(p)), Vec);
+#if defined(__AVX512BW__)
+  const Words wide = reinterpret_cast<Words>(_mm512_cvtepu8_epi32(_mm_maskz_loadu_epi8(first(n), p)));
+  return __builtin_convertvector(reinterpret_cast<IntVec>(wide), Vec);
+#else
   ByteVec v{};
-  if (n == LANES)
-    v = *reinterpret_cast<const UnalignedBytes*>(p);
-  else
-    std::memcpy(&v, p, n);
+  std::memcpy(&v, p, n);
   return __builtin_convertvector(v, Vec);
+#endif
 }
-inline void put_some(float* p, Vec v, int64_t n) { n == LANES ? put(p, v) : void(std::memcpy(p, &v, n * 4)); }
-inline void put_some(uint8_t* p, ByteVec v, int64_t n) {
-  if (n == LANES)
-    *reinterpret_cast<UnalignedBytes*>(p) = v;
-  else
-    std::memcpy(p, &v, n);
+inline void put_some(float* p, Vec v, int64_t n) {
+#if defined(__AVX512BW__)
+  if (n < LANES) return _mm512_mask_storeu_ps(p, first(n), reinterpret_cast<__m512>(v));
+#endif
+  n == LANES ? put(p, v) : void(std::memcpy(p, &v, n * 4));
+}
+inline void put_some(uint8_t* p, IntVec v, int64_t n) {
+#if defined(__AVX512BW__)
+  if (n < LANES) return _mm512_mask_cvtepi32_storeu_epi8(p, first(n), reinterpret_cast<__m512i>(v));
+#endif
+  if (n == LANES) return put_bytes(p, reinterpret_cast<Words>(v));
+  const ByteVec bytes = __builtin_convertvector(v, ByteVec);
+  std::memcpy(p, &bytes, n);
 }
 
 // Which of n <= 64 bytes are not zero, as bits.
@@ -46,6 +63,8 @@ inline uint64_t nonzero_bytes(const uint8_t* x, int64_t n) {
   return bits;
 #endif
 }
+
+constexpr int64_t SECOND_CACHE = 512 << 10;  // bytes that the smallest of today's keep of a layer's weights
 
 // Memory of one thread that lasts from call to call.
 struct Scratch {
@@ -129,7 +148,7 @@ ALWAYS_INLINE inline void fire(const Fired& a, int64_t at, int64_t step, int64_t
         v[k] = advance(fire_at[k], threshold[k], v[k], u, fires);
         count -= fires;
       }
-      put_some(a.spikes + t * step + at, __builtin_convertvector(count, ByteVec), n);
+      put_some(a.spikes + t * step + at, count, n);
     }
     for (int k = 0; a.v != nullptr && k < levels; k++) put_some(a.v + k * step + at, v[k], n);
   };
@@ -181,19 +200,26 @@ bool lay_out(const EventConv& a, const Plan& p, const uint8_t* image, int64_t fi
       for (int64_t c = 0; c < a.in; c += 64) {
         const uint64_t found = nonzero_bytes(pixel + c, smaller(64, a.in - c));
         any |= found;
-        if (p.C - c >= 64)
-          std::memcpy(bits + (at + c) / 8, &found, 8);
-        else
-          std::memcpy(bits + (at + c) / 8, &found, (p.C - c) / 8);
+        // What lies behind the last channels is written later or zero, as it should be.
+        std::memcpy(bits + (at + c) / 8, &found, 8);
       }
       if constexpr (!std::is_same_v<Value, Ones>) std::memcpy(values + at, pixel, a.in);
     }
   return any != 0;
 }
 
+// Part `part` of `parts` of n weights is asked for into the second cache.
+inline void fetch_part(const float* weights, int64_t n, int64_t part, int64_t parts) {
+  const int64_t share = round_up((n + parts - 1) / parts, 16), last = smaller(n, (part + 1) * share);
+  for (int64_t i = part * share; i < last; i += 16) __builtin_prefetch(weights + i, 0, 2);
+  __asm__ volatile("");  // as `fetch`
+}
+
 template <class Value, int COLS, int NV>
 int convolve(const EventConv& a) {
   constexpr int64_t BLOCK = NV * LANES;
+  // Maps that are worked on at once: additions of few vectors would wait for one another, and for guesses of branches.
+  constexpr int MAPS = COLS * NV == 1 ? 4 : COLS * NV <= 3 ? 2 : 1;
   const int64_t out_h = out_height(a), out_w = out_width(a);
   const Part part = divide(a, BLOCK);
   const Plan most = plan_gather(window(a, part.rows), BLOCK);
@@ -203,19 +229,25 @@ int convolve(const EventConv& a) {
   const int64_t sums_floats = part.rows * out_w * BLOCK;
   const int64_t bytes = maps * (bit_bytes + value_bytes + sums_floats * 4);
   const int64_t map = a.height * a.width * a.in, step = a.images * out_h * out_w * a.out;
+  // Weights that the second cache does not keep from image to image come while the group before them is worked on.
+  const int64_t group_floats = most.group * a.kernel_width * BLOCK;
+  const bool far = most.blocks * most.groups * group_floats * 4 > SECOND_CACHE;
   return for_items(part.chunks * most.blocks, bytes, a.threads, [&](int64_t item, float* scratch) {
     const int64_t o = item % most.blocks, chunk = item / most.blocks, band = chunk % part.bands;
     const int64_t n0 = chunk / part.bands * part.images, count = smaller(part.images, a.images - n0);
     const int64_t y0 = band * part.rows, rows = smaller(part.rows, out_h - y0);
     const Window w = window(a, rows);
     const Plan p = plan_gather(w, BLOCK);
+    const Apart apart{bit_bytes, value_bytes, rows * out_w * BLOCK, a.weight + weight_floats(w, p)};
     float* sums = scratch;  // [step, image, row, column, channel of the block]
     uint8_t* bits = reinterpret_cast<uint8_t*>(sums + maps * sums_floats);
     uint8_t* values = bits + maps * bit_bytes;
     std::memset(bits, 0, a.steps * count * bit_bytes);
     const int64_t row_floats = out_w * BLOCK, map_floats = rows * row_floats;
+    const float* weights = a.weight + o * p.groups * group_floats;
     for (int64_t i = 0; i < a.steps * count; i++) {
       const int64_t t = i / count, n = n0 + i % count;
+      if (far) fetch_part(weights, group_floats, i, a.steps * count);
       const bool any = lay_out(a, p, a.x + (t * a.images + n) * map, y0 * a.stride - a.padding_y, bits + i * bit_bytes,
                                reinterpret_cast<Value*>(values + i * value_bytes));
       // The last byte of a map's bits, behind all of them, says whether there is any.
@@ -224,15 +256,26 @@ int convolve(const EventConv& a) {
     }
     for (int64_t g = 0; g < p.groups; g++) {
       const uint64_t mask = group_mask(p, g);
-      const float* weight = a.weight + (o * p.groups + g) * p.group * a.kernel_width * BLOCK;
-      for (int64_t i = 0; i < a.steps * count; i++) {
-        if (!bits[(i + 1) * bit_bytes - 1]) continue;
+      const float* weight = weights + g * group_floats;
+      const bool ahead = far && g + 1 < p.groups;
+      const auto gather = [&](int64_t i, auto together) {
         for (int64_t y = 0; y < rows; y++) {
+          if (ahead) fetch_part(weight + group_floats, group_floats, i * rows + y, a.steps * count * rows);
           const int64_t from = y * a.stride * p.C + g * p.group;
-          gather_row<COLS, NV>(w, p, bits + i * bit_bytes + from / 8,
-                               reinterpret_cast<const Value*>(values + i * value_bytes + (value_bytes ? from : 0)), weight,
-                               mask, g == 0, sums + i * map_floats + y * row_floats, BLOCK);
+          gather_row<COLS, NV, decltype(together)::value>(
+              w, p, bits + i * bit_bytes + from / 8,
+              reinterpret_cast<const Value*>(values + i * value_bytes + (value_bytes ? from : 0)), weight, mask, g == 0,
+              sums + i * map_floats + y * row_floats, BLOCK, apart);
         }
+      };
+      const int64_t last = a.steps * count;
+      for (int64_t i = 0; i < last;) {
+        const bool all = i + MAPS <= last;
+        bool any = false;
+        for (int64_t k = i; k < (all ? i + MAPS : i + 1); k++) any |= bits[(k + 1) * bit_bytes - 1] != 0;
+        if (any && all) gather(i, Constant<MAPS>{});
+        if (any && !all) gather(i, Constant<1>{});
+        i += all ? MAPS : 1;
       }
     }
     const Fired fired = a;
@@ -256,29 +299,51 @@ int convolve(const EventConv& a) {
   });
 }
 
-// One filter a channel: sums straight from the bytes.
+// Whether any of n bytes is not zero.
+inline bool any_byte(const uint8_t* x, int64_t n) {
+  uint64_t any = 0;
+  for (int64_t i = 0; i < n && any == 0; i += 64) any = nonzero_bytes(x + i, smaller(64, n - i));
+  return any != 0;
+}
+
+// sum + the weights of n channels times their values; `binary` values are 0 or 1.
+ALWAYS_INLINE inline Vec add_active(Vec sum, const uint8_t* values, const float* weight, int64_t n, bool binary) {
+#if defined(__AVX512BW__)
+  if (binary) {
+    const __m128i bytes = _mm_maskz_loadu_epi8(first(n), values);
+    const __m512 s = reinterpret_cast<__m512>(sum);
+    return reinterpret_cast<Vec>(_mm512_mask_add_ps(s, _mm_test_epi8_mask(bytes, bytes), s, _mm512_loadu_ps(weight)));
+  }
+#endif
+  return sum + get_some(values, n) * get(weight);
+}
+
+// One filter a channel: sums straight from the bytes. A step without spikes in the rows that it sees costs no sums.
 int convolve_depthwise(const EventConv& a) {
   const int64_t out_h = out_height(a), out_w = out_width(a), C = a.in, padded = round_up(C, LANES);
-  const int64_t map = a.height * a.width * C, step = a.images * out_h * out_w * C;
+  const int64_t row = a.width * C, map = a.height * row, step = a.images * out_h * out_w * C;
   return for_items(a.images * out_h, 0, a.threads, [&](int64_t item, float*) {
     const Fired fired = a;
     const int64_t n = item / out_h, y = item % out_h, top = y * a.stride - a.padding_y;
-    for (int64_t x = 0; x < out_w; x++) {
-      const int64_t left = x * a.stride - a.padding_x;
-      for (int64_t c = 0; c < C; c += LANES) {
-        const int64_t lanes = smaller(LANES, C - c);
-        const Vec bias = get_some(a.bias + c, lanes);
+    const int64_t first_ky = larger(0, -top), last_ky = smaller(a.kernel_height, a.height - top);
+    const uint8_t* seen = a.x + n * map + (top + first_ky) * row;
+    uint64_t active = 0;  // of the first 64 steps
+    for (int64_t t = 0; t < smaller(a.steps, 64); t++)
+      active |= uint64_t{any_byte(seen + t * a.images * map, (last_ky - first_ky) * row)} << t;
+    for (int64_t c = 0; c < C; c += LANES) {
+      const int64_t lanes = smaller(LANES, C - c);
+      const Vec bias = get_some(a.bias + c, lanes);
+      for (int64_t x = 0; x < out_w; x++) {
+        const int64_t left = x * a.stride - a.padding_x;
+        const int64_t first_kx = larger(0, -left), last_kx = smaller(a.kernel_width, a.width - left);
         fire(fired, ((n * out_h + y) * out_w + x) * C + c, step, lanes, [&](int64_t t) ALWAYS_INLINE {
-          const uint8_t* image = a.x + (t * a.images + n) * map + c;
           Vec sum{};
-          for (int64_t ky = 0; ky < a.kernel_height; ky++) {
-            if (top + ky < 0 || top + ky >= a.height) continue;
-            for (int64_t kx = 0; kx < a.kernel_width; kx++) {
-              if (left + kx < 0 || left + kx >= a.width) continue;
-              const Vec value = get_some(image + ((top + ky) * a.width + left + kx) * C, lanes);
-              sum += value * get(a.weight + (ky * a.kernel_width + kx) * padded + c);
-            }
-          }
+          if (t < 64 && (active >> t & 1) == 0) return sum + bias;
+          const uint8_t* image = seen + t * a.images * map + left * C + c;
+          for (int64_t ky = first_ky; ky < last_ky; ky++)
+            for (int64_t kx = first_kx; kx < last_kx; kx++)
+              sum = add_active(sum, image + (ky - first_ky) * row + kx * C,
+                               a.weight + (ky * a.kernel_width + kx) * padded + c, lanes, a.binary);
           return sum + bias;
         });
       }

@@ -143,12 +143,14 @@ inline auto by_shape(const Window& w, const Run& run) {
   return by_width(Constant<1>{});
 }
 
-inline int64_t packed_floats(const Window& w, const Plan& p) {
+// Without the row of zeros behind them.
+inline int64_t weight_floats(const Window& w, const Plan& p) {
   return p.blocks * p.groups * p.group * w.kernel_width * p.block;
 }
+inline int64_t packed_floats(const Window& w, const Plan& p) { return weight_floats(w, p) + w.kernel_width * p.block; }
 
-// Weights as [block, group, (kernel column) bit (kernel column), channel of the block], columns inside where they slide.
-// weight(o, c, ky, kx) reads one.
+// Weights as [block, group, (kernel column) bit (kernel column), channel of the block], columns inside where they slide,
+// and a row of zeros. weight(o, c, ky, kx) reads one.
 template <int COLS, class Weight>
 void pack_gather(const Window& w, const Plan& p, const Weight& weight, float* packed) {
   const int64_t KW = w.kernel_width;
@@ -169,47 +171,65 @@ inline uint64_t group_mask(const Plan& p, int64_t g) {
   return width == 64 ? ~uint64_t{0} : (uint64_t{1} << width) - 1;
 }
 
-// One row of outputs, of one block and group: out[x] (+)= sum over columns and bits of value x weights. Of `Ones` the
-// values are not read.
+// How far apart the bits, values and outputs of several rows are that are worked on at once, and a row of zeros.
+struct Apart {
+  int64_t bits = 0, values = 0, out = 0;
+  const float* zeros = nullptr;
+};
+
+// One row of outputs (or ROWS of them), of one block and group: out[x] (+)= sum over columns and bits of value x weights.
+// Of `Ones` the values are not read. Short lists of bits cost a wrongly guessed branch each: rows that are worked on
+// together share it, and those with fewer bits add zeros meanwhile.
 struct Ones {};
-template <int COLS, int NV, class Value>
+template <int COLS, int NV, int ROWS = 1, class Value>
 void gather_row(const Window& a, const Plan& p, const uint8_t* bits, const Value* values, const float* weight,
-                uint64_t mask, bool first, float* out, int64_t out_step) {
-  constexpr int ROW = COLS * NV * LANES;
+                uint64_t mask, bool first, float* out, int64_t out_step, const Apart& apart = {}) {
+  constexpr int SUMS = COLS * NV, ROW = SUMS * LANES;
   const int64_t step = p.rows * p.C;
-  const auto gather = [&](int64_t column, const float* w, Vec* sum) {
-    uint64_t word;
-    std::memcpy(&word, bits + column * step / 8, 8);
-    for (word &= mask; word != 0; word &= word - 1) {
-      const int64_t b = __builtin_ctzll(word);
-      const float* row = w + b * ROW;
-      if constexpr (std::is_same_v<Value, Ones>) {
-        for (int j = 0; j < COLS * NV; j++) sum[j] += get(row + j * LANES);
-      } else {
-        const float v = values[column * step + b];
-        for (int j = 0; j < COLS * NV; j++) sum[j] += v * get(row + j * LANES);
+  const auto gather = [&](int64_t column, const float* w, Vec (*sum)[SUMS]) ALWAYS_INLINE {
+    uint64_t words[ROWS], any = 0;
+    for (int r = 0; r < ROWS; r++) {
+      std::memcpy(&words[r], bits + r * apart.bits + column * step / 8, 8);
+      any |= words[r] &= mask;
+    }
+    while (any != 0) {
+      any = 0;
+      for (int r = 0; r < ROWS; r++) {
+        const bool more = ROWS == 1 || words[r] != 0;
+        const int64_t b = __builtin_ctzll(ROWS == 1 ? words[r] : words[r] | uint64_t{1} << 63);
+        const float* row = more ? w + b * ROW : apart.zeros;
+        any |= words[r] &= words[r] - 1;
+        if constexpr (std::is_same_v<Value, Ones>) {
+          for (int j = 0; j < SUMS; j++) sum[r][j] += get(row + j * LANES);
+        } else {
+          const float v = values[r * apart.values + column * step + (more ? b : 0)];
+          for (int j = 0; j < SUMS; j++) sum[r][j] += v * get(row + j * LANES);
+        }
       }
     }
   };
+  Vec sum[ROWS][SUMS] = {};
   if constexpr (COLS == 1) {
     for (int64_t x = 0; x < a.out_w; x++) {
-      Vec sum[NV];
-      for (int j = 0; j < NV; j++) sum[j] = first ? Vec{} : get(out + x * out_step + j * LANES);
+      for (int r = 0; r < ROWS; r++)
+        for (int j = 0; j < NV; j++) sum[r][j] = first ? Vec{} : get(out + r * apart.out + x * out_step + j * LANES);
       for (int64_t kx = 0; kx < a.kernel_width; kx++) gather(x * a.stride + kx, weight + kx * p.group * ROW, sum);
-      for (int j = 0; j < NV; j++) put(out + x * out_step + j * LANES, sum[j]);
+      for (int r = 0; r < ROWS; r++)
+        for (int j = 0; j < NV; j++) put(out + r * apart.out + x * out_step + j * LANES, sum[r][j]);
     }
     return;
   }
   // A column belongs to COLS outputs: sum[q] is that of output x - COLS + 1 + q.
-  Vec sum[COLS * NV] = {};
   for (int64_t x = 0; x < p.columns; x++) {
-    if (!first && x < a.out_w)
-      for (int j = 0; j < NV; j++) sum[(COLS - 1) * NV + j] = get(out + x * out_step + j * LANES);
+    for (int r = 0; !first && x < a.out_w && r < ROWS; r++)
+      for (int j = 0; j < NV; j++) sum[r][(COLS - 1) * NV + j] = get(out + r * apart.out + x * out_step + j * LANES);
     gather(x, weight, sum);
-    if (x >= COLS - 1)
-      for (int j = 0; j < NV; j++) put(out + (x - COLS + 1) * out_step + j * LANES, sum[j]);
-    for (int j = 0; j < (COLS - 1) * NV; j++) sum[j] = sum[j + NV];
-    for (int j = (COLS - 1) * NV; j < COLS * NV; j++) sum[j] = Vec{};
+    for (int r = 0; r < ROWS; r++) {
+      for (int j = 0; x >= COLS - 1 && j < NV; j++)
+        put(out + r * apart.out + (x - COLS + 1) * out_step + j * LANES, sum[r][j]);
+      for (int j = 0; j < (COLS - 1) * NV; j++) sum[r][j] = sum[r][j + NV];
+      for (int j = (COLS - 1) * NV; j < SUMS; j++) sum[r][j] = Vec{};
+    }
   }
 }
 
