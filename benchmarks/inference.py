@@ -185,10 +185,12 @@ def quieter(engine: Engine, factor: float) -> Engine:
 
 
 def event_layers(engine: Engine, x: Tensor) -> tuple[float, float]:
-    """Milliseconds of the layers that run by events, and the mean share of active inputs that they read."""
+    """Milliseconds of the layers that run by events, and the share of all the inputs they read that are active."""
     times, densities = engine.timed(x, repeats=9)
     layers = [(i, step) for i, step in enumerate(engine.steps) if isinstance(step, Conv) and step.way == "event"]
-    return 1e3 * sum(times[i] for i, _ in layers), sum(densities[step.x] for _, step in layers) / len(layers)
+    sizes = [engine.values[step.x].size for _, step in layers]
+    active = sum(densities[step.x] * size for (_, step), size in zip(layers, sizes, strict=True))
+    return 1e3 * sum(times[i] for i, _ in layers), active / sum(sizes)
 
 
 def at_rate(engine: Engine, x: Tensor, wanted: float) -> Engine:

@@ -209,14 +209,16 @@ bool lay_out(const EventConv& a, const Plan& p, const uint8_t* image, int64_t fi
 }
 
 // Part `part` of `parts` of n weights is asked for into the second cache.
-inline void fetch_part(const float* weights, int64_t n, int64_t part, int64_t parts) {
-  const int64_t share = round_up((n + parts - 1) / parts, 16), last = smaller(n, (part + 1) * share);
-  for (int64_t i = part * share; i < last; i += 16) __builtin_prefetch(weights + i, 0, 2);
+template <class Weight>
+inline void fetch_part(const Weight* weights, int64_t n, int64_t part, int64_t parts) {
+  constexpr int64_t line = 64 / sizeof(Weight);
+  const int64_t share = round_up((n + parts - 1) / parts, line), last = smaller(n, (part + 1) * share);
+  for (int64_t i = part * share; i < last; i += line) __builtin_prefetch(weights + i, 0, 2);
   __asm__ volatile("");  // as `fetch`
 }
 
-template <class Value, int COLS, int NV>
-int convolve(const EventConv& a) {
+template <class Value, int COLS, int NV, class Weight>
+int convolve(const EventConv& a, const Weight* all_weights) {
   constexpr int64_t BLOCK = NV * LANES;
   // Maps that are worked on at once: additions of few vectors would wait for one another, and for guesses of branches.
   constexpr int MAPS = COLS * NV == 1 ? 4 : COLS * NV <= 3 ? 2 : 1;
@@ -231,20 +233,21 @@ int convolve(const EventConv& a) {
   const int64_t map = a.height * a.width * a.in, step = a.images * out_h * out_w * a.out;
   // Weights that the second cache does not keep from image to image come while the group before them is worked on.
   const int64_t group_floats = most.group * a.kernel_width * BLOCK;
-  const bool far = most.blocks * most.groups * group_floats * 4 > SECOND_CACHE;
+  const bool far = most.blocks * most.groups * group_floats * int64_t{sizeof(Weight)} > SECOND_CACHE;
   return for_items(part.chunks * most.blocks, bytes, a.threads, [&](int64_t item, float* scratch) {
-    const int64_t o = item % most.blocks, chunk = item / most.blocks, band = chunk % part.bands;
+    // All images by one block of weights, then the next: cores share weights, and no line of outputs.
+    const int64_t o = item / part.chunks, chunk = item % part.chunks, band = chunk % part.bands;
     const int64_t n0 = chunk / part.bands * part.images, count = smaller(part.images, a.images - n0);
     const int64_t y0 = band * part.rows, rows = smaller(part.rows, out_h - y0);
     const Window w = window(a, rows);
     const Plan p = plan_gather(w, BLOCK);
-    const Apart apart{bit_bytes, value_bytes, rows * out_w * BLOCK, a.weight + weight_floats(w, p)};
+    const Apart<Weight> apart{bit_bytes, value_bytes, rows * out_w * BLOCK, all_weights + weight_floats(w, p)};
     float* sums = scratch;  // [step, image, row, column, channel of the block]
     uint8_t* bits = reinterpret_cast<uint8_t*>(sums + maps * sums_floats);
     uint8_t* values = bits + maps * bit_bytes;
     std::memset(bits, 0, a.steps * count * bit_bytes);
     const int64_t row_floats = out_w * BLOCK, map_floats = rows * row_floats;
-    const float* weights = a.weight + o * p.groups * group_floats;
+    const Weight* weights = all_weights + o * p.groups * group_floats;
     for (int64_t i = 0; i < a.steps * count; i++) {
       const int64_t t = i / count, n = n0 + i % count;
       if (far) fetch_part(weights, group_floats, i, a.steps * count);
@@ -256,7 +259,7 @@ int convolve(const EventConv& a) {
     }
     for (int64_t g = 0; g < p.groups; g++) {
       const uint64_t mask = group_mask(p, g);
-      const float* weight = weights + g * group_floats;
+      const Weight* weight = weights + g * group_floats;
       const bool ahead = far && g + 1 < p.groups;
       const auto gather = [&](int64_t i, auto together) {
         for (int64_t y = 0; y < rows; y++) {
@@ -280,21 +283,27 @@ int convolve(const EventConv& a) {
     }
     const Fired fired = a;
     const int64_t out = a.out;
+    Vec bias[NV];
     for (int j = 0; j < NV; j++) {
-      const int64_t c = o * BLOCK + j * LANES, n = smaller(LANES, a.out - c);
-      if (n <= 0) break;
-      const Vec bias = get_some(a.bias + c, n);
-      for (int64_t image = 0; image < count; image++) {
-        const float* sum = sums + image * map_floats + j * LANES;
-        const int64_t at = ((n0 + image) * out_h + y0) * out_w * out + c, apart = count * map_floats;
-        for (int64_t place = 0; place < rows * out_w; place++) {
-          const auto current = [=](int64_t t) ALWAYS_INLINE { return get(sum + t * apart + place * BLOCK) + bias; };
+      const int64_t c = o * BLOCK + j * LANES, n = smaller(LANES, out - c);
+      bias[j] = n > 0 ? get_some(a.bias + c, n) : Vec{};
+    }
+    const int64_t places = rows * out_w, apart_floats = count * map_floats;
+    for (int64_t image = 0; image < count; image++) {
+      const float* of_image = sums + image * map_floats;
+      const int64_t first_place = ((n0 + image) * out_h + y0) * out_w;
+      for (int64_t place = 0; place < places; place++)
+        for (int j = 0; j < NV; j++) {
+          const int64_t c = o * BLOCK + j * LANES, n = smaller(LANES, out - c), at = (first_place + place) * out + c;
+          if (n <= 0) break;
+          const float* sum = of_image + place * BLOCK + j * LANES;
+          const Vec shift = bias[j];
+          const auto current = [=](int64_t t) ALWAYS_INLINE { return get(sum + t * apart_floats) + shift; };
           if (n == LANES)
-            fire(fired, at + place * out, step, LANES, current);
+            fire(fired, at, step, LANES, current);
           else
-            fire(fired, at + place * out, step, n, current);
+            fire(fired, at, step, n, current);
         }
-      }
     }
   });
 }
@@ -371,7 +380,9 @@ int event_pack(const EventPack& a) {
     const auto weight = [&](int64_t o, int64_t c, int64_t ky, int64_t kx) {
       return a.weight[((o * a.in + c) * a.kernel_height + ky) * a.kernel_width + kx];
     };
-    if (a.packed != nullptr) pack_gather<decltype(columns)::value>(w, p, weight, a.packed);
+    constexpr int COLS = decltype(columns)::value, NV = decltype(vectors)::value;
+    if (a.packed != nullptr) pack_gather<COLS>(w, p, weight, a.packed);
+    if (a.half != nullptr) halve(a.packed, *a.floats, COLS * NV, a.half);
     return 0;
   });
 }
@@ -381,7 +392,10 @@ int event_conv(const EventConv& a) {
   if (a.depthwise) return convolve_depthwise(a);
   return by_shape(window(a, 1), [&](auto columns, auto vectors) {
     constexpr int COLS = decltype(columns)::value, NV = decltype(vectors)::value;
-    return a.binary ? convolve<Ones, COLS, NV>(a) : convolve<uint8_t, COLS, NV>(a);
+    const auto run = [&](const auto* weight) {
+      return a.binary ? convolve<Ones, COLS, NV>(a, weight) : convolve<uint8_t, COLS, NV>(a, weight);
+    };
+    return a.half != nullptr ? run(reinterpret_cast<const bfloat16*>(a.half)) : run(a.weight);
   });
 }
 

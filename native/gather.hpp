@@ -171,22 +171,51 @@ inline uint64_t group_mask(const Plan& p, int64_t g) {
   return width == 64 ? ~uint64_t{0} : (uint64_t{1} << width) - 1;
 }
 
+// sum[j] += weights, of SUMS vectors side by side. Two vectors of bfloat16 are one of words, the first in the lower halves
+// (`halve`): one load for both.
+template <int SUMS, class Scaled>
+ALWAYS_INLINE inline void add_row(Vec* sum, const float* row, const Scaled& scaled) {
+  for (int j = 0; j < SUMS; j++) sum[j] += scaled(get(row + j * LANES));
+}
+template <int SUMS, class Scaled>
+ALWAYS_INLINE inline void add_row(Vec* sum, const bfloat16* row, const Scaled& scaled) {
+  for (int j = 0; j + 1 < SUMS; j += 2) {
+    Words both;
+    std::memcpy(&both, row + j * LANES, sizeof both);
+    sum[j] += scaled(reinterpret_cast<Vec>(both << 16));
+    sum[j + 1] += scaled(reinterpret_cast<Vec>(both & 0xffff0000u));
+  }
+  if (SUMS % 2 == 1) sum[SUMS - 1] += scaled(get_floats(row + (SUMS - 1) * LANES));
+}
+
+// Packed weights in rows of `sums` vectors as bfloat16 of the same values, as `add_row` reads them.
+inline void halve(const float* packed, int64_t floats, int sums, uint16_t* half) {
+  for (int64_t i = 0; i < floats; i++) {
+    uint32_t bits;
+    std::memcpy(&bits, packed + i, 4);
+    const int64_t j = i / LANES % sums, lane = i % LANES, pair = i - j % 2 * LANES - lane;
+    const bool alone = sums % 2 == 1 && j == sums - 1;
+    half[alone ? i : pair + 2 * lane + j % 2] = static_cast<uint16_t>(bits >> 16);
+  }
+}
+
 // How far apart the bits, values and outputs of several rows are that are worked on at once, and a row of zeros.
+template <class Weight>
 struct Apart {
   int64_t bits = 0, values = 0, out = 0;
-  const float* zeros = nullptr;
+  const Weight* zeros = nullptr;
 };
 
 // One row of outputs (or ROWS of them), of one block and group: out[x] (+)= sum over columns and bits of value x weights.
 // Of `Ones` the values are not read. Short lists of bits cost a wrongly guessed branch each: rows that are worked on
 // together share it, and those with fewer bits add zeros meanwhile.
 struct Ones {};
-template <int COLS, int NV, int ROWS = 1, class Value>
-void gather_row(const Window& a, const Plan& p, const uint8_t* bits, const Value* values, const float* weight,
-                uint64_t mask, bool first, float* out, int64_t out_step, const Apart& apart = {}) {
+template <int COLS, int NV, int ROWS = 1, class Value, class Weight>
+void gather_row(const Window& a, const Plan& p, const uint8_t* bits, const Value* values, const Weight* weight,
+                uint64_t mask, bool first, float* out, int64_t out_step, const Apart<Weight>& apart = {}) {
   constexpr int SUMS = COLS * NV, ROW = SUMS * LANES;
   const int64_t step = p.rows * p.C;
-  const auto gather = [&](int64_t column, const float* w, Vec (*sum)[SUMS]) ALWAYS_INLINE {
+  const auto gather = [&](int64_t column, const Weight* w, Vec (*sum)[SUMS]) ALWAYS_INLINE {
     uint64_t words[ROWS], any = 0;
     for (int r = 0; r < ROWS; r++) {
       std::memcpy(&words[r], bits + r * apart.bits + column * step / 8, 8);
@@ -197,13 +226,13 @@ void gather_row(const Window& a, const Plan& p, const uint8_t* bits, const Value
       for (int r = 0; r < ROWS; r++) {
         const bool more = ROWS == 1 || words[r] != 0;
         const int64_t b = __builtin_ctzll(ROWS == 1 ? words[r] : words[r] | uint64_t{1} << 63);
-        const float* row = more ? w + b * ROW : apart.zeros;
+        const Weight* row = more ? w + b * ROW : apart.zeros;
         any |= words[r] &= words[r] - 1;
         if constexpr (std::is_same_v<Value, Ones>) {
-          for (int j = 0; j < SUMS; j++) sum[r][j] += get(row + j * LANES);
+          add_row<SUMS>(sum[r], row, [](Vec w) ALWAYS_INLINE { return w; });
         } else {
           const float v = values[r * apart.values + column * step + (more ? b : 0)];
-          for (int j = 0; j < SUMS; j++) sum[r][j] += v * get(row + j * LANES);
+          add_row<SUMS>(sum[r], row, [v](Vec w) ALWAYS_INLINE { return v * w; });
         }
       }
     }

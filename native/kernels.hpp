@@ -308,6 +308,7 @@ struct EventConv : Fired {
   bool depthwise, binary;
   const uint8_t* x;
   const float *weight, *bias;  // as `event_pack` writes it; [out]
+  const uint16_t* half;        // the weights as bfloat16 instead, or null; depthwise filters have none
 };
 
 // Weights [out, in, kernel_height, kernel_width], of depthwise filters [out, 1, ...], in the order in which `event_conv`
@@ -317,6 +318,7 @@ struct EventPack {
   bool depthwise;
   const float* weight;
   float* packed;    // or null
+  uint16_t* half;   // or null: bfloat16 in another order, of weights that are bfloat16 already
   int64_t* floats;  // how many there are
 };
 

@@ -205,10 +205,11 @@ void read(Reader& r, EventConv& a) {
   read(r, static_cast<Fired&>(a));
   READ(images), READ(height), READ(width), READ(in), READ(out), READ(kernel_height), READ(kernel_width), READ(stride);
   READ(padding_y), READ(padding_x), READ(depthwise), READ(binary), READ(x), READ(weight), READ(bias);
+  READ(half);
 }
 void read(Reader& r, EventPack& a) {
   READ(in), READ(out), READ(kernel_height), READ(kernel_width), READ(stride), READ(depthwise), READ(weight);
-  READ(packed), READ(floats);
+  READ(packed), READ(half), READ(floats);
 }
 void read(Reader& r, EventFire& a) {
   read(r, static_cast<Fired&>(a));

@@ -350,6 +350,7 @@ def test_mistakes_in_running(places: Path) -> None:
     for word, message in (
         ("engine=none", "none: no such file"), (f"engine={places / 'file'}", "not a safetensors file"),
         ("compare=maybe", "compare must be true or false"), ("image=3", "unknown key 'image'"),
+        ("weights=half", "weights must be fp32 or bf16"),
     ):  # fmt: skip
         result = spikeloom(*words, word)
         assert result.code == 2

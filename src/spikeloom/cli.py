@@ -253,7 +253,8 @@ def run(
     spikeloom run RUN engine=engine.safetensors compare=false
 
     Keys: images (of the test data, 1000), batch (32), data.*; save (write the engine to a file), engine (take it from
-    one), compare (run the network itself as well, true); for a model also model.*, neuron.*, seed and input.
+    one), weights (fp32, or bf16: half the memory, other roundings), compare (run the network itself as well, true); for
+    a model also model.*, neuron.*, seed and input.
     """
     from spikeloom import deploy
     from spikeloom.analyse.target import open_target
@@ -262,6 +263,9 @@ def run(
 
     values = parse_overrides(words or [])
     save, file, compare = values.pop("save", None), values.pop("engine", None), values.pop("compare", True)
+    weights = values.pop("weights", "fp32")
+    if weights not in ("fp32", "bf16") or (file is not None and weights != "fp32"):
+        raise UsageError(f"weights must be fp32 or bf16, and are those of the file with engine=, got {weights!r}")
     if not isinstance(compare, bool):
         raise UsageError(f"compare must be true or false, got {compare!r}")
     opened = open_target(target, values)
@@ -269,7 +273,7 @@ def run(
         progress.work("running", opened.images)
         example = next(opened.batches())[0]
         model = opened.ready(example)
-        engine = deploy.compile(model, example) if file is None else deploy.load(str(file))
+        engine = deploy.compile(model, example, weights=weights) if file is None else deploy.load(str(file))
         if save is not None:
             engine.save(str(save))
         found = run_by_events(engine, opened.batches(), model if compare else None, progress.advance)

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from spikeloom import Stream, create_model
-from spikeloom.deploy import Engine, compile, fold, load
+from spikeloom.deploy import Engine, compile, fold, load, workspace
 from spikeloom.deploy.plan import Conv, Neuron, Plan, PlanError, Pool, Value
 from spikeloom.errors import UsageError
 from spikeloom.layers import COMBINE, Conv2d, GlobalAvgPool, Linear, MaxPool2d, NormSpike, SEWBlock
@@ -98,6 +98,24 @@ def test_tuning_changes_nothing_but_the_way() -> None:
         assert layer["way"] == ("event" if layer["event_ms"] < layer["dense_ms"] else "dense")
         assert 0 <= layer["active"] < 1
     assert engine.plan().count("\n") == len(layers)
+
+
+@pytest.mark.parametrize("tune", [True, False])
+@torch.no_grad()
+def test_rounded_weights_are_those_of_the_rounded_network(tune: bool) -> None:
+    x = torch.randint(0, 9, (4, 3, 20, 20)) / 8
+    model = on_a_grid(create_model("report_sew_resnet34", T=2), x)
+    weights = [layer.weight for layer in model.modules() if isinstance(layer, (nn.Conv2d, nn.Linear))]
+    for weight in weights:
+        weight.add_(torch.randint(-1, 2, weight.shape) / 2**16)
+    engine = compile(model, x, tune, weights="bf16")
+    different = 0
+    for weight in weights:
+        rounded = weight.bfloat16().float()
+        different += int((rounded != weight).sum())
+        weight.copy_(rounded)
+    assert different > 10_000, "weights that are bfloat16 already show nothing"
+    torch.testing.assert_close(engine(x), model(x), rtol=1e-5, atol=1e-5)
 
 
 def test_a_sequence() -> None:
@@ -182,7 +200,14 @@ SHAPES = [
     (3, 2, 7, 5, 19, 19, (3, 3), 1, (1, 1), True),
     (2, 1, 9, 9, 36, 36, (5, 5), 2, (2, 2), True),
     (6, 9, 16, 16, 32, 32, (3, 3), 1, (1, 1), False),
+    (2, 3, 3, 3, 200, 128, (3, 3), 1, (1, 1), False),
 ]
+DTYPES = (torch.float32, torch.bfloat16)
+
+
+@pytest.fixture(autouse=True)
+def halves_for_small_layers_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(workspace, "FAR", 0)
 
 
 @pytest.mark.parametrize("level", [] if dispatch.native is None else dispatch.native.levels())
@@ -215,11 +240,13 @@ def test_a_convolution_with_all_that_may_follow(native: Any, shape: Any, most: i
             _mean(5, 6),
         ),
     )  # fmt: skip
-    engine = Engine(plan, {"w": weight, "b": bias, "i": identity})
+    # The weights are multiples of 1/16: as bfloat16 they are the same.
+    tensors = {"w": weight, "b": bias, "i": identity}
+    engines = [Engine(plan, tensors | {name: tensors[name].to(dtype) for name in "wi"}) for dtype in DTYPES]
     fired, _ = scan_reference(2 * sums, None, 0.5, 0.5, thresholds, 0.0, ATan(), True)
     again, _ = scan_reference(2 * fired, None, 0.5, 0.5, thresholds, 0.0, ATan(), True)
-    got = engine(spikes.float())
-    torch.testing.assert_close(got, again.flatten(3).mean(3), rtol=1e-6, atol=1e-6)
+    for engine in engines:
+        torch.testing.assert_close(engine(spikes.float()), again.flatten(3).mean(3), rtol=1e-6, atol=1e-6)
 
 
 def _fire(x: int, neuron: Neuron, out: int) -> Any:
@@ -277,10 +304,25 @@ def saved(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Engine, Tenso
     return path, engine, x
 
 
-def test_a_file_gives_the_same_engine(saved: tuple[Path, Engine, Tensor]) -> None:
+def test_a_file_gives_the_same_engine(saved: tuple[Path, Engine, Tensor], tmp_path: Path) -> None:
     path, engine, x = saved
     assert torch.equal(load(path)(x), engine(x))
     assert [p.name for p in path.parent.iterdir()] == [path.name]
+    model = create_model("spikingformer_4_256", T=2, channels=16, heads=2, depth=1)
+    half = compile(model, x, tune=False, weights="bf16")
+    half.save(tmp_path / "half")
+    assert torch.equal(load(tmp_path / "half")(x), half(x))
+    assert (tmp_path / "half").stat().st_size < 0.7 * path.stat().st_size, "16 bits a weight"
+
+
+def test_weights_of_another_type(saved: tuple[Path, Engine, Tensor]) -> None:
+    _, engine, _ = saved
+    plan, tensors = engine._plan, engine._tensors
+    conv = next(step for step in plan.steps if isinstance(step, Conv) and step.bias is not None)
+    for name, message in ((conv.weight, "neither float32 nor bfloat16"), (conv.bias, "bias is not float32")):
+        assert name is not None
+        with pytest.raises(PlanError, match=message):
+            Engine(plan, tensors | {name: tensors[name].half()})
 
 
 def test_files_that_are_no_engines(saved: tuple[Path, Engine, Tensor], tmp_path: Path) -> None:

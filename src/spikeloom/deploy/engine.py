@@ -205,8 +205,6 @@ def load(path: str | Path) -> Engine:
     tensors, metadata = read_safetensors(path)
     if metadata.get("format") != _FORMAT:
         raise UsageError(f"{path}: not an event engine ({_FORMAT!r} is missing in its header)")
-    if any(tensor.dtype != torch.float32 for tensor in tensors.values()):
-        raise UsageError(f"{path}: weights must be float32")
     try:
         plan = Plan.model_validate(json.loads(metadata.get("plan", "")), strict=False)
         return Engine(plan, {name: tensor.contiguous() for name, tensor in tensors.items()})
@@ -220,13 +218,17 @@ def load(path: str | Path) -> Engine:
         raise UsageError(f"{path}: plan: {error}") from error
 
 
-def compile(model: nn.Module, example: Tensor, tune: bool = True) -> Engine:
+def compile(
+    model: nn.Module, example: Tensor, tune: bool = True, weights: Literal["fp32", "bf16"] = "fp32"
+) -> Engine:
     """An engine that runs a trained model by its spikes.
 
     Args:
         model: takes [N, ...] or [T, N, ...], gives logits [T, N, classes]; runs in eval mode, with norms folded.
         example: real inputs: which layers run by events is decided by their time on the first images of these.
         tune: decide so; else all layers that can run by events do.
+        weights: "bf16" rounds the weights of convolutions and linear layers: half the memory to read, and logits that
+            differ as rounded weights do. Sums stay float32.
 
     Raises:
         UsageError: a layer that the engine does not know, or no native kernels.
@@ -234,6 +236,9 @@ def compile(model: nn.Module, example: Tensor, tune: bool = True) -> Engine:
     from spikeloom.deploy.lower import lower
 
     plan, tensors = lower(model, example)
+    if weights == "bf16":
+        rounded = {step.weight for step in plan.steps if isinstance(step, Conv)}
+        tensors = {k: v.to(torch.bfloat16) if k in rounded else v for k, v in tensors.items()}
     engine = Engine(plan, tensors)
     return engine.tuned(example) if tune else engine.with_ways("event")
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Annotated, Literal
 
+import torch
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 
@@ -127,7 +128,7 @@ class Conv(_Fired):
     """A convolution or, on maps of one place, a linear layer, with its bias, shortcut and neurons.
 
     Attributes:
-        weight: [C', C / groups, k, k']; its bias [C'] follows.
+        weight: [C', C / groups, k, k'], float32 or bfloat16; its bias [C'] follows. Sums are float32.
         way: "event" adds up the weights' rows of active inputs, "dense" is PyTorch's.
     """
 
@@ -144,10 +145,13 @@ class Conv(_Fired):
 
     def infer(self, values: Sequence[Value], tensors: Mapping[str, Tensor]) -> list[Value]:
         x, weight = values[0], tensors[self.weight]
+        self._need(weight.dtype in (torch.float32, torch.bfloat16), "its weight is neither float32 nor bfloat16")
         self._need(weight.dim() == 4, "its weight has not four axes")
         out, inside, *kernel = weight.shape
         self._need(x.channels == inside * self.groups and out % self.groups == 0, "channels do not fit the weight")
-        self._need(self.bias is None or tensors[self.bias].shape == (out,), "the bias does not fit the weight")
+        bias = None if self.bias is None else tensors[self.bias]
+        self._need(bias is None or bias.shape == (out,), "the bias does not fit the weight")
+        self._need(bias is None or bias.dtype == torch.float32, "its bias is not float32")
         sides = [
             (side + 2 * margin - width) // self.stride + 1
             for side, margin, width in zip(x.places, self.padding, kernel, strict=True)

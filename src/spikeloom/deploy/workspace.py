@@ -15,13 +15,16 @@ from spikeloom.ops import dispatch
 from spikeloom.ops.scan_native import firing, firing_numbers
 from spikeloom.surrogates import SLOPE
 
+FAR = 8 << 20  # bytes of a layer's weights that a core reads anew for every batch
+
 States = dict[int, Tensor]
 """Potentials [levels, N, H, W, C] by step."""
 
 
 def pack(step: Conv, tensors: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
-    """Weights as the way of the layer reads them, and the bias."""
-    weight = tensors[step.weight]
+    """Weights as the way of the layer reads them, and the bias: float32, or bfloat16 for the event kernel."""
+    half = tensors[step.weight].dtype == torch.bfloat16
+    weight = tensors[step.weight].to(torch.float32)
     bias = torch.zeros(weight.shape[0]) if step.bias is None else tensors[step.bias]
     if step.way == "dense":
         return weight.contiguous(memory_format=torch.channels_last), bias
@@ -32,10 +35,13 @@ def pack(step: Conv, tensors: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
         "kernel_width": weight.shape[3], "stride": step.stride, "depthwise": depthwise,
         "weight": weight.data_ptr(), "floats": count.data_ptr(),
     }  # fmt: skip
-    dispatch.native.event_pack(**fields, packed=0)
+    dispatch.native.event_pack(**fields, packed=0, half=0)
     packed = torch.empty(int(count))
-    dispatch.native.event_pack(**fields, packed=packed.data_ptr())
-    return packed, bias
+    # Where the caches hold float32, taking words apart costs more than it saves.
+    half = half and not depthwise and 4 * int(count) > FAR
+    halves = torch.empty(int(count) if half else 0, dtype=torch.bfloat16)
+    dispatch.native.event_pack(**fields, packed=packed.data_ptr(), half=halves.data_ptr())
+    return halves if halves.numel() else packed, bias
 
 
 class Workspace:
@@ -160,7 +166,8 @@ class Workspace:
             "out": weight.shape[0], "kernel_height": weight.shape[2], "kernel_width": weight.shape[3],
             "stride": step.stride, "padding_y": step.padding[0], "padding_x": step.padding[1],
             "depthwise": step.depthwise(weight), "binary": value.most == 1, "x": self._maps[step.x].data_ptr(),
-            "weight": packed.data_ptr(), "bias": bias.data_ptr(),
+            "weight": 0, "half": 0, "bias": bias.data_ptr(),
+            "weight" if packed.dtype == torch.float32 else "half": packed.data_ptr(),
         }  # fmt: skip
         kernel = dispatch.native.event_conv
 
