@@ -2,7 +2,7 @@
 
     python benchmarks/inference.py RUN [RUN ...] data.root=DATA     # minutes; writes results/bench/inference.*
     python benchmarks/inference.py RUN --compiled data.root=DATA    # with torch.compile: minutes more a network
-    python benchmarks/inference.py --layers                         # one layer by density, no run needed
+    python benchmarks/inference.py --layers                         # one layer and a body by density, no run needed
 
 Contenders run the network of each RUN with norms folded, on the same test images, taking turns in one process: ours
 ("dense": PyTorch's convolutions, fused neurons), the same in bfloat16, SpikingJelly's neurons (eager), `torch.compile`
@@ -30,10 +30,11 @@ from spikeloom.analyse.target import open_target
 from spikeloom.bench.timing import medians
 from spikeloom.bench.write import earlier_results, kept, write_results
 from spikeloom.deploy import Engine, compile, fold
-from spikeloom.deploy.plan import Conv, Fire, Mean, Neuron, Plan, Value
+from spikeloom.deploy.plan import Conv, Fire, Mean, Neuron, Plan, Pool, Value
 from spikeloom.memory import keep_memory
 from spikeloom.neurons import IF, LIF, MLF, PLIF
-from spikeloom.ops import backend
+from spikeloom.ops import backend, scan
+from spikeloom.surrogates import ATan
 from spikeloom.train.recipe import parse_overrides
 
 Json = dict[str, Any]
@@ -252,6 +253,44 @@ def layer(channels: int, side: int, density: float, images: int = 64) -> Json:
     return row | {f"{name} ms": round(value, 2) for name, value in times.items()}
 
 
+# --- a body of given rates --------------------------------------------------------------------------------------------
+
+
+@torch.no_grad()
+def body(rate: float, images: int = 16, T: int = 4) -> Json:
+    """The convolutions of VGG-16 behind the first by events: random weights, thresholds that let `rate` of sums fire."""
+    inputs = Neuron(decay=0.0, gain=1.0, threshold=(0.5,), v_reset=None, strict_firing=False)
+    steps: list[Any] = [Fire(layer="input", out=(1,), x=0, keep_sum=False, neuron=inputs)]
+    tensors: dict[str, Tensor] = {}
+    spikes = x = (torch.rand(T, images, 64, 32, 32) < rate).float()
+    for width in (64, 0, 128, 128, 0, 256, 256, 256, 0, 512, 512, 512, 0, 512, 512, 512, 0):
+        at = len(steps)
+        if not width:
+            steps.append(Pool(layer="pool", out=(at + 1,), x=at, op="max_pool", kernel=2, stride=2))
+            x = F.max_pool2d(x.flatten(0, 1), 2).unflatten(0, (T, images))
+            continue
+        inside = x.shape[2]
+        tensors[f"w{at}"] = weight = torch.randn(width, inside, 3, 3) / math.sqrt(9 * inside * rate)
+        sums = F.conv2d(x.flatten(0, 1), weight, padding=1).unflatten(0, (T, images))
+        threshold = sums[:, :4].flatten()[:1_000_000].quantile(1 - rate).item()
+        neuron = Neuron(decay=0.5, gain=1.0, threshold=(threshold,), v_reset=0.0, strict_firing=False)
+        steps.append(
+            Conv(layer="conv", out=(at + 1,), x=at, weight=f"w{at}", padding=(1, 1), way="event", keep_sum=False,
+                 neuron=neuron)
+        )  # fmt: skip
+        x, _ = scan(sums, None, 0.5, 1.0, threshold, 0.0, ATan(), True)
+    steps.append(Mean(layer="mean", out=(len(steps) + 1,), x=len(steps)))
+    plan = Plan(input=Value(height=32, width=32, channels=64), T=T, steps=tuple(steps))
+    engine = Engine(plan, tensors)
+    threads = torch.get_num_threads()
+    many, densities = engine.timed(spikes, 9, images)
+    torch.set_num_threads(1)
+    one, _ = engine.timed(spikes, 9, 1)
+    torch.set_num_threads(threads)
+    row = {"rate": rate, "images": images, "active behind the fourth pool": round(densities[-6], 3)}
+    return row | {"ms": round(1e3 * sum(many[1:]), 1), "one image, one thread ms": round(1e3 * sum(one[1:]), 1)}
+
+
 def means(rows: list[Json]) -> list[Json]:
     """The rows of runs, and the geometric means of what the engine gains with the kernels of the last one."""
     kernels = rows[-1]["kernels"]
@@ -289,6 +328,7 @@ def main() -> None:
         write_results(RESULTS, "inference", tables)
     if arguments.layers:
         tables["one layer by density"] = [layer(*shape, density) for shape in LAYERS for density in DENSITIES]
+        tables["the body of VGG-16 by rate"] = [body(rate) for rate in (0.02, 0.05, 0.1)]
     if not RAPL.is_file():
         print("no energy counter (RAPL) on this machine: joules are not measured")
     write_results(RESULTS, "inference", tables)
