@@ -258,7 +258,7 @@ def layer(channels: int, side: int, density: float, images: int = 64) -> Json:
 
 @torch.no_grad()
 def body(rate: float, images: int = 16, T: int = 4) -> Json:
-    """The convolutions of VGG-16 behind the first by events: random weights, thresholds that let `rate` of sums fire."""
+    """The convolutions of VGG-16 behind the first by events: random weights, thresholds at which `rate` fires."""
     inputs = Neuron(decay=0.0, gain=1.0, threshold=(0.5,), v_reset=None, strict_firing=False)
     steps: list[Any] = [Fire(layer="input", out=(1,), x=0, keep_sum=False, neuron=inputs)]
     tensors: dict[str, Tensor] = {}
