@@ -315,7 +315,7 @@ def main() -> None:
     parser.add_argument("--compiled", action="store_true", help="with torch.compile, which takes minutes a network")
     parser.add_argument("--leave-out", default="", help="contenders, with commas between")
     parser.add_argument("--repeats", type=int, default=9)
-    arguments = parser.parse_args()
+    arguments = parser.parse_intermixed_args()
     keep_memory()  # for every contender, as `spikeloom run` does
     runs = [word for word in arguments.words if "=" not in word]
     values = parse_overrides([word for word in arguments.words if "=" in word])

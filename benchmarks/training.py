@@ -297,7 +297,7 @@ def main() -> None:
     parser.add_argument("--check", action="store_true", help="compare a small network with what was recorded")
     parser.add_argument("--record", action="store_true", help="record what --check compares with")
     parser.add_argument("--only", help=argparse.SUPPRESS)
-    arguments = parser.parse_args()
+    arguments = parser.parse_intermixed_args()
     keep_memory()  # for every contender, as `spikeloom train` does
     if arguments.only:
         print(own_peak(arguments.networks[0], arguments.only, arguments.precision))
