@@ -220,8 +220,8 @@ inline void fetch_part(const Weight* weights, int64_t n, int64_t part, int64_t p
 template <class Value, int COLS, int NV, class Weight>
 int convolve(const EventConv& a, const Weight* all_weights) {
   constexpr int64_t BLOCK = NV * LANES;
-  // Maps that are worked on at once: additions of few vectors would wait for one another, and for guesses of branches.
-  constexpr int MAPS = COLS * NV == 1 ? 4 : COLS * NV <= 3 ? 2 : 1;
+  // Maps that are worked on at once, as registers hold sums: steps of one image, whose lists are about as long.
+  constexpr int MAPS = COLS * NV <= 3 ? 4 : COLS * NV <= 6 ? 2 : 1;
   const int64_t out_h = out_height(a), out_w = out_width(a);
   const Part part = divide(a, BLOCK);
   const Plan most = plan_gather(window(a, part.rows), BLOCK);
@@ -242,14 +242,14 @@ int convolve(const EventConv& a, const Weight* all_weights) {
     const Window w = window(a, rows);
     const Plan p = plan_gather(w, BLOCK);
     const Apart<Weight> apart{bit_bytes, value_bytes, rows * out_w * BLOCK, all_weights + weight_floats(w, p)};
-    float* sums = scratch;  // [step, image, row, column, channel of the block]
+    float* sums = scratch;  // [image, step, row, column, channel of the block]
     uint8_t* bits = reinterpret_cast<uint8_t*>(sums + maps * sums_floats);
     uint8_t* values = bits + maps * bit_bytes;
     std::memset(bits, 0, a.steps * count * bit_bytes);
     const int64_t row_floats = out_w * BLOCK, map_floats = rows * row_floats;
     const Weight* weights = all_weights + o * p.groups * group_floats;
     for (int64_t i = 0; i < a.steps * count; i++) {
-      const int64_t t = i / count, n = n0 + i % count;
+      const int64_t t = i % a.steps, n = n0 + i / a.steps;
       if (far) fetch_part(weights, group_floats, i, a.steps * count);
       const bool any = lay_out(a, p, a.x + (t * a.images + n) * map, y0 * a.stride - a.padding_y, bits + i * bit_bytes,
                                reinterpret_cast<Value*>(values + i * value_bytes));
@@ -271,15 +271,17 @@ int convolve(const EventConv& a, const Weight* all_weights) {
               sums + i * map_floats + y * row_floats, BLOCK, apart);
         }
       };
-      const int64_t last = a.steps * count;
-      for (int64_t i = 0; i < last;) {
-        const bool all = i + MAPS <= last;
+      const auto run = [&](int64_t& i, auto together) {
         bool any = false;
-        for (int64_t k = i; k < (all ? i + MAPS : i + 1); k++) any |= bits[(k + 1) * bit_bytes - 1] != 0;
-        if (any && all) gather(i, Constant<MAPS>{});
-        if (any && !all) gather(i, Constant<1>{});
-        i += all ? MAPS : 1;
-      }
+        for (int k = 1; k <= decltype(together)::value; k++) any |= bits[(i + k) * bit_bytes - 1] != 0;
+        if (any) gather(i, together);
+        i += decltype(together)::value;
+      };
+      const int64_t last = a.steps * count;
+      int64_t i = 0;
+      while (i + MAPS <= last) run(i, Constant<MAPS>{});
+      if (MAPS == 4 && i + 2 <= last) run(i, Constant<2>{});
+      while (i < last) run(i, Constant<1>{});
     }
     const Fired fired = a;
     const int64_t out = a.out;
@@ -288,9 +290,9 @@ int convolve(const EventConv& a, const Weight* all_weights) {
       const int64_t c = o * BLOCK + j * LANES, n = smaller(LANES, out - c);
       bias[j] = n > 0 ? get_some(a.bias + c, n) : Vec{};
     }
-    const int64_t places = rows * out_w, apart_floats = count * map_floats;
+    const int64_t places = rows * out_w;
     for (int64_t image = 0; image < count; image++) {
-      const float* of_image = sums + image * map_floats;
+      const float* of_image = sums + image * a.steps * map_floats;
       const int64_t first_place = ((n0 + image) * out_h + y0) * out_w;
       for (int64_t place = 0; place < places; place++)
         for (int j = 0; j < NV; j++) {
@@ -298,7 +300,7 @@ int convolve(const EventConv& a, const Weight* all_weights) {
           if (n <= 0) break;
           const float* sum = of_image + place * BLOCK + j * LANES;
           const Vec shift = bias[j];
-          const auto current = [=](int64_t t) ALWAYS_INLINE { return get(sum + t * apart_floats) + shift; };
+          const auto current = [=](int64_t t) ALWAYS_INLINE { return get(sum + t * map_floats) + shift; };
           if (n == LANES)
             fire(fired, at, step, LANES, current);
           else

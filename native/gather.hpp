@@ -217,12 +217,14 @@ void gather_row(const Window& a, const Plan& p, const uint8_t* bits, const Value
   const int64_t step = p.rows * p.C;
   const auto gather = [&](int64_t column, const Weight* w, Vec (*sum)[SUMS]) ALWAYS_INLINE {
     uint64_t words[ROWS], any = 0;
+#pragma GCC unroll 4
     for (int r = 0; r < ROWS; r++) {
       std::memcpy(&words[r], bits + r * apart.bits + column * step / 8, 8);
       any |= words[r] &= mask;
     }
     while (any != 0) {
       any = 0;
+#pragma GCC unroll 4
       for (int r = 0; r < ROWS; r++) {
         const bool more = ROWS == 1 || words[r] != 0;
         const int64_t b = __builtin_ctzll(ROWS == 1 ? words[r] : words[r] | uint64_t{1} << 63);
@@ -240,9 +242,11 @@ void gather_row(const Window& a, const Plan& p, const uint8_t* bits, const Value
   Vec sum[ROWS][SUMS] = {};
   if constexpr (COLS == 1) {
     for (int64_t x = 0; x < a.out_w; x++) {
+#pragma GCC unroll 4
       for (int r = 0; r < ROWS; r++)
         for (int j = 0; j < NV; j++) sum[r][j] = first ? Vec{} : get(out + r * apart.out + x * out_step + j * LANES);
       for (int64_t kx = 0; kx < a.kernel_width; kx++) gather(x * a.stride + kx, weight + kx * p.group * ROW, sum);
+#pragma GCC unroll 4
       for (int r = 0; r < ROWS; r++)
         for (int j = 0; j < NV; j++) put(out + r * apart.out + x * out_step + j * LANES, sum[r][j]);
     }
@@ -250,12 +254,19 @@ void gather_row(const Window& a, const Plan& p, const uint8_t* bits, const Value
   }
   // A column belongs to COLS outputs: sum[q] is that of output x - COLS + 1 + q.
   for (int64_t x = 0; x < p.columns; x++) {
-    for (int r = 0; !first && x < a.out_w && r < ROWS; r++)
-      for (int j = 0; j < NV; j++) sum[r][(COLS - 1) * NV + j] = get(out + r * apart.out + x * out_step + j * LANES);
+    if (!first && x < a.out_w) {
+#pragma GCC unroll 4
+      for (int r = 0; r < ROWS; r++)
+        for (int j = 0; j < NV; j++) sum[r][(COLS - 1) * NV + j] = get(out + r * apart.out + x * out_step + j * LANES);
+    }
     gather(x, weight, sum);
+    if (x >= COLS - 1) {
+#pragma GCC unroll 4
+      for (int r = 0; r < ROWS; r++)
+        for (int j = 0; j < NV; j++) put(out + r * apart.out + (x - COLS + 1) * out_step + j * LANES, sum[r][j]);
+    }
+#pragma GCC unroll 4
     for (int r = 0; r < ROWS; r++) {
-      for (int j = 0; x >= COLS - 1 && j < NV; j++)
-        put(out + r * apart.out + (x - COLS + 1) * out_step + j * LANES, sum[r][j]);
       for (int j = 0; j < (COLS - 1) * NV; j++) sum[r][j] = sum[r][j + NV];
       for (int j = (COLS - 1) * NV; j < SUMS; j++) sum[r][j] = Vec{};
     }

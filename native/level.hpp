@@ -134,22 +134,47 @@ inline void derivative_row(Surrogate kind, int64_t n, const float* u, float p, f
 inline int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
 inline int64_t larger(int64_t a, int64_t b) { return a > b ? a : b; }
 
-// Asks for the memory of a row that is read, or written, soon. A block of T steps is T rows far apart in each tensor: more
-// places than a processor follows by itself, so every row would begin with waiting.
-template <bool written = false, class T>
-inline void fetch(const T* row, int64_t n) {
-  constexpr int64_t line = 64 / sizeof(T);
-  for (int64_t i = 0; i < n; i += line) __builtin_prefetch(row + i, written ? 1 : 0);
-  // GCC takes a function that only prefetches for one without effect, and leaves its calls out.
-  __asm__ volatile("");
-}
+// Rows that are worked on soon. A block of T steps is T rows far apart in each tensor: more places than a processor follows
+// by itself, so every row would begin with waiting.
+template <class T>
+class Soon {
+ public:
+  void read(const T* row) { rows_[reads_++] = row; }
+  void write(const T* row) { rows_[MOST + writes_++] = row; }
 
-// Asks for step t of the block of `block` elements from i0 on in a tensor [steps, size], its steps `stride` apart; behind
-// the last step, for those of the next block.
-template <bool written = false, class T>
-inline void fetch_step(const T* tensor, int64_t stride, int64_t t, int64_t steps, int64_t i0, int64_t block, int64_t size) {
-  if (t >= steps) t -= steps, i0 += block;
-  fetch<written>(tensor + t * stride + i0, smaller(block, size - i0));
+  // Asks for `count` elements of all rows from the i-th on. Memory behind the rows may be asked for: it is not touched.
+  ALWAYS_INLINE void ask(int64_t i, int64_t count) const {
+    constexpr int64_t line = 64 / sizeof(T);
+    for (int64_t k = i; k < i + count; k += line) {
+      for (int r = 0; r < reads_; r++) __builtin_prefetch(rows_[r] + k);
+      for (int r = 0; r < writes_; r++) __builtin_prefetch(rows_[MOST + r] + k, 1);
+    }
+  }
+
+ private:
+  static constexpr int MOST = 4;
+  const T* rows_[2 * MOST];
+  int reads_ = 0, writes_ = 0;
+};
+
+// Runs step(i) over [0, n), and asks for a piece of the rows of `soon` before each piece of as many elements: all at once,
+// requests would wait for one another, and the core for them.
+template <int PIECE = 32, class T, class Body>
+ALWAYS_INLINE inline void in_pieces(int64_t n, const Soon<T>& soon, const Body& body) {
+  int64_t i = 0;
+  for (; i + PIECE <= n; i += PIECE) {
+    soon.ask(i, PIECE);
+    body(i, i + PIECE);
+  }
+  soon.ask(i, n - i);
+  body(i, n);
+}
+template <class T, class Step>
+ALWAYS_INLINE inline void each_in_pieces(int64_t n, const Soon<T>& soon, const Step& step) {
+  in_pieces(n, soon, [=](int64_t first, int64_t last) ALWAYS_INLINE {
+#pragma omp simd
+    for (int64_t i = first; i < last; i++) step(i);
+  });
 }
 
 // Whether caches would have lost the beginning of a tensor before anybody reads it again.

@@ -27,13 +27,13 @@ int moments(const Moments& a) {
       if (!fixed) spread(a.layout, i0, n, pivots, pivot);
       for (int64_t t = 0; t < a.steps; t++) {
         const T* x = static_cast<const T*>(a.x) + t * a.x_stride + i0;
-        fetch(x + block, smaller(block, a.size - i0 - block));
-#pragma omp simd
-        for (int64_t i = 0; i < n; i++) {
+        Soon<T> soon;
+        soon.read(x + block);
+        each_in_pieces(n, soon, [=](int64_t i) ALWAYS_INLINE {
           const float d = load(x, i) - pivot[i];
           sum[i] += d;
           squares[i] += d * d;
-        }
+        });
       }
       if (!fixed || (i0 / block - first) % 16 == 15) {
         gather(a.layout, i0, n, sum, mine);
@@ -71,15 +71,17 @@ int affine(const Affine& a) {
     };
     if (fixed) fill(0, block);
     for (int64_t i0 = first * block; i0 < smaller(last * block, a.size); i0 += block) {
-      const int64_t n = smaller(block, a.size - i0), next = smaller(block, a.size - i0 - block);
+      const int64_t n = smaller(block, a.size - i0);
       if (!fixed) fill(i0, n);
       for (int64_t t = 0; t < a.steps; t++) {
         const T *x = static_cast<const T*>(a.x) + t * a.x_stride + i0, *g = static_cast<const T*>(a.g) + t * a.size + i0;
         T *to = static_cast<T*>(a.out) + t * a.size + i0, *out = past_caches ? reinterpret_cast<T*>(rows + 3 * block) : to;
-        fetch(x + block, next), fetch(g + block, next);
-        if (!past_caches) fetch<true>(to + block, next);
-#pragma omp simd
-        for (int64_t i = 0; i < n; i++) store(out, i, pa[i] * load(g, i) + pb[i] * load(x, i) + pc[i]);
+        Soon<T> soon;
+        soon.read(x + block), soon.read(g + block);
+        if (!past_caches) soon.write(to + block);
+        each_in_pieces(n, soon, [=](int64_t i) ALWAYS_INLINE {
+          store(out, i, pa[i] * load(g, i) + pb[i] * load(x, i) + pc[i]);
+        });
         if (past_caches) stream(to, out, n);
       }
     }

@@ -65,10 +65,12 @@ class Currents {
     return u_;
   }
 
-  // Asks for what u[t] is made of, behind the last step for that of the next block.
-  void fetch_inputs(int64_t t) const {
-    fetch_step(static_cast<const T*>(a_.x), a_.x_stride, t, a_.steps, i0_, block_, a_.size);
-    if (a_.residual) fetch_step(static_cast<const T*>(a_.residual), a_.size, t, a_.steps, i0_, block_, a_.size);
+  // What u[t] is made of, behind the last step that of the next block.
+  void needed(int64_t t, Soon<T>& soon) const {
+    const int64_t i0 = t < a_.steps ? i0_ : i0_ + block_;
+    if (t >= a_.steps) t -= a_.steps;
+    soon.read(static_cast<const T*>(a_.x) + t * a_.x_stride + i0);
+    if (a_.residual) soon.read(static_cast<const T*>(a_.residual) + t * a_.size + i0);
   }
 
  private:
@@ -113,8 +115,8 @@ ALWAYS_INLINE inline void each_level(const Body& body) {
 }
 
 // One step of K levels on a block: new potentials in the rows of v, the sum of their spikes handed to `out`.
-template <int K, bool hard, bool rectified, class S, class Out>
-inline void fire(const Scan& a, int64_t k, int64_t n, S u, float* v_rows, int64_t block, float* potentials, const Out& out) {
+template <int K, bool hard, bool rectified, class S, class T, class Out>
+inline void fire(const Scan& a, int64_t k, int64_t n, S u, float* v_rows, int64_t block, float* potentials, const Soon<T>& soon, const Out& out) {
   const float decay = a.decay, gain = a.gain, scale = a.scale, rest = a.v_rest;
   // By value: captured references to floats could be among those that are stored.
   float threshold[K], fire_at[K], *v[K];
@@ -136,13 +138,10 @@ inline void fire(const Scan& a, int64_t k, int64_t n, S u, float* v_rows, int64_
     out(i, fired);
     return last;
   };
-  if (K == 1 && std::is_pointer_v<S> && potentials) {
-#pragma omp simd
-    for (int64_t i = 0; i < n; i++) potentials[i] = step(i);
-  } else {
-#pragma omp simd
-    for (int64_t i = 0; i < n; i++) step(i);
-  }
+  if (K == 1 && std::is_pointer_v<S> && potentials)
+    each_in_pieces(n, soon, [=](int64_t i) ALWAYS_INLINE { potentials[i] = step(i); });
+  else
+    each_in_pieces(n, soon, step);
 }
 
 // Whether the levels of a step are taken together, without their potentials being kept.
@@ -153,10 +152,10 @@ inline bool in_one_pass(const ScanForward& a) {
 
 // All levels of one step. The spikes of several passes are summed in a row of floats before they are stored.
 template <int K, bool hard, bool rectified, class S, class T>
-inline void fire_levels(const ScanForward& a, int64_t t, int64_t i0, int64_t n, S u, float* v, int64_t block, T* s) {
+inline void fire_levels(const ScanForward& a, int64_t t, int64_t i0, int64_t n, S u, float* v, int64_t block, const Soon<T>& soon, T* s) {
   const T* add = a.add ? static_cast<const T*>(a.add) + t * a.size + i0 : nullptr;
-  const auto run = [=](int64_t k, float* potentials, const auto& out) {
-    fire<K, hard, rectified>(a, k, n, u, v + k * block, block, potentials, out);
+  const auto run = [=, &a, &soon](int64_t k, float* potentials, const auto& out) {
+    fire<K, hard, rectified>(a, k, n, u, v + k * block, block, potentials, soon, out);
   };
   if (in_one_pass<K>(a) && add) return run(0, nullptr, [=](int64_t i, float fired) ALWAYS_INLINE { store(s, i, fired + load(add, i)); });
   if (in_one_pass<K>(a)) return run(0, nullptr, [=](int64_t i, float fired) ALWAYS_INLINE { store(s, i, fired); });
@@ -184,10 +183,12 @@ int forward(const ScanForward& a) {
   const bool past_caches = large<T>(a.steps * a.size);
   const int64_t blocks = (a.size + block - 1) / block, groups = groups_of(blocks, a.factor != nullptr);
   const int64_t ahead = rows_ahead(a.steps);
-  const auto fetch_rest = [&](int64_t t, int64_t i0) {
-    if (!past_caches) fetch_step<true>(static_cast<const T*>(a.spikes), a.size, t, a.steps, i0, block, a.size);
-    if (a.sum) fetch_step<true>(static_cast<const T*>(a.sum), a.size, t, a.steps, i0, block, a.size);
-    if (a.add) fetch_step(static_cast<const T*>(a.add), a.size, t, a.steps, i0, block, a.size);
+  // What step t needs beside its currents.
+  const auto needed = [&](int64_t t, int64_t i0, Soon<T>& soon) {
+    const int64_t place = t < a.steps ? t * a.size + i0 : (t - a.steps) * a.size + i0 + block;
+    if (!past_caches) soon.write(static_cast<const T*>(a.spikes) + place);
+    if (a.sum) soon.write(static_cast<const T*>(a.sum) + place);
+    if (a.add) soon.read(static_cast<const T*>(a.add) + place);
   };
   return for_groups(blocks, groups, scratch, a.threads, a.steps * a.size < FEW, [&](int64_t, int64_t first, int64_t last, float* rows) {
     Currents<T> currents(a, rows + (levels + 2) * block, block);
@@ -199,9 +200,9 @@ int forward(const ScanForward& a) {
         for (int64_t i = 0; i < n; i++) rows[k * block + i] = a.v ? a.v[k * a.size + i0 + i] : a.v_rest;
       for (int64_t t = 0; t < a.steps; t++) {
         T *to = static_cast<T*>(a.spikes) + t * a.size + i0, *s = past_caches ? row : to;
-        currents.fetch_inputs(t + ahead);
-        fetch_rest(t + ahead, i0);
-        const auto step = [&](auto u) { fire_levels<K, hard, rectified>(a, t, i0, n, u, rows, block, s); };
+        Soon<T> soon;
+        currents.needed(t + ahead, soon), needed(t + ahead, i0, soon);
+        const auto step = [&](auto u) { fire_levels<K, hard, rectified>(a, t, i0, n, u, rows, block, soon, s); };
         if (a.sum)
           step(currents.row(t, a.sum));
         else
@@ -243,8 +244,8 @@ struct BackwardRows {
 };
 
 // The potentials of K levels again, those of step t into row r + 1. Not inlined: once for all surrogates.
-template <int K, bool hard, bool rectified, class S>
-__attribute__((noinline)) void recompute_as(const Scan& a, int64_t k, int64_t t, int64_t r, int64_t n, S u, const BackwardRows& rows) {
+template <int K, bool hard, bool rectified, class S, class T>
+__attribute__((noinline)) void recompute_as(const Scan& a, int64_t k, int64_t t, int64_t r, int64_t n, S u, const BackwardRows& rows, const Soon<T>& soon) {
   const float decay = a.decay, gain = a.gain, scale = a.scale, rest = a.v_rest;
   float threshold[K], last_fire_at[K], *f[K];
   const float* last[K];
@@ -268,16 +269,15 @@ __attribute__((noinline)) void recompute_as(const Scan& a, int64_t k, int64_t t,
       }
     });
   };
-#pragma omp simd
-  for (int64_t i = 0; i < n; i++) step(i);
+  each_in_pieces(n, soon, step);
 }
 
-template <int K, bool rectified, class S>
-inline void recompute(const Scan& a, int64_t k, int64_t t, int64_t r, int64_t n, S u, const BackwardRows& rows) {
+template <int K, bool rectified, class S, class T>
+inline void recompute(const Scan& a, int64_t k, int64_t t, int64_t r, int64_t n, S u, const BackwardRows& rows, const Soon<T>& soon) {
   if (a.hard)
-    recompute_as<K, true, rectified>(a, k, t, r, n, u, rows);
+    recompute_as<K, true, rectified>(a, k, t, r, n, u, rows, soon);
   else
-    recompute_as<K, false, rectified>(a, k, t, r, n, u, rows);
+    recompute_as<K, false, rectified>(a, k, t, r, n, u, rows, soon);
 }
 
 // Sums over a block, for the constants of the charge.
@@ -287,7 +287,7 @@ struct ConstantSums {
 
 // One step back of K levels: dL/dh in, gradients of u and of the potential before out. `emit(i, g)` takes dL/du.
 template <class T, Surrogate kind, bool rectified, bool learn, int K, class S, class Emit>
-inline void step_back(const ScanBackward& a, int64_t k, int64_t t, int64_t r, int64_t i0, int64_t n, const BackwardRows& rows, S u, ConstantSums& sums, const Emit& emit) {
+inline void step_back(const ScanBackward& a, int64_t k, int64_t t, int64_t r, int64_t i0, int64_t n, const BackwardRows& rows, S u, const Soon<T>& soon, ConstantSums& sums, const Emit& emit) {
   static_assert(K == 1 || !(rectified || learn));
   const float decay = a.decay, gain = a.gain, scale = a.scale, rest = a.v_rest, p = a.p, q = a.q;
   const float hard = a.hard ? 1.f : 0.f, attached = a.detach_reset ? 0.f : 1.f;
@@ -331,13 +331,20 @@ inline void step_back(const ScanBackward& a, int64_t k, int64_t t, int64_t r, in
     emit(i, grad_u);
   };
   if constexpr (learn) {
-#pragma omp simd reduction(+ : row_decay, row_gain, row_scale)
-    for (int64_t i = 0; i < n; i++) step(i, row_decay, row_gain, row_scale);
+    // Longer pieces: at the end of each, lanes are summed.
+    in_pieces<256>(n, soon, [&](int64_t first, int64_t last) ALWAYS_INLINE {
+      float decay_sum = 0, gain_sum = 0, scale_sum = 0;
+#pragma omp simd reduction(+ : decay_sum, gain_sum, scale_sum)
+      for (int64_t i = first; i < last; i++) step(i, decay_sum, gain_sum, scale_sum);
+      row_decay += decay_sum, row_gain += gain_sum, row_scale += scale_sum;
+    });
+    sums.decay += row_decay, sums.gain += row_gain, sums.scale += row_scale;
   } else {
-#pragma omp simd
-    for (int64_t i = 0; i < n; i++) step(i, row_decay, row_gain, row_scale);
+    each_in_pieces(n, soon, [=](int64_t i) ALWAYS_INLINE {
+      float none = 0;
+      step(i, none, none, none);
+    });
   }
-  if constexpr (learn) sums.decay += row_decay, sums.gain += row_gain, sums.scale += row_scale;
 }
 
 // The backward pass of every neuron here is a linear scan in reverse; potentials are computed again from x, in cache.
@@ -357,11 +364,12 @@ int backward(const ScanBackward& a) {
   if (partial_size && partial == nullptr) return -1;
   const int64_t ahead = rows_ahead(smaller(a.steps, BackwardRows::chunk_of(a.steps)));
   const bool past_caches = !a.sum_steps && large<T>(a.steps * a.size);
-  const auto fetch_outer = [&](int64_t t, int64_t i0, int64_t n) {
+  // What step t back needs.
+  const auto needed = [&](int64_t t, int64_t i0, Soon<T>& soon) {
     const int64_t place = t * a.size + i0;
-    fetch(static_cast<const T*>(a.grad_spikes) + place, n);
-    if (a.grad_sum) fetch(static_cast<const T*>(a.grad_sum) + place, n);
-    if (!a.sum_steps && !past_caches) fetch<true>(static_cast<const T*>(a.grad_u) + place, n);
+    soon.read(static_cast<const T*>(a.grad_spikes) + place);
+    if (a.grad_sum) soon.read(static_cast<const T*>(a.grad_sum) + place);
+    if (!a.sum_steps && !past_caches) soon.write(static_cast<const T*>(a.grad_u) + place);
   };
   const int failed = for_groups(
       blocks, groups, rows_count * block * 4, a.threads, a.steps * a.size < FEW,
@@ -385,11 +393,12 @@ int backward(const ScanBackward& a) {
             });
             const auto again = [&](int64_t t0, int64_t t1, bool then_back) {
               for (int64_t t = t0; t < t1; t++) {
+                Soon<T> soon;
                 if (!then_back || t + ahead < t1)
-                  currents.fetch_inputs(t + ahead);
+                  currents.needed(t + ahead, soon);
                 else
-                  fetch_outer(t1 + t1 - 1 - t - ahead, i0, n);
-                currents.at(t, levels > K, [&](auto u) { recompute<K, rectified>(a, k, t, t - t0, n, u, rows); });
+                  needed(t1 + t1 - 1 - t - ahead, i0, soon);
+                currents.at(t, levels > K, [&](auto u) { recompute<K, rectified>(a, k, t, t - t0, n, u, rows, soon); });
               }
             };
             for (int64_t c = 0; c + 1 < rows.chunks; c++) {
@@ -405,16 +414,17 @@ int backward(const ScanBackward& a) {
                   each_level<K>([&](int j) { std::memcpy(rows.potential(j, 0), rows.start(j, c), n * 4); });
                 again(t0, t + 1, true);
               }
+              Soon<T> soon;
               if (t - ahead >= t0)
-                fetch_outer(t - ahead, i0, n);
+                needed(t - ahead, i0, soon);
               else
-                currents.fetch_inputs((t0 > 0 ? t0 - rows.chunk : a.steps) + ahead - 1 - (t - t0));
+                currents.needed((t0 > 0 ? t0 - rows.chunk : a.steps) + ahead - 1 - (t - t0), soon);
               T* to = static_cast<T*>(a.grad_u) + (a.sum_steps ? 0 : t * a.size) + i0;
               T* out = past_caches ? reinterpret_cast<T*>(rows.over_steps) : to;
               const T* x = inputs + t * a.x_stride;
               const T* grad_sum = a.grad_sum ? static_cast<const T*>(a.grad_sum) + t * a.size + i0 : nullptr;
               const auto back = [&](const auto& emit) {
-                const auto step = [&](auto u) { step_back<T, kind, rectified, learn, K>(a, k, t, t - t0, i0, n, rows, u, sums, emit); };
+                const auto step = [&](auto u) { step_back<T, kind, rectified, learn, K>(a, k, t, t - t0, i0, n, rows, u, soon, sums, emit); };
                 if (learn && a.factor)
                   step(currents.row(t));
                 else
