@@ -218,9 +218,7 @@ def load(path: str | Path) -> Engine:
         raise UsageError(f"{path}: plan: {error}") from error
 
 
-def compile(
-    model: nn.Module, example: Tensor, tune: bool = True, weights: Literal["fp32", "bf16"] = "fp32"
-) -> Engine:
+def compile(model: nn.Module, example: Tensor, tune: bool = True, weights: Literal["fp32", "bf16"] = "fp32") -> Engine:
     """An engine that runs a trained model by its spikes.
 
     Args:
