@@ -214,7 +214,8 @@ inline void fetch_part(const Weight* weights, int64_t n, int64_t part, int64_t p
   constexpr int64_t line = 64 / sizeof(Weight);
   const int64_t share = round_up((n + parts - 1) / parts, line), last = smaller(n, (part + 1) * share);
   for (int64_t i = part * share; i < last; i += line) __builtin_prefetch(weights + i, 0, 2);
-  __asm__ volatile("");  // as `fetch`
+  // Else GCC takes a function that only prefetches for one without effect, and leaves its calls out.
+  __asm__ volatile("");
 }
 
 template <class Value, int COLS, int NV, class Weight>
