@@ -69,12 +69,6 @@ inline void from_float(const float* from, int64_t n, T* to) {
   in_sixteens(n, [=](int64_t i) { store(to, i, from[i]); });
 }
 
-// Asks for the part-th of `parts` of memory that is wanted soon, while there is something else to compute.
-template <class T>
-inline void ahead(const T* from, int64_t count, int64_t part, int64_t parts) {
-  for (int64_t i = count * part / parts; i < count * (part + 1) / parts; i += 64 / sizeof(T)) __builtin_prefetch(from + i);
-}
-
 // Where weight (out o, in c, row ky, column kx) lies.
 inline int64_t place(const Convolution& a, int64_t o, int64_t c, int64_t ky, int64_t kx) {
   return o * a.weight_out + c * a.weight_in + ky * a.weight_row + kx * a.weight_column;

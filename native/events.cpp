@@ -208,16 +208,6 @@ bool lay_out(const EventConv& a, const Plan& p, const uint8_t* image, int64_t fi
   return any != 0;
 }
 
-// Part `part` of `parts` of n weights is asked for into the second cache.
-template <class Weight>
-inline void fetch_part(const Weight* weights, int64_t n, int64_t part, int64_t parts) {
-  constexpr int64_t line = 64 / sizeof(Weight);
-  const int64_t share = round_up((n + parts - 1) / parts, line), last = smaller(n, (part + 1) * share);
-  for (int64_t i = part * share; i < last; i += line) __builtin_prefetch(weights + i, 0, 2);
-  // Else GCC takes a function that only prefetches for one without effect, and leaves its calls out.
-  __asm__ volatile("");
-}
-
 template <class Value, int COLS, int NV, class Weight>
 int convolve(const EventConv& a, const Weight* all_weights) {
   constexpr int64_t BLOCK = NV * LANES;
@@ -251,7 +241,7 @@ int convolve(const EventConv& a, const Weight* all_weights) {
     const Weight* weights = all_weights + o * p.groups * group_floats;
     for (int64_t i = 0; i < a.steps * count; i++) {
       const int64_t t = i % a.steps, n = n0 + i / a.steps;
-      if (far) fetch_part(weights, group_floats, i, a.steps * count);
+      if (far) ahead<false>(weights, group_floats, i, a.steps * count);
       const bool any = lay_out(a, p, a.x + (t * a.images + n) * map, y0 * a.stride - a.padding_y, bits + i * bit_bytes,
                                reinterpret_cast<Value*>(values + i * value_bytes));
       // The last byte of a map's bits, behind all of them, says whether there is any.
@@ -261,10 +251,10 @@ int convolve(const EventConv& a, const Weight* all_weights) {
     for (int64_t g = 0; g < p.groups; g++) {
       const uint64_t mask = group_mask(p, g);
       const Weight* weight = weights + g * group_floats;
-      const bool ahead = far && g + 1 < p.groups;
+      const bool more = far && g + 1 < p.groups;
       const auto gather = [&](int64_t i, auto together) {
         for (int64_t y = 0; y < rows; y++) {
-          if (ahead) fetch_part(weight + group_floats, group_floats, i * rows + y, a.steps * count * rows);
+          if (more) ahead<false>(weight + group_floats, group_floats, i * rows + y, a.steps * count * rows);
           const int64_t from = y * a.stride * p.C + g * p.group;
           gather_row<COLS, NV, decltype(together)::value>(
               w, p, bits + i * bit_bytes + from / 8,

@@ -157,6 +157,16 @@ class Soon {
   int reads_ = 0, writes_ = 0;
 };
 
+// Asks for the part-th of `parts` of memory that is wanted soon, while there is something else to compute; into the first
+// cache, or the second.
+template <bool first_cache = true, class T>
+inline void ahead(const T* from, int64_t count, int64_t part, int64_t parts) {
+  const int64_t last = count * (part + 1) / parts;
+  for (int64_t i = count * part / parts; i < last; i += 64 / sizeof(T)) __builtin_prefetch(from + i, 0, first_cache ? 3 : 2);
+  // Else GCC takes a function that only prefetches for one without effect, and leaves its calls out.
+  __asm__ volatile("");
+}
+
 // Runs step(i) over [0, n), and asks for a piece of the rows of `soon` before each piece of as many elements: all at once,
 // requests would wait for one another, and the core for them.
 template <int PIECE = 32, class T, class Body>
