@@ -4,11 +4,11 @@
     python benchmarks/inference.py RUN --compiled data.root=DATA    # with torch.compile: minutes more a network
     python benchmarks/inference.py --layers                         # one layer and a body by density, no run needed
 
-Contenders run the network of each RUN with norms folded, on the same test images, taking turns in one process: ours
-("dense": PyTorch's convolutions, fused neurons), the same in bfloat16, SpikingJelly's neurons (eager), `torch.compile`
-of the reference equations, ONNX Runtime on the exported graph. Times are medians, of one image and of 64. "sparse" is
-the engine with thresholds raised until 4 % of inputs are active: what sparser spikes would give. Rows of runs that were
-measured before stay.
+Contenders run the network of each RUN with norms folded, on the same test images, taking turns in one process: ours as
+it is ("network": convolutions leave out zeros where that pays), with PyTorch's convolutions ("dense"), those in
+bfloat16, SpikingJelly's neurons (eager), `torch.compile` of the reference equations, ONNX Runtime on the exported graph.
+Times are medians, of one image and of 64. "sparse" is the engine with thresholds raised until 4 % of inputs are active:
+what sparser spikes would give. Rows of runs that were measured before stay.
 """
 
 from __future__ import annotations
@@ -31,6 +31,7 @@ from spikeloom.bench.timing import medians
 from spikeloom.bench.write import earlier_results, kept, write_results
 from spikeloom.deploy import Engine, compile, fold
 from spikeloom.deploy.plan import Conv, Fire, Mean, Neuron, Plan, Pool, Value
+from spikeloom.layers import Conv2d
 from spikeloom.memory import keep_memory
 from spikeloom.neurons import IF, LIF, MLF, PLIF
 from spikeloom.ops import backend, scan
@@ -83,9 +84,19 @@ def with_peers(model: nn.Module) -> nn.Module | None:
     return model
 
 
+def with_dense_convolutions(model: nn.Module) -> nn.Module:
+    """The model with PyTorch's convolutions: ours leave out zeros, in training and here."""
+    model = copy.deepcopy(model)
+    for module in model.modules():
+        if isinstance(module, Conv2d):
+            module._native = lambda _: None  # pyright: ignore[reportPrivateUsage, reportAttributeAccessIssue]
+    return model
+
+
 def contenders(model: nn.Module, engine: Engine, x: Tensor, leave_out: set[str]) -> dict[str, Callable[[], Any]]:
     """Everything that runs the network on x, by name."""
-    folded = fold(model).to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
+    own = fold(model).to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
+    folded = with_dense_convolutions(own)
     if x.dim() == 4:
         x = x.contiguous(memory_format=torch.channels_last)
 
@@ -97,7 +108,13 @@ def contenders(model: nn.Module, engine: Engine, x: Tensor, leave_out: set[str])
         with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
             return folded(x)
 
-    runs: dict[str, Callable[[], Any]] = {"engine": lambda: engine(x), "dense": dense, "bf16": bf16}
+    def network() -> Tensor:
+        with torch.no_grad():
+            return own(x)
+
+    runs: dict[str, Callable[[], Any]] = {
+        "engine": lambda: engine(x), "network": network, "dense": dense, "bf16": bf16,
+    }  # fmt: skip
     peers = with_peers(folded)
     if peers is not None:
 
@@ -158,7 +175,7 @@ def network(run: str, values: Json, leave_out: set[str], repeats: int) -> list[J
         part = x[:batch] if x.dim() == 4 else x[:, :batch]
         runs = {**contenders(model, engine, part, leave_out), "sparse": lambda part=part: sparse(part)}
         times = medians(runs, repeats, budget=60, pause=0.1)
-        dense = {name: times[name] for name in times if name not in ("engine", "sparse", "bf16")}
+        dense = {name: times[name] for name in times if name not in ("engine", "network", "sparse", "bf16")}
         best = min(dense, key=dense.__getitem__)
         row: Json = {"run": target.title, "batch": batch, "active": round(rate, 3)}
         row |= {f"{name}_ms": round(value, 2) for name, value in times.items()}
