@@ -6,7 +6,7 @@
 
 Contenders run the network of each RUN with norms folded, on the same test images, taking turns in one process: ours as
 it is ("network": convolutions leave out zeros where that pays), with PyTorch's convolutions ("dense"), those in
-bfloat16, SpikingJelly's neurons (eager), `torch.compile` of the reference equations, ONNX Runtime on the exported graph.
+bfloat16, SpikingJelly's neurons (eager), `torch.compile` of the reference equations, ONNX Runtime on the exported file.
 Times are medians, of one image and of 64. "sparse" is the engine with thresholds raised until 4 % of inputs are active:
 what sparser spikes would give. Rows of runs that were measured before stay.
 """
