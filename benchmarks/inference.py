@@ -238,18 +238,24 @@ def halved(run: str, values: Json) -> Json:
     return row
 
 
+# The first step of a plan that takes spikes, as 0 and 1.
+INPUT = Fire(
+    layer="input", out=(1,), x=0, keep_sum=False,
+    neuron=Neuron(decay=0.0, gain=1.0, threshold=(0.5,), v_reset=None, strict_firing=False),
+)  # fmt: skip
+
+
 # --- one layer by density ---------------------------------------------------------------------------------------------
 
 
 def layer(channels: int, side: int, density: float, images: int = 64) -> Json:
     """A 3x3 convolution with its neurons by events, and PyTorch's convolution alone in float32 and bfloat16."""
-    inputs = Neuron(decay=0.0, gain=1.0, threshold=(0.5,), v_reset=None, strict_firing=False)
     neuron = Neuron(decay=0.5, gain=1.0, threshold=(1.0,), v_reset=0.0, strict_firing=False)
     weight = torch.randn(channels, channels, 3, 3) / math.sqrt(channels)
     plan = Plan(
         input=Value(height=side, width=side, channels=channels), T=1,
         steps=(
-            Fire(layer="input", out=(1,), x=0, keep_sum=False, neuron=inputs),
+            INPUT,
             Conv(layer="conv", out=(2,), x=1, weight="w", padding=(1, 1), way="event", keep_sum=False, neuron=neuron),
             Mean(layer="mean", out=(3,), x=2),
         ),
@@ -276,8 +282,7 @@ def layer(channels: int, side: int, density: float, images: int = 64) -> Json:
 @torch.no_grad()
 def body(rate: float, images: int = 16, T: int = 4) -> Json:
     """The convolutions of VGG-16 behind the first by events: random weights, thresholds at which `rate` fires."""
-    inputs = Neuron(decay=0.0, gain=1.0, threshold=(0.5,), v_reset=None, strict_firing=False)
-    steps: list[Any] = [Fire(layer="input", out=(1,), x=0, keep_sum=False, neuron=inputs)]
+    steps: list[Any] = [INPUT]
     tensors: dict[str, Tensor] = {}
     spikes = x = (torch.rand(T, images, 64, 32, 32) < rate).float()
     for width in (64, 0, 128, 128, 0, 256, 256, 256, 0, 512, 512, 512, 0, 512, 512, 512, 0):

@@ -253,7 +253,7 @@ def run(
     spikeloom run RUN engine=engine.safetensors compare=false
 
     Keys: images (of the test data, 1000), batch (32), data.*; save (write the engine to a file), engine (take it from
-    one), weights (fp32, or bf16: half the memory, other roundings), compare (run the network itself as well, true); for
+    one), weights (fp32, or bf16: half the file, other roundings), compare (run the network itself as well, true); for
     a model also model.*, neuron.*, seed and input.
     """
     from spikeloom import deploy

@@ -100,9 +100,13 @@ def test_tuning_changes_nothing_but_the_way() -> None:
     assert engine.plan().count("\n") == len(layers)
 
 
+@pytest.mark.parametrize("far", [0, workspace.FAR])
 @pytest.mark.parametrize("tune", [True, False])
 @torch.no_grad()
-def test_rounded_weights_are_those_of_the_rounded_network(tune: bool) -> None:
+def test_rounded_weights_are_those_of_the_rounded_network(
+    tune: bool, far: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(workspace, "FAR", far)
     x = torch.randint(0, 9, (4, 3, 20, 20)) / 8
     model = on_a_grid(create_model("report_sew_resnet34", T=2), x)
     weights = [layer.weight for layer in model.modules() if isinstance(layer, (nn.Conv2d, nn.Linear))]

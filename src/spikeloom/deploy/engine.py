@@ -225,8 +225,8 @@ def compile(model: nn.Module, example: Tensor, tune: bool = True, weights: Liter
         model: takes [N, ...] or [T, N, ...], gives logits [T, N, classes]; runs in eval mode, with norms folded.
         example: real inputs: which layers run by events is decided by their time on the first images of these.
         tune: decide so; else all layers that can run by events do.
-        weights: "bf16" rounds the weights of convolutions and linear layers: half the memory to read, and logits that
-            differ as rounded weights do. Sums stay float32.
+        weights: "bf16" rounds the weights of convolutions and linear layers: half the file, less to read where a
+            layer's weights are many (`workspace.FAR`), and logits that differ as rounded weights do. Sums stay float32.
 
     Raises:
         UsageError: a layer that the engine does not know, or no native kernels.
