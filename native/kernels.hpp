@@ -29,6 +29,7 @@ struct Channels {
 struct Scan {
   Dtype dtype;
   int64_t steps, size;
+  int64_t chunk;  // steps whose potentials backward computes again at a time
   const void* x;
   int64_t x_stride;
   Channels layout;
@@ -48,12 +49,14 @@ struct ScanForward : Scan {
   const void* add;    // added to the spikes [steps, size], or null
   float* v_out;       // or null
   float* potentials;  // f [levels, steps, size], or null
+  float* starts;      // v where a chunk begins, but the first [chunks - 1, levels, size], or null for one chunk
 };
 
 struct ScanBackward : Scan {
   const void* grad_spikes;
   const void* grad_sum;     // or null
   const float* grad_v_out;  // or null
+  const float* starts;      // of the forward pass
   const float* slope;       // [levels, steps, size] where surrogate == slope
   Surrogate surrogate;
   float p, q;

@@ -43,7 +43,7 @@ inline void store(bfloat16* p, int64_t i, float value) {
   p[i].bits = static_cast<uint16_t>(value != value ? 0x7fc0u : rounded);
 }
 
-ALWAYS_INLINE inline float absolute(float x) { return x < 0.f ? -x : x; }
+ALWAYS_INLINE inline float absolute(float x) { return __builtin_fabsf(x); }
 
 // a b + c, rounded once where the processor can.
 ALWAYS_INLINE inline float fused(float a, float b, float c) {

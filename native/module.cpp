@@ -98,17 +98,17 @@ class Reader {
   }(), a.field)
 
 void read(Reader& r, Scan& a) {
-  READ(dtype), READ(steps), READ(size), READ(x), READ(x_stride), READ(layout.channels), READ(layout.inner);
+  READ(dtype), READ(steps), READ(size), READ(chunk), READ(x), READ(x_stride), READ(layout.channels), READ(layout.inner);
   READ(factor), READ(shift), READ(residual), READ(v), READ(decay), READ(gain), READ(scale), READ(v_rest);
   READ(rectified), READ(hard), READ(levels), READ(threshold), READ(fire_at), READ(threads);
 }
 void read(Reader& r, ScanForward& a) {
   read(r, static_cast<Scan&>(a));
-  READ(spikes), READ(sum), READ(add), READ(v_out), READ(potentials);
+  READ(spikes), READ(sum), READ(add), READ(v_out), READ(potentials), READ(starts);
 }
 void read(Reader& r, ScanBackward& a) {
   read(r, static_cast<Scan&>(a));
-  READ(grad_spikes), READ(grad_sum), READ(grad_v_out), READ(slope), READ(surrogate), READ(p), READ(q);
+  READ(grad_spikes), READ(grad_sum), READ(grad_v_out), READ(starts), READ(slope), READ(surrogate), READ(p), READ(q);
   READ(detach_reset), READ(grad_u), READ(sum_steps), READ(grad_v), READ(grad_constants), READ(grad_norm);
 }
 void read(Reader& r, Moments& a) {

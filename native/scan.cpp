@@ -65,10 +65,9 @@ class Currents {
     return u_;
   }
 
-  // What u[t] is made of, behind the last step that of the next block.
-  void needed(int64_t t, Soon<T>& soon) const {
-    const int64_t i0 = t < a_.steps ? i0_ : i0_ + block_;
-    if (t >= a_.steps) t -= a_.steps;
+  // What u[t] is made of, of this block or the next.
+  void needed(int64_t t, bool next, Soon<T>& soon) const {
+    const int64_t i0 = next ? i0_ + block_ : i0_;
     soon.read(static_cast<const T*>(a_.x) + t * a_.x_stride + i0);
     if (a_.residual) soon.read(static_cast<const T*>(a_.residual) + t * a_.size + i0);
   }
@@ -105,6 +104,20 @@ class Currents {
 
 constexpr int64_t CURRENT_ROWS = 3;
 
+// Where a potential falls after a spike. Almost every neuron's rest is 0, which is less to compute.
+enum class Reset { soft, zero, hard };
+
+template <Reset reset>
+ALWAYS_INLINE inline float charged(float v, float decay, float current, float rest) {
+  if constexpr (reset == Reset::hard) return decay * (v - rest) + current + rest;
+  return decay * v + current;
+}
+
+template <Reset reset>
+ALWAYS_INLINE inline float after(bool fires, float f, float threshold, float rest) {
+  return !fires ? f : reset == Reset::soft ? f - threshold : reset == Reset::zero ? 0.f : rest;
+}
+
 // Levels are taken K at a time, one at a time or the three of the papers' MLF neurons, whose loads and stores of the
 // input, the output and its gradient are then shared. Runs body(j) for j in [0, K), unrolled.
 template <int K, class Body>
@@ -115,7 +128,7 @@ ALWAYS_INLINE inline void each_level(const Body& body) {
 }
 
 // One step of K levels on a block: new potentials in the rows of v, the sum of their spikes handed to `out`.
-template <int K, bool hard, bool rectified, class S, class T, class Out>
+template <int K, Reset reset, bool rectified, class S, class T, class Out>
 inline void fire(const Scan& a, int64_t k, int64_t n, S u, float* v_rows, int64_t block, float* potentials, const Soon<T>& soon, const Out& out) {
   const float decay = a.decay, gain = a.gain, scale = a.scale, rest = a.v_rest;
   // By value: captured references to floats could be among those that are stored.
@@ -125,13 +138,13 @@ inline void fire(const Scan& a, int64_t k, int64_t n, S u, float* v_rows, int64_
     const float current = gain * load(u, i);
     float fired = 0.f, last = 0.f;
     each_level<K>([&](int j) ALWAYS_INLINE {
-      float h = decay * (v[j][i] - rest) + current + rest;
+      float h = charged<reset>(v[j][i], decay, current, rest);
       if constexpr (rectified) {
         h = scale * h;
         h = h > 0.f ? h : 0.f;
       }
       const bool fires = h >= fire_at[j];
-      v[j][i] = fires ? (hard ? rest : h - threshold[j]) : h;
+      v[j][i] = after<reset>(fires, h, threshold[j], rest);
       fired += fires ? 1.f : 0.f;
       last = h;
     });
@@ -151,11 +164,11 @@ inline bool in_one_pass(const ScanForward& a) {
 }
 
 // All levels of one step. The spikes of several passes are summed in a row of floats before they are stored.
-template <int K, bool hard, bool rectified, class S, class T>
+template <int K, Reset reset, bool rectified, class S, class T>
 inline void fire_levels(const ScanForward& a, int64_t t, int64_t i0, int64_t n, S u, float* v, int64_t block, const Soon<T>& soon, T* s) {
   const T* add = a.add ? static_cast<const T*>(a.add) + t * a.size + i0 : nullptr;
   const auto run = [=, &a, &soon](int64_t k, float* potentials, const auto& out) {
-    fire<K, hard, rectified>(a, k, n, u, v + k * block, block, potentials, soon, out);
+    fire<K, reset, rectified>(a, k, n, u, v + k * block, block, potentials, soon, out);
   };
   if (in_one_pass<K>(a) && add) return run(0, nullptr, [=](int64_t i, float fired) ALWAYS_INLINE { store(s, i, fired + load(add, i)); });
   if (in_one_pass<K>(a)) return run(0, nullptr, [=](int64_t i, float fired) ALWAYS_INLINE { store(s, i, fired); });
@@ -176,7 +189,7 @@ inline int64_t forward_block(const Scan& a) {
   return a.factor ? whole_periods(a.layout, block) : block;
 }
 
-template <class T, int K, bool hard, bool rectified>
+template <class T, int K, Reset reset, bool rectified>
 int forward(const ScanForward& a) {
   const int64_t levels = a.levels, block = forward_block(a);
   const int64_t scratch = (levels + 3 + CURRENT_ROWS) * block * 4;
@@ -185,7 +198,7 @@ int forward(const ScanForward& a) {
   const int64_t ahead = rows_ahead(a.steps);
   // What step t needs beside its currents.
   const auto needed = [&](int64_t t, int64_t i0, Soon<T>& soon) {
-    const int64_t place = t < a.steps ? t * a.size + i0 : (t - a.steps) * a.size + i0 + block;
+    const int64_t place = t * a.size + i0;
     if (!past_caches) soon.write(static_cast<const T*>(a.spikes) + place);
     if (a.sum) soon.write(static_cast<const T*>(a.sum) + place);
     if (a.add) soon.read(static_cast<const T*>(a.add) + place);
@@ -201,13 +214,18 @@ int forward(const ScanForward& a) {
       for (int64_t t = 0; t < a.steps; t++) {
         T *to = static_cast<T*>(a.spikes) + t * a.size + i0, *s = past_caches ? row : to;
         Soon<T> soon;
-        currents.needed(t + ahead, soon), needed(t + ahead, i0, soon);
-        const auto step = [&](auto u) { fire_levels<K, hard, rectified>(a, t, i0, n, u, rows, block, soon, s); };
+        const bool next = t + ahead >= a.steps;
+        const int64_t later = next ? t + ahead - a.steps : t + ahead;
+        currents.needed(later, next, soon), needed(later, next ? i0 + block : i0, soon);
+        const auto step = [&](auto u) { fire_levels<K, reset, rectified>(a, t, i0, n, u, rows, block, soon, s); };
         if (a.sum)
           step(currents.row(t, a.sum));
         else
           currents.at(t, !in_one_pass<K>(a), step);
         if (past_caches) stream(to, row, n);
+        if (a.starts && (t + 1) % a.chunk == 0 && t + 1 < a.steps)
+          for (int64_t k = 0; k < levels; k++)
+            std::memcpy(a.starts + ((t / a.chunk) * levels + k) * a.size + i0, rows + k * block, n * 4);
       }
       if (a.v_out)
         for (int64_t k = 0; k < levels; k++) std::memcpy(a.v_out + k * a.size + i0, rows + k * block, n * 4);
@@ -217,50 +235,45 @@ int forward(const ScanForward& a) {
 }
 
 // What the backward pass of one block needs, as rows of `block` floats. Potentials are computed again for a chunk of
-// steps at a time: row r + 1 of a level's `f` is f of the chunk's step r, row 0 that of the step before; `h` likewise
-// where that differs. `starts` has row 0 of every chunk.
+// steps at a time: row r + 1 of a level's `f` is f of the chunk's step r, row 0 the potential with which the chunk
+// begins; `h` likewise where that differs.
 struct BackwardRows {
-  int64_t block, chunk, chunks;
-  float *f, *h, *starts, *carried, *total, *pass, *pass_x, *over_steps, *currents;
+  int64_t block, chunk;
+  float *f, *h, *carried, *total, *slope, *pass, *pass_x, *over_steps, *currents;
 
-  // All steps where they are few, else so few that the rows of a wide block fit into the cache.
-  static int64_t chunk_of(int64_t steps) { return steps <= 64 ? steps : 32; }
-  static int64_t chunks_of(int64_t steps) { return (steps + chunk_of(steps) - 1) / chunk_of(steps); }
   static int64_t count(const ScanBackward& a, int64_t K) {
-    return (chunk_of(a.steps) + 1) * (a.rectified ? 2 : K) + K * chunks_of(a.steps) + K + (a.levels > K ? a.steps : 1) + 3 + CURRENT_ROWS;
+    return (a.chunk + 1) * (a.rectified ? 2 : K) + 2 * K + (a.levels > K ? a.steps : 1) + 3 + CURRENT_ROWS;
   }
-  BackwardRows(const ScanBackward& a, int64_t K, float* rows, int64_t block)
-      : block(block), chunk(chunk_of(a.steps)), chunks(chunks_of(a.steps)) {
+  BackwardRows(const ScanBackward& a, int64_t K, float* rows, int64_t block) : block(block), chunk(a.chunk) {
     f = rows, rows += K * (chunk + 1) * block;
     h = f;
     if (a.rectified) h = rows, rows += (chunk + 1) * block;
-    starts = rows, rows += K * chunks * block;
     carried = rows, rows += K * block;
+    slope = rows, rows += K * block;
     total = rows, rows += (a.levels > K ? a.steps : 1) * block;
     pass = rows, pass_x = rows + block, over_steps = rows + 2 * block, currents = rows + 3 * block;
   }
   float* potential(int level, int64_t row) const { return f + (level * (chunk + 1) + row) * block; }
-  float* start(int level, int64_t c) const { return starts + (level * chunks + c) * block; }
 };
 
 // The potentials of K levels again, those of step t into row r + 1. Not inlined: once for all surrogates.
-template <int K, bool hard, bool rectified, class S, class T>
-__attribute__((noinline)) void recompute_as(const Scan& a, int64_t k, int64_t t, int64_t r, int64_t n, S u, const BackwardRows& rows, const Soon<T>& soon) {
+template <int K, Reset reset, bool rectified, class S, class T>
+__attribute__((noinline)) void recompute_as(const Scan& a, int64_t k, int64_t r, int64_t n, S u, const BackwardRows& rows, const Soon<T>& soon) {
   const float decay = a.decay, gain = a.gain, scale = a.scale, rest = a.v_rest;
   float threshold[K], last_fire_at[K], *f[K];
   const float* last[K];
   each_level<K>([&](int j) {
     threshold[j] = a.threshold[k + j];
-    // The initial potential is not reset, however high: an infinite threshold for it.
-    last_fire_at[j] = t == 0 ? __builtin_inff() : a.fire_at[k + j];
+    // The potential of a beginning is not reset, however high: an infinite threshold for it.
+    last_fire_at[j] = r == 0 ? __builtin_inff() : a.fire_at[k + j];
     last[j] = rows.potential(j, r), f[j] = rows.potential(j, r + 1);
   });
   float* before = rows.h + (r + 1) * rows.block;
   const auto step = [=](int64_t i) ALWAYS_INLINE {
     const float current = gain * load(u, i);
     each_level<K>([&](int j) ALWAYS_INLINE {
-      const float f_last = last[j][i], v = f_last >= last_fire_at[j] ? (hard ? rest : f_last - threshold[j]) : f_last;
-      const float h = decay * (v - rest) + current + rest;
+      const float f_last = last[j][i], v = after<reset>(f_last >= last_fire_at[j], f_last, threshold[j], rest);
+      const float h = charged<reset>(v, decay, current, rest);
       if constexpr (rectified) {
         before[i] = h;
         f[j][i] = scale * h > 0.f ? scale * h : 0.f;
@@ -273,11 +286,23 @@ __attribute__((noinline)) void recompute_as(const Scan& a, int64_t k, int64_t t,
 }
 
 template <int K, bool rectified, class S, class T>
-inline void recompute(const Scan& a, int64_t k, int64_t t, int64_t r, int64_t n, S u, const BackwardRows& rows, const Soon<T>& soon) {
-  if (a.hard)
-    recompute_as<K, true, rectified>(a, k, t, r, n, u, rows, soon);
+inline void recompute(const Scan& a, int64_t k, int64_t r, int64_t n, S u, const BackwardRows& rows, const Soon<T>& soon) {
+  if (!a.hard)
+    recompute_as<K, Reset::soft, rectified>(a, k, r, n, u, rows, soon);
+  else if (rectified || a.v_rest != 0.f)
+    recompute_as<K, Reset::hard, rectified>(a, k, r, n, u, rows, soon);
   else
-    recompute_as<K, false, rectified>(a, k, t, r, n, u, rows, soon);
+    recompute_as<K, Reset::zero, false>(a, k, r, n, u, rows, soon);
+}
+
+// dS/dF of one level and step: given, or of a surrogate that `step_back` does not compute itself, in a row.
+__attribute__((noinline)) const float* slope_row(const ScanBackward& a, int64_t level, int64_t t, int64_t i0, int64_t n, const float* f, float* row) {
+  if (a.surrogate == Surrogate::slope) return a.slope + (level * a.steps + t) * a.size + i0;
+  const float threshold = a.threshold[level];
+#pragma omp simd
+  for (int64_t i = 0; i < n; i++) row[i] = f[i] - threshold;
+  derivative_row(a.surrogate, n, row, a.p, a.q, row);
+  return row;
 }
 
 // Sums over a block, for the constants of the charge.
@@ -285,12 +310,13 @@ struct ConstantSums {
   double decay = 0, gain = 0, scale = 0;
 };
 
-// One step back of K levels: dL/dh in, gradients of u and of the potential before out. `emit(i, g)` takes dL/du.
-template <class T, Surrogate kind, bool rectified, bool learn, int K, class S, class Emit>
+// One step back of K levels: dL/dh in, gradients of u and of the potential before out. `emit(i, g)` takes dL/du. With
+// `masked`, a hard reset that is no part of the gradient, spikes cut what came from later, and nothing else.
+template <class T, Surrogate kind, bool rectified, bool learn, bool masked, int K, class S, class Emit>
 inline void step_back(const ScanBackward& a, int64_t k, int64_t t, int64_t r, int64_t i0, int64_t n, const BackwardRows& rows, S u, const Soon<T>& soon, ConstantSums& sums, const Emit& emit) {
   static_assert(K == 1 || !(rectified || learn));
   const float decay = a.decay, gain = a.gain, scale = a.scale, rest = a.v_rest, p = a.p, q = a.q;
-  const float hard = a.hard ? 1.f : 0.f, attached = a.detach_reset ? 0.f : 1.f;
+  const float hard = masked || a.hard ? 1.f : 0.f, attached = a.detach_reset ? 0.f : 1.f;
   // d(potential after the reset) / d(spike) is attached (hard (rest - f) - (1 - hard) threshold) = slope f + offset.
   const float reset_slope = -attached * hard;
   const T* grad_s = static_cast<const T*>(a.grad_spikes) + t * a.size + i0;
@@ -299,10 +325,10 @@ inline void step_back(const ScanBackward& a, int64_t k, int64_t t, int64_t r, in
   each_level<K>([&](int j) {
     threshold[j] = a.threshold[k + j], fire_at[j] = a.fire_at[k + j], carried[j] = rows.carried + j * rows.block;
     reset_offset[j] = attached * (hard * rest - (1.f - hard) * threshold[j]);
-    slope[j] = kind == Surrogate::slope ? a.slope + ((k + j) * a.steps + t) * a.size + i0 : nullptr;
     f[j] = rows.potential(j, r + 1);
+    if constexpr (kind == Surrogate::slope) slope[j] = slope_row(a, k + j, t, i0, n, f[j], rows.slope + j * rows.block);
   });
-  const float last_fire_at = t == 0 ? __builtin_inff() : fire_at[0];
+  const float last_fire_at = r == 0 ? __builtin_inff() : fire_at[0];
   const float *before = rows.h + (r + 1) * rows.block, *last = rows.potential(0, r);
   float row_decay = 0, row_gain = 0, row_scale = 0;
   // By value, as in `fire`.
@@ -312,9 +338,15 @@ inline void step_back(const ScanBackward& a, int64_t k, int64_t t, int64_t r, in
     each_level<K>([&](int j) ALWAYS_INLINE {
       float d;
       if constexpr (kind == Surrogate::slope) d = slope[j][i]; else d = derivative<kind>(f[j][i] - threshold[j], p, q);
-      const float f_now = f[j][i], keep = f_now >= fire_at[j] ? 1.f - hard : 1.f;
-      const float through_reset = fused(reset_slope, f_now, reset_offset[j]);
-      float grad = fused(carried[j][i], fused(through_reset, d, keep), g * d);
+      const float f_now = f[j][i];
+      const bool fired = f_now >= fire_at[j];
+      float grad;
+      if constexpr (masked) {
+        grad = fused(g, d, fired ? 0.f : carried[j][i]);
+      } else {
+        const float through_reset = fused(reset_slope, f_now, reset_offset[j]), keep = fired ? 1.f - hard : 1.f;
+        grad = fused(carried[j][i], fused(through_reset, d, keep), g * d);
+      }
       if constexpr (rectified) {
         grad = scale * before[i] > 0.f ? grad : 0.f;
         if constexpr (learn) row_scale += grad * before[i];
@@ -326,9 +358,9 @@ inline void step_back(const ScanBackward& a, int64_t k, int64_t t, int64_t r, in
         row_gain += grad * load(u, i);
       }
       carried[j][i] = decay * grad;
-      grad_u = j == 0 ? gain * grad : grad_u + gain * grad;
+      grad_u = j == 0 ? grad : grad_u + grad;
     });
-    emit(i, grad_u);
+    emit(i, gain * grad_u);
   };
   if constexpr (learn) {
     // Longer pieces: at the end of each, lanes are summed.
@@ -348,7 +380,7 @@ inline void step_back(const ScanBackward& a, int64_t k, int64_t t, int64_t r, in
 }
 
 // The backward pass of every neuron here is a linear scan in reverse; potentials are computed again from x, in cache.
-template <class T, Surrogate kind, bool rectified, bool learn, int K>
+template <class T, Surrogate kind, bool rectified, bool learn, bool masked, int K>
 int backward(const ScanBackward& a) {
   const int64_t levels = a.levels, rows_count = BackwardRows::count(a, K), C = a.layout.channels;
   // The rows of a block stay in the first cache; where they are many, in the second one, lest they get short.
@@ -362,7 +394,7 @@ int backward(const ScanBackward& a) {
   const int64_t partial_size = (learn ? 3 : 0) + (normed ? 2 * C : 0);
   double* partial = partial_size ? static_cast<double*>(std::calloc(groups * partial_size, sizeof(double))) : nullptr;
   if (partial_size && partial == nullptr) return -1;
-  const int64_t ahead = rows_ahead(smaller(a.steps, BackwardRows::chunk_of(a.steps)));
+  const int64_t ahead = rows_ahead(a.chunk), last_start = (a.steps - 1) / a.chunk * a.chunk;
   const bool past_caches = !a.sum_steps && large<T>(a.steps * a.size);
   // What step t back needs.
   const auto needed = [&](int64_t t, int64_t i0, Soon<T>& soon) {
@@ -386,45 +418,41 @@ int backward(const ScanBackward& a) {
           const T* inputs = static_cast<const T*>(a.x) + i0;
           for (int64_t k = 0; k < levels; k += K) {
             each_level<K>([&](int j) {
-              float *f = rows.potential(j, 0), *carried = rows.carried + j * block;
+              float* carried = rows.carried + j * block;
               const int64_t place = (k + j) * a.size + i0;
-              for (int64_t i = 0; i < n; i++) f[i] = a.v ? a.v[place + i] : a.v_rest;
               for (int64_t i = 0; i < n; i++) carried[i] = a.grad_v_out ? a.grad_v_out[place + i] : 0.f;
             });
-            const auto again = [&](int64_t t0, int64_t t1, bool then_back) {
-              for (int64_t t = t0; t < t1; t++) {
-                Soon<T> soon;
-                if (!then_back || t + ahead < t1)
-                  currents.needed(t + ahead, soon);
-                else
-                  needed(t1 + t1 - 1 - t - ahead, i0, soon);
-                currents.at(t, levels > K, [&](auto u) { recompute<K, rectified>(a, k, t, t - t0, n, u, rows, soon); });
-              }
-            };
-            for (int64_t c = 0; c + 1 < rows.chunks; c++) {
-              each_level<K>([&](int j) { std::memcpy(rows.start(j, c), rows.potential(j, 0), n * 4); });
-              again(c * rows.chunk, (c + 1) * rows.chunk, false);
-              each_level<K>([&](int j) { std::memcpy(rows.potential(j, 0), rows.potential(j, rows.chunk), n * 4); });
-            }
             for (int64_t t = a.steps - 1, t0 = a.steps; t >= 0; t--) {
               if (t < t0) {
-                const int64_t c = t / rows.chunk;
-                t0 = c * rows.chunk;
-                if (c + 1 < rows.chunks)
-                  each_level<K>([&](int j) { std::memcpy(rows.potential(j, 0), rows.start(j, c), n * 4); });
-                again(t0, t + 1, true);
+                t0 = t / a.chunk * a.chunk;
+                each_level<K>([&](int j) {
+                  float* f = rows.potential(j, 0);
+                  const float* v = t0 > 0 ? a.starts + (t0 / a.chunk - 1) * levels * a.size : a.v;
+                  for (int64_t i = 0; i < n; i++) f[i] = v ? v[(k + j) * a.size + i0 + i] : a.v_rest;
+                });
+                for (int64_t again = t0; again <= t; again++) {
+                  Soon<T> soon;
+                  if (again + ahead <= t)
+                    currents.needed(again + ahead, false, soon);
+                  else
+                    needed(larger(t + t + 1 - again - ahead, t0), i0, soon);
+                  currents.at(again, levels > K, [&](auto u) { recompute<K, rectified>(a, k, again - t0, n, u, rows, soon); });
+                }
               }
               Soon<T> soon;
-              if (t - ahead >= t0)
+              const int64_t later = ahead - 1 - (t - t0);
+              if (later < 0)
                 needed(t - ahead, i0, soon);
+              else if (t0 > 0)
+                currents.needed(t0 - a.chunk + later, false, soon);
               else
-                currents.needed((t0 > 0 ? t0 - rows.chunk : a.steps) + ahead - 1 - (t - t0), soon);
+                currents.needed(smaller(last_start + later, a.steps - 1), true, soon);
               T* to = static_cast<T*>(a.grad_u) + (a.sum_steps ? 0 : t * a.size) + i0;
               T* out = past_caches ? reinterpret_cast<T*>(rows.over_steps) : to;
               const T* x = inputs + t * a.x_stride;
               const T* grad_sum = a.grad_sum ? static_cast<const T*>(a.grad_sum) + t * a.size + i0 : nullptr;
               const auto back = [&](const auto& emit) {
-                const auto step = [&](auto u) { step_back<T, kind, rectified, learn, K>(a, k, t, t - t0, i0, n, rows, u, soon, sums, emit); };
+                const auto step = [&](auto u) { step_back<T, kind, rectified, learn, masked, K>(a, k, t, t - t0, i0, n, rows, u, soon, sums, emit); };
                 if (learn && a.factor)
                   step(currents.row(t));
                 else
@@ -495,33 +523,34 @@ int backward(const ScanBackward& a) {
 
 template <class T, Surrogate kind>
 int backward_of(const ScanBackward& a) {
-  if (a.rectified) return backward<T, kind, true, true, 1>(a);
-  if (a.grad_constants) return backward<T, kind, false, true, 1>(a);
-  return a.levels == 3 ? backward<T, kind, false, false, 3>(a) : backward<T, kind, false, false, 1>(a);
+  const bool masked = a.hard && a.detach_reset;
+  if (a.rectified) return backward<T, kind, true, true, false, 1>(a);
+  if (a.grad_constants) return masked ? backward<T, kind, false, true, true, 1>(a) : backward<T, kind, false, true, false, 1>(a);
+  if (a.levels == 3) return backward<T, kind, false, false, false, 3>(a);
+  return masked ? backward<T, kind, false, false, true, 1>(a) : backward<T, kind, false, false, false, 1>(a);
 }
 
+// The surrogates of the papers' neurons by themselves, all others by a row of derivatives.
 template <class T>
 int backward_of(const ScanBackward& a) {
+  if (a.steps > a.chunk && a.starts == nullptr) return -2;
   switch (a.surrogate) {
     case Surrogate::rational: return backward_of<T, Surrogate::rational>(a);
     case Surrogate::rectangle: return backward_of<T, Surrogate::rectangle>(a);
-    case Surrogate::triangle: return backward_of<T, Surrogate::triangle>(a);
-    case Surrogate::fast_sigmoid: return backward_of<T, Surrogate::fast_sigmoid>(a);
-    case Surrogate::sigmoid: return backward_of<T, Surrogate::sigmoid>(a);
-    case Surrogate::slope: return backward_of<T, Surrogate::slope>(a);
+    default: return backward_of<T, Surrogate::slope>(a);
   }
-  return -2;
 }
 
-template <class T, bool hard>
+template <class T, Reset reset>
 int forward_of(const ScanForward& a) {
-  if (a.rectified) return forward<T, 1, hard, true>(a);
-  return a.levels == 3 && !a.potentials ? forward<T, 3, hard, false>(a) : forward<T, 1, hard, false>(a);
+  return a.levels == 3 && !a.potentials ? forward<T, 3, reset, false>(a) : forward<T, 1, reset, false>(a);
 }
 
 template <class T>
 int forward_of(const ScanForward& a) {
-  return a.hard ? forward_of<T, true>(a) : forward_of<T, false>(a);
+  if (a.rectified) return a.hard ? forward<T, 1, Reset::hard, true>(a) : forward<T, 1, Reset::soft, true>(a);
+  if (!a.hard) return forward_of<T, Reset::soft>(a);
+  return a.v_rest == 0.f ? forward_of<T, Reset::zero>(a) : forward_of<T, Reset::hard>(a);
 }
 
 }  // namespace

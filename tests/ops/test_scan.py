@@ -548,7 +548,7 @@ def test_other_custom_ops_obey_the_rules(native: Any) -> None:
         chosen = firing_numbers(0.9, None, False, True, (5 if s is not None else 0, 1.0, 3.0))
         torch.library.opcheck(
             torch.ops.spikeloom.scan_backward.default,
-            (grad, last, x, start, decay, gain, None, s, chosen, start is not None),
+            (grad, last, x, start, decay, gain, None, s, None, chosen, start is not None),
         )
 
 

@@ -294,7 +294,7 @@ def test_custom_ops_obey_the_rules(native: Any, carried: bool, how: str) -> None
         torch.library.opcheck(
             ops.scan_backward.default,
             (
-                grad, grad_last if carried else None, x, start, *constants, slope,
+                grad, grad_last if carried else None, x, start, *constants, slope, None,
                 firing_numbers(tuple(thresholds), None, True, True, (k, p, q)), True,
             ),
         )  # fmt: skip

@@ -18,7 +18,7 @@ from torch import Tensor
 from spikeloom.ops import dispatch
 from spikeloom.ops.layout import by_channels, fresh, like, ordered, pointer, rows_like, steps_by_channels
 from spikeloom.ops.native_op import NativeOp
-from spikeloom.ops.scan_native import Numbers, as_tensor, charge_fields, firing, levels_of
+from spikeloom.ops.scan_native import Numbers, as_tensor, charge_fields, chunk_of, firing, levels_of, starts_like
 from spikeloom.ops.scan_reference import Constant
 
 
@@ -68,7 +68,7 @@ def norm_scan(
         return_sum, return_v: whether the caller wants U and the last potentials.
     """
     mean, variance = statistics or (None, None)
-    found = _norm_scan(
+    *found, _ = _norm_scan(
         x, residual, add, v, weight, bias, mean, variance, as_tensor(decay), as_tensor(gain), numbers, eps,
         eps_outside, return_sum, return_v,
     )  # fmt: skip
@@ -124,7 +124,7 @@ def _forward(
     eps_outside: bool,
     return_sum: bool,
     return_v: bool,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor | None]:
     x, layout = by_channels(x)
     a = firing(tuple(numbers))
     single = _single(x, layout["channels"], mean is not None)
@@ -137,16 +137,17 @@ def _forward(
     spikes = fresh(x, x.dtype)
     total = fresh(x, x.dtype) if return_sum else x.new_empty(0)
     last = rows_like(a.levels, spikes[0], torch.float32) if return_v else _no_potentials(x)
+    starts = starts_like(a.levels, spikes)
     residual = None if residual is None else ordered(residual, spikes)
     add = None if add is None else ordered(add, spikes)
     v = None if v is None else ordered(v, rows_like(a.levels, spikes[0], v.dtype))
     dispatch.native.scan_forward(
-        **steps_by_channels(x, layout), **charge_fields(decay, gain, None), **a.forward, factor=factor.data_ptr(),
-        shift=shift.data_ptr(), residual=pointer(residual), v=pointer(v), spikes=spikes.data_ptr(),
-        sum=total.data_ptr() if return_sum else 0, add=pointer(add), v_out=last.data_ptr() if return_v else 0,
-        potentials=0,
+        **steps_by_channels(x, layout), **charge_fields(decay, gain, None), **a.forward, chunk=chunk_of(x.shape[0]),
+        factor=factor.data_ptr(), shift=shift.data_ptr(), residual=pointer(residual), v=pointer(v),
+        spikes=spikes.data_ptr(), sum=total.data_ptr() if return_sum else 0, add=pointer(add),
+        v_out=last.data_ptr() if return_v else 0, potentials=0, starts=pointer(starts),
     )  # fmt: skip
-    return spikes, total, last, mean, variance
+    return spikes, total, last, mean, variance, starts
 
 
 def _fake(x: Tensor, residual: Any, add: Any, v: Any, weight: Any, bias: Any, mean: Any, variance: Any, decay: Any,
@@ -156,7 +157,8 @@ def _fake(x: Tensor, residual: Any, add: Any, v: Any, weight: Any, bias: Any, me
     spikes = like(x, x.dtype)
     total = torch.empty_like(spikes) if return_sum else x.new_empty(0)
     last = rows_like(levels_of(numbers), spikes[0], torch.float32) if return_v else _no_potentials(x)
-    return spikes, total, last, x.new_empty(C, dtype=torch.float32), x.new_empty(C, dtype=torch.float32)
+    mean, starts = x.new_empty(C, dtype=torch.float32), starts_like(levels_of(numbers), spikes)
+    return spikes, total, last, mean, torch.empty_like(mean), starts
 
 
 def _backward(
@@ -172,6 +174,7 @@ def _backward(
     variance: Tensor,
     decay: Tensor,
     gain: Tensor,
+    starts: Tensor | None,
     numbers: list[float],
     eps: float,
     eps_outside: bool,
@@ -199,11 +202,11 @@ def _backward(
     constants = x.new_empty(3 if learn else 0, dtype=torch.float64)
     fields = steps_by_channels(x, layout)
     dispatch.native.scan_backward(
-        **fields, **charge_fields(decay, gain, None), **a.forward, **a.backward, factor=factor.data_ptr(),
-        shift=shift.data_ptr(), residual=pointer(residual), v=pointer(v), grad_spikes=grad_spikes.data_ptr(),
-        grad_sum=pointer(grad_sum), grad_v_out=pointer(grad_last), slope=0, grad_u=grad_u.data_ptr(),
-        sum_steps=repeated, grad_v=0 if v is None else pointer(states),
-        grad_constants=constants.data_ptr() if learn else 0, grad_norm=sums.data_ptr(),
+        **fields, **charge_fields(decay, gain, None), **a.forward, **a.backward, chunk=chunk_of(x.shape[0]),
+        factor=factor.data_ptr(), shift=shift.data_ptr(), residual=pointer(residual), v=pointer(v),
+        grad_spikes=grad_spikes.data_ptr(), grad_sum=pointer(grad_sum), grad_v_out=pointer(grad_last),
+        starts=pointer(starts), slope=0, grad_u=grad_u.data_ptr(), sum_steps=repeated,
+        grad_v=0 if v is None else pointer(states), grad_constants=constants.data_ptr() if learn else 0, grad_norm=sums.data_ptr(),
     )  # fmt: skip
     passed, passed_x = sums[0], sums[1] - mean * sums[0]  # of dL/dU, and of dL/dU (X - mean)
     grad_weight, grad_bias = (passed_x * k).float(), passed.float()
@@ -227,7 +230,7 @@ def _backward(
 
 
 def _fake_backward(grad_spikes: Any, grad_sum: Any, grad_last: Any, x: Tensor, residual: Any, v: Any, weight: Any,
-                   bias: Any, mean: Any, variance: Any, decay: Any, gain: Any, numbers: Any, eps: Any,
+                   bias: Any, mean: Any, variance: Any, decay: Any, gain: Any, starts: Any, numbers: Any, eps: Any,
                    eps_outside: Any, frozen: Any, learn: bool) -> Any:  # fmt: skip
     x, layout = by_channels(x)
     C = layout["channels"]
@@ -242,18 +245,18 @@ def _fake_backward(grad_spikes: Any, grad_sum: Any, grad_last: Any, x: Tensor, r
 
 def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
     x, residual, add, v, weight, bias, mean, _, decay, gain, *ctx.settings, return_sum, return_v = inputs
-    _, total, last, batch_mean, batch_variance = output
+    _, total, last, batch_mean, batch_variance, starts = output
     ctx.frozen, ctx.added = mean is not None, add is not None
-    ctx.save_for_backward(x, residual, v, weight, bias, batch_mean, batch_variance, decay, gain)
+    ctx.save_for_backward(x, residual, v, weight, bias, batch_mean, batch_variance, decay, gain, starts)
     ctx.set_materialize_grads(False)
     unwanted = [t for t, wanted in ((total, return_sum), (last, return_v)) if not wanted]
-    ctx.mark_non_differentiable(batch_mean, batch_variance, *unwanted)
+    ctx.mark_non_differentiable(batch_mean, batch_variance, *unwanted, *([] if starts is None else [starts]))
 
 
 def _differentiate(
     ctx: Any, grad_spikes: Tensor | None, grad_sum: Tensor | None, grad_last: Tensor | None, *_: Any
 ) -> tuple[Any, ...]:
-    x, residual, v, weight, bias, mean, variance, decay, gain = ctx.saved_tensors
+    x, residual, v, weight, bias, mean, variance, decay, gain, starts = ctx.saved_tensors
     learn = ctx.needs_input_grad[8] or ctx.needs_input_grad[9]
     if grad_spikes is None:
         grad_spikes = torch.zeros(x.shape, dtype=x.dtype, device=x.device)
@@ -261,8 +264,8 @@ def _differentiate(
         # This gradient is handed on as it is. In another layout it would meet the convolutions' in every block before.
         grad_spikes = ordered(grad_spikes, like(by_channels(x)[0], x.dtype))
     grad_x, grad_residual, grad_v, grad_weight, grad_bias, sums = _norm_scan_backward(
-        grad_spikes, grad_sum, grad_last, x, residual, v, weight, bias, mean, variance, decay, gain, *ctx.settings,
-        ctx.frozen, learn,
+        grad_spikes, grad_sum, grad_last, x, residual, v, weight, bias, mean, variance, decay, gain, starts,
+        *ctx.settings, ctx.frozen, learn,
     )  # fmt: skip
     return (
         grad_x.expand(x.shape),

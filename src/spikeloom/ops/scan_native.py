@@ -1,4 +1,5 @@
-"""`ops.scan` in native kernels: what Autograd keeps is the input; the backward pass computes the potentials again."""
+"""`ops.scan` in native kernels: what autograd keeps is the input; the backward pass computes the potentials again, of long
+scans from the potentials kept every 32 steps."""
 
 from __future__ import annotations
 
@@ -17,6 +18,9 @@ from spikeloom.ops.scan_reference import Constant
 
 Numbers = tuple[float, ...]
 """Thresholds, reset and surrogate of a scan, as a custom op can take them."""
+
+CHUNK = 32
+"""Steps whose potentials the backward pass of a long scan has at a time."""
 
 NO_NORM = {"channels": 1, "inner": 1, "factor": 0, "shift": 0, "residual": 0}
 
@@ -72,6 +76,18 @@ def as_tensor(value: Constant) -> Tensor:
     return value if isinstance(value, Tensor) else _fixed(float(value))
 
 
+def chunk_of(steps: int) -> int:
+    """Steps to a chunk: all of them, unless they are so many that the rows of a block would leave the caches."""
+    return steps if steps <= 2 * CHUNK else CHUNK
+
+
+def starts_like(levels: int, spikes: Tensor) -> Tensor | None:
+    """Room for the potentials with which all chunks but the first begin, [(chunks - 1) levels, N, ...]."""
+    steps = spikes.shape[0]
+    chunks = -(-steps // max(1, chunk_of(steps)))
+    return rows_like(levels * (chunks - 1), spikes[0], torch.float32) if chunks > 1 else None
+
+
 def charge_fields(decay: Tensor, gain: Tensor, scale: Tensor | None) -> dict[str, Any]:
     """The kernels' fields of the charge."""
     return {
@@ -85,7 +101,8 @@ def _prepare(
 ) -> tuple[Tensor, Tensor | None, Firing, dict[str, Any]]:
     x, a = dense(x), firing(tuple(numbers))
     v = None if v is None else ordered(v, rows_like(a.levels, like(x, x.dtype)[0], v.dtype))
-    return x, v, a, {**steps_of(x), **NO_NORM, "v": pointer(v), **charge_fields(decay, gain, scale), **a.forward}
+    fields = {**steps_of(x), "chunk": chunk_of(x.shape[0]), **NO_NORM, "v": pointer(v)}
+    return x, v, a, {**fields, **charge_fields(decay, gain, scale), **a.forward}
 
 
 def _forward(
@@ -97,17 +114,21 @@ def _forward(
     slope: Tensor | None,
     numbers: list[float],
     return_v: bool,
-) -> tuple[Tensor, Tensor | None]:
+) -> tuple[Tensor, Tensor | None, Tensor | None]:
     x, v, a, fields = _prepare(x, v, decay, gain, scale, numbers)
     spikes = fresh(x, x.dtype)
     last = rows_like(a.levels, spikes[0], torch.float32) if return_v else None
-    dispatch.native.scan_forward(**fields, spikes=spikes.data_ptr(), sum=0, add=0, v_out=pointer(last), potentials=0)
-    return spikes, last
+    starts = starts_like(a.levels, spikes)
+    dispatch.native.scan_forward(
+        **fields, spikes=spikes.data_ptr(), sum=0, add=0, v_out=pointer(last), potentials=0, starts=pointer(starts)
+    )  # fmt: skip
+    return spikes, last, starts
 
 
 def _fake(x: Tensor, v: Any, decay: Any, gain: Any, scale: Any, slope: Any, numbers: Any, return_v: bool) -> Any:
-    spikes = like(dense(x), x.dtype)
-    return spikes, rows_like(levels_of(numbers), spikes[0], torch.float32) if return_v else None
+    spikes, levels = like(dense(x), x.dtype), levels_of(numbers)
+    last = rows_like(levels, spikes[0], torch.float32) if return_v else None
+    return spikes, last, starts_like(levels, spikes)
 
 
 def _potentials(
@@ -117,7 +138,7 @@ def _potentials(
     spikes = fresh(x, x.dtype)
     f = rows_like(a.levels, spikes, torch.float32)
     dispatch.native.scan_forward(
-        **fields, spikes=spikes.data_ptr(), sum=0, add=0, v_out=0, potentials=f.data_ptr()
+        **fields, spikes=spikes.data_ptr(), sum=0, add=0, v_out=0, potentials=f.data_ptr(), starts=0
     )  # fmt: skip
     return f
 
@@ -135,6 +156,7 @@ def _backward(
     gain: Tensor,
     scale: Tensor | None,
     slope: Tensor | None,
+    starts: Tensor | None,
     numbers: list[float],
     learn: bool,
 ) -> tuple[Tensor, Tensor | None, Tensor | None]:
@@ -150,34 +172,35 @@ def _backward(
     constants = x.new_empty(3, dtype=torch.float64) if learn else None
     dispatch.native.scan_backward(
         **fields, **a.backward, grad_spikes=grad_spikes.data_ptr(), grad_sum=0, grad_v_out=pointer(grad_last),
-        slope=pointer(slope), grad_u=grad_x.data_ptr(), sum_steps=False, grad_v=pointer(grad_v),
+        starts=pointer(starts), slope=pointer(slope), grad_u=grad_x.data_ptr(), sum_steps=False, grad_v=pointer(grad_v),
         grad_constants=pointer(constants), grad_norm=0,
     )  # fmt: skip
     return grad_x, grad_v, constants
 
 
 def _fake_backward(grad_spikes: Any, grad_last: Any, x: Tensor, v: Any, decay: Any, gain: Any, scale: Any, slope: Any,
-                   numbers: Any, learn: bool) -> tuple[Tensor, Tensor | None, Tensor | None]:  # fmt: skip
+                   starts: Any, numbers: Any, learn: bool) -> tuple[Tensor, Tensor | None, Tensor | None]:  # fmt: skip
     grad_x = like(dense(x), x.dtype)
     grad_v = None if v is None else rows_like(levels_of(numbers), grad_x[0], torch.float32)
     return grad_x, grad_v, x.new_empty(3, dtype=torch.float64) if learn else None
 
 
-def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor | None]) -> None:
+def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor | None, Tensor | None]) -> None:
     *tensors, ctx.numbers, return_v = inputs
-    ctx.save_for_backward(*tensors)
+    _, last, starts = output
+    ctx.save_for_backward(*tensors, starts)
     ctx.set_materialize_grads(False)
-    if not return_v and output[1] is not None:
-        ctx.mark_non_differentiable(output[1])
+    unwanted = [t for t, wanted in ((last, return_v), (starts, False)) if t is not None and not wanted]
+    ctx.mark_non_differentiable(*unwanted)
 
 
-def _differentiate(ctx: Any, grad_spikes: Tensor | None, grad_last: Tensor | None) -> tuple[Any, ...]:
-    x, v, decay, gain, scale, slope = ctx.saved_tensors
+def _differentiate(ctx: Any, grad_spikes: Tensor | None, grad_last: Tensor | None, _: None) -> tuple[Any, ...]:
+    x, v, decay, gain, scale, slope, starts = ctx.saved_tensors
     _, _, *needed, _, _, _ = ctx.needs_input_grad
     grad_spikes = torch.zeros_like(x) if grad_spikes is None else grad_spikes
     learn = True in needed
     grad_x, grad_v, sums = _scan_backward(
-        grad_spikes, grad_last, x, v, decay, gain, scale, slope, ctx.numbers, learn
+        grad_spikes, grad_last, x, v, decay, gain, scale, slope, starts, ctx.numbers, learn
     )  # fmt: skip
     grads = (None, None, None)
     if learn:
@@ -205,7 +228,7 @@ def scan_native(
 ) -> tuple[Tensor, Tensor | None]:
     """Spikes [T, N, ...] and, if wanted, the last potentials [levels, N, ...]."""
     scale = None if scale is None else as_tensor(scale)
-    spikes, last = _scan(x, v, as_tensor(decay), as_tensor(gain), scale, slope, numbers, return_v)
+    spikes, last, _ = _scan(x, v, as_tensor(decay), as_tensor(gain), scale, slope, numbers, return_v)
     return spikes, last if return_v else None
 
 
