@@ -9,6 +9,8 @@
 
 #if defined(__AVX2__)
 #include <immintrin.h>
+#elif defined(__SSE__)
+#include <xmmintrin.h>
 #endif
 
 #ifdef _OPENMP
@@ -194,17 +196,24 @@ inline bool large(int64_t elements) {
 }
 
 // Writes a row of such a tensor past the caches, without reading what it overwrites; `streamed` makes it seen by others.
+// Whole lines only: parts of them would wait for one another.
 template <class T>
 inline void stream(T* to, const T* from, int64_t n) {
   int64_t i = 0;
+#if defined(__AVX2__)
+  constexpr int64_t LINE = 64, count = LINE / sizeof(T);
+  i = smaller(n, static_cast<int64_t>(-reinterpret_cast<uintptr_t>(to) % LINE / sizeof(T)));
+  std::memcpy(to, from, i * sizeof(T));
+  for (; i + count <= n; i += count) {
 #if defined(__AVX512F__)
-  if (reinterpret_cast<uintptr_t>(to) % 64 == 0)
-    for (; i + 64 / static_cast<int64_t>(sizeof(T)) <= n; i += 64 / sizeof(T))
-      _mm512_stream_si512(reinterpret_cast<__m512i*>(to + i), _mm512_loadu_si512(from + i));
-#elif defined(__AVX2__)
-  if (reinterpret_cast<uintptr_t>(to) % 32 == 0)
-    for (; i + 32 / static_cast<int64_t>(sizeof(T)) <= n; i += 32 / sizeof(T))
-      _mm256_stream_si256(reinterpret_cast<__m256i*>(to + i), _mm256_loadu_si256(reinterpret_cast<const __m256i*>(from + i)));
+    _mm512_stream_si512(reinterpret_cast<__m512i*>(to + i), _mm512_loadu_si512(from + i));
+#else
+    const __m256i* half = reinterpret_cast<const __m256i*>(from + i);
+    const __m256i low = _mm256_loadu_si256(half), high = _mm256_loadu_si256(half + 1);
+    _mm256_stream_si256(reinterpret_cast<__m256i*>(to + i), low);
+    _mm256_stream_si256(reinterpret_cast<__m256i*>(to + i) + 1, high);
+#endif
+  }
 #endif
   std::memcpy(to + i, from + i, (n - i) * sizeof(T));
 }
@@ -219,10 +228,34 @@ inline void streamed() {
 // stay in cache until then.
 inline int64_t rows_ahead(int64_t steps) { return steps < 8 ? steps : 8; }
 
+// While it lives, numbers below the normal ones become 0: a gradient that has decayed that far is nothing, but would cost
+// a hundred cycles an operation.
+class NoSubnormals {
+ public:
+#if defined(__SSE__)
+  NoSubnormals() : before_(_mm_getcsr()) { _mm_setcsr(before_ | FLUSH_RESULTS | TAKE_AS_ZERO); }
+  ~NoSubnormals() { _mm_setcsr(before_); }
+
+ private:
+  static constexpr unsigned FLUSH_RESULTS = 0x8000, TAKE_AS_ZERO = 0x40;
+  const unsigned before_;
+#else
+  NoSubnormals() {}
+  ~NoSubnormals() {}
+#endif
+};
+
 // Elements of a block: `bytes` of scratch memory per element and core, in whole cache lines.
 int64_t block_size(int64_t bytes_per_element, int64_t budget, int64_t most) {
   const int64_t n = budget / bytes_per_element / 64 * 64;
   return n < 64 ? 64 : smaller(n, most);
+}
+
+// The largest block of at most `most` elements, whole cache lines, of which as many make up `size` as 2 or 4 cores share
+// evenly.
+inline int64_t even_block(int64_t size, int64_t most) {
+  const int64_t blocks = (size + most - 1) / most, even = (blocks + 3) / 4 * 4;
+  return blocks < 3 ? most : smaller(most, (size + 32 * even - 1) / (32 * even) * 32);
 }
 
 // Runs body(first, count, scratch) over blocks of [0, size), one scratch buffer a thread. Returns 0, or -1 without memory.

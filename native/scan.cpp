@@ -186,7 +186,7 @@ inline void fire_levels(const ScanForward& a, int64_t t, int64_t i0, int64_t n, 
 inline int64_t forward_block(const Scan& a) {
   const bool wide = a.factor && a.layout.channels * a.layout.inner > 512;
   const int64_t block = wide ? 2048 : 512;
-  return a.factor ? whole_periods(a.layout, block) : block;
+  return a.factor ? whole_periods(a.layout, block) : even_block(a.size, block);
 }
 
 template <class T, int K, Reset reset, bool rectified>
@@ -236,24 +236,29 @@ int forward(const ScanForward& a) {
 
 // What the backward pass of one block needs, as rows of `block` floats. Potentials are computed again for a chunk of
 // steps at a time: row r + 1 of a level's `f` is f of the chunk's step r, row 0 the potential with which the chunk
-// begins; `h` likewise where that differs.
+// begins; `h` likewise where that differs. Rows lie a cache line more than a block apart: at whole pages, what is stored
+// in one would hold up loads from the next.
 struct BackwardRows {
-  int64_t block, chunk;
+  int64_t block, stride, chunk, count = 0;
   float *f, *h, *carried, *total, *slope, *pass, *pass_x, *over_steps, *currents;
 
-  static int64_t count(const ScanBackward& a, int64_t K) {
-    return (a.chunk + 1) * (a.rectified ? 2 : K) + 2 * K + (a.levels > K ? a.steps : 1) + 3 + CURRENT_ROWS;
+  BackwardRows(const ScanBackward& a, int64_t K, float* rows, int64_t block) : block(block), stride(spaced(block)), chunk(a.chunk) {
+    const auto take = [&](bool wanted, int64_t n) {
+      float* first = rows + (wanted ? count * stride : 0);
+      count += wanted ? n : 0;
+      return first;
+    };
+    f = take(true, K * (chunk + 1));
+    h = take(a.rectified, chunk + 1);
+    carried = take(true, K);
+    total = take(true, a.levels > K ? a.steps : 1);
+    slope = take(true, K);
+    pass = take(true, 1), pass_x = take(true, 1);
+    over_steps = take(true, 1);
+    currents = take(a.factor != nullptr, CURRENT_ROWS);
   }
-  BackwardRows(const ScanBackward& a, int64_t K, float* rows, int64_t block) : block(block), chunk(a.chunk) {
-    f = rows, rows += K * (chunk + 1) * block;
-    h = f;
-    if (a.rectified) h = rows, rows += (chunk + 1) * block;
-    carried = rows, rows += K * block;
-    slope = rows, rows += K * block;
-    total = rows, rows += (a.levels > K ? a.steps : 1) * block;
-    pass = rows, pass_x = rows + block, over_steps = rows + 2 * block, currents = rows + 3 * block;
-  }
-  float* potential(int level, int64_t row) const { return f + (level * (chunk + 1) + row) * block; }
+  static int64_t spaced(int64_t block) { return block + 16; }
+  float* potential(int level, int64_t row) const { return f + (level * (chunk + 1) + row) * stride; }
 };
 
 // The potentials of K levels again, those of step t into row r + 1. Not inlined: once for all surrogates.
@@ -268,7 +273,7 @@ __attribute__((noinline)) void recompute_as(const Scan& a, int64_t k, int64_t r,
     last_fire_at[j] = r == 0 ? __builtin_inff() : a.fire_at[k + j];
     last[j] = rows.potential(j, r), f[j] = rows.potential(j, r + 1);
   });
-  float* before = rows.h + (r + 1) * rows.block;
+  float* before = rows.h + (r + 1) * rows.stride;
   const auto step = [=](int64_t i) ALWAYS_INLINE {
     const float current = gain * load(u, i);
     each_level<K>([&](int j) ALWAYS_INLINE {
@@ -310,13 +315,16 @@ struct ConstantSums {
   double decay = 0, gain = 0, scale = 0;
 };
 
-// One step back of K levels: dL/dh in, gradients of u and of the potential before out. `emit(i, g)` takes dL/du. With
-// `masked`, a hard reset that is no part of the gradient, spikes cut what came from later, and nothing else.
-template <class T, Surrogate kind, bool rectified, bool learn, bool masked, int K, class S, class Emit>
+// How the gradient of a potential passes the reset behind it: as the settings say, or, with less arithmetic, a reset to 0
+// and one that is no part of the gradient, where spikes cut what came from later and nothing else.
+enum class Through { any, zero, cut };
+
+// One step back of K levels: dL/dh in, gradients of u and of the potential before out. `emit(i, g)` takes dL/du.
+template <class T, Surrogate kind, bool rectified, bool learn, Through through, int K, class S, class Emit>
 inline void step_back(const ScanBackward& a, int64_t k, int64_t t, int64_t r, int64_t i0, int64_t n, const BackwardRows& rows, S u, const Soon<T>& soon, ConstantSums& sums, const Emit& emit) {
   static_assert(K == 1 || !(rectified || learn));
   const float decay = a.decay, gain = a.gain, scale = a.scale, rest = a.v_rest, p = a.p, q = a.q;
-  const float hard = masked || a.hard ? 1.f : 0.f, attached = a.detach_reset ? 0.f : 1.f;
+  const float hard = through != Through::any || a.hard ? 1.f : 0.f, attached = a.detach_reset ? 0.f : 1.f;
   // d(potential after the reset) / d(spike) is attached (hard (rest - f) - (1 - hard) threshold) = slope f + offset.
   const float reset_slope = -attached * hard;
   const T* grad_s = static_cast<const T*>(a.grad_spikes) + t * a.size + i0;
@@ -329,7 +337,7 @@ inline void step_back(const ScanBackward& a, int64_t k, int64_t t, int64_t r, in
     if constexpr (kind == Surrogate::slope) slope[j] = slope_row(a, k + j, t, i0, n, f[j], rows.slope + j * rows.block);
   });
   const float last_fire_at = r == 0 ? __builtin_inff() : fire_at[0];
-  const float *before = rows.h + (r + 1) * rows.block, *last = rows.potential(0, r);
+  const float *before = rows.h + (r + 1) * rows.stride, *last = rows.potential(0, r);
   float row_decay = 0, row_gain = 0, row_scale = 0;
   // By value, as in `fire`.
   const auto step = [=](int64_t i, float& row_decay, float& row_gain, float& row_scale) ALWAYS_INLINE {
@@ -341,8 +349,10 @@ inline void step_back(const ScanBackward& a, int64_t k, int64_t t, int64_t r, in
       const float f_now = f[j][i];
       const bool fired = f_now >= fire_at[j];
       float grad;
-      if constexpr (masked) {
+      if constexpr (through == Through::cut) {
         grad = fused(g, d, fired ? 0.f : carried[j][i]);
+      } else if constexpr (through == Through::zero) {
+        grad = fused(d, fused(-f_now, carried[j][i], g), fired ? 0.f : carried[j][i]);
       } else {
         const float through_reset = fused(reset_slope, f_now, reset_offset[j]), keep = fired ? 1.f - hard : 1.f;
         grad = fused(carried[j][i], fused(through_reset, d, keep), g * d);
@@ -380,13 +390,14 @@ inline void step_back(const ScanBackward& a, int64_t k, int64_t t, int64_t r, in
 }
 
 // The backward pass of every neuron here is a linear scan in reverse; potentials are computed again from x, in cache.
-template <class T, Surrogate kind, bool rectified, bool learn, bool masked, int K>
+template <class T, Surrogate kind, bool rectified, bool learn, Through through, int K>
 int backward(const ScanBackward& a) {
-  const int64_t levels = a.levels, rows_count = BackwardRows::count(a, K), C = a.layout.channels;
-  // The rows of a block stay in the first cache; where they are many, in the second one, lest they get short.
+  const int64_t levels = a.levels, rows_count = BackwardRows(a, K, nullptr, 0).count, C = a.layout.channels;
+  // The rows of a block stay in the first cache; where they are many, in the second one, lest they get short: every row
+  // begins in another page of memory.
   const int64_t near = block_size(rows_count * 4, (levels > 1 ? 64 : 32) << 10, 2048);
-  const int64_t budget = near < 256 ? block_size(rows_count * 4, 192 << 10, 256) : near;
-  const int64_t block = a.factor ? whole_periods(a.layout, budget) : budget;
+  const int64_t budget = near < 512 ? block_size(rows_count * 4, 320 << 10, 1024) : near;
+  const int64_t block = a.factor ? whole_periods(a.layout, budget) : even_block(a.size, budget);
   const bool normed = a.grad_norm != nullptr, fixed = normed && repeats(a.layout, block);
   // A fixed number of groups of blocks, each with sums of its own, added in order: the result does not depend on the
   // number of threads.
@@ -404,97 +415,99 @@ int backward(const ScanBackward& a) {
     if (!a.sum_steps && !past_caches) soon.write(static_cast<const T*>(a.grad_u) + place);
   };
   const int failed = for_groups(
-      blocks, groups, rows_count * block * 4, a.threads, a.steps * a.size < FEW,
+      blocks, groups, rows_count * BackwardRows::spaced(block) * 4, a.threads, a.steps * a.size < FEW,
       [&](int64_t group, int64_t first, int64_t last, float* scratch) {
         const BackwardRows rows(a, K, scratch, block);
         Currents<T> currents(a, rows.currents, block);
         double* mine = partial ? partial + group * partial_size : nullptr;
         double* norm_sums = mine + (learn ? 3 : 0);
-        if (normed) std::memset(rows.pass, 0, 2 * block * 4);
+        if (normed) std::memset(rows.pass, 0, block * 4), std::memset(rows.pass_x, 0, block * 4);
         ConstantSums sums;
+        // Step t back of K levels from k on, in the chunk that begins with step t0.
+        const auto back = [&](int64_t k, int64_t t, int64_t t0, int64_t i0, int64_t n) {
+          Soon<T> soon;
+          const int64_t later = ahead - 1 - (t - t0);
+          if (later < 0)
+            needed(t - ahead, i0, soon);
+          else if (t0 > 0)
+            currents.needed(t0 - a.chunk + later, false, soon);
+          else
+            currents.needed(smaller(last_start + later, a.steps - 1), true, soon);
+          T* to = static_cast<T*>(a.grad_u) + (a.sum_steps ? 0 : t * a.size) + i0;
+          T* out = past_caches ? reinterpret_cast<T*>(rows.over_steps) : to;
+          const T* x = static_cast<const T*>(a.x) + t * a.x_stride + i0;
+          const T* grad_sum = a.grad_sum ? static_cast<const T*>(a.grad_sum) + t * a.size + i0 : nullptr;
+          const auto run = [&](const auto& emit) {
+            const auto step = [&](auto u) { step_back<T, kind, rectified, learn, through, K>(a, k, t, t - t0, i0, n, rows, u, soon, sums, emit); };
+            if (learn && a.factor)
+              step(currents.row(t));
+            else
+              step(x);
+          };
+          float *pass = rows.pass, *pass_x = rows.pass_x;
+          const auto summed = [=](int64_t i, float g) ALWAYS_INLINE {
+            pass[i] += g;
+            pass_x[i] += g * load(x, i);
+          };
+          if (levels == K && !a.sum_steps && !normed && !grad_sum) {
+            run([=](int64_t i, float g) ALWAYS_INLINE { store(out, i, g); });
+            if (past_caches) stream(to, out, n);
+            return;
+          }
+          if (levels == K && !a.sum_steps && normed && !grad_sum) {
+            run([=](int64_t i, float g) ALWAYS_INLINE { store(out, i, g), summed(i, g); });
+            if (past_caches) stream(to, out, n);
+            return;
+          }
+          float* g_row = rows.total + (levels == K ? 0 : t) * block;
+          if (k == 0) std::memset(g_row, 0, n * 4);
+          run([=](int64_t i, float g) ALWAYS_INLINE { g_row[i] += g; });
+          if (k < levels - K) return;
+          if (grad_sum)
+            for (int64_t i = 0; i < n; i++) g_row[i] += load(grad_sum, i);
+          if (normed) {
+#pragma omp simd
+            for (int64_t i = 0; i < n; i++) summed(i, g_row[i]);
+          }
+          if (!a.sum_steps) {
+            for (int64_t i = 0; i < n; i++) store(out, i, g_row[i]);
+            if (past_caches) stream(to, out, n);
+          } else {
+            float* sum = rows.over_steps;
+            if (t == a.steps - 1)
+              for (int64_t i = 0; i < n; i++) sum[i] = g_row[i];
+            else
+              for (int64_t i = 0; i < n; i++) sum[i] += g_row[i];
+            if (t == 0)
+              for (int64_t i = 0; i < n; i++) store(out, i, sum[i]);
+          }
+        };
         for (int64_t i0 = first * block; i0 < smaller(last * block, a.size); i0 += block) {
           const int64_t n = smaller(block, a.size - i0);
           currents.enter(i0, n);
-          const T* inputs = static_cast<const T*>(a.x) + i0;
           for (int64_t k = 0; k < levels; k += K) {
             each_level<K>([&](int j) {
               float* carried = rows.carried + j * block;
               const int64_t place = (k + j) * a.size + i0;
               for (int64_t i = 0; i < n; i++) carried[i] = a.grad_v_out ? a.grad_v_out[place + i] : 0.f;
             });
-            for (int64_t t = a.steps - 1, t0 = a.steps; t >= 0; t--) {
-              if (t < t0) {
-                t0 = t / a.chunk * a.chunk;
-                each_level<K>([&](int j) {
-                  float* f = rows.potential(j, 0);
-                  const float* v = t0 > 0 ? a.starts + (t0 / a.chunk - 1) * levels * a.size : a.v;
-                  for (int64_t i = 0; i < n; i++) f[i] = v ? v[(k + j) * a.size + i0 + i] : a.v_rest;
-                });
-                for (int64_t again = t0; again <= t; again++) {
-                  Soon<T> soon;
-                  if (again + ahead <= t)
-                    currents.needed(again + ahead, false, soon);
-                  else
-                    needed(larger(t + t + 1 - again - ahead, t0), i0, soon);
-                  currents.at(again, levels > K, [&](auto u) { recompute<K, rectified>(a, k, again - t0, n, u, rows, soon); });
-                }
-              }
-              Soon<T> soon;
-              const int64_t later = ahead - 1 - (t - t0);
-              if (later < 0)
-                needed(t - ahead, i0, soon);
-              else if (t0 > 0)
-                currents.needed(t0 - a.chunk + later, false, soon);
-              else
-                currents.needed(smaller(last_start + later, a.steps - 1), true, soon);
-              T* to = static_cast<T*>(a.grad_u) + (a.sum_steps ? 0 : t * a.size) + i0;
-              T* out = past_caches ? reinterpret_cast<T*>(rows.over_steps) : to;
-              const T* x = inputs + t * a.x_stride;
-              const T* grad_sum = a.grad_sum ? static_cast<const T*>(a.grad_sum) + t * a.size + i0 : nullptr;
-              const auto back = [&](const auto& emit) {
-                const auto step = [&](auto u) { step_back<T, kind, rectified, learn, masked, K>(a, k, t, t - t0, i0, n, rows, u, soon, sums, emit); };
-                if (learn && a.factor)
-                  step(currents.row(t));
+            for (int64_t t0 = last_start; t0 >= 0; t0 -= a.chunk) {
+              const int64_t t1 = smaller(t0 + a.chunk, a.steps);
+              each_level<K>([&](int j) {
+                float* f = rows.potential(j, 0);
+                const float* v = t0 > 0 ? a.starts + (t0 / a.chunk - 1) * levels * a.size : a.v;
+                for (int64_t i = 0; i < n; i++) f[i] = v ? v[(k + j) * a.size + i0 + i] : a.v_rest;
+              });
+              for (int64_t t = t0; t < t1; t++) {
+                Soon<T> soon;
+                if (t + ahead < t1)
+                  currents.needed(t + ahead, false, soon);
                 else
-                  step(x);
-              };
-              float *pass = rows.pass, *pass_x = rows.pass_x;
-              const auto summed = [=](int64_t i, float g) ALWAYS_INLINE {
-                pass[i] += g;
-                pass_x[i] += g * load(x, i);
-              };
-              if (levels == K && !a.sum_steps && !normed && !grad_sum) {
-                back([=](int64_t i, float g) ALWAYS_INLINE { store(out, i, g); });
-                if (past_caches) stream(to, out, n);
-                continue;
+                  needed(larger(2 * t1 - 1 - t - ahead, t0), i0, soon);
+                currents.at(t, levels > K, [&](auto u) { recompute<K, rectified>(a, k, t - t0, n, u, rows, soon); });
               }
-              if (levels == K && !a.sum_steps && normed && !grad_sum) {
-                back([=](int64_t i, float g) ALWAYS_INLINE { store(out, i, g), summed(i, g); });
-                if (past_caches) stream(to, out, n);
-                continue;
-              }
-              float* g_row = rows.total + (levels == K ? 0 : t) * block;
-              if (k == 0) std::memset(g_row, 0, n * 4);
-              back([=](int64_t i, float g) ALWAYS_INLINE { g_row[i] += g; });
-              if (k < levels - K) continue;
-              if (grad_sum)
-                for (int64_t i = 0; i < n; i++) g_row[i] += load(grad_sum, i);
-              if (normed) {
-#pragma omp simd
-                for (int64_t i = 0; i < n; i++) summed(i, g_row[i]);
-              }
-              if (!a.sum_steps) {
-                for (int64_t i = 0; i < n; i++) store(out, i, g_row[i]);
-                if (past_caches) stream(to, out, n);
-              } else {
-                float* sum = rows.over_steps;
-                if (t == a.steps - 1)
-                  for (int64_t i = 0; i < n; i++) sum[i] = g_row[i];
-                else
-                  for (int64_t i = 0; i < n; i++) sum[i] += g_row[i];
-                if (t == 0)
-                  for (int64_t i = 0; i < n; i++) store(out, i, sum[i]);
-              }
+              const NoSubnormals none;
+              for (int64_t t = t1 - 1; t >= t0; t--) back(k, t, t0, i0, n);
             }
             if (a.grad_v)
               each_level<K>([&](int j) {
@@ -523,17 +536,19 @@ int backward(const ScanBackward& a) {
 
 template <class T, Surrogate kind>
 int backward_of(const ScanBackward& a) {
-  const bool masked = a.hard && a.detach_reset;
-  if (a.rectified) return backward<T, kind, true, true, false, 1>(a);
-  if (a.grad_constants) return masked ? backward<T, kind, false, true, true, 1>(a) : backward<T, kind, false, true, false, 1>(a);
-  if (a.levels == 3) return backward<T, kind, false, false, false, 3>(a);
-  return masked ? backward<T, kind, false, false, true, 1>(a) : backward<T, kind, false, false, false, 1>(a);
+  const bool cut = a.hard && a.detach_reset, zero = a.hard && !a.detach_reset && a.v_rest == 0.f;
+  if (a.rectified) return backward<T, kind, true, true, Through::any, 1>(a);
+  if (a.grad_constants)
+    return cut ? backward<T, kind, false, true, Through::cut, 1>(a) : backward<T, kind, false, true, Through::any, 1>(a);
+  if (a.levels == 3)
+    return zero ? backward<T, kind, false, false, Through::zero, 3>(a) : backward<T, kind, false, false, Through::any, 3>(a);
+  return cut ? backward<T, kind, false, false, Through::cut, 1>(a) : backward<T, kind, false, false, Through::any, 1>(a);
 }
 
 // The surrogates of the papers' neurons by themselves, all others by a row of derivatives.
 template <class T>
 int backward_of(const ScanBackward& a) {
-  if (a.steps > a.chunk && a.starts == nullptr) return -2;
+  if (a.steps > a.chunk && a.size > 0 && a.starts == nullptr) return -2;
   switch (a.surrogate) {
     case Surrogate::rational: return backward_of<T, Surrogate::rational>(a);
     case Surrogate::rectangle: return backward_of<T, Surrogate::rectangle>(a);

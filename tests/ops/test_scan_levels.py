@@ -88,7 +88,7 @@ def compare(
             assert (fast[key] - slow[key]).abs() <= 2e-6 * size, key
 
 
-@pytest.mark.parametrize("T", [1, 2, 7, 33])
+@pytest.mark.parametrize("T", [1, 2, 7, 70])
 @pytest.mark.parametrize("carried", [False, True], ids=["rest", "state"])
 @pytest.mark.parametrize("detach", [True, False], ids=["detached", "attached"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
@@ -104,7 +104,7 @@ def test_levels(native: Any, tracks: Any, name: str, dtype: torch.dtype, detach:
             )  # fmt: skip
 
 
-@pytest.mark.parametrize("T", [1, 2, 7, 33])
+@pytest.mark.parametrize("T", [1, 2, 7, 70])
 @pytest.mark.parametrize("carried", [False, True], ids=["rest", "state"])
 @pytest.mark.parametrize("v_reset", [0.0, -0.3, 0.2, None])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])

@@ -1,5 +1,5 @@
-"""`ops.scan` in native kernels: what autograd keeps is the input; the backward pass computes the potentials again, of long
-scans from the potentials kept every 32 steps."""
+"""`ops.scan` in native kernels: what autograd keeps is the input, and of long scans the potentials every 32 steps; the
+backward pass computes the others again."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ Numbers = tuple[float, ...]
 """Thresholds, reset and surrogate of a scan, as a custom op can take them."""
 
 CHUNK = 32
-"""Steps whose potentials the backward pass of a long scan has at a time."""
+"""Most steps whose potentials the backward pass has at a time."""
 
 NO_NORM = {"channels": 1, "inner": 1, "factor": 0, "shift": 0, "residual": 0}
 
@@ -76,16 +76,10 @@ def as_tensor(value: Constant) -> Tensor:
     return value if isinstance(value, Tensor) else _fixed(float(value))
 
 
-def chunk_of(steps: int) -> int:
-    """Steps to a chunk: all of them, unless they are so many that the rows of a block would leave the caches."""
-    return steps if steps <= 2 * CHUNK else CHUNK
-
-
 def starts_like(levels: int, spikes: Tensor) -> Tensor | None:
     """Room for the potentials with which all chunks but the first begin, [(chunks - 1) levels, N, ...]."""
-    steps = spikes.shape[0]
-    chunks = -(-steps // max(1, chunk_of(steps)))
-    return rows_like(levels * (chunks - 1), spikes[0], torch.float32) if chunks > 1 else None
+    later = (spikes.shape[0] - 1) // CHUNK
+    return rows_like(levels * later, spikes[0], torch.float32) if later > 0 else None
 
 
 def charge_fields(decay: Tensor, gain: Tensor, scale: Tensor | None) -> dict[str, Any]:
@@ -101,7 +95,7 @@ def _prepare(
 ) -> tuple[Tensor, Tensor | None, Firing, dict[str, Any]]:
     x, a = dense(x), firing(tuple(numbers))
     v = None if v is None else ordered(v, rows_like(a.levels, like(x, x.dtype)[0], v.dtype))
-    fields = {**steps_of(x), "chunk": chunk_of(x.shape[0]), **NO_NORM, "v": pointer(v)}
+    fields = {**steps_of(x), "chunk": min(x.shape[0], CHUNK), **NO_NORM, "v": pointer(v)}
     return x, v, a, {**fields, **charge_fields(decay, gain, scale), **a.forward}
 
 
