@@ -244,7 +244,7 @@ def _fake_backward(grad_spikes: Any, grad_sum: Any, grad_last: Any, x: Tensor, r
     return grad_x, grad_residual, grad_v, per_channel, torch.empty_like(per_channel), constants
 
 
-def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Any, ...]) -> None:
     x, residual, add, v, weight, bias, mean, _, decay, gain, *ctx.settings, return_sum, return_v = inputs
     _, total, last, batch_mean, batch_variance, starts = output
     ctx.frozen, ctx.added = mean is not None, add is not None

@@ -78,8 +78,8 @@ def as_tensor(value: Constant) -> Tensor:
 
 def starts_like(levels: int, spikes: Tensor) -> Tensor | None:
     """Room for the potentials with which all chunks but the first begin, [(chunks - 1) levels, N, ...]."""
-    later = (spikes.shape[0] - 1) // CHUNK
-    return rows_like(levels * later, spikes[0], torch.float32) if later > 0 else None
+    steps = spikes.shape[0]
+    return rows_like((steps - 1) // CHUNK * levels, spikes[0], torch.float32) if steps > CHUNK else None
 
 
 def charge_fields(decay: Tensor, gain: Tensor, scale: Tensor | None) -> dict[str, Any]:
@@ -113,9 +113,10 @@ def _forward(
     spikes = fresh(x, x.dtype)
     last = rows_like(a.levels, spikes[0], torch.float32) if return_v else None
     starts = starts_like(a.levels, spikes)
-    dispatch.native.scan_forward(
-        **fields, spikes=spikes.data_ptr(), sum=0, add=0, v_out=pointer(last), potentials=0, starts=pointer(starts)
+    fields.update(
+        spikes=spikes.data_ptr(), sum=0, add=0, v_out=pointer(last), potentials=0, starts=pointer(starts)
     )  # fmt: skip
+    dispatch.native.scan_forward(fields)
     return spikes, last, starts
 
 
@@ -164,11 +165,12 @@ def _backward(
         grad_v = None if v is None else states
     slope = None if slope is None else ordered(slope, rows_like(a.levels, grad_x, torch.float32), torch.float32)
     constants = x.new_empty(3, dtype=torch.float64) if learn else None
-    dispatch.native.scan_backward(
-        **fields, **a.backward, grad_spikes=grad_spikes.data_ptr(), grad_sum=0, grad_v_out=pointer(grad_last),
+    fields.update(
+        a.backward, grad_spikes=grad_spikes.data_ptr(), grad_sum=0, grad_v_out=pointer(grad_last),
         starts=pointer(starts), slope=pointer(slope), grad_u=grad_x.data_ptr(), sum_steps=False, grad_v=pointer(grad_v),
         grad_constants=pointer(constants), grad_norm=0,
     )  # fmt: skip
+    dispatch.native.scan_backward(fields)
     return grad_x, grad_v, constants
 
 
@@ -184,8 +186,9 @@ def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor | None
     _, last, starts = output
     ctx.save_for_backward(*tensors, starts)
     ctx.set_materialize_grads(False)
-    unwanted = [t for t, wanted in ((last, return_v), (starts, False)) if t is not None and not wanted]
-    ctx.mark_non_differentiable(*unwanted)
+    unwanted = [t for t in (None if return_v else last, starts) if t is not None]
+    if unwanted:
+        ctx.mark_non_differentiable(*unwanted)
 
 
 def _differentiate(ctx: Any, grad_spikes: Tensor | None, grad_last: Tensor | None, _: None) -> tuple[Any, ...]:
