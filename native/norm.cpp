@@ -1,4 +1,6 @@
 // Batch statistics, and the last pass of a normalisation's gradient.
+#include <type_traits>
+
 #include "level.hpp"
 
 namespace spikeloom {
@@ -25,16 +27,23 @@ int moments(const Moments& a) {
     for (int64_t i0 = first * block; i0 < smaller(last * block, a.size); i0 += block) {
       const int64_t n = smaller(block, a.size - i0);
       if (!fixed) spread(a.layout, i0, n, pivots, pivot);
-      for (int64_t t = 0; t < a.steps; t++) {
-        const T* x = static_cast<const T*>(a.x) + t * a.x_stride + i0;
+      const auto add = [&](auto both, int64_t t) {
+        constexpr bool two = both;
+        const T *x = static_cast<const T*>(a.x) + t * a.x_stride + i0, *next = x + a.x_stride;
         Soon<T> soon;
         soon.read(x + block);
+        if (two) soon.read(next + block);
         each_in_pieces(n, soon, [=](int64_t i) ALWAYS_INLINE {
-          const float d = load(x, i) - pivot[i];
-          sum[i] += d;
-          squares[i] += d * d;
+          float d = load(x, i) - pivot[i], total = d, square = d * d;
+          if constexpr (two) d = load(next, i) - pivot[i], total += d, square += d * d;
+          sum[i] += total;
+          squares[i] += square;
         });
-      }
+      };
+      // Two steps at a time share the sums' loads and stores.
+      int64_t t = 0;
+      for (; t + 2 <= a.steps; t += 2) add(std::true_type(), t);
+      if (t < a.steps) add(std::false_type(), t);
       if (!fixed || (i0 / block - first) % 16 == 15) {
         gather(a.layout, i0, n, sum, mine);
         gather(a.layout, i0, n, squares, mine + C);
