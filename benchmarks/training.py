@@ -19,6 +19,7 @@ import copy
 import json
 import subprocess
 import sys
+import time
 from collections import defaultdict
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
@@ -36,7 +37,7 @@ from spikeloom.encode import repeat
 from spikeloom.layers import BatchNorm, Conv2d, GlobalAvgPool, Linear, NormSpike, SEWBlock, basic_branch
 from spikeloom.memory import keep_memory
 from spikeloom.neurons import LIF
-from spikeloom.ops import backend
+from spikeloom.ops import backend, dispatch
 from spikeloom.train.checkpoint import write_json
 from spikeloom.train.losses import sdt
 from spikeloom.train.run import environment
@@ -202,6 +203,45 @@ def split(step: Callable[[], None]) -> dict[str, float]:
     return {kind: round(found[kind], 1) for kind in (*KINDS, "other")}
 
 
+class Clock:
+    """The native kernels, with the seconds that their calls take, by name."""
+
+    def __init__(self, native: Any):
+        self._native, self.seconds = native, defaultdict[str, float](float)
+
+    def __getattr__(self, name: str) -> Any:
+        call = getattr(self._native, name)
+
+        def timed(*arguments: Any, **fields: Any) -> Any:
+            start = time.perf_counter()
+            try:
+                return call(*arguments, **fields)
+            finally:
+                self.seconds[name] += time.perf_counter() - start
+
+        return timed
+
+
+NATIVE = {"convolution": ("conv_", "depthwise_"), "norm + neuron": ("scan_", "moments", "affine")}
+
+
+def native_split(step: Callable[[], None], steps: int = 3) -> dict[str, float]:
+    """Milliseconds of one step inside our kernels by kind, which a profiler's own work does not add to."""
+    native = dispatch.native
+    dispatch.native = clock = Clock(native)
+    try:
+        step()
+        clock.seconds.clear()
+        for _ in range(steps):
+            step()
+    finally:
+        dispatch.native = native
+    return {
+        kind: round(1e3 * sum(s for name, s in clock.seconds.items() if name.startswith(names)) / steps, 1)
+        for kind, names in NATIVE.items()
+    }
+
+
 def peak_memory(network: str, contender: str, precision: str) -> float:
     """Megabytes that three steps add to the resident set of a new process."""
     words = [sys.executable, __file__, network, "--precision", precision, "--only", contender]
@@ -245,6 +285,8 @@ def measure(network: str, precision: str, contenders: tuple[str, ...], repeats: 
     eager = [name for name in steps if name != COMPILED]
     for name in eager:
         row |= {f"{name}_{kind}_ms": value for kind, value in split(steps[name]).items()}
+    if "ours" in steps and dispatch.native is not None:
+        row |= {f"native_{kind}_ms": value for kind, value in native_split(steps["ours"]).items()}
     row |= {f"{name}_peak_MB": round(peak_memory(network, name, precision)) for name in eager}
     return row
 

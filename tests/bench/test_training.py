@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import pytest
 import torch
@@ -62,3 +63,10 @@ def test_a_row_says_what_cannot_be_compiled(tiny: ModuleType, fails: bool, monke
     else:
         assert row[f"{tiny.COMPILED}_ms"] > 0
         assert row[f"ours_to_{tiny.COMPILED}"] > 0
+
+
+def test_a_clock_around_native_calls(tiny: ModuleType, native: Any) -> None:
+    found = tiny.native_split(tiny.step_of("tiny", "ours", "fp32"), 1)
+    assert found["norm + neuron"] > 0
+    assert tiny.dispatch.native is native
+    assert not any(tiny.native_split(tiny.step_of("tiny", "relu", "fp32"), 1).values()), "the rival has none of ours"
