@@ -244,7 +244,7 @@ struct BackwardRows {
 
   BackwardRows(const ScanBackward& a, int64_t K, float* rows, int64_t block) : block(block), stride(spaced(block)), chunk(a.chunk) {
     const auto take = [&](bool wanted, int64_t n) {
-      float* first = rows + (wanted ? count * stride : 0);
+      float* first = rows == nullptr ? nullptr : rows + (wanted ? count * stride : 0);  // null: only counted
       count += wanted ? n : 0;
       return first;
     };
