@@ -261,7 +261,7 @@ struct BackwardRows {
   float* potential(int level, int64_t row) const { return f + (level * (chunk + 1) + row) * stride; }
 };
 
-// The potentials of K levels again, those of step t into row r + 1. Not inlined: once for all surrogates.
+// The potentials of K levels again, those of the chunk's step r into row r + 1. Not inlined: once for all surrogates.
 template <int K, Reset reset, bool rectified, class S, class T>
 __attribute__((noinline)) void recompute_as(const Scan& a, int64_t k, int64_t r, int64_t n, S u, const BackwardRows& rows, const Soon<T>& soon) {
   const float decay = a.decay, gain = a.gain, scale = a.scale, rest = a.v_rest;

@@ -5,7 +5,8 @@
 
 Forward reads X twice, for the statistics and for the scan, and writes spikes. Backward computes the potentials again:
 one pass writes dL/dU and sums it and dL/dU X by channel, a second one makes dL/dX of these in place. Kept are X, the
-residual and the statistics. The definition is the composition of norm, sum and neuron in `layers.NormSpike`.
+residual, the statistics, and of long scans the potentials every 32 steps. The definition is the composition of norm,
+sum and neuron in `layers.NormSpike`.
 """
 
 from __future__ import annotations
