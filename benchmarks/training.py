@@ -38,6 +38,7 @@ from spikeloom.layers import BatchNorm, Conv2d, GlobalAvgPool, Linear, NormSpike
 from spikeloom.memory import keep_memory
 from spikeloom.neurons import LIF
 from spikeloom.ops import backend, dispatch
+from spikeloom.ops.scan_native import bound
 from spikeloom.train.checkpoint import write_json
 from spikeloom.train.losses import sdt
 from spikeloom.train.run import environment
@@ -211,7 +212,11 @@ class Clock:
 
     def __getattr__(self, name: str) -> Any:
         call = getattr(self._native, name)
+        if name.startswith("bound_"):
+            return lambda *fields: self._timed(name.removeprefix("bound_"), call(*fields))
+        return self._timed(name, call)
 
+    def _timed(self, name: str, call: Any) -> Any:
         def timed(*arguments: Any, **fields: Any) -> Any:
             start = time.perf_counter()
             try:
@@ -229,6 +234,7 @@ def native_split(step: Callable[[], None], steps: int = 3) -> dict[str, float]:
     """Milliseconds of one step inside our kernels by kind, which a profiler's own work does not add to."""
     native = dispatch.native
     dispatch.native = clock = Clock(native)
+    bound.cache_clear()  # kernels that were bound without the clock
     try:
         step()
         clock.seconds.clear()
@@ -236,6 +242,7 @@ def native_split(step: Callable[[], None], steps: int = 3) -> dict[str, float]:
             step()
     finally:
         dispatch.native = native
+        bound.cache_clear()
     return {
         kind: round(1e3 * sum(s for name, s in clock.seconds.items() if name.startswith(names)) / steps, 1)
         for kind, names in NATIVE.items()

@@ -60,33 +60,58 @@ constexpr const char* last_part(const char* path) {
   return last;
 }
 
-// Fills a struct from a dict or keyword arguments; every field must be given and every argument used.
+template <class Field>
+void set(void* field, nb::handle value) {
+  if constexpr (std::is_pointer_v<Field>) {
+    *static_cast<Field*>(field) = reinterpret_cast<Field>(nb::cast<uintptr_t>(value));
+  } else if constexpr (std::is_enum_v<Field>) {
+    *static_cast<Field*>(field) = static_cast<Field>(nb::cast<int>(value));
+  } else {
+    *static_cast<Field*>(field) = nb::cast<Field>(value);
+  }
+}
+
+// A field that every call of a bound kernel sets.
+struct Late {
+  std::string name;
+  void (*set)(void*, nb::handle) = nullptr;
+  size_t offset = 0;
+};
+
+// Fills a struct from a dict; every field must be given or come late, and every argument and late name be a field's.
 class Reader {
  public:
-  explicit Reader(const nb::dict& values) : values_(values) {}
+  Reader(const nb::dict& values, void* arguments, std::vector<Late>& late)
+      : values_(values), arguments_(arguments), late_(late) {}
 
   // The name is an interned Python string.
   template <class Field>
   void operator()(PyObject* name, Field& field) {
-    PyObject* found = PyDict_GetItemWithError(values_.ptr(), name);
-    if (found == nullptr) throw std::invalid_argument("missing argument " + nb::cast<std::string>(nb::handle(name)));
-    const nb::handle value(found);
-    if constexpr (std::is_pointer_v<Field>) {
-      field = reinterpret_cast<Field>(nb::cast<uintptr_t>(value));
-    } else if constexpr (std::is_enum_v<Field>) {
-      field = static_cast<Field>(nb::cast<int>(value));
-    } else {
-      field = nb::cast<Field>(value);
+    if (PyObject* found = PyDict_GetItemWithError(values_.ptr(), name)) {
+      set<Field>(&field, found);
+      used_++;
+      return;
     }
-    used_++;
+    const auto text = nb::cast<std::string>(nb::handle(name));
+    for (Late& one : late_)
+      if (one.name == text) {
+        one.set = &set<Field>;
+        one.offset = static_cast<size_t>(reinterpret_cast<char*>(&field) - static_cast<char*>(arguments_));
+        return;
+      }
+    throw std::invalid_argument("missing argument " + text);
   }
 
   void finish() const {
-    if (used_ != values_.size()) throw std::invalid_argument("unknown argument");
+    bool known = used_ == values_.size();
+    for (const Late& one : late_) known = known && one.set != nullptr;
+    if (!known) throw std::invalid_argument("unknown argument");
   }
 
  private:
   const nb::dict& values_;
+  void* arguments_;
+  std::vector<Late>& late_;
   size_t used_ = 0;
 };
 
@@ -226,18 +251,47 @@ void read(Reader& r, EventAttention& a) {
 #undef READ
 
 template <class Arguments>
-void bind(nb::module_& m, const char* name, int (*Kernels::*kernel)(const Arguments&)) {
-  const auto run = [kernel](const nb::dict& values) {
-    Arguments a;
-    Reader reader(values);
-    read(reader, a);
-    reader.finish();
-    nb::gil_scoped_release release;
-    check((active->*kernel)(a));
-  };
-  // A dict as it is costs half of what as many keyword arguments cost.
-  m.def(name, run);
-  m.def(name, [run](const nb::kwargs& values) { run(values); });
+using Kernel = int (*Kernels::*)(const Arguments&);
+
+template <class Arguments>
+void run(Kernel<Arguments> kernel, const Arguments& a) {
+  nb::gil_scoped_release release;
+  check((active->*kernel)(a));
+}
+
+template <class Arguments>
+Arguments arguments(const nb::dict& values, std::vector<Late>& late) {
+  Arguments a;
+  Reader reader(values, &a, late);
+  read(reader, a);
+  reader.finish();
+  return a;
+}
+
+template <class Arguments>
+void bind(nb::module_& m, const char* name, Kernel<Arguments> kernel) {
+  m.def(name, [kernel](const nb::kwargs& values) {
+    std::vector<Late> none;
+    run(kernel, arguments<Arguments>(values, none));
+  });
+}
+
+// For kernels of small layers, where reading forty arguments takes longer than the kernel: what stays the same from call
+// to call is read once, and the function that comes back takes the rest in the order of `late`.
+template <class Arguments>
+void bind_once(nb::module_& m, const char* name, Kernel<Arguments> kernel) {
+  m.def(name, [kernel](const nb::dict& values, const std::vector<std::string>& late) {
+    std::vector<Late> rest;
+    for (const std::string& one : late) rest.push_back({one});
+    const auto fixed = arguments<Arguments>(values, rest);
+    return nb::cpp_function([kernel, fixed, rest](const nb::args& given) {
+      if (given.size() != rest.size()) throw std::invalid_argument("a bound kernel takes its late arguments, all of them");
+      Arguments a = fixed;
+      size_t i = 0;
+      for (const Late& one : rest) one.set(reinterpret_cast<char*>(&a) + one.offset, given[i++]);
+      run(kernel, a);
+    });
+  });
 }
 
 }  // namespace
@@ -269,6 +323,8 @@ NB_MODULE(_native, m) {
   });
   bind(m, "scan_forward", &Kernels::scan_forward);
   bind(m, "scan_backward", &Kernels::scan_backward);
+  bind_once(m, "bound_scan_forward", &Kernels::scan_forward);
+  bind_once(m, "bound_scan_backward", &Kernels::scan_backward);
   bind(m, "moments", &Kernels::moments);
   bind(m, "affine", &Kernels::affine);
   bind(m, "band_forward", &Kernels::band_forward);

@@ -319,11 +319,14 @@ struct ConstantSums {
 // and one that is no part of the gradient, where spikes cut what came from later and nothing else.
 enum class Through { any, zero, cut };
 
-// One step back of K levels: dL/dh in, gradients of u and of the potential before out. `emit(i, g)` takes dL/du.
+// One step back of K levels: `carried` holds dL/dh of the step after (behind the last step dL/dV, which no decay has
+// passed) and then of this one. `emit(i, g)` takes dL/du. The decay's gradient belongs to the step after, whose charge
+// begins with the potential that is known here.
 template <class T, Surrogate kind, bool rectified, bool learn, Through through, int K, class S, class Emit>
 inline void step_back(const ScanBackward& a, int64_t k, int64_t t, int64_t r, int64_t i0, int64_t n, const BackwardRows& rows, S u, const Soon<T>& soon, ConstantSums& sums, const Emit& emit) {
   static_assert(K == 1 || !(rectified || learn));
-  const float decay = a.decay, gain = a.gain, scale = a.scale, rest = a.v_rest, p = a.p, q = a.q;
+  const bool ends = t == a.steps - 1;
+  const float decay = ends ? 1.f : a.decay, gain = a.gain, scale = a.scale, rest = a.v_rest, p = a.p, q = a.q;
   const float hard = through != Through::any || a.hard ? 1.f : 0.f, attached = a.detach_reset ? 0.f : 1.f;
   // d(potential after the reset) / d(spike) is attached (hard (rest - f) - (1 - hard) threshold) = slope f + offset.
   const float reset_slope = -attached * hard;
@@ -336,8 +339,7 @@ inline void step_back(const ScanBackward& a, int64_t k, int64_t t, int64_t r, in
     f[j] = rows.potential(j, r + 1);
     if constexpr (kind == Surrogate::slope) slope[j] = slope_row(a, k + j, t, i0, n, f[j], rows.slope + j * rows.block);
   });
-  const float last_fire_at = r == 0 ? __builtin_inff() : fire_at[0];
-  const float *before = rows.h + (r + 1) * rows.stride, *last = rows.potential(0, r);
+  const float* before = rows.h + (r + 1) * rows.stride;
   float row_decay = 0, row_gain = 0, row_scale = 0;
   // By value, as in `fire`.
   const auto step = [=](int64_t i, float& row_decay, float& row_gain, float& row_scale) ALWAYS_INLINE {
@@ -348,26 +350,27 @@ inline void step_back(const ScanBackward& a, int64_t k, int64_t t, int64_t r, in
       if constexpr (kind == Surrogate::slope) d = slope[j][i]; else d = derivative<kind>(f[j][i] - threshold[j], p, q);
       const float f_now = f[j][i];
       const bool fired = f_now >= fire_at[j];
+      const float later = carried[j][i], grad_v = decay * later;
       float grad;
       if constexpr (through == Through::cut) {
-        grad = fused(g, d, fired ? 0.f : carried[j][i]);
+        grad = fused(g, d, fired ? 0.f : grad_v);
       } else if constexpr (through == Through::zero) {
-        grad = fused(d, fused(-f_now, carried[j][i], g), fired ? 0.f : carried[j][i]);
+        grad = fused(d, fused(-f_now, grad_v, g), fired ? 0.f : grad_v);
       } else {
         const float through_reset = fused(reset_slope, f_now, reset_offset[j]), keep = fired ? 1.f - hard : 1.f;
-        grad = fused(carried[j][i], fused(through_reset, d, keep), g * d);
+        grad = fused(grad_v, fused(through_reset, d, keep), g * d);
+      }
+      if constexpr (learn) {
+        const float v = fired ? (hard != 0.f ? rest : f_now - threshold[j]) : f_now;
+        row_decay = fused(later, v - rest, row_decay);
       }
       if constexpr (rectified) {
         grad = scale * before[i] > 0.f ? grad : 0.f;
         if constexpr (learn) row_scale += grad * before[i];
         grad *= scale;
       }
-      if constexpr (learn) {
-        const float v = last[i] >= last_fire_at ? (hard != 0.f ? rest : last[i] - threshold[0]) : last[i];
-        row_decay += grad * (v - rest);
-        row_gain += grad * load(u, i);
-      }
-      carried[j][i] = decay * grad;
+      if constexpr (learn) row_gain = fused(grad, load(u, i), row_gain);
+      carried[j][i] = grad;
       grad_u = j == 0 ? grad : grad_u + grad;
     });
     emit(i, gain * grad_u);
@@ -380,7 +383,7 @@ inline void step_back(const ScanBackward& a, int64_t k, int64_t t, int64_t r, in
       for (int64_t i = first; i < last; i++) step(i, decay_sum, gain_sum, scale_sum);
       row_decay += decay_sum, row_gain += gain_sum, row_scale += scale_sum;
     });
-    sums.decay += row_decay, sums.gain += row_gain, sums.scale += row_scale;
+    sums.decay += ends ? 0.f : row_decay, sums.gain += row_gain, sums.scale += row_scale;
   } else {
     each_in_pieces(n, soon, [=](int64_t i) ALWAYS_INLINE {
       float none = 0;
@@ -509,10 +512,17 @@ int backward(const ScanBackward& a) {
               const NoSubnormals none;
               for (int64_t t = t1 - 1; t >= t0; t--) back(k, t, t0, i0, n);
             }
-            if (a.grad_v)
-              each_level<K>([&](int j) {
-                std::memcpy(a.grad_v + (k + j) * a.size + i0, rows.carried + j * block, n * 4);
-              });
+            each_level<K>([&](int j) {
+              const float *carried = rows.carried + j * block, decay = a.decay, rest = a.v_rest;
+              const int64_t place = (k + j) * a.size + i0;
+              if (learn && a.v) {
+                double sum = 0;
+                for (int64_t i = 0; i < n; i++) sum += carried[i] * (a.v[place + i] - rest);
+                sums.decay += sum;
+              }
+              if (a.grad_v)
+                for (int64_t i = 0; i < n; i++) a.grad_v[place + i] = decay * carried[i];
+            });
           }
           if (normed && !fixed) {
             gather(a.layout, i0, n, rows.pass, norm_sums);

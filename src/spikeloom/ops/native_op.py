@@ -132,4 +132,9 @@ def _autograd_function(
     methods = {"forward": staticmethod(run), "backward": staticmethod(back)}
     function = type(name, (torch.autograd.Function,), methods)
     # Without what `Function.apply` does for transforms: there are none here.
-    return super(torch.autograd.Function, function).apply  # pyright: ignore[reportAttributeAccessIssue]
+    apply = super(torch.autograd.Function, function).apply  # pyright: ignore[reportAttributeAccessIssue]
+
+    def call(*inputs: Any) -> Any:
+        return apply(*inputs) if torch.is_grad_enabled() else forward(*inputs)
+
+    return call

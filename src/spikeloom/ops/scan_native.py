@@ -4,7 +4,7 @@ backward pass computes the others again."""
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import lru_cache
 from typing import Any, NamedTuple
 
@@ -90,13 +90,56 @@ def charge_fields(decay: Tensor, gain: Tensor, scale: Tensor | None) -> dict[str
     }  # fmt: skip
 
 
+EITHER_WAY = ("x", "v", "decay", "gain", "scale", "starts")
+FORWARD = (*EITHER_WAY, "spikes", "v_out", "potentials")
+BACKWARD = (*EITHER_WAY, "grad_spikes", "grad_v_out", "slope", "grad_u", "grad_v", "grad_constants")
+
+
+class Bound(NamedTuple):
+    """A kernel that has read all its arguments but some, and what their addresses point to."""
+
+    run: Callable[..., None]
+    firing: Firing
+
+
+@lru_cache(maxsize=1024)
+def bound(
+    backward: bool,
+    shape: torch.Size,
+    strides: tuple[int, ...],
+    dtype: torch.dtype,
+    rectified: bool,
+    numbers: Numbers,
+    threads: int,
+) -> Bound | None:
+    """The kernel for inputs of one layout; None where kernels do not take the layout."""
+    x = torch.empty_strided(shape, strides, dtype=dtype, device="meta")
+    if dense(x) is not x:
+        return None
+    a = firing(numbers)
+    fields = {**steps_of(x), "threads": threads, "chunk": min(shape[0], CHUNK), "rectified": rectified}
+    fields.update(NO_NORM, **a.forward)
+    del fields["x"]
+    if backward:
+        fields.update(a.backward, grad_sum=0, sum_steps=False, grad_norm=0)
+        return Bound(dispatch.native.bound_scan_backward(fields, BACKWARD), a)
+    fields.update(sum=0, add=0)
+    return Bound(dispatch.native.bound_scan_forward(fields, FORWARD), a)
+
+
 def _prepare(
-    x: Tensor, v: Tensor | None, decay: Tensor, gain: Tensor, scale: Tensor | None, numbers: Sequence[float]
-) -> tuple[Tensor, Tensor | None, Firing, dict[str, Any]]:
-    x, a = dense(x), firing(tuple(numbers))
-    v = None if v is None else ordered(v, rows_like(a.levels, like(x, x.dtype)[0], v.dtype))
-    fields = {**steps_of(x), "chunk": min(x.shape[0], CHUNK), **NO_NORM, "v": pointer(v)}
-    return x, v, a, {**fields, **charge_fields(decay, gain, scale), **a.forward}
+    backward: bool, x: Tensor, v: Tensor | None, scale: Tensor | None, numbers: Sequence[float]
+) -> tuple[Tensor, Tensor | None, Bound]:
+    settings = scale is not None, tuple(numbers), torch.get_num_threads()
+    kernel = bound(backward, x.shape, x.stride(), x.dtype, *settings)
+    if kernel is None:
+        return _prepare(backward, dense(x), v, scale, numbers)
+    v = None if v is None else ordered(v, rows_like(kernel.firing.levels, like(x, x.dtype)[0], v.dtype))
+    return x, v, kernel
+
+
+def _charge(decay: Tensor, gain: Tensor, scale: Tensor | None) -> tuple[float, float, float]:
+    return decay.item(), gain.item(), 1.0 if scale is None else scale.item()
 
 
 def _forward(
@@ -109,14 +152,14 @@ def _forward(
     numbers: list[float],
     return_v: bool,
 ) -> tuple[Tensor, Tensor | None, Tensor | None]:
-    x, v, a, fields = _prepare(x, v, decay, gain, scale, numbers)
+    x, v, kernel = _prepare(False, x, v, scale, numbers)
+    levels = kernel.firing.levels
     spikes = fresh(x, x.dtype)
-    last = rows_like(a.levels, spikes[0], torch.float32) if return_v else None
-    starts = starts_like(a.levels, spikes)
-    fields.update(
-        spikes=spikes.data_ptr(), sum=0, add=0, v_out=pointer(last), potentials=0, starts=pointer(starts)
+    last = rows_like(levels, spikes[0], torch.float32) if return_v else None
+    starts = starts_like(levels, spikes)
+    kernel.run(
+        x.data_ptr(), pointer(v), *_charge(decay, gain, scale), pointer(starts), spikes.data_ptr(), pointer(last), 0
     )  # fmt: skip
-    dispatch.native.scan_forward(fields)
     return spikes, last, starts
 
 
@@ -129,11 +172,11 @@ def _fake(x: Tensor, v: Any, decay: Any, gain: Any, scale: Any, slope: Any, numb
 def _potentials(
     x: Tensor, v: Tensor | None, decay: Tensor, gain: Tensor, scale: Tensor | None, numbers: list[float]
 ) -> Tensor:
-    x, v, a, fields = _prepare(x, v, decay, gain, scale, numbers)
+    x, v, kernel = _prepare(False, x, v, scale, numbers)
     spikes = fresh(x, x.dtype)
-    f = rows_like(a.levels, spikes, torch.float32)
-    dispatch.native.scan_forward(
-        **fields, spikes=spikes.data_ptr(), sum=0, add=0, v_out=0, potentials=f.data_ptr(), starts=0
+    f = rows_like(kernel.firing.levels, spikes, torch.float32)
+    kernel.run(
+        x.data_ptr(), pointer(v), *_charge(decay, gain, scale), 0, spikes.data_ptr(), 0, f.data_ptr()
     )  # fmt: skip
     return f
 
@@ -155,22 +198,21 @@ def _backward(
     numbers: list[float],
     learn: bool,
 ) -> tuple[Tensor, Tensor | None, Tensor | None]:
-    x, v, a, fields = _prepare(x, v, decay, gain, scale, numbers)
+    x, v, kernel = _prepare(True, x, v, scale, numbers)
+    levels = kernel.firing.levels
     grad_x = fresh(x, x.dtype)
     grad_spikes = ordered(grad_spikes, grad_x, x.dtype)
     grad_v = None
     if v is not None or grad_last is not None:
-        states = rows_like(a.levels, grad_x[0], torch.float32)
+        states = rows_like(levels, grad_x[0], torch.float32)
         grad_last = None if grad_last is None else ordered(grad_last, states, torch.float32)
         grad_v = None if v is None else states
-    slope = None if slope is None else ordered(slope, rows_like(a.levels, grad_x, torch.float32), torch.float32)
+    slope = None if slope is None else ordered(slope, rows_like(levels, grad_x, torch.float32), torch.float32)
     constants = x.new_empty(3, dtype=torch.float64) if learn else None
-    fields.update(
-        a.backward, grad_spikes=grad_spikes.data_ptr(), grad_sum=0, grad_v_out=pointer(grad_last),
-        starts=pointer(starts), slope=pointer(slope), grad_u=grad_x.data_ptr(), sum_steps=False, grad_v=pointer(grad_v),
-        grad_constants=pointer(constants), grad_norm=0,
+    kernel.run(
+        x.data_ptr(), pointer(v), *_charge(decay, gain, scale), pointer(starts), grad_spikes.data_ptr(),
+        pointer(grad_last), pointer(slope), grad_x.data_ptr(), pointer(grad_v), pointer(constants),
     )  # fmt: skip
-    dispatch.native.scan_backward(fields)
     return grad_x, grad_v, constants
 
 
