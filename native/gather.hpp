@@ -44,6 +44,9 @@ inline Words widen(Halves x) {
 inline Halves narrow(Words x) {
 #if defined(__AVX512F__)
   return reinterpret_cast<Halves>(_mm512_cvtepi32_epi16(reinterpret_cast<__m512i>(x)));
+#elif defined(__AVX2__)
+  const __m256i words = reinterpret_cast<__m256i>(x);
+  return reinterpret_cast<Halves>(_mm_packus_epi32(_mm256_castsi256_si128(words), _mm256_extracti128_si256(words, 1)));
 #else
   return __builtin_convertvector(x, Halves);
 #endif
@@ -62,6 +65,9 @@ inline Words get_bytes(const uint8_t* p) {
 inline void put_bytes(uint8_t* p, Words x) {
 #if defined(__AVX512F__)
   _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm512_cvtepi32_epi8(reinterpret_cast<__m512i>(x)));
+#elif defined(__AVX2__)
+  const __m128i halves = reinterpret_cast<__m128i>(narrow(x));
+  _mm_storel_epi64(reinterpret_cast<__m128i*>(p), _mm_packus_epi16(halves, halves));
 #else
   const Bytes bytes = __builtin_convertvector(x, Bytes);
   std::memcpy(p, &bytes, sizeof bytes);

@@ -255,6 +255,7 @@ struct Convolution {
   void* y;             // [images, out height, out width, out]
   const void* grad_y;  // as y
   void* grad_x;        // as x
+  const void* grad_skip;  // as x, added to grad_x; null for none
   float* grad_weight;
   int threads;
 };
@@ -368,6 +369,8 @@ struct Kernels {
   int (*conv_weight_sparse)(const Convolution&);
   int (*conv_weight_minimal)(const Convolution&);
   int (*conv_input_minimal)(const Convolution&);
+  int (*conv_weight_strided)(const Convolution&);
+  int (*conv_input_strided)(const Convolution&);
   int (*depthwise_forward)(const Depthwise&);
   int (*depthwise_input)(const Depthwise&);
   int (*depthwise_weight)(const Depthwise&);
@@ -402,6 +405,8 @@ struct Kernels {
   int conv_weight_sparse(const Convolution&);     \
   int conv_weight_minimal(const Convolution&);    \
   int conv_input_minimal(const Convolution&);     \
+  int conv_weight_strided(const Convolution&);    \
+  int conv_input_strided(const Convolution&);     \
   int depthwise_forward(const Depthwise&);        \
   int depthwise_input(const Depthwise&);          \
   int depthwise_weight(const Depthwise&);         \

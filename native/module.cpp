@@ -209,7 +209,7 @@ void read(Reader& r, GatedBackward& a) {
 void read(Reader& r, Convolution& a) {
   READ(dtype), READ(images), READ(height), READ(width), READ(in), READ(out), READ(kernel_height), READ(kernel_width);
   READ(stride), READ(padding), READ(x), READ(weight), READ(weight_out), READ(weight_in), READ(weight_row);
-  READ(weight_column), READ(y), READ(grad_y), READ(grad_x), READ(grad_weight), READ(threads);
+  READ(weight_column), READ(y), READ(grad_y), READ(grad_x), READ(grad_skip), READ(grad_weight), READ(threads);
 }
 void read(Reader& r, Depthwise& a) {
   READ(dtype), READ(images), READ(height), READ(width), READ(channels), READ(kernel_height), READ(kernel_width);
@@ -342,6 +342,8 @@ NB_MODULE(_native, m) {
   bind(m, "conv_weight_sparse", &Kernels::conv_weight_sparse);
   bind(m, "conv_weight_minimal", &Kernels::conv_weight_minimal);
   bind(m, "conv_input_minimal", &Kernels::conv_input_minimal);
+  bind(m, "conv_weight_strided", &Kernels::conv_weight_strided);
+  bind(m, "conv_input_strided", &Kernels::conv_input_strided);
   bind(m, "depthwise_forward", &Kernels::depthwise_forward);
   bind(m, "depthwise_input", &Kernels::depthwise_input);
   bind(m, "depthwise_weight", &Kernels::depthwise_weight);

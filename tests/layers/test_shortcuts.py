@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -18,8 +19,11 @@ from spikeloom.layers import (
     SEWBlock,
     VanillaBlock,
     basic_branch,
+    steps,
 )
 from spikeloom.neurons import IF, LIF
+
+Tracks = Callable[[Tensor, Tensor], float]
 
 
 def parts(channels: int = 6, out: int | None = None, stride: int = 1) -> tuple[nn.Sequential, NormSpike, nn.Module]:
@@ -147,3 +151,39 @@ def test_pad_shortcut_of_the_report() -> None:
 @pytest.mark.parametrize("make", [VanillaBlock, SEWBlock])
 def test_stage_change_fits_odd_maps(make: Callable[..., nn.Module]) -> None:
     assert make(*parts(4, 8, 2))(spikes(2, 3, 4, 7, 9)).shape == (2, 3, 8, 4, 5)
+
+
+@pytest.mark.parametrize("block", [SEWBlock, VanillaBlock])
+@pytest.mark.parametrize(("out", "stride"), [(16, 1), (32, 2)])
+def test_a_shortcuts_gradient_joins_inside_the_convolution(
+    native: Any, tracks: Tracks, monkeypatch: pytest.MonkeyPatch, out: int, stride: int, block: type[SEWBlock]
+) -> None:
+    module = block(*parts(16, out, stride)).to(memory_format=torch.channels_last).train()
+    x = spikes(3, 16, 33, 32, 16).movedim(-1, 2)  # channels-last, and work enough for the native convolution
+    calls: list[str] = []
+    through = steps.spike_conv_through
+
+    def counted(*arguments: Any, **settings: Any) -> tuple[Tensor, Tensor]:
+        calls.append("call")
+        return through(*arguments, **settings)
+
+    monkeypatch.setattr(steps, "spike_conv_through", counted)
+
+    def gradients() -> list[Tensor]:
+        module.zero_grad()
+        s = x.clone().requires_grad_()
+        module(s).square().mean().backward()
+        return [p.grad.clone() for p in (s, *module.parameters()) if p.grad is not None]
+
+    found = gradients()
+    assert len(calls) == 1
+    assert len(found) == 7
+    seen: list[nn.Module] = []
+    hook = module.branch[0].register_forward_hook(lambda layer, *_: seen.append(layer))  # pyright: ignore
+    watched = gradients()
+    hook.remove()
+    assert len(calls) == 1
+    assert seen == [module.branch[0]]  # pyright: ignore
+    # Watched, the same kernels run, and autograd adds.
+    for a, b in zip(watched, found, strict=True):
+        assert tracks(a, b) < 1e-5

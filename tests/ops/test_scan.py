@@ -541,23 +541,20 @@ def test_level_from_the_environment(native: Any) -> None:
 def test_custom_op_obeys_the_rules(native: Any, how: str, v: bool) -> None:
     x = layout(how, torch.randn(3, 2, 3, 4, 5)).requires_grad_()
     start = torch.randn(1, 2, 3, 4, 5, requires_grad=True) if v else None
-    decay, gain = (torch.tensor(0.6, requires_grad=v), torch.tensor(0.7, requires_grad=v))
-    kind, p, q = ATan().formula
-    torch.library.opcheck(
-        torch.ops.spikeloom.scan.default,
-        (x, start, decay, gain, None, None, firing_numbers(0.9, 0.0, False, False, (kind, p, q)), True),
-    )
+    decay, gain = (torch.tensor(c, requires_grad=True) if v else None for c in (0.6, 0.7))
+    numbers = (0.6, 0.7, *firing_numbers(0.9, 0.0, False, False, ATan().formula))
+    torch.library.opcheck(torch.ops.spikeloom.scan.default, (x, start, decay, gain, None, None, numbers, True))
 
 
 def test_other_custom_ops_obey_the_rules(native: Any) -> None:
     x, v, grad, grad_last = inputs((3, 2, 5))
     decay, gain = torch.tensor(0.6), torch.tensor(0.7)
     v, grad_last = v[None], grad_last[None]
-    numbers = firing_numbers(0.9, None, False, True, (0, 1.0, 3.0))
+    numbers = (0.0, 0.0, *firing_numbers(0.9, None, False, True, (0, 1.0, 3.0)))
     torch.library.opcheck(torch.ops.spikeloom.scan_potentials.default, (x, v, decay, gain, None, numbers))
     slope = torch.rand(1, 3, 2, 5)
     for start, last, s in ((v, grad_last, slope), (None, None, None)):
-        chosen = firing_numbers(0.9, None, False, True, (5 if s is not None else 0, 1.0, 3.0))
+        chosen = (0.0, 0.0, *firing_numbers(0.9, None, False, True, (5 if s is not None else 0, 1.0, 3.0)))
         torch.library.opcheck(
             torch.ops.spikeloom.scan_backward.default,
             (grad, last, x, start, decay, gain, None, s, None, chosen, start is not None),

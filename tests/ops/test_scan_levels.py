@@ -285,7 +285,7 @@ def test_custom_ops_obey_the_rules(native: Any, carried: bool, how: str) -> None
     learned = [torch.tensor(c, requires_grad=carried) for c in (0.6, 0.7, 1.25)]
     ops = torch.ops.spikeloom
     first = None if start is None else start.clone().requires_grad_()
-    numbers = firing_numbers(tuple(thresholds), 0.0, True, False, (kind, p, q))
+    numbers = (0.0, 0.0, *firing_numbers(tuple(thresholds), 0.0, True, False, (kind, p, q)))
     torch.library.opcheck(
         ops.scan.default, (x.detach().requires_grad_(), first, *learned, None, numbers, True)
     )  # fmt: skip
@@ -295,7 +295,7 @@ def test_custom_ops_obey_the_rules(native: Any, carried: bool, how: str) -> None
             ops.scan_backward.default,
             (
                 grad, grad_last if carried else None, x, start, *constants, slope, None,
-                firing_numbers(tuple(thresholds), None, True, True, (k, p, q)), True,
+                (0.0, 0.0, *firing_numbers(tuple(thresholds), None, True, True, (k, p, q))), True,
             ),
         )  # fmt: skip
 

@@ -13,12 +13,13 @@ from torch import Tensor
 from spikeloom.layers import Conv2d
 from spikeloom.ops import backend, dispatch
 from spikeloom.ops import spike_conv as module
-from spikeloom.ops.spike_conv import Pass, density, spike_conv, takes
+from spikeloom.ops.spike_conv import Pass, density, spike_conv, spike_conv_through, takes
 
 Tracks = Callable[[Tensor, Tensor], float]
 Ways = tuple[Pass, Pass, Pass]
 SPARSE: Ways = ("sparse", "sparse", "onednn")
 MINIMAL: Ways = ("minimal", "minimal", "minimal")
+STRIDED: Ways = ("onednn", "strided", "strided")
 
 
 def spikes(*shape: int, share: float = 0.3, most: int = 3) -> Tensor:
@@ -77,6 +78,46 @@ def test_minimal_at_odd_sizes(native: Any, tracks: Tracks, padding: int, dtype: 
             compare(tracks, spikes(images, channels, height, width).to(dtype), weight, 1, padding, MINIMAL)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("form", [(3, 2, 1), (3, 2, 0), (2, 2, 0), (1, 2, 0), (3, 3, 2), (1, 3, 0), (3, 4, 1)])
+def test_strided_at_odd_sizes(native: Any, tracks: Tracks, form: tuple[int, int, int], dtype: torch.dtype) -> None:
+    kernel, stride, padding = form
+    for level in native.levels():
+        native.set_level(level)
+        for channels, out, images, height, width in ((16, 16, 1, 3, 9), (16, 48, 3, 33, 8), (48, 16, 21, 4, 6)):
+            weight = torch.randn(out, channels, kernel, kernel).to(dtype)
+            compare(tracks, spikes(images, channels, height, width).to(dtype), weight, stride, padding, STRIDED)
+        # Bands of rows.
+        weight = torch.randn(32, 32, kernel, kernel).to(dtype)
+        compare(tracks, spikes(2, 32, 41, 70).to(dtype), weight, stride, padding, STRIDED)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(("ways", "stride"), [(SPARSE, 1), (SPARSE, 2), (MINIMAL, 1), (STRIDED, 2)])
+def test_what_comes_back_beside_a_convolution_is_added(
+    native: Any, tracks: Tracks, monkeypatch: pytest.MonkeyPatch, ways: Ways, stride: int, dtype: torch.dtype
+) -> None:
+    monkeypatch.setattr(module, "_rule", lambda x, weight, stride: ways)
+    for images, height, width in ((1, 3, 9), (5, 13, 8)):
+        x, weight = spikes(images, 16, height, width).to(dtype), torch.randn(32, 16, 3, 3).to(dtype)
+        beside = torch.randn(x.shape).to(dtype)  # in another layout than x
+
+        def run(op: Callable[..., tuple[Tensor, Tensor]], x: Tensor, weight: Tensor) -> list[Tensor]:
+            x, weight = x.detach().requires_grad_(), weight.detach().requires_grad_()
+            y, again = op(x, weight)
+            assert torch.equal(again, x)
+            grad = torch.randn(y.shape, generator=torch.Generator().manual_seed(3)).to(torch.bfloat16)
+            torch.autograd.backward([y, again * again], [grad.to(y.dtype), beside.to(y.dtype)])  # noqa: B023
+            assert x.grad is not None
+            assert weight.grad is not None
+            return [y.detach(), x.grad, weight.grad]
+
+        found = run(lambda x, w: spike_conv_through(x, w, stride, 1), x, weight)
+        wanted = run(lambda x, w: (F.conv2d(x, w, None, stride, 1), x), x.double(), weight.double())
+        for a, b in zip(found, wanted, strict=True):
+            assert tracks(a, b) < (1e-5 if dtype == torch.float32 else 1e-2)
+
+
 @pytest.mark.parametrize("ways", [SPARSE, MINIMAL])
 @pytest.mark.parametrize("x", [torch.zeros(2, 16, 9, 8), torch.ones(2, 16, 9, 8), torch.randn(2, 16, 9, 8)])
 def test_silent_full_and_real_valued_inputs(native: Any, tracks: Tracks, x: Tensor, ways: Ways) -> None:
@@ -91,13 +132,13 @@ def test_other_memory_layouts(native: Any, tracks: Tracks) -> None:
         compare(tracks, x, weight, 1, 1, SPARSE)
 
 
-@pytest.mark.parametrize("ways", [SPARSE, MINIMAL])
-def test_threads_and_unwritten_memory(native: Any, dirty_memory: None, ways: Ways) -> None:
+@pytest.mark.parametrize(("ways", "stride"), [(SPARSE, 1), (MINIMAL, 1), (STRIDED, 2)])
+def test_threads_and_unwritten_memory(native: Any, dirty_memory: None, ways: Ways, stride: int) -> None:
     x, weight = spikes(40, 32, 12, 12), torch.randn(32, 32, 3, 3)
     found: list[list[Tensor]] = []
     for threads in (1, 2, 2):
         torch.set_num_threads(threads)
-        found.append(results(x, weight, 1, 1, ways))
+        found.append(results(x, weight, stride, 1, ways))
     for one, two, again in zip(*found, strict=True):
         torch.testing.assert_close(one, two, rtol=1e-5, atol=1e-4)
         assert torch.equal(two, again)
@@ -114,6 +155,8 @@ def test_the_rule_follows_what_fires(native: Any) -> None:
             continue
         assert rule(spikes(8, 32, 8, 8, share=0.05), weight, 1)[:2] == ("sparse", "sparse")
         assert rule(torch.randn(8, 32, 8, 8), weight, 1) == ("minimal",) * 3
+        strided = rule(torch.randn(8, 32, 8, 8), weight, 2)
+        assert strided == (("onednn", "strided", "strided") if level == "avx2" else ("onednn",) * 3)
         for share, ways in ((0.1, ("sparse", "sparse", "onednn")), (0.6, ("onednn",) * 3)):
             assert rule(spikes(64, 64, 8, 8, share=share), torch.randn(64, 64, 1, 1), 1) == ways
 

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from spikeloom.layers.steps import each_step, repeats
+from spikeloom.layers.steps import each_step, repeats, watched
 from spikeloom.neurons.base import check_state, make_neuron
 from spikeloom.neurons.if_lif import Threshold
 from spikeloom.ops import dispatch
@@ -185,8 +185,6 @@ class NormSpike(nn.Module):
 
 def _one_op(norm: BatchNorm, neuron: Threshold, x: Tensor, residual: Tensor | None, add: Tensor | None) -> bool:
     """Whether norm and neuron are a pair that the fused op knows, on inputs that it takes, and nobody looks between."""
-    hooks = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks")
-    watched = any(getattr(module, name) for module in (norm, neuron) for name in hooks)
     return (
         x.dim() >= 3
         and x.numel() > 0
@@ -196,7 +194,7 @@ def _one_op(norm: BatchNorm, neuron: Threshold, x: Tensor, residual: Tensor | No
         and neuron.surrogate.formula is not None
         and norm.weight.dtype == torch.float32
         and all(y is None or (y.dtype == x.dtype and y.shape == x.shape) for y in (residual, add))
-        and not watched
+        and not watched(norm, neuron)
         and not detaching()
         and dispatch.choose("norm_scan", x, NATIVE_DTYPES) == "native"
     )

@@ -11,6 +11,7 @@ A block is composed of a `branch` that ends in a convolution, the `spike` unit (
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterable
 
 import torch
@@ -19,7 +20,7 @@ from torch import Tensor, nn
 
 from spikeloom.errors import UsageError
 from spikeloom.layers.norm import BatchNorm, NormSpike
-from spikeloom.layers.steps import AvgPool2d, Conv2d, each_step
+from spikeloom.layers.steps import AvgPool2d, Conv2d, each_step, watched
 from spikeloom.neurons.if_lif import Threshold
 from spikeloom.registry import Registry
 
@@ -29,6 +30,20 @@ COMBINE.register(lambda a, s: a + s, "add")
 COMBINE.register(lambda a, s: a * s, "and")
 COMBINE.register(lambda a, s: (1 - a) * s, "iand")
 COMBINE.register(lambda a, s: a + s - a * s, "or")
+
+
+def fork(branch: nn.Module, s: Tensor) -> tuple[Tensor, Tensor]:
+    """`branch(s)`, and s for the shortcut beside it (`Conv2d.through`)."""
+    if (
+        not isinstance(branch, nn.Sequential)
+        or watched(branch)
+        or not isinstance(first := next(iter(branch), None), Conv2d)
+    ):
+        return branch(s), s
+    y, s = first.through(s)
+    for module in itertools.islice(branch, 1, None):
+        y = module(y)
+    return y, s
 
 
 class PlainBlock(nn.Module):
@@ -50,7 +65,8 @@ class VanillaBlock(nn.Module):
         self.branch, self.spike, self.shortcut = branch, spike, shortcut
 
     def forward(self, s: Tensor) -> Tensor:
-        return self.spike(self.branch(s), self.shortcut(s))
+        y, s = fork(self.branch, s)
+        return self.spike(y, self.shortcut(s))
 
 
 class SEWBlock(nn.Module):
@@ -62,9 +78,10 @@ class SEWBlock(nn.Module):
         self.combine = COMBINE[combine]
 
     def forward(self, s: Tensor) -> Tensor:
-        if self.combine is COMBINE["add"] and isinstance(self.shortcut, nn.Identity):
-            return self.spike(self.branch(s), add=s)  # one pass
-        return self.combine(self.spike(self.branch(s)), self.shortcut(s))
+        y, s = fork(self.branch, s)
+        if self.combine is COMBINE["add"]:
+            return self.spike(y, add=self.shortcut(s))  # one pass
+        return self.combine(self.spike(y), self.shortcut(s))
 
 
 class MembraneBlock(nn.Module):

@@ -19,12 +19,18 @@ from spikeloom.ops.max_pool import max_pool
 from spikeloom.ops.max_pool import takes as takes_pool
 from spikeloom.ops.native_op import eager
 from spikeloom.ops.rounding import product
-from spikeloom.ops.spike_conv import spike_conv, takes
+from spikeloom.ops.spike_conv import spike_conv, spike_conv_through, takes
 
 
 def repeats(x: Tensor) -> bool:
     """Whether all steps of x are one and the same memory."""
     return x.shape[0] > 1 and x.stride(0) == 0
+
+
+def watched(*modules: nn.Module) -> bool:
+    """Whether somebody looks at what passes through one of the modules."""
+    hooks = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks")
+    return any(getattr(module, name) for module in modules for name in hooks)
 
 
 def each_step(function: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
@@ -52,17 +58,35 @@ class Conv2d(nn.Conv2d):
     def forward(self, input: Tensor) -> Tensor:
         return each_step(self._step, input)
 
+    def through(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """The convolution of x, and x for a shortcut, whose gradient is then added inside the convolution's own."""
+        flat = x.flatten(0, 1)
+        found = None if repeats(x) or watched(self) or self.bias is not None else self._plan(flat)
+        if found is None or found[0].func is not spike_conv or found[1] is not flat:
+            return self(x), x
+        op, _, weight = found
+        y, flat = spike_conv_through(flat, weight, **op.keywords)
+        return y.unflatten(0, x.shape[:2]), flat.unflatten(0, x.shape[:2])
+
     def _step(self, x: Tensor) -> Tensor:
+        found = self._plan(x)
+        if found is None:
+            return product(self._conv_forward, x, self.weight, self.bias)
+        op, x, weight = found
+        y = op(x, weight)
+        return y if self.bias is None else y.add_(self.bias.to(y.dtype)[:, None, None])
+
+    def _plan(self, x: Tensor) -> tuple[functools.partial[Tensor], Tensor, Tensor] | None:
+        """An op that does better than PyTorch's, with x and the weight in its type."""
         op = self._native(x) if eager(x) else None
-        if op is not None:
-            y, weight = x, self.weight
-            if torch.is_autocast_enabled("cpu"):
-                dtype = torch.get_autocast_dtype("cpu")
-                y, weight = y.to(dtype), weight.to(dtype)
-            if y.dtype == weight.dtype and dispatch.choose("convolution", y, NATIVE_DTYPES) == "native":
-                y = op(y, weight)
-                return y if self.bias is None else y.add_(self.bias.to(y.dtype)[:, None, None])
-        return product(self._conv_forward, x, self.weight, self.bias)
+        if op is None:
+            return None
+        weight = self.weight
+        if torch.is_autocast_enabled("cpu"):
+            dtype = torch.get_autocast_dtype("cpu")
+            x, weight = x.to(dtype), weight.to(dtype)
+        native = x.dtype == weight.dtype and dispatch.choose("convolution", x, NATIVE_DTYPES) == "native"
+        return (op, x, weight) if native else None
 
     def _native(self, x: Tensor) -> functools.partial[Tensor] | None:
         """The op of x and the weight that can do better than PyTorch's."""

@@ -23,7 +23,7 @@ def eager(x: Tensor) -> bool:
     )
 
 
-def _direct(x: Tensor) -> bool:
+def direct(x: Tensor) -> bool:
     """Whether nothing needs to see the op, a profiler neither."""
     return eager(x) and not torch.autograd._profiler_enabled()  # pyright: ignore
 
@@ -58,10 +58,10 @@ class NativeOp:
         self._forward: Callable[..., Any] = forward
         if save is not None and differentiate is not None:
             self._custom.register_autograd(differentiate, setup_context=save)
-            self._forward = _autograd_function(name, forward, save, differentiate)
+            self._forward = autograd_function(name, forward, save, differentiate)
 
     def __call__(self, x: Tensor, *inputs: Any) -> Any:
-        return self._forward(x, *inputs) if _direct(x) else self._custom(x, *inputs)
+        return self._forward(x, *inputs) if direct(x) else self._custom(x, *inputs)
 
 
 def op_with_weight(
@@ -115,9 +115,11 @@ def _of_tensors(forward: Callable[..., Any]) -> Callable[..., Any]:
     return run
 
 
-def _autograd_function(
+def autograd_function(
     name: str, forward: Callable[..., Any], save: Callable[..., None], differentiate: Callable[..., Any]
 ) -> Callable[..., Any]:
+    """What a `NativeOp` of these functions is in plain eager mode (`direct`)."""
+
     def run(ctx: Any, *inputs: Any) -> Any:
         output = forward(*inputs)
         save(ctx, inputs, output)

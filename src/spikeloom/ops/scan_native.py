@@ -12,12 +12,13 @@ import torch
 from torch import Tensor
 
 from spikeloom.ops import dispatch
-from spikeloom.ops.layout import dense, fresh, like, ordered, pointer, rows_like, steps_of
+from spikeloom.ops.layout import HUGE, dense, fresh, like, ordered, pointer, rows_like, steps_of
 from spikeloom.ops.native_op import NativeOp
 from spikeloom.ops.scan_reference import Constant
 
 Numbers = tuple[float, ...]
-"""Thresholds, reset and surrogate of a scan, as a custom op can take them."""
+"""Thresholds, reset and surrogate of a scan, as a custom op can take them; here with the charge's decay and gain in
+front, where those are fixed."""
 
 CHUNK = 32
 """Most steps whose potentials the backward pass has at a time."""
@@ -40,6 +41,11 @@ def firing_numbers(
 def levels_of(numbers: Sequence[float]) -> int:
     """How many thresholds stand behind the six other numbers."""
     return len(numbers) - 6
+
+
+def _levels(numbers: Sequence[float]) -> int:
+    """The same where fixed constants of the charge stand in front."""
+    return levels_of(numbers) - 2
 
 
 class Firing(NamedTuple):
@@ -67,13 +73,13 @@ def firing(numbers: Numbers) -> Firing:
 
 
 @lru_cache(maxsize=1024)
-def _fixed(value: float) -> Tensor:
+def _scalar(value: float) -> Tensor:
     return torch.tensor(value, dtype=torch.float64)
 
 
 def as_tensor(value: Constant) -> Tensor:
     """A constant as the ops take it: a scalar tensor."""
-    return value if isinstance(value, Tensor) else _fixed(float(value))
+    return value if isinstance(value, Tensor) else _scalar(float(value))
 
 
 def starts_like(levels: int, spikes: Tensor) -> Tensor | None:
@@ -96,10 +102,14 @@ BACKWARD = (*EITHER_WAY, "grad_spikes", "grad_v_out", "slope", "grad_u", "grad_v
 
 
 class Bound(NamedTuple):
-    """A kernel that has read all its arguments but some, and what their addresses point to."""
+    """A kernel that has read all its arguments but some, what their addresses point to, and what it needs."""
 
     run: Callable[..., None]
     firing: Firing
+    small: bool
+    """Whether the input is contiguous, and its size below that of large pages."""
+    chunks: bool
+    """Whether there are potentials to keep."""
 
 
 @lru_cache(maxsize=1024)
@@ -116,15 +126,17 @@ def bound(
     x = torch.empty_strided(shape, strides, dtype=dtype, device="meta")
     if dense(x) is not x:
         return None
-    a = firing(numbers)
+    a = firing(numbers[2:])
     fields = {**steps_of(x), "threads": threads, "chunk": min(shape[0], CHUNK), "rectified": rectified}
     fields.update(NO_NORM, **a.forward)
     del fields["x"]
     if backward:
         fields.update(a.backward, grad_sum=0, sum_steps=False, grad_norm=0)
-        return Bound(dispatch.native.bound_scan_backward(fields, BACKWARD), a)
-    fields.update(sum=0, add=0)
-    return Bound(dispatch.native.bound_scan_forward(fields, FORWARD), a)
+        run = dispatch.native.bound_scan_backward(fields, BACKWARD)
+    else:
+        fields.update(sum=0, add=0)
+        run = dispatch.native.bound_scan_forward(fields, FORWARD)
+    return Bound(run, a, x.is_contiguous() and x.nbytes < HUGE, shape[0] > CHUNK)
 
 
 def _prepare(
@@ -138,15 +150,21 @@ def _prepare(
     return x, v, kernel
 
 
-def _charge(decay: Tensor, gain: Tensor, scale: Tensor | None) -> tuple[float, float, float]:
-    return decay.item(), gain.item(), 1.0 if scale is None else scale.item()
+def _charge(
+    decay: Tensor | None, gain: Tensor | None, scale: Tensor | None, numbers: Sequence[float]
+) -> tuple[float, float, float]:
+    return (
+        numbers[0] if decay is None else decay.item(),
+        numbers[1] if gain is None else gain.item(),
+        1.0 if scale is None else scale.item(),
+    )
 
 
 def _forward(
     x: Tensor,
     v: Tensor | None,
-    decay: Tensor,
-    gain: Tensor,
+    decay: Tensor | None,
+    gain: Tensor | None,
     scale: Tensor | None,
     slope: Tensor | None,
     numbers: list[float],
@@ -154,35 +172,36 @@ def _forward(
 ) -> tuple[Tensor, Tensor | None, Tensor | None]:
     x, v, kernel = _prepare(False, x, v, scale, numbers)
     levels = kernel.firing.levels
-    spikes = fresh(x, x.dtype)
+    spikes = torch.empty_like(x) if kernel.small else fresh(x, x.dtype)
     last = rows_like(levels, spikes[0], torch.float32) if return_v else None
-    starts = starts_like(levels, spikes)
+    starts = starts_like(levels, spikes) if kernel.chunks else None
     kernel.run(
-        x.data_ptr(), pointer(v), *_charge(decay, gain, scale), pointer(starts), spikes.data_ptr(), pointer(last), 0
+        x.data_ptr(), pointer(v), *_charge(decay, gain, scale, numbers), pointer(starts), spikes.data_ptr(),
+        pointer(last), 0,
     )  # fmt: skip
     return spikes, last, starts
 
 
 def _fake(x: Tensor, v: Any, decay: Any, gain: Any, scale: Any, slope: Any, numbers: Any, return_v: bool) -> Any:
-    spikes, levels = like(dense(x), x.dtype), levels_of(numbers)
+    spikes, levels = like(dense(x), x.dtype), _levels(numbers)
     last = rows_like(levels, spikes[0], torch.float32) if return_v else None
     return spikes, last, starts_like(levels, spikes)
 
 
 def _potentials(
-    x: Tensor, v: Tensor | None, decay: Tensor, gain: Tensor, scale: Tensor | None, numbers: list[float]
+    x: Tensor, v: Tensor | None, decay: Tensor | None, gain: Tensor | None, scale: Tensor | None, numbers: list[float]
 ) -> Tensor:
     x, v, kernel = _prepare(False, x, v, scale, numbers)
     spikes = fresh(x, x.dtype)
     f = rows_like(kernel.firing.levels, spikes, torch.float32)
     kernel.run(
-        x.data_ptr(), pointer(v), *_charge(decay, gain, scale), 0, spikes.data_ptr(), 0, f.data_ptr()
+        x.data_ptr(), pointer(v), *_charge(decay, gain, scale, numbers), 0, spikes.data_ptr(), 0, f.data_ptr()
     )  # fmt: skip
     return f
 
 
 def _fake_potentials(x: Tensor, v: Any, decay: Any, gain: Any, scale: Any, numbers: Any) -> Tensor:
-    return rows_like(levels_of(numbers), like(dense(x), x.dtype), torch.float32)
+    return rows_like(_levels(numbers), like(dense(x), x.dtype), torch.float32)
 
 
 def _backward(
@@ -190,8 +209,8 @@ def _backward(
     grad_last: Tensor | None,
     x: Tensor,
     v: Tensor | None,
-    decay: Tensor,
-    gain: Tensor,
+    decay: Tensor | None,
+    gain: Tensor | None,
     scale: Tensor | None,
     slope: Tensor | None,
     starts: Tensor | None,
@@ -200,7 +219,7 @@ def _backward(
 ) -> tuple[Tensor, Tensor | None, Tensor | None]:
     x, v, kernel = _prepare(True, x, v, scale, numbers)
     levels = kernel.firing.levels
-    grad_x = fresh(x, x.dtype)
+    grad_x = torch.empty_like(x) if kernel.small else fresh(x, x.dtype)
     grad_spikes = ordered(grad_spikes, grad_x, x.dtype)
     grad_v = None
     if v is not None or grad_last is not None:
@@ -210,7 +229,7 @@ def _backward(
     slope = None if slope is None else ordered(slope, rows_like(levels, grad_x, torch.float32), torch.float32)
     constants = x.new_empty(3, dtype=torch.float64) if learn else None
     kernel.run(
-        x.data_ptr(), pointer(v), *_charge(decay, gain, scale), pointer(starts), grad_spikes.data_ptr(),
+        x.data_ptr(), pointer(v), *_charge(decay, gain, scale, numbers), pointer(starts), grad_spikes.data_ptr(),
         pointer(grad_last), pointer(slope), grad_x.data_ptr(), pointer(grad_v), pointer(constants),
     )  # fmt: skip
     return grad_x, grad_v, constants
@@ -219,7 +238,7 @@ def _backward(
 def _fake_backward(grad_spikes: Any, grad_last: Any, x: Tensor, v: Any, decay: Any, gain: Any, scale: Any, slope: Any,
                    starts: Any, numbers: Any, learn: bool) -> tuple[Tensor, Tensor | None, Tensor | None]:  # fmt: skip
     grad_x = like(dense(x), x.dtype)
-    grad_v = None if v is None else rows_like(levels_of(numbers), grad_x[0], torch.float32)
+    grad_v = None if v is None else rows_like(_levels(numbers), grad_x[0], torch.float32)
     return grad_x, grad_v, x.new_empty(3, dtype=torch.float64) if learn else None
 
 
@@ -266,8 +285,7 @@ def scan_native(
     return_v: bool,
 ) -> tuple[Tensor, Tensor | None]:
     """Spikes [T, N, ...] and, if wanted, the last potentials [levels, N, ...]."""
-    scale = None if scale is None else as_tensor(scale)
-    spikes, last, _ = _scan(x, v, as_tensor(decay), as_tensor(gain), scale, slope, numbers, return_v)
+    spikes, last, _ = _scan(x, v, *_constants(decay, gain, scale), slope, (*_fixed(decay, gain), *numbers), return_v)
     return spikes, last if return_v else None
 
 
@@ -275,6 +293,19 @@ def scan_native_potentials(
     x: Tensor, v: Tensor | None, decay: Constant, gain: Constant, scale: Constant | None, numbers: Numbers
 ) -> Tensor:
     """The potentials [levels, T, N, ...] at which neurons decide to fire."""
-    return _scan_potentials(
-        x, v, as_tensor(decay), as_tensor(gain), None if scale is None else as_tensor(scale), numbers
-    )  # fmt: skip
+    return _scan_potentials(x, v, *_constants(decay, gain, scale), (*_fixed(decay, gain), *numbers))
+
+
+def _constants(
+    decay: Constant, gain: Constant, scale: Constant | None
+) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+    """The constants that are tensors; fixed ones of the charge, as numbers, cost a call less."""
+    return (
+        decay if isinstance(decay, Tensor) else None,
+        gain if isinstance(gain, Tensor) else None,
+        None if scale is None else as_tensor(scale),
+    )
+
+
+def _fixed(decay: Constant, gain: Constant) -> tuple[float, float]:
+    return 0.0 if isinstance(decay, Tensor) else decay, 0.0 if isinstance(gain, Tensor) else gain

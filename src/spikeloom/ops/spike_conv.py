@@ -6,6 +6,7 @@ Each of the three passes, forward and the gradients of weights and input, choose
   gradient. 0/1 spikes and integers cost what they fire, and only the order of the sums differs from a dense one;
 - "minimal": 36 products instead of 144, Winograd's F(4x4, 3x3), for 3x3 without stride (not with less rounding: within
   3e-6 of the largest value where a direct sum in float32 is within 1e-6);
+- "strided": all products, of a convolution with stride: for its two gradients alone;
 - "onednn": PyTorch's own.
 
 The choice is a rule in the shape, the type and the share of nonzero inputs, counted in a fixed sample of the images:
@@ -22,13 +23,14 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from spikeloom.ops import dispatch
-from spikeloom.ops.layout import NATIVE_DTYPES, fresh
-from spikeloom.ops.native_op import op_with_weight
+from spikeloom.ops.layout import NATIVE_DTYPES, fresh, ordered, pointer
+from spikeloom.ops.native_op import autograd_function, direct, op_with_weight
 from spikeloom.ops.rounding import bfloat16_is_emulated, product
 
-Pass = Literal["auto", "onednn", "sparse", "minimal"]
+Pass = Literal["auto", "onednn", "sparse", "minimal", "strided"]
 
 _WORK = 5e7  # multiply-adds below which a call's fixed costs decide
+_CACHED = 1 << 18  # weights of "strided" gradients that stay in a core's cache
 _SAMPLE = 1 << 15  # inputs whose nonzeros are counted, of four images at least
 
 
@@ -56,6 +58,13 @@ def spike_conv(
     chosen = _rule(x, weight, stride) if "auto" in wanted else wanted
     ways = (rule if way == "auto" else way for way, rule in zip(wanted, chosen, strict=True))
     return _conv(x, weight, stride, padding, " ".join(ways))
+
+
+def spike_conv_through(x: Tensor, weight: Tensor, stride: int = 1, padding: int = 0) -> tuple[Tensor, Tensor]:
+    """`spike_conv`, and x for whoever else reads it: the gradient that comes back from there is added where the
+    convolution's own is written, not in a pass by itself."""
+    ways = " ".join(_rule(x, weight, stride))
+    return (_conv_through if direct(x) else _conv_beside)(x, weight, stride, padding, ways)
 
 
 def takes(x: Tensor, weight: Tensor, stride: int, padding: int) -> bool:
@@ -91,17 +100,20 @@ def _rule(x: Tensor, weight: Tensor, stride: int) -> tuple[str, str, str]:
     # Beyond, the transformed filters outgrow the cache. In bfloat16 oneDNN has instructions of twice the rate.
     single = single or level == "avx2"  # no instructions for it, so no difference
     fits = weight.shape[0] * weight.shape[1] <= (256 * 256 if single else 128 * 128)
-    fits = fits and stride == 1 and all(width % 16 == 0 for width in weight.shape[:2])
+    even = all(width % 16 == 0 for width in weight.shape[:2])
+    fits = fits and stride == 1 and even
     convolve = "minimal" if fits and (single or narrow >= 32) else "onednn"
-    differentiate = "minimal" if fits else "onednn"
+    differentiate, back = "minimal" if fits else "onednn", convolve
     if level == "avx2":
         forward, gradient = _sparse_below_avx2(stride, narrow, fits)
+        if stride > 1 and even and weight.numel() <= _CACHED:
+            differentiate = back = "strided"
     else:
         forward, gradient = _sparse_below(single, stride, narrow, fits)
     return (
         "sparse" if share < forward else convolve,
         "sparse" if share < gradient else differentiate,
-        convolve,
+        back,
     )
 
 
@@ -136,7 +148,8 @@ def _fields(x: Tensor, weight: Tensor, stride: int, padding: int) -> dict[str, A
         "dtype": NATIVE_DTYPES.index(x.dtype), "images": x.shape[0], "height": x.shape[2], "width": x.shape[3],
         "in": x.shape[1], "out": weight.shape[0], "kernel_height": weight.shape[2], "kernel_width": weight.shape[3],
         "stride": stride, "padding": padding, "x": x.data_ptr(), "weight": weight.data_ptr(),
-        **dict(zip(names, weight.stride(), strict=True)), "y": 0, "grad_y": 0, "grad_x": 0, "grad_weight": 0,
+        **dict(zip(names, weight.stride(), strict=True)), "y": 0, "grad_y": 0, "grad_x": 0, "grad_skip": 0,
+        "grad_weight": 0,
         "threads": torch.get_num_threads(),
     }  # fmt: skip
 
@@ -162,9 +175,17 @@ def _forward(x: Tensor, weight: Tensor, stride: int, padding: int, ways: str) ->
     return y
 
 
-def _backward(
-    grad: Tensor, x: Tensor, weight: Tensor, stride: int, padding: int, ways: str, need: list[bool]
+def _gradients(
+    grad: Tensor,
+    x: Tensor,
+    weight: Tensor,
+    stride: int,
+    padding: int,
+    ways: str,
+    need: list[bool],
+    skip: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
+    """The gradients of x, with `skip` added, and of the weight; empty where they are not needed."""
     _, by_weight, by_input = ways.split()
     none = x.new_empty(0)
     library = [need[0] and by_input == "onednn", need[1] and by_weight == "onednn", False]
@@ -176,20 +197,57 @@ def _backward(
         found = torch.ops.aten.convolution_backward(
             *operands, None, [stride] * 2, [padding] * 2, [1, 1], False, [0, 0], 1, library
         )
-        grad_x, grad_weight = (None if each is None else each.to(x.dtype) for each in found[:2])
+        grad_x, grad_weight = (none if each is None else each.to(x.dtype) for each in found[:2])
+        if library[0] and skip is not None:
+            grad_x = grad_x.add_(skip)
     if need != library[:2]:
+        native = dispatch.native
         x, grad, w = _channels_last(x), _channels_last(grad), weight.float()
         fields = _fields(x, w, stride, padding) | {"grad_y": grad.data_ptr()}
         if need[0] and not library[0]:
             grad_x = fresh(x, x.dtype)
-            dispatch.native.conv_input_minimal(**fields | {"grad_x": grad_x.data_ptr()})
+            skip = None if skip is None else ordered(skip, grad_x, x.dtype)
+            kernel = native.conv_input_minimal if by_input == "minimal" else native.conv_input_strided
+            kernel(**fields | {"grad_x": grad_x.data_ptr(), "grad_skip": pointer(skip)})
         if need[1] and not library[1]:
             found = torch.empty_like(w)
-            native = dispatch.native
-            kernel = native.conv_weight_minimal if by_weight == "minimal" else native.conv_weight_sparse
-            kernel(**fields | {"grad_weight": found.data_ptr()})
+            kernels = {
+                "minimal": native.conv_weight_minimal,
+                "sparse": native.conv_weight_sparse,
+                "strided": native.conv_weight_strided,
+            }
+            kernels[by_weight](**fields | {"grad_weight": found.data_ptr()})
             grad_weight = found.to(weight.dtype)
-    return none if grad_x is None else grad_x, none if grad_weight is None else grad_weight
+    return grad_x, grad_weight
+
+
+def _backward(
+    grad: Tensor, x: Tensor, weight: Tensor, stride: int, padding: int, ways: str, need: list[bool]
+) -> tuple[Tensor, Tensor]:
+    return _gradients(grad, x, weight, stride, padding, ways, need)
 
 
 _conv = op_with_weight("spike_conv", _forward, _fake, _backward)
+
+
+def _conv_beside(x: Tensor, weight: Tensor, stride: int, padding: int, ways: str) -> tuple[Tensor, Tensor]:
+    return _conv(x, weight, stride, padding, ways), x
+
+
+def _forward_through(x: Tensor, weight: Tensor, stride: int, padding: int, ways: str) -> tuple[Tensor, Tensor]:
+    return _forward(x, weight, stride, padding, ways), x
+
+
+def _save_through(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+    x, weight, *ctx.settings = inputs
+    ctx.save_for_backward(x, weight)
+
+
+def _differentiate_through(ctx: Any, grad: Tensor, skip: Tensor) -> tuple[Any, ...]:
+    need = list(ctx.needs_input_grad[:2])
+    x, weight = ctx.saved_tensors
+    grads = _gradients(grad, x, weight, *ctx.settings, need, skip)
+    return *(g if wanted else None for g, wanted in zip(grads, need, strict=True)), None, None, None
+
+
+_conv_through = autograd_function("spike_conv_through", _forward_through, _save_through, _differentiate_through)
