@@ -307,13 +307,16 @@ class _Lowering:
         )  # fmt: skip
 
     def _spikeloom_scan(
-        self, x: _View, v: Any, decay: Tensor, gain: Tensor, scale: Any, slope: Any, numbers: Sequence[float], _: bool
-    ) -> _Spikes:
+        self, x: _View, v: Any, decay: Tensor | None, gain: Tensor | None, scale: Any, slope: Any,
+        numbers: Sequence[float], _: bool,
+    ) -> _Spikes:  # fmt: skip
         if scale is not None or v is not None:
             raise TypeError("a rectified charge")
-        v_reset, strict, thresholds = numbers[0], numbers[1], numbers[6:]
+        # As `scan_native` packs them.
+        v_reset, strict, thresholds = numbers[2], numbers[3], numbers[8:]
         neuron = Neuron(
-            decay=float(decay.detach()), gain=float(gain.detach()), threshold=tuple(map(float, thresholds)),
+            decay=float(numbers[0] if decay is None else decay.detach()),
+            gain=float(numbers[1] if gain is None else gain.detach()), threshold=tuple(map(float, thresholds)),
             v_reset=None if math.isnan(v_reset) else float(v_reset), strict_firing=bool(strict),
         )  # fmt: skip
         value = self.values[x.value]

@@ -246,7 +246,8 @@ def _save_through(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tenso
 def _differentiate_through(ctx: Any, grad: Tensor, skip: Tensor) -> tuple[Any, ...]:
     need = list(ctx.needs_input_grad[:2])
     x, weight = ctx.saved_tensors
-    grads = _gradients(grad, x, weight, *ctx.settings, need, skip)
+    stride, padding, ways = ctx.settings
+    grads = _gradients(grad, x, weight, stride, padding, ways, need, skip)
     return *(g if wanted else None for g, wanted in zip(grads, need, strict=True)), None, None, None
 
 
