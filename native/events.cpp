@@ -65,6 +65,10 @@ inline uint64_t nonzero_bytes(const uint8_t* x, int64_t n) {
   };
   if (n == 64) return of_half(x) | uint64_t{of_half(x + 32)} << 32;
   if (n == 32) return of_half(x);
+  if (n == 16) {
+    const __m128i v = _mm_loadu_si128(reinterpret_cast<const __m128i*>(x));
+    return ~static_cast<uint32_t>(_mm_movemask_epi8(_mm_cmpeq_epi8(v, _mm_setzero_si128()))) & 0xffffu;
+  }
   alignas(32) uint8_t padded[64] = {};
   std::memcpy(padded, x, n);
   return of_half(padded) | uint64_t{of_half(padded + 32)} << 32;
