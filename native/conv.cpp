@@ -495,17 +495,17 @@ int convolve(const Convolution& a) {
 #pragma omp parallel for num_threads(a.threads) schedule(static) if (O * C > SMALL)
 #endif
   for (int64_t o = 0; o < O; o++)
-    for (int64_t c = 0; c < C; c++) {
-      float half[6][3];
+    for (int64_t c = 0; c < C; c += LANES) {
+      Vec w[9], half[6][3];
+      for (int k = 0; k < 9; k++)
+        for (int64_t i = 0; i < LANES; i++)
+          w[k][i] = a.weight[BACK ? place(a, o, c + i, 2 - k / 3, 2 - k % 3) : place(a, c + i, o, k / 3, k % 3)];
       for (int r = 0; r < 6; r++)
-        for (int kx = 0; kx < 3; kx++) {
-          half[r][kx] = 0.f;
-          for (int ky = 0; ky < 3; ky++)
-            half[r][kx] += FILTER_SIDE[r][ky] * a.weight[BACK ? place(a, o, c, 2 - ky, 2 - kx) : place(a, c, o, ky, kx)];
-        }
+        for (int kx = 0; kx < 3; kx++)
+          half[r][kx] = FILTER_SIDE[r][0] * w[kx] + FILTER_SIDE[r][1] * w[3 + kx] + FILTER_SIDE[r][2] * w[6 + kx];
       for (int r = 0; r < 6; r++)
         for (int q = 0; q < 6; q++)
-          filters[((r * 6 + q) * O + o) * C + c] = half[r][0] * FILTER_SIDE[q][0] + half[r][1] * FILTER_SIDE[q][1] + half[r][2] * FILTER_SIDE[q][2];
+          put(filters + ((r * 6 + q) * O + o) * C + c, half[r][0] * FILTER_SIDE[q][0] + half[r][1] * FILTER_SIDE[q][1] + half[r][2] * FILTER_SIDE[q][2]);
     }
   const Tiles t = tiles_of(a.images, to_high, to_wide, 1536 / smaller(C, 64));
   const int64_t before = apart(t.most * O), after = apart(t.most * C);
@@ -581,19 +581,17 @@ int weight_minimal(const Convolution& a) {
     for (int64_t i = 0; i < total; i++) sums[i] += sums[group * total + i];
   }
   for (int64_t c = 0; failed == 0 && c < C; c++)
-    for (int64_t o = 0; o < O; o++) {
-      float half[3][6];
-      for (int ky = 0; ky < 3; ky++)
-        for (int q = 0; q < 6; q++) {
-          half[ky][q] = 0.f;
-          for (int r = 0; r < 6; r++) half[ky][q] += FILTER_SIDE[r][ky] * sums[((r * 6 + q) * C + c) * O + o];
-        }
-      for (int ky = 0; ky < 3; ky++)
-        for (int kx = 0; kx < 3; kx++) {
-          float sum = 0.f;
-          for (int q = 0; q < 6; q++) sum += half[ky][q] * FILTER_SIDE[q][kx];
-          a.grad_weight[place(a, o, c, ky, kx)] = sum;
-        }
+    for (int64_t o = 0; o < O; o += LANES) {
+      Vec half[3][6] = {};
+      for (int k = 0; k < POINTS; k++) {
+        const Vec sum = get(sums + (k * C + c) * O + o);
+        for (int ky = 0; ky < 3; ky++) half[ky][k % 6] += FILTER_SIDE[k / 6][ky] * sum;
+      }
+      for (int k = 0; k < 9; k++) {
+        Vec sum{};
+        for (int q = 0; q < 6; q++) sum += half[k / 3][q] * FILTER_SIDE[q][k % 3];
+        for (int64_t i = 0; i < LANES; i++) a.grad_weight[place(a, o + i, c, k / 3, k % 3)] = sum[i];
+      }
     }
   std::free(sums);
   return failed;

@@ -141,9 +141,27 @@ def test_pad_shortcut_layout(channels: int, out: int, size: tuple[int, int]) -> 
     assert not list(PadShortcut(channels, out).parameters())
 
 
+@pytest.mark.parametrize("size", [(8, 8), (7, 5), (1, 1)], ids=str)
+@pytest.mark.parametrize("order", [torch.contiguous_format, torch.channels_last])
+def test_pad_shortcut_gradient(size: tuple[int, int], order: torch.memory_format) -> None:
+    x = torch.randn(3, 6, *size).contiguous(memory_format=order).requires_grad_()
+    shortcut = PadShortcut(6, 11)
+    y = shortcut(x[None])[0]
+    assert y.is_contiguous(memory_format=order)
+    grad = torch.randn(y.shape)  # in its own order
+    y.backward(grad)
+    assert x.grad is not None
+    assert x.grad.is_contiguous(memory_format=order)
+    wanted = torch.zeros_like(x)
+    wanted[:, :, ::2, ::2] = grad[:, 2:8]
+    assert torch.equal(x.grad, wanted)
+    exported = torch.export.export(shortcut, (x.detach()[None],))
+    assert torch.equal(exported.module()(x[None])[0], y)
+
+
 def test_pad_shortcut_of_the_report() -> None:
     # C_out / 4 zero channels before and after.
-    assert PadShortcut(16, 32).padding[-2:] == (8, 8)
+    assert PadShortcut(16, 32).padding == (8, 8)
     x = torch.randn(2, 16, 4, 4)
     assert torch.equal(PadShortcut(16, 32)(repeat(x, 3))[1, :, 8:24], x[:, :, ::2, ::2])
 

@@ -30,7 +30,7 @@ from spikeloom.ops.rounding import bfloat16_is_emulated, product
 Pass = Literal["auto", "onednn", "sparse", "minimal", "strided"]
 
 _WORK = 5e7  # multiply-adds below which a call's fixed costs decide
-_CACHED = 1 << 18  # weights of "strided" gradients that stay in a core's cache
+_CACHED = 1 << 17  # weights of "strided" gradients that stay in a core's cache
 _SAMPLE = 1 << 15  # inputs whose nonzeros are counted, of four images at least
 
 
@@ -97,16 +97,11 @@ def _rule(x: Tensor, weight: Tensor, stride: int) -> tuple[str, str, str]:
     if weight.shape[2] == 1:
         forward, gradient = (0.45, 0.4) if level == "avx2" else (0.4, 0.28) if single else (0.08, 0.13)
         return "sparse" if share < forward else "onednn", "sparse" if share < gradient else "onednn", "onednn"
-    # Beyond, the transformed filters outgrow the cache. In bfloat16 oneDNN has instructions of twice the rate.
-    single = single or level == "avx2"  # no instructions for it, so no difference
-    fits = weight.shape[0] * weight.shape[1] <= (256 * 256 if single else 128 * 128)
-    even = all(width % 16 == 0 for width in weight.shape[:2])
-    fits = fits and stride == 1 and even
-    convolve = "minimal" if fits and (single or narrow >= 32) else "onednn"
+    fits, convolve = _products(level, single, weight, stride)
     differentiate, back = "minimal" if fits else "onednn", convolve
     if level == "avx2":
         forward, gradient = _sparse_below_avx2(stride, narrow, fits)
-        if stride > 1 and even and weight.numel() <= _CACHED:
+        if stride > 1 and _even(weight) and weight.numel() <= _CACHED:
             differentiate = back = "strided"
     else:
         forward, gradient = _sparse_below(single, stride, narrow, fits)
@@ -115,6 +110,28 @@ def _rule(x: Tensor, weight: Tensor, stride: int) -> tuple[str, str, str]:
         "sparse" if share < gradient else differentiate,
         back,
     )
+
+
+def _even(weight: Tensor) -> bool:
+    return all(width % 16 == 0 for width in weight.shape[:2])
+
+
+def _products(level: str, single: bool, weight: Tensor, stride: int) -> tuple[bool, Pass]:
+    """Of a kernel of 3x3: whether "minimal" takes it, and the way of its output where zeros are not left out."""
+    # Beyond, the transformed filters outgrow the cache. In bfloat16 oneDNN has instructions of twice the rate, but none
+    # on AVX2.
+    single = single or level == "avx2"
+    fits = weight.shape[0] * weight.shape[1] <= (256 * 256 if single else 128 * 128)
+    fits = fits and stride == 1 and _even(weight)
+    return fits, "minimal" if fits and (single or min(weight.shape[:2]) >= 32) else "onednn"
+
+
+def dense_way(x: Tensor, weight: Tensor, stride: int, padding: int) -> Pass:
+    """The way of a convolution's output if its zeros are not left out: "minimal" or "onednn"."""
+    level = dispatch.native.level()
+    if level == "baseline" or weight.shape[2] != 3 or not takes(x, weight, stride, padding):
+        return "onednn"
+    return _products(level, x.dtype == torch.float32, weight, stride)[1]
 
 
 def _sparse_below(single: bool, stride: int, narrow: int, minimal: bool) -> tuple[float, float]:
@@ -138,7 +155,7 @@ def _sparse_below_avx2(stride: int, narrow: int, minimal: bool) -> tuple[float, 
         return 0.4, 0.2 if narrow < 32 else 0.35
     if not minimal:
         return 0.45, 0.9
-    return (0.27, 0.2) if narrow < 256 else (0.4, 0.4)
+    return (0.27, 0.1 if narrow < 32 else 0.2) if narrow < 256 else (0.4, 0.4)
 
 
 def _fields(x: Tensor, weight: Tensor, stride: int, padding: int) -> dict[str, Any]:
