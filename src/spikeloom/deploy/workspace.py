@@ -13,7 +13,6 @@ from torch import Tensor
 from spikeloom.deploy.plan import Attention, Conv, Fire, Join, Map, Neuron, PadChannels, Plan, Pool, Step, Value
 from spikeloom.ops import dispatch
 from spikeloom.ops.scan_native import firing, firing_numbers
-from spikeloom.ops.spike_conv import dense_way, spike_conv
 from spikeloom.surrogates import SLOPE
 
 FAR = 8 << 20  # bytes of a layer's weights that a core reads anew for every batch
@@ -183,17 +182,12 @@ class Workspace:
         images = x.flatten(0, 1).permute(0, 3, 1, 2)
         real = None if images.dtype == torch.float32 else torch.empty_like(images, dtype=torch.float32)
         linear = self._values[step.x].places == (1, 1) and weight.shape[2:] == (1, 1)
-        matrix, padding = weight.flatten(1), step.padding[0]
-        plain = step.groups == 1 and set(step.padding) == {padding}
-        minimal = plain and dense_way(images if real is None else real, weight, step.stride, padding) == "minimal"
+        matrix = weight.flatten(1)
 
         def sums() -> Tensor:
             inputs = images if real is None else real.copy_(images)
             if linear:
                 return F.linear(inputs.flatten(1), matrix, bias)
-            if minimal:
-                y = spike_conv(inputs, weight, 1, padding, "minimal", "onednn", "onednn").permute(0, 2, 3, 1)
-                return y.add_(bias)
             return F.conv2d(inputs, weight, bias, step.stride, step.padding, 1, step.groups).permute(0, 2, 3, 1)
 
         out = self._values[step.out[0]]

@@ -126,14 +126,6 @@ def _products(level: str, single: bool, weight: Tensor, stride: int) -> tuple[bo
     return fits, "minimal" if fits and (single or min(weight.shape[:2]) >= 32) else "onednn"
 
 
-def dense_way(x: Tensor, weight: Tensor, stride: int, padding: int) -> Pass:
-    """The way of a convolution's output if its zeros are not left out: "minimal" or "onednn"."""
-    level = dispatch.native.level()
-    if level == "baseline" or weight.shape[2] != 3 or not takes(x, weight, stride, padding):
-        return "onednn"
-    return _products(level, x.dtype == torch.float32, weight, stride)[1]
-
-
 def _sparse_below(single: bool, stride: int, narrow: int, minimal: bool) -> tuple[float, float]:
     """The shares of nonzeros below which "sparse" wins, forward and for the weights' gradient."""
     if stride > 1:
