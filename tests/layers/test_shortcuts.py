@@ -22,6 +22,7 @@ from spikeloom.layers import (
     steps,
 )
 from spikeloom.neurons import IF, LIF
+from spikeloom.ops import backend
 
 Tracks = Callable[[Tensor, Tensor], float]
 
@@ -157,6 +158,16 @@ def test_pad_shortcut_gradient(size: tuple[int, int], order: torch.memory_format
     assert torch.equal(x.grad, wanted)
     exported = torch.export.export(shortcut, (x.detach()[None],))
     assert torch.equal(exported.module()(x[None])[0], y)
+
+
+def test_pad_shortcut_is_differentiable_twice_in_the_reference() -> None:
+    x = torch.randn(2, 3, 4, 5, 5, requires_grad=True)
+    with backend("reference"):
+        (grad,) = torch.autograd.grad(PadShortcut(4, 8)(x).pow(3).sum(), x, create_graph=True)
+        grad.sum().backward()
+    wanted = torch.zeros_like(x)
+    wanted[..., ::2, ::2] = 6 * x.detach()[..., ::2, ::2]
+    torch.testing.assert_close(x.grad, wanted)
 
 
 def test_pad_shortcut_of_the_report() -> None:

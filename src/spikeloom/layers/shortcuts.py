@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Iterable
-from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -23,7 +22,10 @@ from spikeloom.errors import UsageError
 from spikeloom.layers.norm import BatchNorm, NormSpike
 from spikeloom.layers.steps import AvgPool2d, Conv2d, each_step, watched
 from spikeloom.neurons.if_lif import Threshold
-from spikeloom.ops.native_op import autograd_function, direct
+from spikeloom.ops import dispatch
+from spikeloom.ops.every_second import every_second
+from spikeloom.ops.layout import NATIVE_DTYPES
+from spikeloom.ops.native_op import eager
 from spikeloom.registry import Registry
 
 COMBINE: Registry[Callable[[Tensor, Tensor], Tensor]] = Registry("combine function")
@@ -218,39 +220,7 @@ class PadShortcut(nn.Module):
         return each_step(self._step, x)
 
     def _step(self, x: Tensor) -> Tensor:
-        if direct(x):
-            return _every_second(x, *self.padding)
+        if eager(x) and dispatch.choose("every_second", x, NATIVE_DTYPES) == "native":
+            return every_second(x, *self.padding)
         # A pool over one position takes every second one and, unlike a slice, keeps channels-last gradients so.
         return F.pad(F.avg_pool2d(x, 1, 2), (0, 0, 0, 0, *self.padding))
-
-
-def _zeros(x: Tensor, shape: tuple[int, ...], order: torch.memory_format) -> Tensor:
-    return torch.empty(shape, dtype=x.dtype, device=x.device, memory_format=order).zero_()
-
-
-def _order(x: Tensor) -> torch.memory_format:
-    last = x.is_contiguous(memory_format=torch.channels_last)
-    return torch.channels_last if last else torch.contiguous_format
-
-
-def _forward(x: Tensor, before: int, after: int) -> Tensor:
-    N, C, H, W = x.shape
-    y = _zeros(x, (N, before + C + after, (H + 1) // 2, (W + 1) // 2), _order(x))
-    y[:, before : before + C].copy_(x[:, :, ::2, ::2])
-    return y
-
-
-def _save(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    x, ctx.before, _ = inputs
-    ctx.shape, ctx.order = x.shape, _order(x)
-
-
-def _differentiate(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
-    # In the input's order, whatever the gradient's: it meets the convolutions' in every block before.
-    grad_x = _zeros(grad, ctx.shape, ctx.order)
-    grad_x[:, :, ::2, ::2].copy_(grad[:, ctx.before : ctx.before + ctx.shape[1]])
-    return grad_x, None, None
-
-
-# Two passes less than a pool, its padding and their gradients.
-_every_second = autograd_function("every_second", _forward, _save, _differentiate)
