@@ -291,10 +291,7 @@ int weight_of(const Convolution& a) {
       }
     }
   });
-  for (int64_t group = 1; failed == 0 && group < groups; group++) {
-#pragma omp simd
-    for (int64_t i = 0; i < total; i++) sums[i] += sums[group * total + i];
-  }
+  if (failed == 0) add_groups(sums + total, groups - 1, total, total, sums);
   for (int64_t o = 0; failed == 0 && o < a.out; o++) {
     const float* block = sums + o / BLOCK * C * KH * KW * BLOCK + o % BLOCK;
     for (int64_t k = 0; k < classes; k++) {
@@ -576,10 +573,7 @@ int weight_minimal(const Convolution& a) {
       }
     }
   });
-  for (int64_t group = 1; failed == 0 && group < groups; group++) {
-#pragma omp simd
-    for (int64_t i = 0; i < total; i++) sums[i] += sums[group * total + i];
-  }
+  if (failed == 0) add_groups(sums + total, groups - 1, total, total, sums);
   for (int64_t c = 0; failed == 0 && c < C; c++)
     for (int64_t o = 0; o < O; o += LANES) {
       Vec half[3][6] = {};
@@ -628,12 +622,6 @@ bool strided(const Convolution& a) {
   return a.stride > 1 && a.kernel_height <= 3 && a.kernel_width <= 3 && a.in % LANES == 0 && a.out % LANES == 0 && a.padding <= 2;
 }
 
-// Rows of the input in a band of at most about `floats` floats, of which a row of the input takes `row`: whole strides.
-inline int64_t band_of(const Convolution& a, int64_t row, int64_t floats) {
-  const int64_t strides = smaller((a.height + a.stride - 1) / a.stride, larger(1, floats / (row * a.stride)));
-  return strides * a.stride;
-}
-
 template <class T>
 int input_strided(const Convolution& a) {
   if (!strided(a)) return -2;
@@ -656,7 +644,9 @@ int input_strided(const Convolution& a) {
     }
   Band whole;
   whole.left = p / s - (taps_w - 1), whole.columns = (a.width - 1 + p) / s - whole.left + 1;
-  const int64_t band = band_of(a, whole.columns * O / s, 24 << 10), bands = (a.height + band - 1) / band;
+  // Whole strides of rows, whose gradient stays in the second cache.
+  const int64_t band = s * smaller((a.height + s - 1) / s, larger(1, (24 << 10) / (whole.columns * O)));
+  const int64_t bands = (a.height + band - 1) / band;
   const int64_t most = band / s + taps_h, results = (a.width + s - 1) / s * C;
   const int64_t bytes = (most * whole.columns * O + results) * 4;
   const int failed = for_blocks(a.images * bands, 1, bytes, a.threads, false, [&](int64_t block, int64_t, float* scratch) {
@@ -715,10 +705,7 @@ int weight_strided(const Convolution& a) {
           product<true>(C, O, out_w, scratch + ((r * s + k / KW) * wide + k % KW) * C, s * C, 1, outputs + r * out_w * O, mine + k * C * O);
     }
   });
-  for (int64_t group = 1; failed == 0 && group < groups; group++) {
-#pragma omp simd
-    for (int64_t i = 0; i < total; i++) sums[i] += sums[group * total + i];
-  }
+  if (failed == 0) add_groups(sums + total, groups - 1, total, total, sums);
   for (int64_t k = 0; failed == 0 && k < KH * KW; k++)
     for (int64_t c = 0; c < C; c++)
       for (int64_t o = 0; o < O; o++) a.grad_weight[place(a, o, c, k / KW, k % KW)] = sums[(k * C + c) * O + o];

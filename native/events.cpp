@@ -57,8 +57,7 @@ inline uint64_t nonzero_bytes(const uint8_t* x, int64_t n) {
   const __mmask64 valid = n == 64 ? ~uint64_t{0} : (uint64_t{1} << n) - 1;
   const __m512i v = _mm512_maskz_loadu_epi8(valid, x);
   return _mm512_test_epi8_mask(v, v);
-#else
-#if defined(__AVX2__)
+#elif defined(__AVX2__)
   const auto of_half = [](const uint8_t* from) ALWAYS_INLINE {
     const __m256i v = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(from));
     return static_cast<uint32_t>(~_mm256_movemask_epi8(_mm256_cmpeq_epi8(v, _mm256_setzero_si256())));
@@ -72,7 +71,7 @@ inline uint64_t nonzero_bytes(const uint8_t* x, int64_t n) {
   alignas(32) uint8_t padded[64] = {};
   std::memcpy(padded, x, n);
   return of_half(padded) | uint64_t{of_half(padded + 32)} << 32;
-#endif
+#else
   uint64_t bits = 0;
   for (int64_t i = 0; i < n; i++) bits |= static_cast<uint64_t>(x[i] != 0) << i;
   return bits;

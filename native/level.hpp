@@ -301,9 +301,12 @@ int for_groups(int64_t blocks, int64_t groups, int64_t scratch_bytes, int thread
 }
 
 // Adds the groups' values to out, in order, of rows `stride` apart.
-inline void add_groups(const double* partial, int64_t groups, int64_t stride, int64_t count, double* out) {
-  for (int64_t g = 0; g < groups; g++)
+template <class Number>
+inline void add_groups(const Number* partial, int64_t groups, int64_t stride, int64_t count, Number* out) {
+  for (int64_t g = 0; g < groups; g++) {
+#pragma omp simd
     for (int64_t i = 0; i < count; i++) out[i] += partial[g * stride + i];
+  }
 }
 
 // --- channels ---------------------------------------------------------------------------------------------------------

@@ -32,6 +32,7 @@ from spikeloom.deploy.plan import (
 from spikeloom.deploy.tracing import place
 from spikeloom.errors import UsageError
 from spikeloom.ops import backend
+from spikeloom.ops.scan_native import charge
 
 
 def lower(model: nn.Module, example: Tensor) -> tuple[Plan, dict[str, Tensor]]:
@@ -314,9 +315,9 @@ class _Lowering:
             raise TypeError("a rectified charge")
         # As `scan_native` packs them.
         v_reset, strict, thresholds = numbers[2], numbers[3], numbers[8:]
+        kept, added, _scale = charge(decay, gain, None, numbers)
         neuron = Neuron(
-            decay=float(numbers[0] if decay is None else decay.detach()),
-            gain=float(numbers[1] if gain is None else gain.detach()), threshold=tuple(map(float, thresholds)),
+            decay=float(kept), gain=float(added), threshold=tuple(map(float, thresholds)),
             v_reset=None if math.isnan(v_reset) else float(v_reset), strict_firing=bool(strict),
         )  # fmt: skip
         value = self.values[x.value]

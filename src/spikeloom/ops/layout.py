@@ -11,7 +11,7 @@ from spikeloom.ops import dispatch
 
 NATIVE_DTYPES = (torch.float32, torch.bfloat16)
 _DTYPE = {dtype: number for number, dtype in enumerate(NATIVE_DTYPES)}
-HUGE = 16 << 20  # bytes above which a new tensor asks for large pages
+_HUGE = 16 << 20  # bytes above which a new tensor asks for large pages
 
 
 def _is_dense(step: Tensor) -> bool:
@@ -49,7 +49,7 @@ def like(x: Tensor, dtype: torch.dtype) -> Tensor:
 def fresh(x: Tensor, dtype: torch.dtype) -> Tensor:
     """`like`, in large pages where it is large."""
     y = like(x, dtype)
-    if y.nbytes >= HUGE:
+    if y.nbytes >= _HUGE:
         dispatch.native.advise_huge(y.data_ptr(), y.nbytes)
     return y
 

@@ -19,7 +19,7 @@ from torch import Tensor
 from spikeloom.ops import dispatch
 from spikeloom.ops.layout import by_channels, fresh, like, ordered, pointer, rows_like, steps_by_channels
 from spikeloom.ops.native_op import NativeOp
-from spikeloom.ops.scan_native import CHUNK, Numbers, as_tensor, charge_fields, firing, levels_of, starts_like
+from spikeloom.ops.scan_native import CHUNK, Numbers, as_tensor, firing, levels_of, starts_like
 from spikeloom.ops.scan_reference import Constant
 
 
@@ -104,6 +104,10 @@ def _moments(x: Tensor, layout: dict[str, int]) -> tuple[Tensor, Tensor]:
     return mean, variance
 
 
+def _charge_fields(decay: Tensor, gain: Tensor) -> dict[str, Any]:
+    return {"decay": decay.item(), "gain": gain.item(), "scale": 1.0, "rectified": False}
+
+
 def _no_potentials(x: Tensor) -> Tensor:
     """Stands for potentials that nobody wants."""
     return x.new_empty(0, dtype=torch.float32)
@@ -143,7 +147,7 @@ def _forward(
     add = None if add is None else ordered(add, spikes)
     v = None if v is None else ordered(v, rows_like(a.levels, spikes[0], v.dtype))
     dispatch.native.scan_forward(
-        **steps_by_channels(x, layout), **charge_fields(decay, gain, None), **a.forward, chunk=min(x.shape[0], CHUNK),
+        **steps_by_channels(x, layout), **_charge_fields(decay, gain), **a.forward, chunk=min(x.shape[0], CHUNK),
         factor=factor.data_ptr(), shift=shift.data_ptr(), residual=pointer(residual), v=pointer(v),
         spikes=spikes.data_ptr(), sum=total.data_ptr() if return_sum else 0, add=pointer(add),
         v_out=last.data_ptr() if return_v else 0, potentials=0, starts=pointer(starts),
@@ -203,7 +207,7 @@ def _backward(
     constants = x.new_empty(3 if learn else 0, dtype=torch.float64)
     fields = steps_by_channels(x, layout)
     dispatch.native.scan_backward(
-        **fields, **charge_fields(decay, gain, None), **a.forward, **a.backward, chunk=min(x.shape[0], CHUNK),
+        **fields, **_charge_fields(decay, gain), **a.forward, **a.backward, chunk=min(x.shape[0], CHUNK),
         factor=factor.data_ptr(), shift=shift.data_ptr(), residual=pointer(residual), v=pointer(v),
         grad_spikes=grad_spikes.data_ptr(), grad_sum=pointer(grad_sum), grad_v_out=pointer(grad_last),
         starts=pointer(starts), slope=0, grad_u=grad_u.data_ptr(), sum_steps=repeated,

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from spikeloom.ops import dispatch
-from spikeloom.ops.layout import HUGE, dense, fresh, like, ordered, pointer, rows_like, steps_of
+from spikeloom.ops.layout import dense, fresh, like, ordered, pointer, rows_like, steps_of
 from spikeloom.ops.native_op import NativeOp
 from spikeloom.ops.scan_reference import Constant
 
@@ -88,28 +88,17 @@ def starts_like(levels: int, spikes: Tensor) -> Tensor | None:
     return rows_like((steps - 1) // CHUNK * levels, spikes[0], torch.float32) if steps > CHUNK else None
 
 
-def charge_fields(decay: Tensor, gain: Tensor, scale: Tensor | None) -> dict[str, Any]:
-    """The kernels' fields of the charge."""
-    return {
-        "decay": decay.item(), "gain": gain.item(), "scale": 1.0 if scale is None else scale.item(),
-        "rectified": scale is not None,
-    }  # fmt: skip
-
-
-EITHER_WAY = ("x", "v", "decay", "gain", "scale", "starts")
-FORWARD = (*EITHER_WAY, "spikes", "v_out", "potentials")
-BACKWARD = (*EITHER_WAY, "grad_spikes", "grad_v_out", "slope", "grad_u", "grad_v", "grad_constants")
+# What every call hands over, in this order.
+_EITHER_WAY = ("x", "v", "decay", "gain", "scale", "starts")
+_FORWARD = (*_EITHER_WAY, "spikes", "v_out", "potentials")
+_BACKWARD = (*_EITHER_WAY, "grad_spikes", "grad_v_out", "slope", "grad_u", "grad_v", "grad_constants")
 
 
 class Bound(NamedTuple):
-    """A kernel that has read all its arguments but some, what their addresses point to, and what it needs."""
+    """A kernel that has read all its arguments but some, and what their addresses point to."""
 
     run: Callable[..., None]
     firing: Firing
-    small: bool
-    """Whether the input is contiguous, and its size below that of large pages."""
-    chunks: bool
-    """Whether there are potentials to keep."""
 
 
 @lru_cache(maxsize=1024)
@@ -132,11 +121,11 @@ def bound(
     del fields["x"]
     if backward:
         fields.update(a.backward, grad_sum=0, sum_steps=False, grad_norm=0)
-        run = dispatch.native.bound_scan_backward(fields, BACKWARD)
+        run = dispatch.native.bound_scan_backward(fields, _BACKWARD)
     else:
         fields.update(sum=0, add=0)
-        run = dispatch.native.bound_scan_forward(fields, FORWARD)
-    return Bound(run, a, x.is_contiguous() and x.nbytes < HUGE, shape[0] > CHUNK)
+        run = dispatch.native.bound_scan_forward(fields, _FORWARD)
+    return Bound(run, a)
 
 
 def _prepare(
@@ -150,9 +139,10 @@ def _prepare(
     return x, v, kernel
 
 
-def _charge(
+def charge(
     decay: Tensor | None, gain: Tensor | None, scale: Tensor | None, numbers: Sequence[float]
 ) -> tuple[float, float, float]:
+    """The constants decay, gain and scale: of tensors, or the fixed ones in front of the other numbers."""
     return (
         numbers[0] if decay is None else decay.item(),
         numbers[1] if gain is None else gain.item(),
@@ -172,11 +162,11 @@ def _forward(
 ) -> tuple[Tensor, Tensor | None, Tensor | None]:
     x, v, kernel = _prepare(False, x, v, scale, numbers)
     levels = kernel.firing.levels
-    spikes = torch.empty_like(x) if kernel.small else fresh(x, x.dtype)
+    spikes = fresh(x, x.dtype)
     last = rows_like(levels, spikes[0], torch.float32) if return_v else None
-    starts = starts_like(levels, spikes) if kernel.chunks else None
+    starts = starts_like(levels, spikes)
     kernel.run(
-        x.data_ptr(), pointer(v), *_charge(decay, gain, scale, numbers), pointer(starts), spikes.data_ptr(),
+        x.data_ptr(), pointer(v), *charge(decay, gain, scale, numbers), pointer(starts), spikes.data_ptr(),
         pointer(last), 0,
     )  # fmt: skip
     return spikes, last, starts
@@ -195,7 +185,7 @@ def _potentials(
     spikes = fresh(x, x.dtype)
     f = rows_like(kernel.firing.levels, spikes, torch.float32)
     kernel.run(
-        x.data_ptr(), pointer(v), *_charge(decay, gain, scale, numbers), 0, spikes.data_ptr(), 0, f.data_ptr()
+        x.data_ptr(), pointer(v), *charge(decay, gain, scale, numbers), 0, spikes.data_ptr(), 0, f.data_ptr()
     )  # fmt: skip
     return f
 
@@ -219,7 +209,7 @@ def _backward(
 ) -> tuple[Tensor, Tensor | None, Tensor | None]:
     x, v, kernel = _prepare(True, x, v, scale, numbers)
     levels = kernel.firing.levels
-    grad_x = torch.empty_like(x) if kernel.small else fresh(x, x.dtype)
+    grad_x = fresh(x, x.dtype)
     grad_spikes = ordered(grad_spikes, grad_x, x.dtype)
     grad_v = None
     if v is not None or grad_last is not None:
@@ -229,7 +219,7 @@ def _backward(
     slope = None if slope is None else ordered(slope, rows_like(levels, grad_x, torch.float32), torch.float32)
     constants = x.new_empty(3, dtype=torch.float64) if learn else None
     kernel.run(
-        x.data_ptr(), pointer(v), *_charge(decay, gain, scale, numbers), pointer(starts), grad_spikes.data_ptr(),
+        x.data_ptr(), pointer(v), *charge(decay, gain, scale, numbers), pointer(starts), grad_spikes.data_ptr(),
         pointer(grad_last), pointer(slope), grad_x.data_ptr(), pointer(grad_v), pointer(constants),
     )  # fmt: skip
     return grad_x, grad_v, constants

@@ -97,11 +97,15 @@ def _rule(x: Tensor, weight: Tensor, stride: int) -> tuple[str, str, str]:
     if weight.shape[2] == 1:
         forward, gradient = (0.45, 0.4) if level == "avx2" else (0.4, 0.28) if single else (0.08, 0.13)
         return "sparse" if share < forward else "onednn", "sparse" if share < gradient else "onednn", "onednn"
-    fits, convolve = _products(level, single, weight, stride)
+    # Beyond, the transformed filters outgrow the cache. In bfloat16 oneDNN has instructions of twice the rate.
+    single = single or level == "avx2"  # no instructions for it, so no difference
+    even = all(width % 16 == 0 for width in weight.shape[:2])
+    fits = even and stride == 1 and weight.shape[0] * weight.shape[1] <= (256 * 256 if single else 128 * 128)
+    convolve = "minimal" if fits and (single or narrow >= 32) else "onednn"
     differentiate, back = "minimal" if fits else "onednn", convolve
     if level == "avx2":
         forward, gradient = _sparse_below_avx2(stride, narrow, fits)
-        if stride > 1 and _even(weight) and weight.numel() <= _CACHED:
+        if stride > 1 and even and weight.numel() <= _CACHED:
             differentiate = back = "strided"
     else:
         forward, gradient = _sparse_below(single, stride, narrow, fits)
@@ -110,20 +114,6 @@ def _rule(x: Tensor, weight: Tensor, stride: int) -> tuple[str, str, str]:
         "sparse" if share < gradient else differentiate,
         back,
     )
-
-
-def _even(weight: Tensor) -> bool:
-    return all(width % 16 == 0 for width in weight.shape[:2])
-
-
-def _products(level: str, single: bool, weight: Tensor, stride: int) -> tuple[bool, Pass]:
-    """Of a kernel of 3x3: whether "minimal" takes it, and the way of its output where zeros are not left out."""
-    # Beyond, the transformed filters outgrow the cache. In bfloat16 oneDNN has instructions of twice the rate, but none
-    # on AVX2.
-    single = single or level == "avx2"
-    fits = weight.shape[0] * weight.shape[1] <= (256 * 256 if single else 128 * 128)
-    fits = fits and stride == 1 and _even(weight)
-    return fits, "minimal" if fits and (single or min(weight.shape[:2]) >= 32) else "onednn"
 
 
 def _sparse_below(single: bool, stride: int, narrow: int, minimal: bool) -> tuple[float, float]:
@@ -158,8 +148,7 @@ def _fields(x: Tensor, weight: Tensor, stride: int, padding: int) -> dict[str, A
         "in": x.shape[1], "out": weight.shape[0], "kernel_height": weight.shape[2], "kernel_width": weight.shape[3],
         "stride": stride, "padding": padding, "x": x.data_ptr(), "weight": weight.data_ptr(),
         **dict(zip(names, weight.stride(), strict=True)), "y": 0, "grad_y": 0, "grad_x": 0, "grad_skip": 0,
-        "grad_weight": 0,
-        "threads": torch.get_num_threads(),
+        "grad_weight": 0, "threads": torch.get_num_threads(),
     }  # fmt: skip
 
 
