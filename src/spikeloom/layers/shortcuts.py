@@ -84,7 +84,7 @@ class SEWBlock(nn.Module):
     def forward(self, s: Tensor) -> Tensor:
         y, s = fork(self.branch, s)
         # One pass, but not where somebody notes in which order the neurons of branch and shortcut run.
-        if self.combine is COMBINE["add"] and not watched(self.spike.neuron):
+        if self.combine is COMBINE["add"] and not watched(*self.spike.modules()):
             return self.spike(y, add=self.shortcut(s))
         return self.combine(self.spike(y), self.shortcut(s))
 
