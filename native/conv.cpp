@@ -365,24 +365,24 @@ constexpr float FA = 1 / (2 * A2 * (A2 - B2)), FB = 1 / (2 * B2 * (B2 - A2));
 constexpr float FILTER_SIDE[6][3] = {{1 / (A2 * B2), 0, 0},     {FA, FA * A1, FA * A2}, {FA, -FA * A1, FA * A2},
                                      {FB, FB * B1, FB * B2}, {FB, -FB * B1, FB * B2}, {0, 0, 1}};
 
-// Points of the SIZE x SIZE block whose first pixel is (y, x), zeros outside of the image; all channels. Points of one
-// channel lie `points` floats apart.
+// Points of the SIZE x SIZE block whose first pixel is (y, x), all channels; outside of the image there are `zeros`, as
+// many as channels. Points of one channel lie `points` floats apart.
 template <int SIZE, class T, class Side>
-inline void block_points(const Side& side, const T* image, int64_t height, int64_t width, int64_t channels, int64_t y, int64_t x, float* to, int64_t points) {
+inline void block_points(const Side& side, const T* image, int64_t height, int64_t width, int64_t channels, int64_t y, int64_t x, const T* zeros, float* to, int64_t points) {
+  const T* pixels[SIZE * SIZE];
   const bool inside = y >= 0 && x >= 0 && y + SIZE <= height && x + SIZE <= width;
+  const T* corner = image + (y * width + x) * channels;
+  for (int r = 0; r < SIZE; r++)
+    for (int q = 0; q < SIZE; q++) {
+      const bool there = inside || (y + r >= 0 && y + r < height && x + q >= 0 && x + q < width);
+      pixels[r * SIZE + q] = there ? corner + (r * width + q) * channels : zeros;
+    }
   for (int64_t c = 0; c < channels; c += LANES) {
     Vec half[6 * SIZE], column[6];
-    const T* corner = image + (y * width + x) * channels + c;
 #pragma GCC unroll 6
     for (int q = 0; q < SIZE; q++) {
-      if (inside) {
 #pragma GCC unroll 6
-        for (int r = 0; r < SIZE; r++) column[r] = get_floats(corner + (r * width + q) * channels);
-      } else {
-        const bool there = x + q >= 0 && x + q < width;
-        for (int r = 0; r < SIZE; r++)
-          column[r] = there && y + r >= 0 && y + r < height ? get_floats(corner + (r * width + q) * channels) : Vec{};
-      }
+      for (int r = 0; r < SIZE; r++) column[r] = get_floats(pixels[r * SIZE + q] + c);
       side(column, 1, half + q, SIZE);
     }
 #pragma GCC unroll 6
@@ -437,20 +437,24 @@ void product(int64_t rows, int64_t columns, int64_t depth, const float* a, int64
         else multiply<R, 1, ADD>(depth, a + i * a_i, a_k, a_i, b + j, columns, c + i * columns + j, columns);
         i += R;
       };
-      if (rows - i >= MANY) run(Rows<MANY>{});
-      else if (rows - i >= 4) run(Rows<4>{});
+      const int64_t left = rows - i;
+      if (left >= MANY && left != MANY + 2) run(Rows<MANY>{});  // few rows at a time leave the processor waiting
+      else if (left >= 4) run(Rows<4>{});
+      else if (left >= 2) run(Rows<2>{});
       else run(Rows<1>{});
     }
     j += two ? 2 * LANES : LANES;
   }
 }
 
-// Images are taken `several` at a time, or in bands of rows of tiles, so that a chunk has about `wanted` tiles.
+// Images are taken `several` at a time, or in bands of rows of tiles: as many tiles as fit in the second cache beside the
+// filters, and as few as use these often enough.
 struct Tiles {
   int64_t down, across, band, several, bands, chunks, most;
 };
 
-Tiles tiles_of(int64_t images, int64_t height, int64_t width, int64_t wanted) {
+Tiles tiles_of(int64_t images, int64_t height, int64_t width, int64_t channels) {
+  const int64_t wanted = LANES == 16 ? 1536 / smaller(channels, 64) : larger(512 / channels, 24);
   Tiles t;
   t.down = (height + 3) / 4, t.across = (width + 3) / 4;
   t.band = smaller(t.down, wanted / t.across < 1 ? 1 : wanted / t.across);
@@ -470,6 +474,18 @@ inline int64_t for_tiles(const Tiles& t, int64_t images, int64_t chunk, const Bo
     for (int64_t r = r0; r < smaller(t.down, r0 + t.band); r++)
       for (int64_t q = 0; q < t.across; q++) body(n, r, q, i++);
   return i;
+}
+
+// The rows of pixels [first, first + count), over all images, of a band of rows or of whole images that a chunk begins with.
+struct Lines {
+  int64_t first, count;
+};
+
+Lines lines_of(const Tiles& t, int64_t images, int64_t height, int64_t chunk) {
+  if (chunk >= t.chunks) return {0, 0};
+  if (t.bands == 1) return {chunk * t.several * height, smaller(t.several, images - chunk * t.several) * height};
+  const int64_t row = 4 * (chunk % t.bands * t.band);
+  return {chunk / t.bands * height + row, smaller(4 * t.band, height - row)};
 }
 
 bool minimal(const Convolution& a) {
@@ -504,41 +520,52 @@ int convolve(const Convolution& a) {
         for (int q = 0; q < 6; q++)
           put(filters + ((r * 6 + q) * O + o) * C + c, half[r][0] * FILTER_SIDE[q][0] + half[r][1] * FILTER_SIDE[q][1] + half[r][2] * FILTER_SIDE[q][2]);
     }
-  const Tiles t = tiles_of(a.images, to_high, to_wide, 1536 / smaller(C, 64));
+  const Tiles t = tiles_of(a.images, to_high, to_wide, C);
   const int64_t before = apart(t.most * O), after = apart(t.most * C);
-  const int failed = for_blocks(t.chunks, 1, POINTS * (before + after) * 4, a.threads, false, [&](int64_t chunk, int64_t, float* scratch) {
-    float *points = scratch, *products = scratch + POINTS * before;
+  const bool past_caches = large<T>(a.images * to_high * to_wide * C);
+  const int failed = for_blocks(t.chunks, 1, (POINTS * (before + after) + 20 * C + O) * 4, a.threads, false, [&](int64_t chunk, int64_t, float* scratch) {
+    float *points = scratch, *products = points + POINTS * before, *tile = products + POINTS * after;
+    T* whole = reinterpret_cast<T*>(tile + 16 * C);
+    const T* zeros = static_cast<const T*>(std::memset(tile + 20 * C, 0, O * 4));
     const int64_t count = for_tiles(t, a.images, chunk, [&](int64_t n, int64_t r, int64_t q, int64_t i) {
-      block_points<6>(input_side, from + n * high * wide * O, high, wide, O, 4 * r + shift, 4 * q + shift, points + i * O, before);
+      block_points<6>(input_side, from + n * high * wide * O, high, wide, O, 4 * r + shift, 4 * q + shift, zeros, points + i * O, before);
     });
-    const int64_t next = t.bands > 1 ? 0 : smaller(t.several, a.images - (chunk + 1) * t.several) * high * wide * O;
-    const T* next_images = from + (chunk + 1) * t.several * high * wide * O;
+    const Lines next = lines_of(t, a.images, high, chunk + 1);
     for (int k = 0; k < POINTS; k++) {
-      if (next > 0) ahead(next_images, next, k, POINTS);
+      ahead(from + next.first * wide * O, next.count * wide * O, k, POINTS);
       product<false>(count, C, O, points + k * before, 1, O, filters + k * O * C, products + k * after);
     }
+    const T* skip = BACK ? static_cast<const T*>(a.grad_skip) : nullptr;
     for_tiles(t, a.images, chunk, [&](int64_t n, int64_t r, int64_t q, int64_t i) {
       const int64_t rows = smaller(4, to_high - 4 * r), columns = smaller(4, to_wide - 4 * q);
-      const int64_t corner = ((n * to_high + 4 * r) * to_wide + 4 * q) * C;
-      T* tile = to + corner;
-      const T* added = BACK && a.grad_skip ? static_cast<const T*>(a.grad_skip) + corner : nullptr;
+      const int64_t corner = ((n * to_high + 4 * r) * to_wide + 4 * q) * C, line = to_wide * C;
+      if (skip) {  // memory behind the row may be asked for: it is not touched
+        for (int64_t y = 0; y < rows; y++) ahead(skip + corner + y * line + 8 * C, 4 * C, 0, 1);
+      }
       for (int64_t c = 0; c < C; c += LANES) {
-        Vec column[6], half[24], line[4];
+        Vec column[6], half[24], side[4];
 #pragma GCC unroll 6
         for (int k = 0; k < 6; k++) {
 #pragma GCC unroll 6
           for (int r = 0; r < 6; r++) column[r] = get(products + (r * 6 + k) * after + i * C + c);
           output_side(column, 1, half + k, 6);
         }
-        for (int64_t y = 0; y < rows; y++) {
-          output_side(half + y * 6, 1, line, 1);
-          for (int64_t z = 0; z < columns; z++) {
-            const int64_t at = (y * to_wide + z) * C + c;
-            put_floats(tile + at, added ? line[z] + get_floats(added + at) : line[z]);
-          }
+#pragma GCC unroll 4
+        for (int y = 0; y < 4; y++) {
+          output_side(half + y * 6, 1, side, 1);
+#pragma GCC unroll 4
+          for (int z = 0; z < 4; z++) put(tile + (y * 4 + z) * C + c, side[z]);
         }
       }
+      for (int64_t y = 0; y < rows; y++) {
+        const float* row = tile + y * 4 * C;
+        const T* added = skip + corner + y * line;
+        T* out = past_caches ? whole : to + corner + y * line;
+        for (int64_t j = 0; j < columns * C; j += LANES) put_floats(out + j, skip ? get(row + j) + get_floats(added + j) : get(row + j));
+        if (past_caches) stream(to + corner + y * line, whole, columns * C);
+      }
     });
+    if (past_caches) streamed();
   });
   std::free(filters);
   return failed;
@@ -548,27 +575,26 @@ template <class T>
 int weight_minimal(const Convolution& a) {
   if (!minimal(a)) return -2;
   const int64_t C = a.in, O = a.out, out_h = out_height(a), out_w = out_width(a), total = POINTS * C * O;
-  const Tiles t = tiles_of(a.images, out_h, out_w, 1536 / smaller(C, 64));
+  const Tiles t = tiles_of(a.images, out_h, out_w, C);
   const int64_t groups = smaller(t.chunks, total * 4 > (1 << 18) ? a.threads : 32);
   float* sums = static_cast<float*>(std::aligned_alloc(64, groups * total * 4));
   if (sums == nullptr) return -1;
   const int64_t inputs = apart(t.most * C), outputs = apart(t.most * O);
-  const int failed = for_groups(t.chunks, groups, POINTS * (inputs + outputs) * 4, a.threads, false, [&](int64_t group, int64_t first, int64_t last, float* scratch) {
+  const int failed = for_groups(t.chunks, groups, (POINTS * (inputs + outputs) + larger(C, O)) * 4, a.threads, false, [&](int64_t group, int64_t first, int64_t last, float* scratch) {
     float *mine = sums + group * total, *x_points = scratch, *g_points = scratch + POINTS * inputs;
+    const T* zeros = static_cast<const T*>(std::memset(g_points + POINTS * outputs, 0, larger(C, O) * 4));
     std::memset(mine, 0, total * 4);
     for (int64_t chunk = first; chunk < last; chunk++) {
       const int64_t count = for_tiles(t, a.images, chunk, [&](int64_t n, int64_t r, int64_t q, int64_t i) {
         const T* x = static_cast<const T*>(a.x) + n * a.height * a.width * C;
         const T* g = static_cast<const T*>(a.grad_y) + n * out_h * out_w * O;
-        block_points<6>(input_side, x, a.height, a.width, C, 4 * r - a.padding, 4 * q - a.padding, x_points + i * C, inputs);
-        block_points<4>(gradient_side, g, out_h, out_w, O, 4 * r, 4 * q, g_points + i * O, outputs);
+        block_points<6>(input_side, x, a.height, a.width, C, 4 * r - a.padding, 4 * q - a.padding, zeros, x_points + i * C, inputs);
+        block_points<4>(gradient_side, g, out_h, out_w, O, 4 * r, 4 * q, zeros, g_points + i * O, outputs);
       });
-      const int64_t first_next = (chunk + 1) * t.several, next = t.bands > 1 ? 0 : smaller(t.several, a.images - first_next);
+      const Lines next_x = lines_of(t, a.images, a.height, chunk + 1), next_g = lines_of(t, a.images, out_h, chunk + 1);
       for (int k = 0; k < POINTS; k++) {
-        if (next > 0) {
-          ahead(static_cast<const T*>(a.x) + first_next * a.height * a.width * C, next * a.height * a.width * C, k, POINTS);
-          ahead(static_cast<const T*>(a.grad_y) + first_next * out_h * out_w * O, next * out_h * out_w * O, k, POINTS);
-        }
+        ahead(static_cast<const T*>(a.x) + next_x.first * a.width * C, next_x.count * a.width * C, k, POINTS);
+        ahead(static_cast<const T*>(a.grad_y) + next_g.first * out_w * O, next_g.count * out_w * O, k, POINTS);
         product<true>(C, O, count, x_points + k * inputs, C, 1, g_points + k * outputs, mine + k * C * O);
       }
     }

@@ -137,7 +137,7 @@ def _sparse_below_avx2(stride: int, narrow: int, minimal: bool) -> tuple[float, 
         return 0.4, 0.2 if narrow < 32 else 0.35
     if not minimal:
         return 0.45, 0.9
-    return (0.27, 0.1 if narrow < 32 else 0.2) if narrow < 256 else (0.4, 0.4)
+    return 0.23, 0.05 if narrow < 32 else 0.11 if narrow < 64 else 0.16
 
 
 def _fields(x: Tensor, weight: Tensor, stride: int, padding: int) -> dict[str, Any]:
