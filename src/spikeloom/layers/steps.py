@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -33,11 +34,23 @@ def watched(*modules: nn.Module) -> bool:
     return any(getattr(module, name) for module in modules for name in hooks)
 
 
+class _Repeat(torch.autograd.Function):
+    """`y.expand(steps, ...)`, whose gradient does not read a step that comes back repeated more than once."""
+
+    @staticmethod
+    def forward(ctx: Any, y: Tensor, steps: int) -> Tensor:
+        return y.expand(steps, *y.shape)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:  # pyright: ignore[reportIncompatibleMethodOverride]
+        return grad[0] * grad.shape[0] if repeats(grad) else grad.sum(0), None
+
+
 def each_step(function: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
     """Applies a function of [N, ...] to each step of x [T, N, ...]; once if the steps repeat."""
     if repeats(x):
         y = function(x[0])
-        return y.expand(x.shape[0], *y.shape)
+        return _Repeat.apply(y, x.shape[0]) if eager(y) else y.expand(x.shape[0], *y.shape)  # pyright: ignore[reportReturnType]
     return function(x.flatten(0, 1)).unflatten(0, x.shape[:2])
 
 

@@ -9,13 +9,14 @@ Each of the three passes, forward and the gradients of weights and input, choose
 - "strided": all products, of a convolution with stride: for its two gradients alone;
 - "onednn": PyTorch's own.
 
-The choice is a rule in the shape, the type and the share of nonzero inputs, counted in a fixed sample of the images:
+The choice is a rule in the shape, the type and the share of nonzero inputs, counted in a fixed sample of their rows:
 the same numbers always take the same way, so a resumed run ends where an unbroken one does. Its limits are measured
 (docs/performance.md) on AVX-512 and on AVX2; on other processors everything goes to oneDNN unless told otherwise.
 """
 
 from __future__ import annotations
 
+import math
 from typing import Any, Literal
 
 import torch
@@ -31,7 +32,7 @@ Pass = Literal["auto", "onednn", "sparse", "minimal", "strided"]
 
 _WORK = 5e7  # multiply-adds below which a call's fixed costs decide
 _CACHED = 1 << 17  # weights of "strided" gradients that stay in a core's cache
-_SAMPLE = 1 << 15  # inputs whose nonzeros are counted, of four images at least
+_SAMPLE = 1 << 14  # inputs whose nonzeros are counted
 
 
 def spike_conv(
@@ -82,9 +83,12 @@ def takes(x: Tensor, weight: Tensor, stride: int, padding: int) -> bool:
 
 
 def density(x: Tensor) -> float:
-    """The share of nonzeros in some images, evenly spread."""
-    images = max(4, _SAMPLE * x.shape[0] // max(1, x.numel()))
-    sample = x[:: max(1, x.shape[0] // images)]
+    """The share of nonzeros in some rows of pixels, evenly spread over images [N, C, H, W] and over their heights."""
+    N, _, H, _ = x.shape
+    every = max(1, x.numel() // _SAMPLE)
+    while math.gcd(every, H) > 1:
+        every += 1
+    sample = x.permute(0, 2, 3, 1).reshape(N * H, -1)[::every]
     return torch.count_nonzero(sample).item() / max(1, sample.numel())
 
 
