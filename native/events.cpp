@@ -174,6 +174,65 @@ ALWAYS_INLINE inline void fire(const Fired& a, int64_t at, int64_t step, int64_t
     run(Constant<0>{});
 }
 
+// Bytes 1 where a neuron fires, of V vectors side by side.
+template <int V>
+inline void put_fires(uint8_t* p, const IntVec* fires) {
+#if defined(__AVX2__) && !defined(__AVX512F__)
+  if constexpr (V == 4) {
+    const auto words = [&](int j) { return reinterpret_cast<__m256i>(fires[j]); };
+    const __m256i low = _mm256_packs_epi32(words(0), words(1)), high = _mm256_packs_epi32(words(2), words(3));
+    // Packing works on halves of registers: four bytes of each vector, then the other four.
+    const __m256i order = _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7);
+    const __m256i bytes = _mm256_permutevar8x32_epi32(_mm256_packs_epi16(low, high), order);
+    return _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), _mm256_and_si256(bytes, _mm256_set1_epi8(1)));
+  }
+#endif
+  for (int j = 0; j < V; j++) put_bytes(p + j * LANES, reinterpret_cast<Words>(-fires[j]));
+}
+
+// Rows of V whole vectors, `apart` elements from one to the next; current(t, row, j) gives the sums of the j-th vector.
+// Neurons of one level that rest at zero, which is nearly all, have a loop without questions.
+template <int V, class Current>
+ALWAYS_INLINE inline void fire_rows(const Fired& a, int64_t at, int64_t apart, int64_t rows, int64_t step, const Current& current) {
+  if (a.spikes == nullptr || a.sum != nullptr || a.levels != 1 || a.v_rest != 0.f) {
+    for (int64_t r = 0; r < rows; r++)
+      for (int j = 0; j < V; j++)
+        fire(a, at + r * apart + j * LANES, step, LANES, [&](int64_t t) ALWAYS_INLINE { return current(t, r, j); });
+    return;
+  }
+  const Vec decay = all(a.decay), gain = all(a.gain), fire_at = all(a.fire_at[0]), threshold = all(a.threshold[0]);
+  const int64_t steps = a.steps;
+  const auto run = [=](const auto* residual, auto hard) ALWAYS_INLINE {
+    uint8_t* spikes = a.spikes + at;
+    float* state = a.v == nullptr ? nullptr : a.v + at;
+    for (int64_t r = 0; r < rows; r++, spikes += apart) {
+      Vec v[V];
+      for (int j = 0; j < V; j++) v[j] = state == nullptr ? Vec{} : get(state + r * apart + j * LANES);
+      for (int64_t t = 0; t < steps; t++) {
+        IntVec fires[V];
+#pragma GCC unroll 4
+        for (int j = 0; j < V; j++) {
+          Vec u = current(t, r, j);
+          if constexpr (!std::is_same_v<decltype(residual), const Ones*>)
+            u += get_some(residual + t * step + at + r * apart + j * LANES, LANES);
+          const Vec h = decay * v[j] + gain * u;
+          fires[j] = h >= fire_at;
+          v[j] = fires[j] ? (decltype(hard)::value ? Vec{} : h - threshold) : h;
+        }
+        put_fires<V>(spikes + t * step, fires);
+      }
+      for (int j = 0; state != nullptr && j < V; j++) put(state + r * apart + j * LANES, v[j]);
+    }
+  };
+  const auto by_reset = [&](const auto* residual) ALWAYS_INLINE { a.hard ? run(residual, Constant<1>{}) : run(residual, Constant<0>{}); };
+  if (a.residual != nullptr)
+    by_reset(a.residual);
+  else if (a.residual_spikes != nullptr)
+    by_reset(a.residual_spikes);
+  else
+    by_reset(static_cast<const Ones*>(nullptr));
+}
+
 // --- convolutions -----------------------------------------------------------------------------------------------------
 
 inline int64_t out_height(const EventConv& a) { return (a.height + 2 * a.padding_y - a.kernel_height) / a.stride + 1; }
@@ -205,20 +264,41 @@ inline Part divide(const EventConv& a, int64_t block) {
 template <class Value>
 bool lay_out(const EventConv& a, const Plan& p, const uint8_t* image, int64_t first_row, uint8_t* bits, Value* values) {
   const int64_t from = first_row < 0 ? -first_row : 0, to = smaller(p.rows, a.height - first_row);
-  const int64_t columns = smaller(a.width, p.columns - a.padding_x);
+  const int64_t columns = smaller(a.width, p.columns - a.padding_x), step = p.rows * p.C;
   uint64_t any = 0;
-  for (int64_t column = 0; column < columns; column++)
+  // A row is read as it lies in memory, and narrow pixels several at a time.
+  const auto lay = [&](auto known) ALWAYS_INLINE {
+    constexpr int64_t NARROW = decltype(known)::value;  // channels, or 0
     for (int64_t row = from; row < to; row++) {
-      const uint8_t* pixel = image + ((first_row + row) * a.width + column) * a.in;
-      const int64_t at = ((column + a.padding_x) * p.rows + row) * p.C;
-      for (int64_t c = 0; c < a.in; c += 64) {
-        const uint64_t found = nonzero_bytes(pixel + c, smaller(64, a.in - c));
-        any |= found;
-        // What lies behind the last channels is written later or zero, as it should be.
-        std::memcpy(bits + (at + c) / 8, &found, 8);
+      const uint8_t* pixel = image + (first_row + row) * a.width * a.in;
+      int64_t at = (a.padding_x * p.rows + row) * p.C;
+      if constexpr (NARROW > 0) {
+        for (int64_t column = 0; column < columns;) {
+          const int64_t some = smaller(64 / NARROW, columns - column);
+          uint64_t found = nonzero_bytes(pixel, some * NARROW);
+          any |= found;
+          for (int64_t i = 0; i < some; i++, found >>= NARROW, at += step, pixel += NARROW) {
+            std::memcpy(bits + at / 8, &found, NARROW / 8);
+            if constexpr (!std::is_same_v<Value, Ones>) std::memcpy(values + at, pixel, NARROW);
+          }
+          column += some;
+        }
+      } else {
+        for (int64_t column = 0; column < columns; column++, at += step, pixel += a.in) {
+          for (int64_t c = 0; c < a.in; c += 64) {
+            const uint64_t found = nonzero_bytes(pixel + c, smaller(64, a.in - c));
+            any |= found;
+            if (a.in - c >= 64) std::memcpy(bits + (at + c) / 8, &found, 8);
+            else std::memcpy(bits + (at + c) / 8, &found, (a.in - c + 7) / 8);
+          }
+          if constexpr (!std::is_same_v<Value, Ones>) std::memcpy(values + at, pixel, a.in);
+        }
       }
-      if constexpr (!std::is_same_v<Value, Ones>) std::memcpy(values + at, pixel, a.in);
     }
+  };
+  if (a.in == 16) lay(Constant<16>{});
+  else if (a.in == 32) lay(Constant<32>{});
+  else lay(Constant<0>{});
   return any != 0;
 }
 
@@ -296,21 +376,34 @@ int convolve(const EventConv& a, const Weight* all_weights) {
       bias[j] = n > 0 ? get_some(a.bias + c, n) : Vec{};
     }
     const int64_t places = rows * out_w;
+    constexpr int V = NV < 4 ? NV : 4;
     for (int64_t image = 0; image < count; image++) {
-      const float* of_image = sums + image * a.steps * map_floats;
-      const int64_t first_place = ((n0 + image) * out_h + y0) * out_w;
-      for (int64_t place = 0; place < places; place++)
-        for (int j = 0; j < NV; j++) {
-          const int64_t c = o * BLOCK + j * LANES, n = smaller(LANES, out - c), at = (first_place + place) * out + c;
-          if (n <= 0) break;
-          const float* sum = of_image + place * BLOCK + j * LANES;
-          const Vec shift = bias[j];
-          const auto current = [=](int64_t t) ALWAYS_INLINE { return get(sum + t * map_floats) + shift; };
-          if (n == LANES)
-            fire(fired, at, step, LANES, current);
-          else
-            fire(fired, at, step, n, current);
+      const float* sum = sums + image * a.steps * map_floats;
+      const int64_t at = ((n0 + image) * out_h + y0) * out_w * out + o * BLOCK;
+      int64_t done = 0;
+      if (NV < 4 && out == BLOCK) {  // nothing lies between the places: four vectors of some of them
+        done = places / (4 / NV) * (4 / NV);
+        fire_rows<4>(fired, at, 4 * LANES, done * NV / 4, step, [=, &bias](int64_t t, int64_t r, int j) ALWAYS_INLINE {
+          return get(sum + t * map_floats + (4 * r + j) * LANES) + bias[j % NV];
+        });
+      }
+      for (int j = 0; j < NV; j += V) {
+        const int64_t c = o * BLOCK + j * LANES, first = at + done * out + j * LANES;
+        const float* from = sum + done * BLOCK + j * LANES;
+        if (out - c >= V * LANES) {
+          fire_rows<V>(fired, first, out, places - done, step, [=, &bias](int64_t t, int64_t r, int k) ALWAYS_INLINE {
+            return get(from + t * map_floats + r * BLOCK + k * LANES) + bias[j + k];
+          });
+          continue;
         }
+        for (int64_t place = 0; place < places - done; place++)
+          for (int k = 0; k < V && c + k * LANES < out; k++) {
+            const float* here = from + place * BLOCK + k * LANES;
+            const Vec shift = bias[j + k];
+            fire(fired, first + place * out + k * LANES, step, smaller(LANES, out - c - k * LANES),
+                 [=](int64_t t) ALWAYS_INLINE { return get(here + t * map_floats) + shift; });
+          }
+      }
     }
   });
 }
@@ -412,7 +505,12 @@ int event_fire(const EventFire& a) {
   return for_items((a.size + BLOCK - 1) / BLOCK, 0, a.threads, [&](int64_t item, float*) {
     const Fired fired = a;
     const int64_t last = smaller(a.size, (item + 1) * BLOCK);
-    for (int64_t i = item * BLOCK; i < last; i += LANES) {
+    const int64_t rows = (last - item * BLOCK) / (4 * LANES);
+    const float* x = a.x + item * BLOCK;
+    fire_rows<4>(fired, item * BLOCK, 4 * LANES, rows, a.size, [=](int64_t t, int64_t r, int j) ALWAYS_INLINE {
+      return get(x + t * a.x_stride + (4 * r + j) * LANES);
+    });
+    for (int64_t i = item * BLOCK + rows * 4 * LANES; i < last; i += LANES) {
       const int64_t n = smaller(LANES, last - i);
       fire(fired, i, a.size, n, [&](int64_t t) ALWAYS_INLINE { return get_some(a.x + t * a.x_stride + i, n); });
     }
