@@ -190,47 +190,66 @@ inline void put_fires(uint8_t* p, const IntVec* fires) {
   for (int j = 0; j < V; j++) put_bytes(p + j * LANES, reinterpret_cast<Words>(-fires[j]));
 }
 
-// Rows of V whole vectors, `apart` elements from one to the next; current(t, row, j) gives the sums of the j-th vector.
-// Neurons of one level that rest at zero, which is nearly all, have a loop without questions.
-template <int V, class Current>
-ALWAYS_INLINE inline void fire_rows(const Fired& a, int64_t at, int64_t apart, int64_t rows, int64_t step, const Current& current) {
-  if (a.spikes == nullptr || a.sum != nullptr || a.levels != 1 || a.v_rest != 0.f) {
+// Sums of rows of neurons: steps and rows lie so many floats apart; every vector of a row has a bias.
+struct Sums {
+  const float* first;
+  int64_t step, apart;
+  const Vec* bias;
+};
+
+// n <= LANES neurons of one row.
+void fire_few(const Fired& fired, int64_t at, int64_t step, int64_t n, const float* sums, int64_t sums_step, Vec bias) {
+  const Fired a = fired;
+  fire(a, at, step, n, [=](int64_t t) ALWAYS_INLINE { return get(sums + t * sums_step) + bias; });
+}
+
+// Rows of V whole vectors, `apart` elements from one to the next. Neurons of one level that rest at zero, which is nearly
+// all, have a loop with hardly a question.
+template <int V>
+void fire_rows(const Fired& a, int64_t at, int64_t apart, int64_t rows, int64_t step, const Sums& sums) {
+  if (a.spikes == nullptr || a.levels != 1 || a.v_rest != 0.f) {
     for (int64_t r = 0; r < rows; r++)
       for (int j = 0; j < V; j++)
-        fire(a, at + r * apart + j * LANES, step, LANES, [&](int64_t t) ALWAYS_INLINE { return current(t, r, j); });
+        fire_few(a, at + r * apart + j * LANES, step, LANES, sums.first + r * sums.apart + j * LANES, sums.step, sums.bias[j]);
     return;
   }
+  // Copies: what is written through pointers to bytes could be anything.
   const Vec decay = all(a.decay), gain = all(a.gain), fire_at = all(a.fire_at[0]), threshold = all(a.threshold[0]);
+  const IntVec to_zero = IntVec{} - (a.hard ? 1 : 0);
   const int64_t steps = a.steps;
-  const auto run = [=](const auto* residual, auto hard) ALWAYS_INLINE {
-    uint8_t* spikes = a.spikes + at;
-    float* state = a.v == nullptr ? nullptr : a.v + at;
-    for (int64_t r = 0; r < rows; r++, spikes += apart) {
+  uint8_t* const spikes = a.spikes + at;
+  float *const state = a.v == nullptr ? nullptr : a.v + at, *const total = a.sum == nullptr ? nullptr : a.sum + at;
+  const Sums from = sums;
+  Vec bias[V];
+  for (int j = 0; j < V; j++) bias[j] = from.bias[j];
+  const auto run = [=](const auto* residual) ALWAYS_INLINE {
+    for (int64_t r = 0; r < rows; r++) {
       Vec v[V];
       for (int j = 0; j < V; j++) v[j] = state == nullptr ? Vec{} : get(state + r * apart + j * LANES);
       for (int64_t t = 0; t < steps; t++) {
+        const int64_t row = t * step + r * apart;
         IntVec fires[V];
 #pragma GCC unroll 4
         for (int j = 0; j < V; j++) {
-          Vec u = current(t, r, j);
-          if constexpr (!std::is_same_v<decltype(residual), const Ones*>)
-            u += get_some(residual + t * step + at + r * apart + j * LANES, LANES);
+          Vec u = get(from.first + t * from.step + r * from.apart + j * LANES) + bias[j];
+          if constexpr (!std::is_same_v<decltype(residual), const Ones*>) u += get_some(residual + row + j * LANES, LANES);
+          if (total != nullptr) put(total + row + j * LANES, u);
           const Vec h = decay * v[j] + gain * u;
           fires[j] = h >= fire_at;
-          v[j] = fires[j] ? (decltype(hard)::value ? Vec{} : h - threshold) : h;
+          const Vec less = to_zero ? h : threshold;
+          v[j] = fires[j] ? h - less : h;
         }
-        put_fires<V>(spikes + t * step, fires);
+        put_fires<V>(spikes + row, fires);
       }
       for (int j = 0; state != nullptr && j < V; j++) put(state + r * apart + j * LANES, v[j]);
     }
   };
-  const auto by_reset = [&](const auto* residual) ALWAYS_INLINE { a.hard ? run(residual, Constant<1>{}) : run(residual, Constant<0>{}); };
   if (a.residual != nullptr)
-    by_reset(a.residual);
+    run(a.residual + at);
   else if (a.residual_spikes != nullptr)
-    by_reset(a.residual_spikes);
+    run(a.residual_spikes + at);
   else
-    by_reset(static_cast<const Ones*>(nullptr));
+    run(static_cast<const Ones*>(nullptr));
 }
 
 // --- convolutions -----------------------------------------------------------------------------------------------------
@@ -382,27 +401,22 @@ int convolve(const EventConv& a, const Weight* all_weights) {
       const int64_t at = ((n0 + image) * out_h + y0) * out_w * out + o * BLOCK;
       int64_t done = 0;
       if (NV < 4 && out == BLOCK) {  // nothing lies between the places: four vectors of some of them
+        Vec four[4];
+        for (int j = 0; j < 4; j++) four[j] = bias[j % NV];
         done = places / (4 / NV) * (4 / NV);
-        fire_rows<4>(fired, at, 4 * LANES, done * NV / 4, step, [=, &bias](int64_t t, int64_t r, int j) ALWAYS_INLINE {
-          return get(sum + t * map_floats + (4 * r + j) * LANES) + bias[j % NV];
-        });
+        fire_rows<4>(fired, at, 4 * LANES, done * NV / 4, step, {sum, map_floats, 4 * LANES, four});
       }
       for (int j = 0; j < NV; j += V) {
         const int64_t c = o * BLOCK + j * LANES, first = at + done * out + j * LANES;
         const float* from = sum + done * BLOCK + j * LANES;
         if (out - c >= V * LANES) {
-          fire_rows<V>(fired, first, out, places - done, step, [=, &bias](int64_t t, int64_t r, int k) ALWAYS_INLINE {
-            return get(from + t * map_floats + r * BLOCK + k * LANES) + bias[j + k];
-          });
+          fire_rows<V>(fired, first, out, places - done, step, {from, map_floats, BLOCK, bias + j});
           continue;
         }
         for (int64_t place = 0; place < places - done; place++)
-          for (int k = 0; k < V && c + k * LANES < out; k++) {
-            const float* here = from + place * BLOCK + k * LANES;
-            const Vec shift = bias[j + k];
-            fire(fired, first + place * out + k * LANES, step, smaller(LANES, out - c - k * LANES),
-                 [=](int64_t t) ALWAYS_INLINE { return get(here + t * map_floats) + shift; });
-          }
+          for (int k = 0; k < V && c + k * LANES < out; k++)
+            fire_few(fired, first + place * out + k * LANES, step, smaller(LANES, out - c - k * LANES),
+                     from + place * BLOCK + k * LANES, map_floats, bias[j + k]);
       }
     }
   });
@@ -506,10 +520,8 @@ int event_fire(const EventFire& a) {
     const Fired fired = a;
     const int64_t last = smaller(a.size, (item + 1) * BLOCK);
     const int64_t rows = (last - item * BLOCK) / (4 * LANES);
-    const float* x = a.x + item * BLOCK;
-    fire_rows<4>(fired, item * BLOCK, 4 * LANES, rows, a.size, [=](int64_t t, int64_t r, int j) ALWAYS_INLINE {
-      return get(x + t * a.x_stride + (4 * r + j) * LANES);
-    });
+    const Vec none[4] = {};
+    fire_rows<4>(fired, item * BLOCK, 4 * LANES, rows, a.size, {a.x + item * BLOCK, a.x_stride, 4 * LANES, none});
     for (int64_t i = item * BLOCK + rows * 4 * LANES; i < last; i += LANES) {
       const int64_t n = smaller(LANES, last - i);
       fire(fired, i, a.size, n, [&](int64_t t) ALWAYS_INLINE { return get_some(a.x + t * a.x_stride + i, n); });
