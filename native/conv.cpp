@@ -559,7 +559,7 @@ int convolve(const Convolution& a) {
       }
       for (int64_t y = 0; y < rows; y++) {
         const float* row = tile + y * 4 * C;
-        const T* added = skip + corner + y * line;
+        const T* added = skip ? skip + corner + y * line : nullptr;
         T* out = past_caches ? whole : to + corner + y * line;
         for (int64_t j = 0; j < columns * C; j += LANES) put_floats(out + j, skip ? get(row + j) + get_floats(added + j) : get(row + j));
         if (past_caches) stream(to + corner + y * line, whole, columns * C);

@@ -19,10 +19,12 @@ from spikeloom.layers import (
     SEWBlock,
     VanillaBlock,
     basic_branch,
+    conv_shortcut,
     steps,
 )
 from spikeloom.neurons import IF, LIF
 from spikeloom.ops import backend
+from spikeloom.record import Recorder
 
 Tracks = Callable[[Tensor, Tensor], float]
 
@@ -46,6 +48,16 @@ def by_hand(block: nn.Module, s: Tensor) -> tuple[Tensor, Tensor]:
     """F(S), the branch through its norm, and the shortcut."""
     conv1, unit, conv2 = block.branch  # pyright: ignore
     return block.spike.norm(conv2(unit.neuron(unit.norm(conv1(s))))), block.shortcut(s)  # pyright: ignore
+
+
+def test_the_shortcut_runs_behind_the_branch_where_somebody_watches() -> None:
+    shortcut = conv_shortcut(6, 12, 2, IF)
+    block = SEWBlock(basic_branch(6, 12, 2, IF), NormSpike(12, IF), shortcut).train()
+    s = spikes(3, 2, 6, 8, 8)
+    alone = block(s)
+    with Recorder(block) as record:
+        assert torch.equal(block(s), alone)
+    assert list(record.spikes) == ["branch.1.neuron", "spike.neuron", "shortcut.1.neuron"]
 
 
 @pytest.mark.parametrize(("out", "stride"), [(6, 1), (12, 2)])

@@ -98,6 +98,14 @@ def test_each_step_calls_once_for_a_repeated_image() -> None:
     assert calls == [(2, 3), (10, 3)]
 
 
+@pytest.mark.parametrize("again", [True, False], ids=["repeated", "not"])
+def test_each_step_adds_up_the_gradients_of_a_repeated_image(again: bool) -> None:
+    x = torch.randn(2, 3, requires_grad=True)
+    grad = repeat(torch.randn(2, 3), 5) if again else torch.randn(5, 2, 3)
+    (found,) = torch.autograd.grad(each_step(lambda y: y * 2, repeat(x, 5)), x, grad)
+    torch.testing.assert_close(found, 2 * grad.sum(0))
+
+
 LAYERS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
     **{name: (make, shape) for name, (make, _, shape) in PAIRS.items()},
     "BatchNorm": (lambda: BatchNorm(4), (4, 7, 5)),

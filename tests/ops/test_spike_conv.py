@@ -78,6 +78,17 @@ def test_minimal_at_odd_sizes(native: Any, tracks: Tracks, padding: int, dtype: 
             compare(tracks, spikes(images, channels, height, width).to(dtype), weight, 1, padding, MINIMAL)
 
 
+@pytest.mark.parametrize(("dtype", "images"), [(torch.float32, 70), (torch.bfloat16, 140)])
+def test_results_that_go_past_the_caches(native: Any, tracks: Tracks, dtype: torch.dtype, images: int) -> None:
+    """Tensors of over 4 MB, whose tiles and lines of memory are not all whole."""
+    weight = torch.randn(16, 16, 3, 3).to(dtype)
+    x = spikes(images, 16, 33, 30).to(dtype)
+    assert x.nbytes > 4 << 20
+    for level in native.levels():
+        native.set_level(level)
+        compare(tracks, x, weight, 1, 1, MINIMAL)
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("form", [(3, 2, 1), (3, 2, 0), (2, 2, 0), (1, 2, 0), (3, 3, 2), (1, 3, 0), (3, 4, 1)])
 def test_strided_at_odd_sizes(native: Any, tracks: Tracks, form: tuple[int, int, int], dtype: torch.dtype) -> None:
@@ -147,6 +158,11 @@ def test_threads_and_unwritten_memory(native: Any, dirty_memory: None, ways: Way
 def test_the_rule_follows_what_fires(native: Any) -> None:
     weight = torch.randn(32, 32, 3, 3)
     assert density(spikes(64, 32, 8, 8, share=0.25)) == pytest.approx(0.25, abs=0.02)
+    # Rows of all heights are seen: with every 12th image's first row alone the share would be 0 or 1.
+    for height in (7, 32):
+        half = torch.zeros(400, 16, height, 32).to(memory_format=torch.channels_last)
+        half[:, :, : height // 2] = 1
+        assert density(half) == pytest.approx(height // 2 / height, abs=0.1)
     rule = module._rule  # pyright: ignore[reportPrivateUsage]
     for level in native.levels():
         native.set_level(level)
