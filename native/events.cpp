@@ -236,8 +236,7 @@ void fire_rows(const Fired& a, int64_t at, int64_t apart, int64_t rows, int64_t 
           if (total != nullptr) put(total + row + j * LANES, u);
           const Vec h = decay * v[j] + gain * u;
           fires[j] = h >= fire_at;
-          const Vec less = to_zero ? h : threshold;
-          v[j] = fires[j] ? h - less : h;
+          v[j] = fires[j] ? (to_zero ? Vec{} : h - threshold) : h;
         }
         put_fires<V>(spikes + row, fires);
       }
