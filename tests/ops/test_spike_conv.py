@@ -158,9 +158,9 @@ def test_threads_and_unwritten_memory(native: Any, dirty_memory: None, ways: Way
 def test_the_rule_follows_what_fires(native: Any) -> None:
     weight = torch.randn(32, 32, 3, 3)
     assert density(spikes(64, 32, 8, 8, share=0.25)) == pytest.approx(0.25, abs=0.02)
-    # Rows of all heights are seen: with every 12th image's first row alone the share would be 0 or 1.
-    for height in (7, 32):
-        half = torch.zeros(400, 16, height, 32).to(memory_format=torch.channels_last)
+    # Rows of all heights are seen, also where every 12th or 14th image's first row alone would make up the sample.
+    for images, height in ((448, 7), (384, 32)):
+        half = torch.zeros(images, 16, height, 32).to(memory_format=torch.channels_last)
         half[:, :, : height // 2] = 1
         assert density(half) == pytest.approx(height // 2 / height, abs=0.1)
     rule = module._rule  # pyright: ignore[reportPrivateUsage]
