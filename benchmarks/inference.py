@@ -2,6 +2,7 @@
 
     python benchmarks/inference.py RUN [RUN ...] data.root=DATA     # minutes; writes results/bench/inference.*
     python benchmarks/inference.py RUN --compiled data.root=DATA    # with torch.compile: minutes more a network
+    python benchmarks/inference.py RUN --whole data.root=DATA       # the same predictions? all test images, no times
     python benchmarks/inference.py --layers                         # one layer and a body by density, no run needed
 
 Contenders run the network of each RUN with norms folded, on the same test images, taking turns in one process: ours as
@@ -239,6 +240,41 @@ def halved(run: str, values: Json) -> Json:
     return row
 
 
+def whole(run: str, values: Json) -> Json:
+    """Network, and in other roundings: engine, the network with norms folded, and on the plain equations.
+
+    A neuron whose potential comes to within a rounding error of its threshold fires or not as the sums before it were
+    rounded, and what follows differs by a spike. How often that happens to a network in PyTorch's own hands is what the
+    engine, which adds in another order, can be held to.
+    """
+    target = open_target(run, {**values, "images": 1 << 20, "batch": 64})
+    model, engine = target.model.eval(), None
+    folded = with_dense_convolutions(fold(model))
+    right, right_engine, images = 0, 0, 0
+    same = {"engine": 0, "folded": 0, "equations": 0}
+    close = dict(same)
+    with torch.no_grad():
+        for x, y in target.batches():
+            engine = engine or compile(model, x)
+            logits = model(x).mean(0)
+            others = {"engine": engine(x).mean(0), "folded": folded(x).mean(0)}
+            with backend("reference"):
+                others["equations"] = model(x).mean(0)
+            images += len(y)
+            right += int((logits.argmax(1) == y).sum())
+            right_engine += int((others["engine"].argmax(1) == y).sum())
+            for name, other in others.items():
+                same[name] += int((other.argmax(1) == logits.argmax(1)).sum())
+                close[name] += int(((other - logits).abs().amax(1) <= 1e-4).sum())
+    row: Json = {"run": target.title, "images": images}
+    row |= {"network %": round(100 * right / images, 2), "engine %": round(100 * right_engine / images, 2)}
+    for name in same:
+        row[f"{name}: same prediction %"] = round(100 * same[name] / images, 2)
+        row[f"{name}: logits within 1e-4 %"] = round(100 * close[name] / images, 2)
+    print(json.dumps(row), flush=True)
+    return row
+
+
 # The first step of a plan that takes spikes, as 0 and 1.
 INPUT = Fire(
     layer="input", out=(1,), x=0, keep_sum=False,
@@ -336,6 +372,7 @@ def main() -> None:
     parser.add_argument("words", nargs="*", metavar="RUN|KEY=VALUE", help="folders of runs, and data.* settings")
     parser.add_argument("--layers", action="store_true", help="measure layers by density only")
     parser.add_argument("--compiled", action="store_true", help="with torch.compile, which takes minutes a network")
+    parser.add_argument("--whole", action="store_true", help="compare predictions on all test images, and no times")
     parser.add_argument("--leave-out", default="", help="contenders, with commas between")
     parser.add_argument("--repeats", type=int, default=9)
     arguments = parser.parse_intermixed_args()
@@ -345,6 +382,12 @@ def main() -> None:
     tables = earlier_results(RESULTS, "inference")
     leave_out = {*arguments.leave_out.split(","), *(() if arguments.compiled else ("compiled",))}
     for run in runs:  # written one by one: a measurement that is stopped keeps what it has
+        if arguments.whole:
+            row = whole(run, values)  # takes long: another process may have written meanwhile
+            tables = earlier_results(RESULTS, "inference")
+            tables["the whole test set"] = kept(tables.get("the whole test set", []), [row], "run")
+            write_results(RESULTS, "inference", tables)
+            continue
         rows = network(run, values, leave_out, arguments.repeats)
         tables["networks"] = means(kept(tables.get("networks", []), rows, "run"))
         tables["half the spikes"] = kept(tables.get("half the spikes", []), [halved(run, values)], "run")

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from spikeloom import Stream, create_model
 from spikeloom.deploy import Engine, compile, fold, load, workspace
+from spikeloom.deploy import engine as engine_module
 from spikeloom.deploy.plan import Conv, Neuron, Plan, PlanError, Pool, Value
 from spikeloom.errors import UsageError
 from spikeloom.layers import COMBINE, Conv2d, GlobalAvgPool, Linear, MaxPool2d, NormSpike, SEWBlock
@@ -185,6 +186,29 @@ def test_one_engine_in_many_threads() -> None:
         thread.join()
     assert all(torch.equal(y, expected[i]) for i, results in enumerate(found) for y in results)
     assert all(len(results) == 5 for results in found)
+
+
+def test_many_images_go_in_even_parts_of_the_right_size(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(engine_module, "FEWEST", 2)
+    monkeypatch.setattr(engine_module, "MOST", 8)
+    x = torch.rand(19, 3, 17, 17)
+    engine = compile(on_a_grid(create_model("ms_resnet20", T=2), x), x, tune=False)
+    expected = torch.cat([engine(part) for part in x.split(1)], 1)
+    sizes: list[int] = []
+    run = workspace.Workspace.__call__
+
+    def counted(self: workspace.Workspace, x: Tensor, states: workspace.States | None = None) -> Tensor:
+        sizes.append(x.shape[1])
+        return run(self, x, states)
+
+    monkeypatch.setattr(workspace.Workspace, "__call__", counted)
+    assert torch.equal(engine(x), expected)
+    assert sizes == [7, 6, 6]
+    sizes.clear()
+    largest = max(2 * value.size * (1 if value.spikes else 4) for value in engine.values[1:])
+    monkeypatch.setattr(engine_module, "MAP_BYTES", 3 * largest)
+    assert torch.equal(engine(x), expected)
+    assert sizes == [3, 3, 3, 3, 3, 2, 2]
 
 
 # --- kernels ----------------------------------------------------------------------------------------------------------

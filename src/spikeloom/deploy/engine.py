@@ -24,7 +24,9 @@ from spikeloom.errors import UsageError
 from spikeloom.ops import dispatch
 from spikeloom.train.checkpoint import read_safetensors, write_safetensors
 
-SLICE = 16  # images that go through all layers together: weights are read for all of them, and their maps fit in cache
+# Images that go through all layers together: weights are read and every layer is started for all of them, and their
+# largest map fits in cache.
+FEWEST, MOST, MAP_BYTES = 16, 64, 6 << 20
 _FORMAT = "spikeloom event engine 1"
 _MOST_BYTES = 1 << 34  # of a file
 
@@ -55,8 +57,13 @@ class Engine:
     def __call__(self, x: Tensor) -> Tensor:
         """Logits [T, N, classes] of [N, ...], an image repeated T times, or [T, N, ...]."""
         sequence, T = self._sequence(x)
-        logits = [self._run(part, T) for part in sequence.split(SLICE, 1)]
+        parts = -(-sequence.shape[1] // self._most(T))
+        logits = [self._run(part, T) for part in sequence.tensor_split(parts, 1)]
         return logits[0] if len(logits) == 1 else torch.cat(logits, 1)
+
+    def _most(self, T: int) -> int:
+        largest = max((1 if value.static else T) * value.size * (1 if value.spikes else 4) for value in self._values)
+        return min(max(MAP_BYTES // largest, FEWEST), MOST)
 
     def stream(self) -> EngineStream:
         """The engine with neurons that remember: a call continues where the one before it ended."""
@@ -108,7 +115,7 @@ class Engine:
 
     # --- choosing, showing, saving ------------------------------------------------------------------------------------
 
-    def timed(self, x: Tensor, repeats: int = 3, images: int = SLICE) -> tuple[list[float], list[float]]:
+    def timed(self, x: Tensor, repeats: int = 3, images: int = FEWEST) -> tuple[list[float], list[float]]:
         """Seconds that every step takes on the first `images` of x, the least of some runs, and the share of nonzero
         elements in every value."""
         sequence, T = self._sequence(x)
