@@ -32,6 +32,7 @@ from spikeloom.bench.timing import medians
 from spikeloom.bench.write import earlier_results, kept, write_results
 from spikeloom.deploy import Engine, compile, fold
 from spikeloom.deploy.plan import Conv, Fire, Mean, Neuron, Plan, Pool, Value
+from spikeloom.deploy.running import run_by_events
 from spikeloom.layers import Conv2d
 from spikeloom.memory import keep_memory
 from spikeloom.neurons import IF, LIF, MLF, PLIF
@@ -248,29 +249,22 @@ def whole(run: str, values: Json) -> Json:
     engine, which adds in another order, can be held to.
     """
     target = open_target(run, {**values, "images": 1 << 20, "batch": 64})
-    model, engine = target.model.eval(), None
-    folded = with_dense_convolutions(fold(model))
-    right, right_engine, images = 0, 0, 0
-    same = {"engine": 0, "folded": 0, "equations": 0}
-    close = dict(same)
-    with torch.no_grad():
-        for x, y in target.batches():
-            engine = engine or compile(model, x)
-            logits = model(x).mean(0)
-            others = {"engine": engine(x).mean(0), "folded": folded(x).mean(0)}
-            with backend("reference"):
-                others["equations"] = model(x).mean(0)
-            images += len(y)
-            right += int((logits.argmax(1) == y).sum())
-            right_engine += int((others["engine"].argmax(1) == y).sum())
-            for name, other in others.items():
-                same[name] += int((other.argmax(1) == logits.argmax(1)).sum())
-                close[name] += int(((other - logits).abs().amax(1) <= 1e-4).sum())
-    row: Json = {"run": target.title, "images": images}
-    row |= {"network %": round(100 * right / images, 2), "engine %": round(100 * right_engine / images, 2)}
-    for name in same:
-        row[f"{name}: same prediction %"] = round(100 * same[name] / images, 2)
-        row[f"{name}: logits within 1e-4 %"] = round(100 * close[name] / images, 2)
+    model = target.model.eval()
+    x, _ = next(target.batches())
+
+    def equations(x: Tensor) -> Tensor:
+        with backend("reference"):
+            return model(x)
+
+    row: Json = {"run": target.title}
+    ways = {"engine": compile(model, x), "folded": with_dense_convolutions(fold(model)), "equations": equations}
+    for name, way in ways.items():
+        found = run_by_events(way, target.batches(), model, lambda _: None)
+        if name == "engine":
+            row |= {"images": found["images"], "network %": round(found["model_accuracy"], 2)}
+            row["engine %"] = round(found["accuracy"], 2)
+        row[f"{name}: same prediction %"] = round(found["same"], 2)
+        row[f"{name}: logits within 1e-4 %"] = round(found["close"], 2)
     print(json.dumps(row), flush=True)
     return row
 

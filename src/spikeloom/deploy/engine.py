@@ -47,6 +47,11 @@ class Engine:
         if dispatch.native is None:
             raise UsageError("the event engine needs the native kernels, which this installation lacks: see `doctor`")
         self._values = plan.values(tensors)
+        # Of one image: the largest map that is the same at all steps, and one step of the largest other one.
+        self._static_bytes, self._step_bytes = (
+            max((v.size * (1 if v.spikes else 4) for v in self._values if v.static == static), default=0)
+            for static in (True, False)
+        )
         self._plan, self._tensors = plan, dict(tensors)
         self._level = dispatch.native.level()
         self._packed = {i: pack(step, self._tensors) for i, step in enumerate(plan.steps) if isinstance(step, Conv)}
@@ -62,8 +67,7 @@ class Engine:
         return logits[0] if len(logits) == 1 else torch.cat(logits, 1)
 
     def _most(self, T: int) -> int:
-        largest = max((1 if value.static else T) * value.size * (1 if value.spikes else 4) for value in self._values)
-        return min(max(MAP_BYTES // largest, FEWEST), MOST)
+        return min(max(MAP_BYTES // max(self._static_bytes, T * self._step_bytes), FEWEST), MOST)
 
     def stream(self) -> EngineStream:
         """The engine with neurons that remember: a call continues where the one before it ended."""

@@ -9,18 +9,19 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from spikeloom.deploy.engine import Engine
-
 Json = dict[str, Any]
 
 
 def run_by_events(
-    engine: Engine, batches: Iterable[tuple[Tensor, Tensor]], model: nn.Module | None, advance: Callable[[int], None]
+    engine: Callable[[Tensor], Tensor],
+    batches: Iterable[tuple[Tensor, Tensor]],
+    model: nn.Module | None,
+    advance: Callable[[int], None],
 ) -> Json:
     """Runs inputs through an engine, and through the model for comparison.
 
     Args:
-        engine: made from the model.
+        engine: made from the model, or another way to run it.
         batches: inputs and labels.
         model: the network itself; None to leave the comparison out.
         advance: told how many images of a batch are done.
