@@ -91,7 +91,7 @@ def with_dense_convolutions(model: nn.Module) -> nn.Module:
     model = copy.deepcopy(model)
     for module in model.modules():
         if isinstance(module, Conv2d):
-            module._native = lambda _: None  # pyright: ignore[reportPrivateUsage, reportAttributeAccessIssue]
+            module.dense = True
     return model
 
 

@@ -343,6 +343,11 @@ def test_a_run_by_its_spikes(places: Path, tmp_path: Path) -> None:
     assert "the same prediction for 100.00 % of images" in text.out
     for layer in found["plan"]:
         assert layer["layer"] in text.out
+    exact = spikeloom(*words, "weights=exact")
+    assert "within 1e-4 for 100.00 %, largest difference 0\n" in exact.out
+    mistake = spikeloom(*words, f"engine={file}", "weights=bf16")
+    assert mistake.code == 2
+    assert "engine= has its own" in mistake.err
 
 
 def test_mistakes_in_running(places: Path) -> None:
@@ -350,7 +355,7 @@ def test_mistakes_in_running(places: Path) -> None:
     for word, message in (
         ("engine=none", "none: no such file"), (f"engine={places / 'file'}", "not a safetensors file"),
         ("compare=maybe", "compare must be true or false"), ("image=3", "unknown key 'image'"),
-        ("weights=half", "weights must be fp32 or bf16"),
+        ("weights=half", "weights must be fp32, bf16 or exact"),
     ):  # fmt: skip
         result = spikeloom(*words, word)
         assert result.code == 2

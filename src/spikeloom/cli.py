@@ -253,8 +253,9 @@ def run(
     spikeloom run RUN engine=engine.safetensors compare=false
 
     Keys: images (of the test data, 1000), batch (32), data.*; save (write the engine to a file), engine (take it from
-    one), weights (fp32, or bf16: half the file, other roundings), compare (run the network itself as well, true); for
-    a model also model.*, neuron.*, seed and input.
+    one), weights (fp32; bf16: half the file, other roundings; exact: rounded until no sum of spikes rounds,
+    and the engine says to the bit what PyTorch says), compare (run the network itself as well, true); for a model also
+    model.*, neuron.*, seed and input.
     """
     from spikeloom import deploy
     from spikeloom.analyse.target import open_target
@@ -264,8 +265,10 @@ def run(
     values = parse_overrides(words or [])
     save, file, compare = values.pop("save", None), values.pop("engine", None), values.pop("compare", True)
     weights = values.pop("weights", "fp32")
-    if weights not in ("fp32", "bf16") or (file is not None and weights != "fp32"):
-        raise UsageError(f"weights must be fp32 or bf16, and are those of the file with engine=, got {weights!r}")
+    if weights not in ("fp32", "bf16", "exact"):
+        raise UsageError(f"weights must be fp32, bf16 or exact, got {weights!r}")
+    if file is not None and weights == "bf16":
+        raise UsageError("weights=bf16 says how an engine is made; engine= has its own: leave one of them out")
     if not isinstance(compare, bool):
         raise UsageError(f"compare must be true or false, got {compare!r}")
     opened = open_target(target, values)
@@ -273,7 +276,10 @@ def run(
         progress.work("running", opened.images)
         example = next(opened.batches())[0]
         model = opened.ready(example)
-        engine = deploy.compile(model, example, weights=weights) if file is None else deploy.load(str(file))
+        if weights == "exact":
+            model = deploy.exact(model, example)
+        made = "bf16" if weights == "bf16" else "fp32"
+        engine = deploy.compile(model, example, weights=made) if file is None else deploy.load(str(file))
         if save is not None:
             engine.save(str(save))
         found = run_by_events(engine, opened.batches(), model if compare else None, progress.advance)
@@ -285,7 +291,8 @@ def run(
     print(f"{opened.title} on {opened.data}")
     print(f"  by events   accuracy {found['accuracy']:6.2f} %   {found['ms']:8.3f} ms an image")
     if compare:
-        print(f"  the network accuracy {found['model_accuracy']:6.2f} %   {found['model_ms']:8.3f} ms an image")
+        name = "the network" if weights != "exact" else "in PyTorch "
+        print(f"  {name} accuracy {found['model_accuracy']:6.2f} %   {found['model_ms']:8.3f} ms an image")
         print(
             f"  the same prediction for {found['same']:.2f} % of images; mean logits within 1e-4 for "
             f"{found['close']:.2f} %, largest difference {found['difference']:.2g}"

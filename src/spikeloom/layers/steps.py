@@ -66,7 +66,12 @@ class Conv2d(nn.Conv2d):
 
     On channels-last memory of a CPU, large plain convolutions use the zeros of their input (`ops.spike_conv`), and
     those of every channel by itself have an op of their own (`ops.depthwise`).
+
+    Attributes:
+        dense: leave all that to PyTorch, whatever the input.
     """
+
+    dense: bool = False
 
     def forward(self, input: Tensor) -> Tensor:
         return each_step(self._step, input)
@@ -91,7 +96,7 @@ class Conv2d(nn.Conv2d):
 
     def _plan(self, x: Tensor) -> tuple[functools.partial[Tensor], Tensor, Tensor] | None:
         """An op that does better than PyTorch's, with x and the weight in its type."""
-        op = self._native(x) if eager(x) else None
+        op = self._native(x) if eager(x) and not self.dense else None
         if op is None:
             return None
         weight = self.weight
