@@ -126,8 +126,8 @@ template <class Current>
 ALWAYS_INLINE inline void fire(const Fired& a, int64_t at, int64_t step, int64_t n, const Current& current) {
   const auto input = [&](int64_t t) ALWAYS_INLINE {
     Vec u = current(t);
-    if (a.residual != nullptr) u += get_some(a.residual + t * step + at, n);
-    if (a.residual_spikes != nullptr) u += get_some(a.residual_spikes + t * step + at, n);
+    if (a.residual != nullptr) u += get_some(a.residual + t * a.residual_stride + at, n);
+    if (a.residual_spikes != nullptr) u += get_some(a.residual_spikes + t * a.residual_stride + at, n);
     return u;
   };
   if (a.spikes == nullptr) {
@@ -216,7 +216,7 @@ void fire_rows(const Fired& a, int64_t at, int64_t apart, int64_t rows, int64_t 
   // Copies: what is written through pointers to bytes could be anything.
   const Vec decay = all(a.decay), gain = all(a.gain), fire_at = all(a.fire_at[0]), threshold = all(a.threshold[0]);
   const IntVec to_zero = IntVec{} - (a.hard ? 1 : 0);
-  const int64_t steps = a.steps;
+  const int64_t steps = a.steps, residual_step = a.residual_stride;
   uint8_t* const spikes = a.spikes + at;
   float *const state = a.v == nullptr ? nullptr : a.v + at, *const total = a.sum == nullptr ? nullptr : a.sum + at;
   const Sums from = sums;
@@ -232,7 +232,8 @@ void fire_rows(const Fired& a, int64_t at, int64_t apart, int64_t rows, int64_t 
 #pragma GCC unroll 4
         for (int j = 0; j < V; j++) {
           Vec u = get(from.first + t * from.step + r * from.apart + j * LANES) + bias[j];
-          if constexpr (!std::is_same_v<decltype(residual), const Ones*>) u += get_some(residual + row + j * LANES, LANES);
+          if constexpr (!std::is_same_v<decltype(residual), const Ones*>)
+            u += get_some(residual + t * residual_step + r * apart + j * LANES, LANES);
           if (total != nullptr) put(total + row + j * LANES, u);
           const Vec h = decay * v[j] + gain * u;
           fires[j] = h >= fire_at;

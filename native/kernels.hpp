@@ -296,6 +296,7 @@ struct Fired {
   int64_t steps;
   const float* residual;           // [steps, ...], or null
   const uint8_t* residual_spikes;  // or null
+  int64_t residual_stride;         // elements from one of its steps to the next (0: all the same)
   float* sum;                      // or null
   uint8_t* spikes;                 // or null
   float* v;                        // potentials [levels, ...] before and after, or null: v_rest

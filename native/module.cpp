@@ -223,8 +223,8 @@ void read(Reader& r, MaxPool& a) {
 }
 
 void read(Reader& r, Fired& a) {
-  READ(steps), READ(residual), READ(residual_spikes), READ(sum), READ(spikes), READ(v), READ(decay), READ(gain);
-  READ(v_rest), READ(hard), READ(levels), READ(threshold), READ(fire_at), READ(threads);
+  READ(steps), READ(residual), READ(residual_spikes), READ(residual_stride), READ(sum), READ(spikes), READ(v);
+  READ(decay), READ(gain), READ(v_rest), READ(hard), READ(levels), READ(threshold), READ(fire_at), READ(threads);
 }
 void read(Reader& r, EventConv& a) {
   read(r, static_cast<Fired&>(a));
@@ -350,8 +350,8 @@ NB_MODULE(_native, m) {
   bind(m, "max_pool_forward", &Kernels::max_pool_forward);
   bind(m, "max_pool_backward", &Kernels::max_pool_backward);
   bind(m, "event_pack", &Kernels::event_pack);
-  bind(m, "event_conv", &Kernels::event_conv);
-  bind(m, "event_fire", &Kernels::event_fire);
-  bind(m, "event_max_pool", &Kernels::event_max_pool);
-  bind(m, "event_attention", &Kernels::event_attention);
+  bind_once(m, "bound_event_conv", &Kernels::event_conv);
+  bind_once(m, "bound_event_fire", &Kernels::event_fire);
+  bind_once(m, "bound_event_max_pool", &Kernels::event_max_pool);
+  bind_once(m, "bound_event_attention", &Kernels::event_attention);
 }

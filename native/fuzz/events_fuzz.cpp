@@ -87,6 +87,7 @@ bool convolution() {
 
   const auto residual = grid_of(a.steps * size);
   const auto residual_spikes = spikes_of(a.steps * size, 3);
+  a.residual_stride = coin() ? size : 0;
   if (coin()) a.residual = residual.get();
   if (coin()) a.residual_spikes = residual_spikes.get();
   const auto sum = exactly<float>(a.steps * size), v = exactly<float>(3 * size);
@@ -118,7 +119,8 @@ bool convolution() {
           total += weight[((o * inside + c) * a.kernel_height + ky) * a.kernel_width + kx] *
                    x[((map * a.height + y) * a.width + z) * a.in + (a.depthwise ? o : c)];
       }
-    u[i] = total + (a.residual ? residual[i] : 0.f) + (a.residual_spikes ? residual_spikes[i] : 0);
+    const int64_t at = i / size * a.residual_stride + i % size;
+    u[i] = total + (a.residual ? residual[at] : 0.f) + (a.residual_spikes ? residual_spikes[at] : 0);
   }
   for (int64_t i = 0; a.sum != nullptr && i < a.steps * size; i++)
     if (std::fabs(sum[i] - u[i]) > 1e-4f) return fail("a sum");

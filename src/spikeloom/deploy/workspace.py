@@ -120,47 +120,39 @@ class Workspace:
             return lambda: _void(torch.mean(x.flatten(2, 3), 2, dtype=torch.float32, out=places))
         return lambda: _void(y.copy_(x.flatten(2).view_as(y)))
 
-    def _fired(self, i: int, step: Conv | Fire) -> tuple[dict[str, Any], Callable[[], None]]:
-        """The kernels' fields of what follows the sums, and what must be done before every call."""
+    def _fired(self, i: int, step: Conv | Fire) -> tuple[dict[str, Any], Callable[[], int]]:
+        """The kernels' fields of what follows the sums, and what gives the address of the potentials at every call."""
         neuron = step.neuron or Neuron(decay=0.0, gain=1.0, threshold=(0.0,), v_reset=None, strict_firing=False)
         # There is no surrogate here: nothing is differentiated.
         numbers = firing_numbers(neuron.threshold, neuron.v_reset, neuron.strict_firing, True, (SLOPE, 0.0, 0.0))
         fires = firing(numbers)
         self._kept.append(fires)  # the fields point to its tensors
         residual = None if step.residual is None else self._maps[step.residual]
-        repeated = residual
-        if residual is not None and residual.shape[0] != self.T:
-            repeated = torch.empty(self.T, *residual.shape[1:], dtype=residual.dtype)
-            self._kept.append(repeated)
         real = residual is not None and residual.dtype == torch.float32
-        pointer = 0 if repeated is None else repeated.data_ptr()
+        pointer = 0 if residual is None else residual.data_ptr()
+        stride = 0 if residual is None or residual.shape[0] != self.T else residual[0].numel()
         spikes = None if step.neuron is None else self._maps[step.out[-1]]
         fields = {
             "steps": self.T, "residual": pointer if real else 0, "residual_spikes": 0 if real else pointer,
-            "sum": self._maps[step.out[0]].data_ptr() if step.keep_sum else 0,
-            "spikes": 0 if spikes is None else spikes.data_ptr(), "v": 0, "decay": neuron.decay, "gain": neuron.gain,
+            "residual_stride": stride, "sum": self._maps[step.out[0]].data_ptr() if step.keep_sum else 0,
+            "spikes": 0 if spikes is None else spikes.data_ptr(), "decay": neuron.decay, "gain": neuron.gain,
             "threads": self._threads, **fires.forward,
         }  # fmt: skip
 
-        def prepare() -> None:
-            if repeated is not residual:
-                assert repeated is not None
-                assert residual is not None
-                repeated.copy_(residual.expand_as(repeated))
-            if spikes is not None:
-                fields["v"] = 0
-                if self._states is not None:
-                    if i not in self._states:
-                        shape = (fires.levels, *spikes.shape[1:])
-                        self._states[i] = torch.full(shape, fires.forward["v_rest"])
-                    fields["v"] = self._states[i].data_ptr()
+        def potentials() -> int:
+            if self._states is None or spikes is None:
+                return 0
+            if i not in self._states:
+                shape = (fires.levels, *spikes.shape[1:])
+                self._states[i] = torch.full(shape, fires.forward["v_rest"])
+            return self._states[i].data_ptr()
 
-        return fields, prepare
+        return fields, potentials
 
     def _event(self, i: int, step: Conv) -> Callable[[], None]:
         value, weight = self._values[step.x], self._tensors[step.weight]
         packed, bias = self._packed[i]
-        fields, prepare = self._fired(i, step)
+        fields, potentials = self._fired(i, step)
         fields |= {
             "images": self.N, "height": value.height, "width": value.width, "in": value.channels,
             "out": weight.shape[0], "kernel_height": weight.shape[2], "kernel_width": weight.shape[3],
@@ -169,13 +161,8 @@ class Workspace:
             "weight": 0, "half": 0, "bias": bias.data_ptr(),
             "weight" if packed.dtype == torch.float32 else "half": packed.data_ptr(),
         }  # fmt: skip
-        kernel = dispatch.native.event_conv
-
-        def run() -> None:
-            prepare()
-            kernel(**fields)
-
-        return run
+        kernel = dispatch.native.bound_event_conv(fields, ["v"])
+        return lambda: kernel(potentials())
 
     def _dense(self, i: int, step: Conv) -> Callable[[], None]:
         x, (weight, bias) = self._maps[step.x], self._packed[i]
@@ -198,15 +185,17 @@ class Workspace:
         return self._fire(i, step, lambda: sums().reshape(lead))
 
     def _fire(self, i: int, step: Conv | Fire, sums: Callable[[], Tensor]) -> Callable[[], None]:
-        fields, prepare = self._fired(i, step)
+        fields, potentials = self._fired(i, step)
         out = self._maps[step.out[0]] if step.keep_sum else None
         once = out is not None and out.shape[0] == 1 and self._values[step.out[0]].static
         if once:
             fields["sum"] = 0
-        kernel = dispatch.native.event_fire
+        size = self.N * self._values[step.out[0]].size
+        many = self._maps[step.x].shape[0] == self.T > 1
+        fields |= {"size": size, "x_stride": size if many else 0}
+        kernel = dispatch.native.bound_event_fire(fields, ["x", "v"])
 
         def run() -> None:
-            prepare()
             x = sums().contiguous()
             if once:
                 assert out is not None
@@ -215,10 +204,7 @@ class Workspace:
                     out.add_(self._maps[step.residual])
                 if step.neuron is None:
                     return
-            fields["x"] = x.data_ptr()
-            fields["size"] = x[0].numel()
-            fields["x_stride"] = 0 if x.shape[0] != self.T or self.T == 1 else x[0].numel()
-            kernel(**fields)
+            kernel(x.data_ptr(), potentials())
 
         return run
 
@@ -229,8 +215,7 @@ class Workspace:
                 "kernel": step.kernel, "stride": step.stride, "padding": step.padding, "x": x.data_ptr(),
                 "y": y.data_ptr(), "threads": self._threads,
             }  # fmt: skip
-            kernel = dispatch.native.event_max_pool
-            return lambda: kernel(**fields)
+            return dispatch.native.bound_event_max_pool(fields, [])
         if step.kernel == 1 and step.padding == 0:
             chosen = x[:, :, :: step.stride, :: step.stride][:, :, : y.shape[2], : y.shape[3]]
             return lambda: _void(y.copy_(chosen))
@@ -252,8 +237,7 @@ class Workspace:
             "heads": step.heads, "scale": step.scale, "q": q.data_ptr(), "k": k.data_ptr(), "v": v.data_ptr(),
             "y": y.data_ptr(), "threads": self._threads,
         }  # fmt: skip
-        kernel = dispatch.native.event_attention
-        return lambda: kernel(**fields)
+        return dispatch.native.bound_event_attention(fields, [])
 
 
 def _void(_: object) -> None:
