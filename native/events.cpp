@@ -78,6 +78,13 @@ inline uint64_t nonzero_bytes(const uint8_t* x, int64_t n) {
 #endif
 }
 
+// Whether any of n bytes is not zero.
+inline bool any_byte(const uint8_t* x, int64_t n) {
+  uint64_t any = 0;
+  for (int64_t i = 0; i < n && any == 0; i += 64) any = nonzero_bytes(x + i, smaller(64, n - i));
+  return any != 0;
+}
+
 constexpr int64_t SECOND_CACHE = 512 << 10;  // bytes that the smallest of today's keep of a layer's weights
 
 // Memory of one thread that lasts from call to call.
@@ -252,6 +259,19 @@ void fire_rows(const Fired& a, int64_t at, int64_t apart, int64_t rows, int64_t 
     run(static_cast<const Ones*>(nullptr));
 }
 
+// Whether neurons that no input reaches do the same at all places.
+inline bool starts_alike(const Fired& a) {
+  return a.residual == nullptr && a.residual_spikes == nullptr && a.v == nullptr && a.sum == nullptr;
+}
+
+// Gives n neurons at other places, `apart` elements from one to the next, the spikes of those at the first.
+void repeat_first(const Fired& a, int64_t at, int64_t step, int64_t apart, int64_t places, int64_t n) {
+  for (int64_t t = 0; t < a.steps; t++) {
+    uint8_t* const from = a.spikes + t * step + at;
+    for (int64_t place = 1; place < places; place++) std::memcpy(from + place * apart, from, n);
+  }
+}
+
 // --- convolutions -----------------------------------------------------------------------------------------------------
 
 inline int64_t out_height(const EventConv& a) { return (a.height + 2 * a.padding_y - a.kernel_height) / a.stride + 1; }
@@ -283,8 +303,8 @@ inline Part divide(const EventConv& a, int64_t block) {
 template <class Value>
 bool lay_out(const EventConv& a, const Plan& p, const uint8_t* image, int64_t first_row, uint8_t* bits, Value* values) {
   const int64_t from = first_row < 0 ? -first_row : 0, to = smaller(p.rows, a.height - first_row);
+  if (to <= from || !any_byte(image + (first_row + from) * a.width * a.in, (to - from) * a.width * a.in)) return false;
   const int64_t columns = smaller(a.width, p.columns - a.padding_x), step = p.rows * p.C;
-  uint64_t any = 0;
   // A row is read as it lies in memory, and narrow pixels several at a time.
   const auto lay = [&](auto known) ALWAYS_INLINE {
     constexpr int64_t NARROW = decltype(known)::value;  // channels, or 0
@@ -295,7 +315,6 @@ bool lay_out(const EventConv& a, const Plan& p, const uint8_t* image, int64_t fi
         for (int64_t column = 0; column < columns;) {
           const int64_t some = smaller(64 / NARROW, columns - column);
           uint64_t found = nonzero_bytes(pixel, some * NARROW);
-          any |= found;
           for (int64_t i = 0; i < some; i++, found >>= NARROW, at += step, pixel += NARROW) {
             std::memcpy(bits + at / 8, &found, NARROW / 8);
             if constexpr (!std::is_same_v<Value, Ones>) std::memcpy(values + at, pixel, NARROW);
@@ -306,7 +325,6 @@ bool lay_out(const EventConv& a, const Plan& p, const uint8_t* image, int64_t fi
         for (int64_t column = 0; column < columns; column++, at += step, pixel += a.in) {
           for (int64_t c = 0; c < a.in; c += 64) {
             const uint64_t found = nonzero_bytes(pixel + c, smaller(64, a.in - c));
-            any |= found;
             if (a.in - c >= 64) std::memcpy(bits + (at + c) / 8, &found, 8);
             else std::memcpy(bits + (at + c) / 8, &found, (a.in - c + 7) / 8);
           }
@@ -318,7 +336,7 @@ bool lay_out(const EventConv& a, const Plan& p, const uint8_t* image, int64_t fi
   if (a.in == 16) lay(Constant<16>{});
   else if (a.in == 32) lay(Constant<32>{});
   else lay(Constant<0>{});
-  return any != 0;
+  return true;
 }
 
 template <class Value, int COLS, int NV, class Weight>
@@ -359,8 +377,15 @@ int convolve(const EventConv& a, const Weight* all_weights) {
                                reinterpret_cast<Value*>(values + i * value_bytes));
       // The last byte of a map's bits, behind all of them, says whether there is any.
       bits[(i + 1) * bit_bytes - 1] = any;
-      if (!any) std::memset(sums + i * map_floats, 0, map_floats * 4);
     }
+    const auto is_silent = [&](int64_t i) { return bits[(i + 1) * bit_bytes - 1] == 0; };
+    const auto stays_silent = [&](int64_t image) {
+      bool silent = starts_alike(a);
+      for (int64_t t = 0; t < a.steps; t++) silent = silent && is_silent(image * a.steps + t);
+      return silent;
+    };
+    for (int64_t i = 0; i < a.steps * count; i++)
+      if (is_silent(i)) std::memset(sums + i * map_floats, 0, (stays_silent(i / a.steps) ? BLOCK : map_floats) * 4);
     for (int64_t g = 0; g < p.groups; g++) {
       const uint64_t mask = group_mask(p, g);
       const Weight* weight = weights + g * group_floats;
@@ -377,7 +402,7 @@ int convolve(const EventConv& a, const Weight* all_weights) {
       };
       const auto run = [&](int64_t& i, auto together) {
         bool any = false;
-        for (int k = 1; k <= decltype(together)::value; k++) any |= bits[(i + k) * bit_bytes - 1] != 0;
+        for (int k = 0; k < decltype(together)::value; k++) any |= !is_silent(i + k);
         if (any) gather(i, together);
         i += decltype(together)::value;
       };
@@ -394,9 +419,10 @@ int convolve(const EventConv& a, const Weight* all_weights) {
       const int64_t c = o * BLOCK + j * LANES, n = smaller(LANES, out - c);
       bias[j] = n > 0 ? get_some(a.bias + c, n) : Vec{};
     }
-    const int64_t places = rows * out_w;
     constexpr int V = NV < 4 ? NV : 4;
     for (int64_t image = 0; image < count; image++) {
+      const bool silent = stays_silent(image);
+      const int64_t places = silent ? 1 : rows * out_w;
       const float* sum = sums + image * a.steps * map_floats;
       const int64_t at = ((n0 + image) * out_h + y0) * out_w * out + o * BLOCK;
       int64_t done = 0;
@@ -418,15 +444,9 @@ int convolve(const EventConv& a, const Weight* all_weights) {
             fire_few(fired, first + place * out + k * LANES, step, smaller(LANES, out - c - k * LANES),
                      from + place * BLOCK + k * LANES, map_floats, bias[j + k]);
       }
+      if (silent) repeat_first(fired, at, step, out, rows * out_w, smaller(BLOCK, out - o * BLOCK));
     }
   });
-}
-
-// Whether any of n bytes is not zero.
-inline bool any_byte(const uint8_t* x, int64_t n) {
-  uint64_t any = 0;
-  for (int64_t i = 0; i < n && any == 0; i += 64) any = nonzero_bytes(x + i, smaller(64, n - i));
-  return any != 0;
 }
 
 // sum + the weights of n channels times their values; `binary` values are 0 or 1.
@@ -453,10 +473,11 @@ int convolve_depthwise(const EventConv& a) {
     uint64_t active = 0;  // of the first 64 steps
     for (int64_t t = 0; t < smaller(a.steps, 64); t++)
       active |= uint64_t{any_byte(seen + t * a.images * map, (last_ky - first_ky) * row)} << t;
+    const bool silent = active == 0 && a.steps <= 64 && starts_alike(a);
     for (int64_t c = 0; c < C; c += LANES) {
       const int64_t lanes = smaller(LANES, C - c);
       const Vec bias = get_some(a.bias + c, lanes);
-      for (int64_t x = 0; x < out_w; x++) {
+      for (int64_t x = 0; x < (silent ? 1 : out_w); x++) {
         const int64_t left = x * a.stride - a.padding_x;
         const int64_t first_kx = larger(0, -left), last_kx = smaller(a.kernel_width, a.width - left);
         fire(fired, ((n * out_h + y) * out_w + x) * C + c, step, lanes, [&](int64_t t) ALWAYS_INLINE {
@@ -471,6 +492,7 @@ int convolve_depthwise(const EventConv& a) {
         });
       }
     }
+    if (silent) repeat_first(fired, (n * out_h + y) * out_w * C, step, C, out_w, C);
   });
 }
 

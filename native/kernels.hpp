@@ -295,7 +295,7 @@ constexpr int MOST_LEVELS = 16;
 struct Fired {
   int64_t steps;
   const float* residual;           // [steps, ...], or null
-  const uint8_t* residual_spikes;  // or null
+  const uint8_t* residual_spikes;  // or null; one of the two at most
   int64_t residual_stride;         // elements from one of its steps to the next (0: all the same)
   float* sum;                      // or null
   uint8_t* spikes;                 // or null

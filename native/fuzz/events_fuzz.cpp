@@ -7,6 +7,7 @@
 #include <cmath>
 #include <cstdio>
 #include <cstdlib>
+#include <cstring>
 #include <memory>
 #include <random>
 #include <vector>
@@ -74,6 +75,10 @@ bool convolution() {
   const int64_t wide = (a.width + 2 * a.padding_x - a.kernel_width) / a.stride + 1;
   const int64_t size = a.images * high * wide * a.out, inside = a.depthwise ? 1 : a.in;
   const auto x = spikes_of(a.steps * a.images * a.height * a.width * a.in, a.binary ? 1 : 9);
+  const int64_t bytes = a.height * a.width * a.in;
+  if (coin())  // silence: of some images at all steps, of others at some
+    for (int64_t i = 0; i < a.steps * a.images; i++)
+      if (i % a.images == 0 || coin()) std::memset(x.get() + i * bytes, 0, bytes);
   const auto weight = grid_of(a.out * inside * a.kernel_height * a.kernel_width), bias = grid_of(a.out);
 
   int64_t floats = 0;
@@ -89,7 +94,7 @@ bool convolution() {
   const auto residual_spikes = spikes_of(a.steps * size, 3);
   a.residual_stride = coin() ? size : 0;
   if (coin()) a.residual = residual.get();
-  if (coin()) a.residual_spikes = residual_spikes.get();
+  else if (coin()) a.residual_spikes = residual_spikes.get();
   const auto sum = exactly<float>(a.steps * size), v = exactly<float>(3 * size);
   const auto spikes = exactly<uint8_t>(a.steps * size);
   const float threshold[] = {0.25f, 0.5f, 1.f};
