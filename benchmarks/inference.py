@@ -2,6 +2,7 @@
 
     python benchmarks/inference.py RUN [RUN ...] data.root=DATA     # minutes; writes results/bench/inference.*
     python benchmarks/inference.py RUN --compiled data.root=DATA    # with torch.compile: minutes more a network
+    python benchmarks/inference.py RUN --half data.root=DATA        # what half the spikes, and none, take off, alone
     python benchmarks/inference.py RUN --whole data.root=DATA       # the same predictions? all test images, no times
     python benchmarks/inference.py --layers                         # one layer and a body by density, no run needed
 
@@ -395,6 +396,7 @@ def main() -> None:
     parser.add_argument("words", nargs="*", metavar="RUN|KEY=VALUE", help="folders of runs, and data.* settings")
     parser.add_argument("--layers", action="store_true", help="measure layers by density only")
     parser.add_argument("--compiled", action="store_true", help="with torch.compile, which takes minutes a network")
+    parser.add_argument("--half", action="store_true", help="measure half the spikes, and none, alone")
     parser.add_argument("--whole", action="store_true", help="compare predictions on all test images, and no times")
     parser.add_argument("--leave-out", default="", help="contenders or, of --whole, ways; with commas between")
     parser.add_argument("--repeats", type=int, default=9)
@@ -414,8 +416,9 @@ def main() -> None:
             tables["the whole test set"] = kept(before, [known | row], "run")
             write_results(RESULTS, "inference", tables)
             continue
-        rows = network(run, values, leave_out, arguments.repeats)
-        tables["networks"] = means(kept(tables.get("networks", []), rows, "run"))
+        if not arguments.half:
+            rows = network(run, values, leave_out, arguments.repeats)
+            tables["networks"] = means(kept(tables.get("networks", []), rows, "run"))
         tables["half the spikes"] = kept(tables.get("half the spikes", []), [halved(run, values)], "run")
         write_results(RESULTS, "inference", tables)
     if arguments.layers:

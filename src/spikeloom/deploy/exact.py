@@ -45,22 +45,23 @@ def exact(model: Model, example: Tensor) -> Model:
         if unknown:
             raise UsageError(f"{step.layer}: its weights are computed, not kept: no grid can be given to them")
         weight, bias = state[step.weight], None if step.bias is None else state[step.bias]
-        _round(weight.flatten(1), bias, float(values[step.x].most or 1))
+        _round(weight, bias, values[step.x].most or 1)
     for layer in twin.modules():
         if isinstance(layer, Conv2d):
             layer.dense = True
     return twin.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
 
 
-def _round(weight: Tensor, bias: Tensor | None, most: float) -> None:
-    """Rounds the weights [C', K] and bias [C'] of sums over inputs up to `most`, in place."""
-    terms = most * weight.double()
+def _round(weight: Tensor, bias: Tensor | None, most: int) -> None:
+    """Rounds the weights [C', ...] and bias [C'] of sums over inputs up to `most`, in place."""
+    rows = weight.double().flatten(1)
+    terms = most * rows
     if bias is not None:
         terms = torch.cat([terms, bias.double().unsqueeze(1)], 1)
     largest = torch.maximum(terms.clamp(min=0).sum(1), -terms.clamp(max=0).sum(1))
     # Rounding may lengthen every term by g / 2 times its input.
     largest *= 1 + most * terms.shape[1] * 2.0**-_SIGNIFICANT
-    grid = torch.exp2(torch.log2(largest.clamp(min=2.0**-80)).ceil() - _SIGNIFICANT)
-    weight.copy_((weight.double() / grid.unsqueeze(1)).round() * grid.unsqueeze(1))
+    grid = torch.exp2(torch.log2(largest.clamp(min=2.0**-80)).ceil() - _SIGNIFICANT).unsqueeze(1)
+    weight.copy_(((rows / grid).round() * grid).reshape(weight.shape))
     if bias is not None:
-        bias.copy_((bias.double() / grid).round() * grid)
+        bias.copy_((bias.double().unsqueeze(1) / grid).round().mul(grid).squeeze(1))
