@@ -236,6 +236,12 @@ void fire_rows(const Fired& a, int64_t at, int64_t apart, int64_t rows, int64_t 
       for (int64_t t = 0; t < steps; t++) {
         const int64_t row = t * step + r * apart;
         IntVec fires[V];
+        if (total != nullptr || !std::is_same_v<decltype(residual), const Ones*>)
+          for (int j = 0; j < V * LANES; j += 16) {
+            if constexpr (!std::is_same_v<decltype(residual), const Ones*>)
+              __builtin_prefetch(residual + t * residual_step + (r + 2) * apart + j);
+            if (total != nullptr) __builtin_prefetch(total + row + 2 * apart + j, 1);
+          }
 #pragma GCC unroll 4
         for (int j = 0; j < V; j++) {
           Vec u = get(from.first + t * from.step + r * from.apart + j * LANES) + bias[j];
