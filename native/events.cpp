@@ -236,6 +236,7 @@ void fire_rows(const Fired& a, int64_t at, int64_t apart, int64_t rows, int64_t 
       for (int64_t t = 0; t < steps; t++) {
         const int64_t row = t * step + r * apart;
         IntVec fires[V];
+        // Places lie far apart where the block is a part of the channels: no prefetcher of the processor's sees them come.
         if (total != nullptr || !std::is_same_v<decltype(residual), const Ones*>)
           for (int j = 0; j < V * LANES; j += 16) {
             if constexpr (!std::is_same_v<decltype(residual), const Ones*>)
