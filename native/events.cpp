@@ -230,6 +230,7 @@ void fire_rows(const Fired& a, int64_t at, int64_t apart, int64_t rows, int64_t 
   Vec bias[V];
   for (int j = 0; j < V; j++) bias[j] = from.bias[j];
   const auto run = [=](const auto* residual) ALWAYS_INLINE {
+    constexpr bool shortcut = !std::is_same_v<decltype(residual), const Ones*>;
     for (int64_t r = 0; r < rows; r++) {
       Vec v[V];
       for (int j = 0; j < V; j++) v[j] = state == nullptr ? Vec{} : get(state + r * apart + j * LANES);
@@ -237,17 +238,14 @@ void fire_rows(const Fired& a, int64_t at, int64_t apart, int64_t rows, int64_t 
         const int64_t row = t * step + r * apart;
         IntVec fires[V];
         // Places lie far apart where the block is a part of the channels: no prefetcher of the processor's sees them come.
-        if (total != nullptr || !std::is_same_v<decltype(residual), const Ones*>)
-          for (int j = 0; j < V * LANES; j += 16) {
-            if constexpr (!std::is_same_v<decltype(residual), const Ones*>)
-              __builtin_prefetch(residual + t * residual_step + (r + 2) * apart + j);
-            if (total != nullptr) __builtin_prefetch(total + row + 2 * apart + j, 1);
-          }
+        for (int j = 0; (shortcut || total != nullptr) && j < V * LANES; j += 16) {
+          if constexpr (shortcut) __builtin_prefetch(residual + t * residual_step + (r + 2) * apart + j);
+          if (total != nullptr) __builtin_prefetch(total + row + 2 * apart + j, 1);
+        }
 #pragma GCC unroll 4
         for (int j = 0; j < V; j++) {
           Vec u = get(from.first + t * from.step + r * from.apart + j * LANES) + bias[j];
-          if constexpr (!std::is_same_v<decltype(residual), const Ones*>)
-            u += get_some(residual + t * residual_step + r * apart + j * LANES, LANES);
+          if constexpr (shortcut) u += get_some(residual + t * residual_step + r * apart + j * LANES, LANES);
           if (total != nullptr) put(total + row + j * LANES, u);
           const Vec h = decay * v[j] + gain * u;
           fires[j] = h >= fire_at;

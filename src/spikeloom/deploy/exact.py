@@ -39,13 +39,16 @@ def exact(model: Model, example: Tensor) -> Model:
     plan, tensors = lower(twin, example)
     values, state = plan.values(tensors), twin.state_dict()
     for step in plan.steps:
-        if not isinstance(step, Conv) or values[step.x].most is None:
+        if not isinstance(step, Conv):
+            continue
+        most = values[step.x].most
+        if most is None:  # it reads real values
             continue
         unknown = [name for name in step.tensors() if name not in state]
         if unknown:
             raise UsageError(f"{step.layer}: its weights are computed, not kept: no grid can be given to them")
         weight, bias = state[step.weight], None if step.bias is None else state[step.bias]
-        _round(weight, bias, values[step.x].most or 1)
+        _round(weight, bias, most)
     for layer in twin.modules():
         if isinstance(layer, Conv2d):
             layer.dense = True
