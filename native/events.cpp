@@ -1,82 +1,10 @@
 // Layers of a trained network that run by their spikes: maps of bytes, [steps, images, height, width, channels].
-#include "gather.hpp"
+#include "fire.hpp"
+#include "lists.hpp"
 
 namespace spikeloom {
 namespace SPIKELOOM_LEVEL {
 namespace {
-
-typedef int32_t IntVec __attribute__((vector_size(LANES * 4)));
-typedef uint8_t ByteVec __attribute__((vector_size(LANES)));
-
-inline Vec all(float value) { return Vec{} + value; }
-
-#if defined(__AVX512BW__)
-inline __mmask16 first(int64_t n) { return static_cast<__mmask16>((1u << n) - 1); }
-#endif
-
-// The first n values, zeros behind them. Nothing behind the n-th is touched.
-inline Vec get_some(const float* p, int64_t n) {
-  if (n == LANES) return get(p);
-#if defined(__AVX512BW__)
-  return reinterpret_cast<Vec>(_mm512_maskz_loadu_ps(first(n), p));
-#else
-  Vec v{};
-  std::memcpy(&v, p, n * 4);
-  return v;
-#endif
-}
-inline Vec get_some(const uint8_t* p, int64_t n) {
-  if (n == LANES) return __builtin_convertvector(reinterpret_cast<IntVec>(get_bytes(p)), Vec);
-#if defined(__AVX512BW__)
-  const Words wide = reinterpret_cast<Words>(_mm512_cvtepu8_epi32(_mm_maskz_loadu_epi8(first(n), p)));
-  return __builtin_convertvector(reinterpret_cast<IntVec>(wide), Vec);
-#else
-  ByteVec v{};
-  std::memcpy(&v, p, n);
-  return __builtin_convertvector(v, Vec);
-#endif
-}
-inline void put_some(float* p, Vec v, int64_t n) {
-#if defined(__AVX512BW__)
-  if (n < LANES) return _mm512_mask_storeu_ps(p, first(n), reinterpret_cast<__m512>(v));
-#endif
-  n == LANES ? put(p, v) : void(std::memcpy(p, &v, n * 4));
-}
-inline void put_some(uint8_t* p, IntVec v, int64_t n) {
-#if defined(__AVX512BW__)
-  if (n < LANES) return _mm512_mask_cvtepi32_storeu_epi8(p, first(n), reinterpret_cast<__m512i>(v));
-#endif
-  if (n == LANES) return put_bytes(p, reinterpret_cast<Words>(v));
-  const ByteVec bytes = __builtin_convertvector(v, ByteVec);
-  std::memcpy(p, &bytes, n);
-}
-
-// Which of n <= 64 bytes are not zero, as bits.
-inline uint64_t nonzero_bytes(const uint8_t* x, int64_t n) {
-#if defined(__AVX512BW__)
-  const __mmask64 valid = n == 64 ? ~uint64_t{0} : (uint64_t{1} << n) - 1;
-  const __m512i v = _mm512_maskz_loadu_epi8(valid, x);
-  return _mm512_test_epi8_mask(v, v);
-#elif defined(__AVX2__)
-  const auto of_half = [](const uint8_t* from) ALWAYS_INLINE {
-    const __m256i v = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(from));
-    return static_cast<uint32_t>(~_mm256_movemask_epi8(_mm256_cmpeq_epi8(v, _mm256_setzero_si256())));
-  };
-  if (n == 64) return of_half(x) | uint64_t{of_half(x + 32)} << 32;
-  if (n == 32) return of_half(x);
-  if (n == 16) {
-    const __m128i v = _mm_loadu_si128(reinterpret_cast<const __m128i*>(x));
-    return ~static_cast<uint32_t>(_mm_movemask_epi8(_mm_cmpeq_epi8(v, _mm_setzero_si128()))) & 0xffffu;
-  }
-  alignas(32) uint8_t padded[64] = {};
-  std::memcpy(padded, x, n);
-  return of_half(padded) | uint64_t{of_half(padded + 32)} << 32;
-#else
-  uint64_t bits = 0;
-  for (int64_t i = 0; i < n; i++) bits |= static_cast<uint64_t>(x[i] != 0) << i;
-  return bits;
-#endif
-}
 
 // Whether any of n bytes is not zero.
 inline bool any_byte(const uint8_t* x, int64_t n) {
@@ -125,158 +53,6 @@ int for_items(int64_t items, size_t bytes, int threads, const Body& body) {
   return failed;
 }
 
-// --- what follows the sums --------------------------------------------------------------------------------------------
-
-// n neurons side by side over all steps, the first at element `at`; current(t) gives their sums. Rounds as `scan` does.
-// `a` is a copy of the caller's own: bytes that are written here could else be part of it.
-template <class Current>
-ALWAYS_INLINE inline void fire(const Fired& a, int64_t at, int64_t step, int64_t n, const Current& current) {
-  const auto input = [&](int64_t t) ALWAYS_INLINE {
-    Vec u = current(t);
-    if (a.residual != nullptr) u += get_some(a.residual + t * a.residual_stride + at, n);
-    if (a.residual_spikes != nullptr) u += get_some(a.residual_spikes + t * a.residual_stride + at, n);
-    return u;
-  };
-  if (a.spikes == nullptr) {
-    for (int64_t t = 0; t < a.steps; t++) put_some(a.sum + t * step + at, input(t), n);
-    return;
-  }
-  const Vec decay = all(a.decay), gain = all(a.gain), rest = all(a.v_rest);
-  const bool at_zero = a.v_rest == 0.f;
-  const auto advance = [&](Vec fire_at, Vec threshold, Vec v, Vec u, IntVec& fires) ALWAYS_INLINE {
-    // A rest of zero adds nothing: two operations fewer.
-    const Vec h = at_zero ? decay * v + gain * u : decay * (v - rest) + gain * u + rest;
-    fires = h >= fire_at;
-    return fires ? (a.hard ? rest : h - threshold) : h;
-  };
-  // As many levels as the papers have, in registers; else as many as there are.
-  const auto run = [&](auto known) ALWAYS_INLINE {
-    constexpr int K = decltype(known)::value, MOST = K == 0 ? MOST_LEVELS : K;
-    const int levels = K == 0 ? a.levels : K;
-    Vec v[MOST], fire_at[MOST], threshold[MOST];
-#pragma GCC unroll 4
-    for (int k = 0; k < levels; k++) {
-      v[k] = a.v == nullptr ? rest : get_some(a.v + k * step + at, n);
-      fire_at[k] = all(a.fire_at[k]), threshold[k] = all(a.threshold[k]);
-    }
-    for (int64_t t = 0; t < a.steps; t++) {
-      const Vec u = input(t);
-      if (a.sum != nullptr) put_some(a.sum + t * step + at, u, n);
-      IntVec count{};
-#pragma GCC unroll 4
-      for (int k = 0; k < levels; k++) {
-        IntVec fires;
-        v[k] = advance(fire_at[k], threshold[k], v[k], u, fires);
-        count -= fires;
-      }
-      put_some(a.spikes + t * step + at, count, n);
-    }
-    for (int k = 0; a.v != nullptr && k < levels; k++) put_some(a.v + k * step + at, v[k], n);
-  };
-  if (a.levels == 1)
-    run(Constant<1>{});
-  else if (a.levels == 3)
-    run(Constant<3>{});
-  else
-    run(Constant<0>{});
-}
-
-// Bytes 1 where a neuron fires, of V vectors side by side.
-template <int V>
-inline void put_fires(uint8_t* p, const IntVec* fires) {
-#if defined(__AVX2__) && !defined(__AVX512F__)
-  if constexpr (V == 4) {
-    const auto words = [&](int j) { return reinterpret_cast<__m256i>(fires[j]); };
-    const __m256i low = _mm256_packs_epi32(words(0), words(1)), high = _mm256_packs_epi32(words(2), words(3));
-    // Packing works on halves of registers: four bytes of each vector, then the other four.
-    const __m256i order = _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7);
-    const __m256i bytes = _mm256_permutevar8x32_epi32(_mm256_packs_epi16(low, high), order);
-    return _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), _mm256_and_si256(bytes, _mm256_set1_epi8(1)));
-  }
-#endif
-  for (int j = 0; j < V; j++) put_bytes(p + j * LANES, reinterpret_cast<Words>(-fires[j]));
-}
-
-// Sums of rows of neurons: steps and rows lie so many floats apart; every vector of a row has a bias.
-struct Sums {
-  const float* first;
-  int64_t step, apart;
-  const Vec* bias;
-};
-
-// n <= LANES neurons of one row.
-void fire_few(const Fired& fired, int64_t at, int64_t step, int64_t n, const float* sums, int64_t sums_step, Vec bias) {
-  const Fired a = fired;
-  fire(a, at, step, n, [=](int64_t t) ALWAYS_INLINE { return get(sums + t * sums_step) + bias; });
-}
-
-// Rows of V whole vectors, `apart` elements from one to the next. Neurons of one level that rest at zero, which is nearly
-// all, have a loop with hardly a question.
-template <int V>
-void fire_rows(const Fired& a, int64_t at, int64_t apart, int64_t rows, int64_t step, const Sums& sums) {
-  if (a.spikes == nullptr || a.levels != 1 || a.v_rest != 0.f) {
-    for (int64_t r = 0; r < rows; r++)
-      for (int j = 0; j < V; j++)
-        fire_few(a, at + r * apart + j * LANES, step, LANES, sums.first + r * sums.apart + j * LANES, sums.step, sums.bias[j]);
-    return;
-  }
-  // Copies: what is written through pointers to bytes could be anything.
-  const Vec decay = all(a.decay), gain = all(a.gain), fire_at = all(a.fire_at[0]), threshold = all(a.threshold[0]);
-  const IntVec to_zero = IntVec{} - (a.hard ? 1 : 0);
-  const int64_t steps = a.steps, residual_step = a.residual_stride;
-  uint8_t* const spikes = a.spikes + at;
-  float *const state = a.v == nullptr ? nullptr : a.v + at, *const total = a.sum == nullptr ? nullptr : a.sum + at;
-  const Sums from = sums;
-  Vec bias[V];
-  for (int j = 0; j < V; j++) bias[j] = from.bias[j];
-  const auto run = [=](const auto* residual) ALWAYS_INLINE {
-    constexpr bool shortcut = !std::is_same_v<decltype(residual), const Ones*>;
-    for (int64_t r = 0; r < rows; r++) {
-      Vec v[V];
-      for (int j = 0; j < V; j++) v[j] = state == nullptr ? Vec{} : get(state + r * apart + j * LANES);
-      for (int64_t t = 0; t < steps; t++) {
-        const int64_t row = t * step + r * apart;
-        IntVec fires[V];
-        // Places lie far apart where the block is a part of the channels: no prefetcher of the processor's sees them come.
-        for (int j = 0; (shortcut || total != nullptr) && j < V * LANES; j += 16) {
-          if constexpr (shortcut) __builtin_prefetch(residual + t * residual_step + (r + 2) * apart + j);
-          if (total != nullptr) __builtin_prefetch(total + row + 2 * apart + j, 1);
-        }
-#pragma GCC unroll 4
-        for (int j = 0; j < V; j++) {
-          Vec u = get(from.first + t * from.step + r * from.apart + j * LANES) + bias[j];
-          if constexpr (shortcut) u += get_some(residual + t * residual_step + r * apart + j * LANES, LANES);
-          if (total != nullptr) put(total + row + j * LANES, u);
-          const Vec h = decay * v[j] + gain * u;
-          fires[j] = h >= fire_at;
-          v[j] = fires[j] ? (to_zero ? Vec{} : h - threshold) : h;
-        }
-        put_fires<V>(spikes + row, fires);
-      }
-      for (int j = 0; state != nullptr && j < V; j++) put(state + r * apart + j * LANES, v[j]);
-    }
-  };
-  if (a.residual != nullptr)
-    run(a.residual + at);
-  else if (a.residual_spikes != nullptr)
-    run(a.residual_spikes + at);
-  else
-    run(static_cast<const Ones*>(nullptr));
-}
-
-// Whether neurons that no input reaches do the same at all places.
-inline bool starts_alike(const Fired& a) {
-  return a.residual == nullptr && a.residual_spikes == nullptr && a.v == nullptr && a.sum == nullptr;
-}
-
-// Gives n neurons at other places, `apart` elements from one to the next, the spikes of those at the first.
-void repeat_first(const Fired& a, int64_t at, int64_t step, int64_t apart, int64_t places, int64_t n) {
-  for (int64_t t = 0; t < a.steps; t++) {
-    uint8_t* const from = a.spikes + t * step + at;
-    for (int64_t place = 1; place < places; place++) std::memcpy(from + place * apart, from, n);
-  }
-}
-
 // --- convolutions -----------------------------------------------------------------------------------------------------
 
 inline int64_t out_height(const EventConv& a) { return (a.height + 2 * a.padding_y - a.kernel_height) / a.stride + 1; }
@@ -302,6 +78,26 @@ inline Part divide(const EventConv& a, int64_t block) {
   if (p.images > 1) p.images = smaller(p.images, (a.images + a.threads - 1) / a.threads);
   p.chunks = (a.images + p.images - 1) / p.images * p.bands;
   return p;
+}
+
+// The images and rows of outputs of a chunk, and the rows of inputs that they see.
+struct Band {
+  int64_t n, images, y, rows, top, bottom;
+};
+
+inline Band band_of(const EventConv& a, const Part& part, int64_t chunk) {
+  Band b;
+  b.n = chunk / part.bands * part.images, b.images = smaller(part.images, a.images - b.n);
+  b.y = chunk % part.bands * part.rows, b.rows = smaller(part.rows, out_height(a) - b.y);
+  const int64_t row = b.y * a.stride - a.padding_y;
+  b.top = smaller(a.height, larger(0, row));
+  b.bottom = larger(b.top, smaller(a.height, row + (b.rows - 1) * a.stride + a.kernel_height));
+  return b;
+}
+
+// The i-th of a chunk's inputs [image, step].
+inline const uint8_t* image_of(const EventConv& a, const Band& band, int64_t i) {
+  return a.x + (i % a.steps * a.images + band.n + i / a.steps) * a.height * a.width * a.in;
 }
 
 // Bits (and values, if any is above one) of what some rows of outputs see, laid out by columns; false where all is zero.
@@ -344,12 +140,54 @@ bool lay_out(const EventConv& a, const Plan& p, const uint8_t* image, int64_t fi
   return true;
 }
 
+// The neurons of a block of channels, of some images' rows, from sums [image, step, row, column, channel of the block].
+template <int NV, class Silent>
+void fire_block(const EventConv& a, int64_t o, const Band& band, const float* sums, const Silent& stays_silent) {
+  constexpr int64_t BLOCK = NV * LANES;
+  const int64_t out_h = out_height(a), out_w = out_width(a), step = a.images * out_h * out_w * a.out;
+  const int64_t area = band.rows * out_w, map_floats = area * BLOCK;
+  const Fired fired = a;
+  const int64_t out = a.out;
+  Vec bias[NV];
+  for (int j = 0; j < NV; j++) {
+    const int64_t c = o * BLOCK + j * LANES, n = smaller(LANES, out - c);
+    bias[j] = n > 0 ? get_some(a.bias + c, n) : Vec{};
+  }
+  constexpr int V = NV < 4 ? NV : 4;
+  for (int64_t image = 0; image < band.images; image++) {
+    const bool silent = stays_silent(image);
+    const int64_t places = silent ? 1 : area;
+    const float* sum = sums + image * a.steps * map_floats;
+    const int64_t at = ((band.n + image) * out_h + band.y) * out_w * out + o * BLOCK;
+    int64_t done = 0;
+    if (NV < 4 && out == BLOCK) {  // nothing lies between the places: four vectors of some of them
+      Vec four[4];
+      for (int j = 0; j < 4; j++) four[j] = bias[j % NV];
+      done = places / (4 / NV) * (4 / NV);
+      fire_rows<4>(fired, at, 4 * LANES, done * NV / 4, step, {sum, map_floats, 4 * LANES, four});
+    }
+    for (int j = 0; j < NV; j += V) {
+      const int64_t c = o * BLOCK + j * LANES, first = at + done * out + j * LANES;
+      const float* from = sum + done * BLOCK + j * LANES;
+      if (out - c >= V * LANES) {
+        fire_rows<V>(fired, first, out, places - done, step, {from, map_floats, BLOCK, bias + j});
+        continue;
+      }
+      for (int64_t place = 0; place < places - done; place++)
+        for (int k = 0; k < V && c + k * LANES < out; k++)
+          fire_few(fired, first + place * out + k * LANES, step, smaller(LANES, out - c - k * LANES),
+                   from + place * BLOCK + k * LANES, map_floats, bias[j + k]);
+    }
+    if (silent) repeat_first(fired, at, step, out, area, smaller(BLOCK, out - o * BLOCK));
+  }
+}
+
 template <class Value, int COLS, int NV, class Weight>
 int convolve(const EventConv& a, const Weight* all_weights) {
   constexpr int64_t BLOCK = NV * LANES;
   // Maps that are worked on at once, as registers hold sums: steps of one image, whose lists are about as long.
   constexpr int MAPS = COLS * NV <= 3 ? 4 : COLS * NV <= 6 ? 2 : 1;
-  const int64_t out_h = out_height(a), out_w = out_width(a);
+  const int64_t out_w = out_width(a);
   const Part part = divide(a, BLOCK);
   const Plan most = plan_gather(window(a, part.rows), BLOCK);
   const int64_t maps = a.steps * part.images, pixels = most.rows * most.columns;
@@ -357,28 +195,26 @@ int convolve(const EventConv& a, const Weight* all_weights) {
   const int64_t value_bytes = std::is_same_v<Value, Ones> ? 0 : round_up(pixels * most.C, 64);
   const int64_t sums_floats = part.rows * out_w * BLOCK;
   const int64_t bytes = maps * (bit_bytes + value_bytes + sums_floats * 4);
-  const int64_t map = a.height * a.width * a.in, step = a.images * out_h * out_w * a.out;
   // Weights that the second cache does not keep from image to image come while the group before them is worked on.
   const int64_t group_floats = most.group * a.kernel_width * BLOCK;
   const bool far = most.blocks * most.groups * group_floats * int64_t{sizeof(Weight)} > SECOND_CACHE;
   return for_items(part.chunks * most.blocks, bytes, a.threads, [&](int64_t item, float* scratch) {
     // All images by one block of weights, then the next: cores share weights, and no line of outputs.
-    const int64_t o = item / part.chunks, chunk = item % part.chunks, band = chunk % part.bands;
-    const int64_t n0 = chunk / part.bands * part.images, count = smaller(part.images, a.images - n0);
-    const int64_t y0 = band * part.rows, rows = smaller(part.rows, out_h - y0);
+    const int64_t o = item / part.chunks;
+    const Band band = band_of(a, part, item % part.chunks);
+    const int64_t rows = band.rows, last = a.steps * band.images;
     const Window w = window(a, rows);
     const Plan p = plan_gather(w, BLOCK);
     const Apart<Weight> apart{bit_bytes, value_bytes, rows * out_w * BLOCK, all_weights + weight_floats(w, p)};
     float* sums = scratch;  // [image, step, row, column, channel of the block]
     uint8_t* bits = reinterpret_cast<uint8_t*>(sums + maps * sums_floats);
     uint8_t* values = bits + maps * bit_bytes;
-    std::memset(bits, 0, a.steps * count * bit_bytes);
+    std::memset(bits, 0, last * bit_bytes);
     const int64_t row_floats = out_w * BLOCK, map_floats = rows * row_floats;
     const Weight* weights = all_weights + o * p.groups * group_floats;
-    for (int64_t i = 0; i < a.steps * count; i++) {
-      const int64_t t = i % a.steps, n = n0 + i / a.steps;
-      if (far) ahead<false>(weights, group_floats, i, a.steps * count);
-      const bool any = lay_out(a, p, a.x + (t * a.images + n) * map, y0 * a.stride - a.padding_y, bits + i * bit_bytes,
+    for (int64_t i = 0; i < last; i++) {
+      if (far) ahead<false>(weights, group_floats, i, last);
+      const bool any = lay_out(a, p, image_of(a, band, i), band.y * a.stride - a.padding_y, bits + i * bit_bytes,
                                reinterpret_cast<Value*>(values + i * value_bytes));
       // The last byte of a map's bits, behind all of them, says whether there is any.
       bits[(i + 1) * bit_bytes - 1] = any;
@@ -389,7 +225,7 @@ int convolve(const EventConv& a, const Weight* all_weights) {
       for (int64_t t = 0; t < a.steps; t++) silent = silent && is_silent(image * a.steps + t);
       return silent;
     };
-    for (int64_t i = 0; i < a.steps * count; i++)
+    for (int64_t i = 0; i < last; i++)
       if (is_silent(i)) std::memset(sums + i * map_floats, 0, (stays_silent(i / a.steps) ? BLOCK : map_floats) * 4);
     for (int64_t g = 0; g < p.groups; g++) {
       const uint64_t mask = group_mask(p, g);
@@ -397,7 +233,7 @@ int convolve(const EventConv& a, const Weight* all_weights) {
       const bool more = far && g + 1 < p.groups;
       const auto gather = [&](int64_t i, auto together) {
         for (int64_t y = 0; y < rows; y++) {
-          if (more) ahead<false>(weight + group_floats, group_floats, i * rows + y, a.steps * count * rows);
+          if (more) ahead<false>(weight + group_floats, group_floats, i * rows + y, last * rows);
           const int64_t from = y * a.stride * p.C + g * p.group;
           gather_row<COLS, NV, decltype(together)::value>(
               w, p, bits + i * bit_bytes + from / 8,
@@ -411,48 +247,125 @@ int convolve(const EventConv& a, const Weight* all_weights) {
         if (any) gather(i, together);
         i += decltype(together)::value;
       };
-      const int64_t last = a.steps * count;
       int64_t i = 0;
       while (i + MAPS <= last) run(i, Constant<MAPS>{});
       if (MAPS == 4 && i + 2 <= last) run(i, Constant<2>{});
       while (i < last) run(i, Constant<1>{});
     }
-    const Fired fired = a;
-    const int64_t out = a.out;
-    Vec bias[NV];
-    for (int j = 0; j < NV; j++) {
-      const int64_t c = o * BLOCK + j * LANES, n = smaller(LANES, out - c);
-      bias[j] = n > 0 ? get_some(a.bias + c, n) : Vec{};
+    fire_block<NV>(a, o, band, sums, stays_silent);
+  });
+}
+
+// Memory in pieces that begin with a cache line.
+class Pieces {
+ public:
+  explicit Pieces(void* from) : next_(reinterpret_cast<uintptr_t>(from)) {}
+  template <class T>
+  T* take(int64_t count) {
+    T* piece = reinterpret_cast<T*>(next_);
+    next_ += round_up(count * static_cast<int64_t>(sizeof(T)), 64);
+    return piece;
+  }
+  size_t end() const { return next_; }
+
+ private:
+  uintptr_t next_;
+};
+
+// What `convolve_lists` needs for some rows of some images.
+template <class Number>
+struct Listed {
+  float* sums;            // [image, step, row, column, channel of the block]
+  Inputs<Number> inputs;  // one behind the other
+  List* lists;            // [image, step, row of inputs, column, part]
+  int64_t* ends;          // of the inputs of every image and step
+  Job* jobs;              // [group, place]
+  int64_t* job_counts;    // [group]
+  size_t end;
+
+  Listed(void* memory, const EventConv& a, const Part& part, const Parts& p, int64_t block) {
+    const int64_t maps = a.steps * part.images, places = maps * part.rows * out_width(a);
+    const int64_t pixels = maps * a.width * smaller(a.height, (part.rows - 1) * a.stride + a.kernel_height);
+    const int64_t most = pixels * a.in + BEHIND;
+    Pieces pieces(memory);
+    sums = pieces.take<float>(places * block);
+    lists = pieces.take<List>(pixels * p.parts);
+    ends = pieces.take<int64_t>(maps + 1);
+    jobs = pieces.take<Job>(p.groups * places);
+    job_counts = pieces.take<int64_t>(p.groups);
+    inputs.places = pieces.take<uint16_t>(most);
+    inputs.values = pieces.take<Number>(std::is_same_v<Number, Ones> ? 0 : most);
+    end = most > UINT32_MAX ? 0 : pieces.end();
+  }
+};
+
+// The places of a group's lists: body(list, place) for all whose input is there and not silent, and for the others with an
+// empty list if `all` are wanted.
+template <class Body>
+ALWAYS_INLINE inline void each_place(const EventConv& a, const Band& band, const Parts& p, int64_t g, const List* lists,
+                                     const int64_t* ends, bool all, const Body& body) {
+  const int64_t out_w = out_width(a), kx = g / p.parts % a.kernel_width, ky = g / p.parts / a.kernel_width;
+  // Outputs of a row whose inputs are there.
+  const int64_t first = smaller(out_w, larger(0, (a.padding_x - kx + a.stride - 1) / a.stride));
+  const int64_t last = larger(first, smaller(out_w, (a.width - 1 + a.padding_x - kx + a.stride) / a.stride));
+  for (int64_t i = 0; i < a.steps * band.images; i++)
+    for (int64_t y = 0; y < band.rows; y++) {
+      const int64_t row = (band.y + y) * a.stride - a.padding_y + ky, to = (i * band.rows + y) * out_w;
+      const bool there = row >= band.top && row < band.bottom && ends[i] != ends[i + 1];
+      const List* list = lists + ((i * (band.bottom - band.top) + row - band.top) * a.width + kx - a.padding_x) * p.parts + g % p.parts;
+      for (int64_t x = there ? first : out_w; x < (there ? last : 0); x++) body(list[x * a.stride * p.parts], to + x);
+      for (int64_t x = 0; all && x < (there ? first : out_w); x++) body(List{0, 0}, to + x);
+      for (int64_t x = last; all && there && x < out_w; x++) body(List{0, 0}, to + x);
     }
-    constexpr int V = NV < 4 ? NV : 4;
-    for (int64_t image = 0; image < count; image++) {
-      const bool silent = stays_silent(image);
-      const int64_t places = silent ? 1 : rows * out_w;
-      const float* sum = sums + image * a.steps * map_floats;
-      const int64_t at = ((n0 + image) * out_h + y0) * out_w * out + o * BLOCK;
-      int64_t done = 0;
-      if (NV < 4 && out == BLOCK) {  // nothing lies between the places: four vectors of some of them
-        Vec four[4];
-        for (int j = 0; j < 4; j++) four[j] = bias[j % NV];
-        done = places / (4 / NV) * (4 / NV);
-        fire_rows<4>(fired, at, 4 * LANES, done * NV / 4, step, {sum, map_floats, 4 * LANES, four});
-      }
-      for (int j = 0; j < NV; j += V) {
-        const int64_t c = o * BLOCK + j * LANES, first = at + done * out + j * LANES;
-        const float* from = sum + done * BLOCK + j * LANES;
-        if (out - c >= V * LANES) {
-          fire_rows<V>(fired, first, out, places - done, step, {from, map_floats, BLOCK, bias + j});
-          continue;
+}
+
+// By lists of single places, which serve all blocks of outputs.
+template <class Value, int NV, class Weight>
+int convolve_lists(const EventConv& a, const Weight* all_weights) {
+  constexpr int64_t BLOCK = NV * LANES;
+  using Number = std::conditional_t<std::is_same_v<Value, Ones>, Ones, float>;
+  const Part part = divide(a, BLOCK);
+  const Parts p = plan_parts(window(a, part.rows), BLOCK);
+  const size_t bytes = Listed<Number>(nullptr, a, part, p, BLOCK).end;
+  if (bytes == 0) return -1;
+  const bool far = p.floats() * int64_t{sizeof(Weight)} > SECOND_CACHE;
+  // Who has made lists uses them for all blocks, unless cores would be left without work.
+  const int64_t shares = part.chunks % a.threads == 0 || part.chunks >= 8 * a.threads ? 1 : smaller(p.blocks, a.threads);
+  return for_items(part.chunks * shares, bytes, a.threads, [&](int64_t item, float* scratch) {
+    const int64_t share = item % shares;
+    const Band band = band_of(a, part, item / shares);
+    const Listed<Number> m(scratch, a, part, p, BLOCK);
+    int64_t end = 0, made = 0;
+    for (int64_t i = 0; i < a.steps * band.images; i++) {
+      m.ends[i] = end;
+      const uint8_t* x = image_of(a, band, i) + band.top * a.width * a.in;
+      for (int64_t pixel = 0; pixel < (band.bottom - band.top) * a.width; pixel++, x += a.in)
+        for (int64_t c = 0; c < a.in; c += p.part) {
+          const List list = list_bytes<BLOCK>(x + c, smaller(p.part, a.in - c), m.inputs, end);
+          m.lists[made++] = list, end += list.count;
         }
-        for (int64_t place = 0; place < places - done; place++)
-          for (int k = 0; k < V && c + k * LANES < out; k++)
-            fire_few(fired, first + place * out + k * LANES, step, smaller(LANES, out - c - k * LANES),
-                     from + place * BLOCK + k * LANES, map_floats, bias[j + k]);
+    }
+    m.ends[a.steps * band.images] = end;
+    const int64_t places = a.steps * band.images * band.rows * out_width(a);
+    for (int64_t g = 0; g < p.groups; g++)
+      m.job_counts[g] = sort_jobs(
+          [&](const auto& body) ALWAYS_INLINE { each_place(a, band, p, g, m.lists, m.ends, g == 0, body); }, m.jobs + g * places);
+    for (int64_t o = p.blocks * share / shares; o < p.blocks * (share + 1) / shares; o++) {
+      for (int64_t g = 0; g < p.groups; g++) {
+        const Weight* weight = all_weights + (o * p.groups + g) * p.group_floats;
+        add_sorted<NV>(m.jobs + g * places, m.job_counts[g], m.inputs, weight, g == 0, m.sums,
+                       far ? weight + p.group_floats : nullptr, p.group_floats);
       }
-      if (silent) repeat_first(fired, at, step, out, rows * out_w, smaller(BLOCK, out - o * BLOCK));
+      fire_block<NV>(a, o, band, m.sums, [&](int64_t image) {
+        return starts_alike(a) && m.ends[image * a.steps] == m.ends[(image + 1) * a.steps];
+      });
     }
   });
 }
+
+// Whether a layer runs by lists of single places: where these are long enough. Narrow layers share a column of the window
+// among the outputs that see it.
+inline bool by_lists(const Window& w) { return w.in >= (w.kernel_height * w.kernel_width == 1 ? 128 : 256); }
 
 // sum + the weights of n channels times their values; `binary` values are 0 or 1.
 ALWAYS_INLINE inline Vec add_active(Vec sum, const uint8_t* values, const float* weight, int64_t n, bool binary) {
@@ -515,12 +428,20 @@ int event_pack(const EventPack& a) {
       for (int64_t k = 0; k < taps; k++) a.packed[k * padded + c] = a.weight[c * taps + k];
     return 0;
   }
+  const auto weight = [&](int64_t o, int64_t c, int64_t ky, int64_t kx) {
+    return a.weight[((o * a.in + c) * a.kernel_height + ky) * a.kernel_width + kx];
+  };
+  if (by_lists(w)) return by_block(w, [&](auto vectors) {
+    constexpr int NV = decltype(vectors)::value;
+    const Parts p = plan_parts(w, NV * LANES);
+    *a.floats = p.floats();
+    if (a.packed != nullptr) pack_parts(w, p, NV * LANES, weight, a.packed);
+    if (a.half != nullptr) halve(a.packed, *a.floats, NV, a.half);
+    return 0;
+  });
   return by_shape(w, [&](auto columns, auto vectors) {
     const Plan p = plan_gather(w, decltype(vectors)::value * LANES);
     *a.floats = packed_floats(w, p);
-    const auto weight = [&](int64_t o, int64_t c, int64_t ky, int64_t kx) {
-      return a.weight[((o * a.in + c) * a.kernel_height + ky) * a.kernel_width + kx];
-    };
     constexpr int COLS = decltype(columns)::value, NV = decltype(vectors)::value;
     if (a.packed != nullptr) pack_gather<COLS>(w, p, weight, a.packed);
     if (a.half != nullptr) halve(a.packed, *a.floats, COLS * NV, a.half);
@@ -531,12 +452,21 @@ int event_pack(const EventPack& a) {
 int event_conv(const EventConv& a) {
   if (a.levels > MOST_LEVELS) return -2;
   if (a.depthwise) return convolve_depthwise(a);
-  return by_shape(window(a, 1), [&](auto columns, auto vectors) {
-    constexpr int COLS = decltype(columns)::value, NV = decltype(vectors)::value;
-    const auto run = [&](const auto* weight) {
-      return a.binary ? convolve<Ones, COLS, NV>(a, weight) : convolve<uint8_t, COLS, NV>(a, weight);
-    };
+  const Window w = window(a, 1);
+  const auto by_weight = [&](const auto& run) {
     return a.half != nullptr ? run(reinterpret_cast<const bfloat16*>(a.half)) : run(a.weight);
+  };
+  if (by_lists(w)) return by_block(w, [&](auto vectors) {
+    constexpr int NV = decltype(vectors)::value;
+    return by_weight([&](const auto* weight) {
+      return a.binary ? convolve_lists<Ones, NV>(a, weight) : convolve_lists<uint8_t, NV>(a, weight);
+    });
+  });
+  return by_shape(w, [&](auto columns, auto vectors) {
+    constexpr int COLS = decltype(columns)::value, NV = decltype(vectors)::value;
+    return by_weight([&](const auto* weight) {
+      return a.binary ? convolve<Ones, COLS, NV>(a, weight) : convolve<uint8_t, COLS, NV>(a, weight);
+    });
   });
 }
 

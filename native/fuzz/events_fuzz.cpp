@@ -66,7 +66,7 @@ bool convolution() {
   EventConv a{};
   a.steps = from_to(1, 4), a.images = from_to(1, 3), a.height = from_to(1, 9), a.width = from_to(1, 9);
   a.depthwise = from_to(0, 3) == 0, a.binary = coin(), a.stride = from_to(1, 3);
-  a.in = from_to(1, 70), a.out = a.depthwise ? a.in : from_to(1, 70);
+  a.in = from_to(0, 3) == 0 ? from_to(128, 600) : from_to(1, 70), a.out = a.depthwise ? a.in : from_to(1, 70);
   a.padding_y = from_to(0, 3), a.padding_x = from_to(0, 3);
   a.kernel_height = from_to(1, std::min<int64_t>(5, a.height + 2 * a.padding_y));
   a.kernel_width = from_to(1, std::min<int64_t>(5, a.width + 2 * a.padding_x));

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from spikeloom import Stream, create_model
 from spikeloom.deploy import Engine, compile, exact, fold, load, workspace
 from spikeloom.deploy import engine as engine_module
-from spikeloom.deploy.plan import Conv, Neuron, Plan, PlanError, Pool, Value
+from spikeloom.deploy.plan import Conv, Neuron, PadChannels, Plan, PlanError, Pool, Value
 from spikeloom.errors import UsageError
 from spikeloom.layers import COMBINE, Conv2d, GlobalAvgPool, Linear, MaxPool2d, NormSpike, SEWBlock
 from spikeloom.neurons import IF, KLIF, LIF, MLF, PLIF
@@ -257,6 +257,12 @@ SHAPES = [
     (2, 1, 9, 9, 36, 36, (5, 5), 2, (2, 2), True),
     (6, 9, 16, 16, 32, 32, (3, 3), 1, (1, 1), False),
     (2, 3, 3, 3, 200, 128, (3, 3), 1, (1, 1), False),
+    # By lists of single places: one part of the channels, and several; a row and a column of outputs that see nothing.
+    (3, 2, 4, 5, 257, 33, (3, 3), 1, (1, 1), False),
+    (2, 5, 7, 6, 300, 70, (3, 3), 2, (1, 1), False),
+    (2, 2, 1, 9, 256, 5, (1, 4), 3, (0, 2), False),
+    (3, 1, 5, 5, 600, 40, (1, 1), 2, (1, 1), False),
+    (5, 40, 3, 3, 129, 17, (1, 1), 1, (0, 0), False),
 ]
 DTYPES = (torch.float32, torch.bfloat16)
 
@@ -302,7 +308,8 @@ def test_a_convolution_with_all_that_may_follow(native: Any, shape: Any, most: i
     fired, _ = scan_reference(2 * sums, None, 0.5, 0.5, thresholds, 0.0, ATan(), True)
     again, _ = scan_reference(2 * fired, None, 0.5, 0.5, thresholds, 0.0, ATan(), True)
     for engine in engines:
-        torch.testing.assert_close(engine(spikes.float()), again.flatten(3).mean(3), rtol=1e-6, atol=1e-6)
+        for _ in range(2):  # the second time in memory that has been written
+            torch.testing.assert_close(engine(spikes.float()), again.flatten(3).mean(3), rtol=1e-6, atol=1e-6)
 
 
 def _fire(x: int, neuron: Neuron, out: int) -> Any:
@@ -315,6 +322,35 @@ def _mean(x: int, out: int) -> Any:
     from spikeloom.deploy.plan import Mean
 
     return Mean(layer="mean", out=(out,), x=x)
+
+
+def test_a_sum_takes_the_place_of_a_shortcut_that_nobody_reads_again() -> None:
+    conv: dict[str, Any] = {"weight": "w", "padding": (0, 0), "way": "event"}
+    neuron = Neuron(decay=0.0, gain=1.0, threshold=(1.0,), v_reset=None, strict_firing=False)
+    steps = (
+        _fire(0, neuron, 1),
+        Conv(layer="first", out=(2,), x=1, **conv),
+        Conv(layer="over the first", out=(3,), x=1, residual=2, **conv),
+        Conv(layer="over the second", out=(4, 5), x=1, residual=3, neuron=neuron, **conv),
+        Conv(layer="read again", out=(6,), x=5, residual=4, **conv),
+        Conv(layer="over spikes", out=(7,), x=5, residual=1, **conv),
+        PadChannels(layer="with zeros around", out=(8,), x=4, before=1, behind=1),
+        Conv(layer="over zeros", out=(9,), x=5, residual=8, weight="wide", padding=(0, 0), way="event"),
+        _mean(9, 10),
+    )
+    plan = Plan(input=Value(height=2, width=3, channels=4), T=2, steps=steps)
+    weights = {"w": torch.randn(4, 4, 1, 1), "wide": torch.randn(6, 4, 1, 1)}
+    values = plan.values(weights)
+    assert plan.in_place(values) == [(3, 2), (4, 3)]
+    engine = Engine(plan, weights)
+    x = torch.rand(2, 3, 4, 2, 3) * 2
+    assert torch.equal(engine(x), engine(x))
+    a = (x >= 1).float()
+    w, wide = weights["w"][..., 0, 0], weights["wide"][..., 0, 0]
+    once = torch.einsum("oc,tnchw->tnohw", w, a)
+    third = 3 * once
+    expected = torch.einsum("oc,tnchw->tnohw", wide, (third >= 1).float()) + F.pad(third, (0, 0, 0, 0, 1, 1))
+    torch.testing.assert_close(engine(x), expected.flatten(3).mean(3))
 
 
 # --- what it refuses --------------------------------------------------------------------------------------------------

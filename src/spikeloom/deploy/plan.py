@@ -348,6 +348,22 @@ class Plan(_Strict):
             raise PlanError("the last step must make logits, a map of one place")
         return values
 
+    def in_place(self, values: Sequence[Value]) -> list[tuple[int, int]]:
+        """Sums that can be written over the shortcut that goes into them, as no step reads it later: (sum, shortcut)."""
+        last = {index: i for i, step in enumerate(self.steps) for index in step.reads()}
+        # Zeros around channels are written once, and wanted at every call.
+        kept = {step.out[0] for step in self.steps if isinstance(step, PadChannels)}
+
+        def moves(index: int) -> bool:
+            return values[index].most is None and not values[index].static and index not in kept
+
+        return [
+            (step.out[0], step.residual)
+            for i, step in enumerate(self.steps)
+            if isinstance(step, Conv | Fire) and step.keep_sum and step.residual is not None
+            if last[step.residual] == i and moves(step.residual) and moves(step.out[0])
+        ]
+
 
 def renumbered(steps: Sequence[Step], new: Callable[[int], int]) -> tuple[Step, ...]:
     """The steps with other indices for values."""

@@ -57,6 +57,8 @@ class Workspace:
         self.T, self.N = T, N
         self._values, self._tensors, self._packed = values, tensors, packed
         self._maps: list[Tensor] = [self._buffer(value) for value in values]
+        for out, residual in plan.in_place(values):
+            self._maps[out] = self._maps[residual]
         self._threads = threads
         self._kept: list[Any] = []
         self._states: States | None = None
