@@ -67,8 +67,8 @@ struct Part {
   int64_t images, rows, bands, chunks;
 };
 
-inline Part divide(const EventConv& a, int64_t block) {
-  const int64_t row = a.steps * out_width(a), most = (192 << 10) / (block * 4);
+inline Part divide(const EventConv& a, int64_t block, int64_t bytes = 192 << 10) {
+  const int64_t row = a.steps * out_width(a), most = bytes / (block * 4);
   Part p;
   p.rows = smaller(out_height(a), most / row < 1 ? 1 : most / row);
   p.bands = (out_height(a) + p.rows - 1) / p.rows;
@@ -140,9 +140,9 @@ bool lay_out(const EventConv& a, const Plan& p, const uint8_t* image, int64_t fi
   return true;
 }
 
-// The neurons of a block of channels, of some images' rows, from sums [image, step, row, column, channel of the block].
+// The neurons of a block of channels from the first on, of some images' rows, from sums [image, step, row, column, channel of the block].
 template <int NV, class Silent>
-void fire_block(const EventConv& a, int64_t o, const Band& band, const float* sums, const Silent& stays_silent) {
+void fire_block(const EventConv& a, int64_t first_channel, const Band& band, const float* sums, const Silent& stays_silent) {
   constexpr int64_t BLOCK = NV * LANES;
   const int64_t out_h = out_height(a), out_w = out_width(a), step = a.images * out_h * out_w * a.out;
   const int64_t area = band.rows * out_w, map_floats = area * BLOCK;
@@ -150,7 +150,7 @@ void fire_block(const EventConv& a, int64_t o, const Band& band, const float* su
   const int64_t out = a.out;
   Vec bias[NV];
   for (int j = 0; j < NV; j++) {
-    const int64_t c = o * BLOCK + j * LANES, n = smaller(LANES, out - c);
+    const int64_t c = first_channel + j * LANES, n = smaller(LANES, out - c);
     bias[j] = n > 0 ? get_some(a.bias + c, n) : Vec{};
   }
   constexpr int V = NV < 4 ? NV : 4;
@@ -158,7 +158,7 @@ void fire_block(const EventConv& a, int64_t o, const Band& band, const float* su
     const bool silent = stays_silent(image);
     const int64_t places = silent ? 1 : area;
     const float* sum = sums + image * a.steps * map_floats;
-    const int64_t at = ((band.n + image) * out_h + band.y) * out_w * out + o * BLOCK;
+    const int64_t at = ((band.n + image) * out_h + band.y) * out_w * out + first_channel;
     int64_t done = 0;
     if (NV < 4 && out == BLOCK) {  // nothing lies between the places: four vectors of some of them
       Vec four[4];
@@ -167,7 +167,7 @@ void fire_block(const EventConv& a, int64_t o, const Band& band, const float* su
       fire_rows<4>(fired, at, 4 * LANES, done * NV / 4, step, {sum, map_floats, 4 * LANES, four});
     }
     for (int j = 0; j < NV; j += V) {
-      const int64_t c = o * BLOCK + j * LANES, first = at + done * out + j * LANES;
+      const int64_t c = first_channel + j * LANES, first = at + done * out + j * LANES;
       const float* from = sum + done * BLOCK + j * LANES;
       if (out - c >= V * LANES) {
         fire_rows<V>(fired, first, out, places - done, step, {from, map_floats, BLOCK, bias + j});
@@ -178,7 +178,7 @@ void fire_block(const EventConv& a, int64_t o, const Band& band, const float* su
           fire_few(fired, first + place * out + k * LANES, step, smaller(LANES, out - c - k * LANES),
                    from + place * BLOCK + k * LANES, map_floats, bias[j + k]);
     }
-    if (silent) repeat_first(fired, at, step, out, area, smaller(BLOCK, out - o * BLOCK));
+    if (silent) repeat_first(fired, at, step, out, area, smaller(BLOCK, out - first_channel));
   }
 }
 
@@ -252,7 +252,7 @@ int convolve(const EventConv& a, const Weight* all_weights) {
       if (MAPS == 4 && i + 2 <= last) run(i, Constant<2>{});
       while (i < last) run(i, Constant<1>{});
     }
-    fire_block<NV>(a, o, band, sums, stays_silent);
+    fire_block<NV>(a, o * BLOCK, band, sums, stays_silent);
   });
 }
 
@@ -356,7 +356,7 @@ int convolve_lists(const EventConv& a, const Weight* all_weights) {
         add_sorted<NV>(m.jobs + g * places, m.job_counts[g], m.inputs, weight, g == 0, m.sums,
                        far ? weight + p.group_floats : nullptr, p.group_floats);
       }
-      fire_block<NV>(a, o, band, m.sums, [&](int64_t image) {
+      fire_block<NV>(a, o * BLOCK, band, m.sums, [&](int64_t image) {
         return starts_alike(a) && m.ends[image * a.steps] == m.ends[(image + 1) * a.steps];
       });
     }
@@ -367,50 +367,97 @@ int convolve_lists(const EventConv& a, const Weight* all_weights) {
 // among the outputs that see it.
 inline bool by_lists(const Window& w) { return w.in >= (w.kernel_height * w.kernel_width == 1 ? 128 : 256); }
 
-// sum + the weights of n channels times their values; `binary` values are 0 or 1.
-ALWAYS_INLINE inline Vec add_active(Vec sum, const uint8_t* values, const float* weight, int64_t n, bool binary) {
-#if defined(__AVX512BW__)
-  if (binary) {
-    const __m128i bytes = _mm_maskz_loadu_epi8(first(n), values);
-    const __m512 s = reinterpret_cast<__m512>(sum);
-    return reinterpret_cast<Vec>(_mm512_mask_add_ps(s, _mm_test_epi8_mask(bytes, bytes), s, _mm512_loadu_ps(weight)));
+// The channels of a block as numbers, with zeros at both sides: [row, column, channel of the block].
+template <int NV>
+void to_numbers(const EventConv& a, const Band& band, const uint8_t* image, int64_t c, int64_t frame, float* numbers) {
+  constexpr int64_t BLOCK = NV * LANES;
+  const uint8_t* const end = a.x + a.steps * a.images * a.height * a.width * a.in;
+  for (int64_t row = band.top; row < band.bottom; row++, numbers += frame * BLOCK) {
+    const uint8_t* x = image + row * a.width * a.in + c;
+    float* to = numbers + a.padding_x * BLOCK;
+    // What lies behind the channels counts for nothing, but must be there.
+    const bool all = x + (a.width - 1) * a.in + BLOCK <= end;
+    for (int64_t column = 0; column < a.width; column++, x += a.in, to += BLOCK)
+      for (int j = 0; j < NV; j++)
+        put(to + j * LANES, get_some(x + j * LANES, all ? LANES : smaller(LANES, a.in - c - j * LANES)));
   }
-#endif
-  return sum + get_some(values, n) * get(weight);
 }
 
-// One filter a channel: sums straight from the bytes. A step without spikes in the rows that it sees costs no sums.
-int convolve_depthwise(const EventConv& a) {
-  const int64_t out_h = out_height(a), out_w = out_width(a), C = a.in, padded = round_up(C, LANES);
-  const int64_t row = a.width * C, map = a.height * row, step = a.images * out_h * out_w * C;
-  return for_items(a.images * out_h, 0, a.threads, [&](int64_t item, float*) {
-    const Fired fired = a;
-    const int64_t n = item / out_h, y = item % out_h, top = y * a.stride - a.padding_y;
-    const int64_t first_ky = larger(0, -top), last_ky = smaller(a.kernel_height, a.height - top);
-    const uint8_t* seen = a.x + n * map + (top + first_ky) * row;
-    uint64_t active = 0;  // of the first 64 steps
-    for (int64_t t = 0; t < smaller(a.steps, 64); t++)
-      active |= uint64_t{any_byte(seen + t * a.images * map, (last_ky - first_ky) * row)} << t;
-    const bool silent = active == 0 && a.steps <= 64 && starts_alike(a);
-    for (int64_t c = 0; c < C; c += LANES) {
-      const int64_t lanes = smaller(LANES, C - c);
-      const Vec bias = get_some(a.bias + c, lanes);
-      for (int64_t x = 0; x < (silent ? 1 : out_w); x++) {
-        const int64_t left = x * a.stride - a.padding_x;
-        const int64_t first_kx = larger(0, -left), last_kx = smaller(a.kernel_width, a.width - left);
-        fire(fired, ((n * out_h + y) * out_w + x) * C + c, step, lanes, [&](int64_t t) ALWAYS_INLINE {
-          Vec sum{};
-          if (t < 64 && (active >> t & 1) == 0) return sum + bias;
-          const uint8_t* image = seen + t * a.images * map + left * C + c;
-          for (int64_t ky = first_ky; ky < last_ky; ky++)
-            for (int64_t kx = first_kx; kx < last_kx; kx++)
-              sum = add_active(sum, image + (ky - first_ky) * row + kx * C,
-                               a.weight + (ky * a.kernel_width + kx) * padded + c, lanes, a.binary);
-          return sum + bias;
-        });
-      }
+// The part of a filter that has inputs.
+struct Taps {
+  int64_t first_y, last_y, first_x, last_x;
+};
+
+// X outputs side by side with filters of one channel each; the first's window begins at `numbers`.
+template <int X, int NV>
+ALWAYS_INLINE inline void filter_places(const EventConv& a, const Taps& taps, const float* numbers, int64_t frame,
+                                        const float* weight, float* sums) {
+  constexpr int64_t BLOCK = NV * LANES;
+  const int64_t padded = round_up(a.in, LANES), apart = a.stride * BLOCK;
+  Vec sum[X][NV] = {};
+  for (int64_t ky = taps.first_y; ky < taps.last_y; ky++)
+    for (int64_t kx = taps.first_x; kx < taps.last_x; kx++) {
+      const float *w = weight + (ky * a.kernel_width + kx) * padded, *from = numbers + (ky * frame + kx) * BLOCK;
+#pragma GCC unroll 8
+      for (int x = 0; x < X; x++)
+        for (int j = 0; j < NV; j++) sum[x][j] += get(w + j * LANES) * get(from + x * apart + j * LANES);
     }
-    if (silent) repeat_first(fired, (n * out_h + y) * out_w * C, step, C, out_w, C);
+#pragma GCC unroll 8
+  for (int x = 0; x < X; x++)
+    for (int j = 0; j < NV; j++) put(sums + x * BLOCK + j * LANES, sum[x][j]);
+}
+
+// One filter a channel, for a block of them. A step without spikes in the rows that it sees costs no sums.
+template <int NV>
+void filter_block(const EventConv& a, const Band& band, int64_t c, const uint8_t* active, float* scratch) {
+  constexpr int64_t BLOCK = NV * LANES;
+  constexpr int X = 8 / NV;
+  const int64_t out_w = out_width(a), map_floats = band.rows * out_w * BLOCK, frame = a.width + 2 * a.padding_x;
+  float *sums = scratch, *numbers = sums + a.steps * band.images * map_floats;
+  std::memset(numbers, 0, (band.bottom - band.top) * frame * BLOCK * 4);
+  Taps taps;
+  taps.first_x = larger(0, a.padding_x - (out_w - 1) * a.stride), taps.last_x = smaller(a.kernel_width, a.width + a.padding_x);
+  for (int64_t i = 0; i < a.steps * band.images; i++) {
+    float* sum = sums + i * map_floats;
+    if (!active[i]) {
+      std::memset(sum, 0, map_floats * 4);
+      continue;
+    }
+    to_numbers<NV>(a, band, image_of(a, band, i), c, frame, numbers);
+    for (int64_t y = 0; y < band.rows; y++) {
+      const int64_t row = (band.y + y) * a.stride - a.padding_y;
+      taps.first_y = larger(0, -row), taps.last_y = smaller(a.kernel_height, a.height - row);
+      const float* from = numbers + (row - band.top) * frame * BLOCK;
+      int64_t x = 0;
+      for (; x + X <= out_w; x += X, sum += X * BLOCK)
+        filter_places<X, NV>(a, taps, from + x * a.stride * BLOCK, frame, a.weight + c, sum);
+      for (; x < out_w; x++, sum += BLOCK)
+        filter_places<1, NV>(a, taps, from + x * a.stride * BLOCK, frame, a.weight + c, sum);
+    }
+  }
+  fire_block<NV>(a, c, band, sums, [&](int64_t image) {
+    bool silent = starts_alike(a);
+    for (int64_t t = 0; t < a.steps; t++) silent = silent && !active[image * a.steps + t];
+    return silent;
+  });
+}
+
+int convolve_depthwise(const EventConv& a) {
+  constexpr int64_t BLOCK = 4 * LANES;
+  const Part part = divide(a, BLOCK, 48 << 10);
+  const int64_t blocks = (a.in + BLOCK - 1) / BLOCK, maps = a.steps * part.images;
+  const int64_t frame = a.width + 2 * a.padding_x, rows = (part.rows - 1) * a.stride + a.kernel_height;
+  const int64_t floats = (maps * part.rows * out_width(a) + rows * frame) * BLOCK;
+  return for_items(part.chunks * blocks, floats * 4 + maps, a.threads, [&](int64_t item, float* scratch) {
+    const Band band = band_of(a, part, item % part.chunks);
+    uint8_t* active = reinterpret_cast<uint8_t*>(scratch + floats);
+    for (int64_t i = 0; i < a.steps * band.images; i++)
+      active[i] = any_byte(image_of(a, band, i) + band.top * a.width * a.in, (band.bottom - band.top) * a.width * a.in);
+    // Channels in blocks of four, two and one vectors.
+    int64_t c = item / part.chunks * BLOCK;
+    if (a.in - c > 3 * LANES) return filter_block<4>(a, band, c, active, scratch);
+    if (a.in - c > LANES) filter_block<2>(a, band, c, active, scratch), c += 2 * LANES;
+    if (c < a.in) filter_block<1>(a, band, c, active, scratch);
   });
 }
 

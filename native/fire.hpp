@@ -23,7 +23,7 @@ inline Vec get_some(const float* p, int64_t n) {
   return reinterpret_cast<Vec>(_mm512_maskz_loadu_ps(first(n), p));
 #else
   Vec v{};
-  std::memcpy(&v, p, n * 4);
+  n == 4 ? std::memcpy(&v, p, 16) : std::memcpy(&v, p, n * 4);
   return v;
 #endif
 }
@@ -34,7 +34,7 @@ inline Vec get_some(const uint8_t* p, int64_t n) {
   return __builtin_convertvector(reinterpret_cast<IntVec>(wide), Vec);
 #else
   ByteVec v{};
-  std::memcpy(&v, p, n);
+  n == 4 ? std::memcpy(&v, p, 4) : std::memcpy(&v, p, n);
   return __builtin_convertvector(v, Vec);
 #endif
 }
@@ -42,7 +42,8 @@ inline void put_some(float* p, Vec v, int64_t n) {
 #if defined(__AVX512BW__)
   if (n < LANES) return _mm512_mask_storeu_ps(p, first(n), reinterpret_cast<__m512>(v));
 #endif
-  n == LANES ? put(p, v) : void(std::memcpy(p, &v, n * 4));
+  if (n == LANES) return put(p, v);
+  n == 4 ? std::memcpy(p, &v, 16) : std::memcpy(p, &v, n * 4);
 }
 inline void put_some(uint8_t* p, IntVec v, int64_t n) {
 #if defined(__AVX512BW__)
@@ -50,7 +51,7 @@ inline void put_some(uint8_t* p, IntVec v, int64_t n) {
 #endif
   if (n == LANES) return put_bytes(p, reinterpret_cast<Words>(v));
   const ByteVec bytes = __builtin_convertvector(v, ByteVec);
-  std::memcpy(p, &bytes, n);
+  n == 4 ? std::memcpy(p, &bytes, 4) : std::memcpy(p, &bytes, n);
 }
 
 // n neurons side by side over all steps, the first at element `at`; current(t) gives their sums. Rounds as `scan` does.

@@ -349,7 +349,7 @@ class Plan(_Strict):
         return values
 
     def in_place(self, values: Sequence[Value]) -> list[tuple[int, int]]:
-        """Sums that can be written over the shortcut that goes into them, as no step reads it later: (sum, shortcut)."""
+        """Sums that can be written over their shortcut, which no step reads later: (sum, shortcut)."""
         last = {index: i for i, step in enumerate(self.steps) for index in step.reads()}
         # Zeros around channels are written once, and wanted at every call.
         kept = {step.out[0] for step in self.steps if isinstance(step, PadChannels)}
