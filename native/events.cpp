@@ -273,14 +273,13 @@ class Pieces {
 };
 
 // What `convolve_lists` needs for some rows of some images.
-template <class Number>
 struct Listed {
-  float* sums;            // [image, step, row, column, channel of the block]
-  Inputs<Number> inputs;  // one behind the other
-  List* lists;            // [image, step, row of inputs, column, part]
-  int64_t* ends;          // of the inputs of every image and step
-  Job* jobs;              // [group, place]
-  int64_t* job_counts;    // [group]
+  float* sums;          // [image, step, row, column, channel of the block]
+  uint16_t* numbers;    // of all lists, one behind the other
+  List* lists;          // [image, step, row of inputs, column, part]
+  int64_t* ends;        // of the numbers of every image and step
+  Job* jobs;            // [group, place]
+  int64_t* job_counts;  // [group]
   size_t end;
 
   Listed(void* memory, const EventConv& a, const Part& part, const Parts& p, int64_t block) {
@@ -293,8 +292,7 @@ struct Listed {
     ends = pieces.take<int64_t>(maps + 1);
     jobs = pieces.take<Job>(p.groups * places);
     job_counts = pieces.take<int64_t>(p.groups);
-    inputs.places = pieces.take<uint16_t>(most);
-    inputs.values = pieces.take<Number>(std::is_same_v<Number, Ones> ? 0 : most);
+    numbers = pieces.take<uint16_t>(most);
     end = most > UINT32_MAX ? 0 : pieces.end();
   }
 };
@@ -312,7 +310,8 @@ ALWAYS_INLINE inline void each_place(const EventConv& a, const Band& band, const
     for (int64_t y = 0; y < band.rows; y++) {
       const int64_t row = (band.y + y) * a.stride - a.padding_y + ky, to = (i * band.rows + y) * out_w;
       const bool there = row >= band.top && row < band.bottom && ends[i] != ends[i + 1];
-      const List* list = lists + ((i * (band.bottom - band.top) + row - band.top) * a.width + kx - a.padding_x) * p.parts + g % p.parts;
+      const int64_t seen = i * (band.bottom - band.top) + row - band.top;
+      const List* list = lists + (seen * a.width + kx - a.padding_x) * p.parts + g % p.parts;
       for (int64_t x = there ? first : out_w; x < (there ? last : 0); x++) body(list[x * a.stride * p.parts], to + x);
       for (int64_t x = 0; all && x < (there ? first : out_w); x++) body(List{0, 0}, to + x);
       for (int64_t x = last; all && there && x < out_w; x++) body(List{0, 0}, to + x);
@@ -320,13 +319,12 @@ ALWAYS_INLINE inline void each_place(const EventConv& a, const Band& band, const
 }
 
 // By lists of single places, which serve all blocks of outputs.
-template <class Value, int NV, class Weight>
+template <int NV, class Weight>
 int convolve_lists(const EventConv& a, const Weight* all_weights) {
   constexpr int64_t BLOCK = NV * LANES;
-  using Number = std::conditional_t<std::is_same_v<Value, Ones>, Ones, float>;
   const Part part = divide(a, BLOCK);
   const Parts p = plan_parts(window(a, part.rows), BLOCK);
-  const size_t bytes = Listed<Number>(nullptr, a, part, p, BLOCK).end;
+  const size_t bytes = Listed(nullptr, a, part, p, BLOCK).end;
   if (bytes == 0) return -1;
   const bool far = p.floats() * int64_t{sizeof(Weight)} > SECOND_CACHE;
   // Who has made lists uses them for all blocks, unless cores would be left without work.
@@ -334,14 +332,14 @@ int convolve_lists(const EventConv& a, const Weight* all_weights) {
   return for_items(part.chunks * shares, bytes, a.threads, [&](int64_t item, float* scratch) {
     const int64_t share = item % shares;
     const Band band = band_of(a, part, item / shares);
-    const Listed<Number> m(scratch, a, part, p, BLOCK);
+    const Listed m(scratch, a, part, p, BLOCK);
     int64_t end = 0, made = 0;
     for (int64_t i = 0; i < a.steps * band.images; i++) {
       m.ends[i] = end;
       const uint8_t* x = image_of(a, band, i) + band.top * a.width * a.in;
       for (int64_t pixel = 0; pixel < (band.bottom - band.top) * a.width; pixel++, x += a.in)
         for (int64_t c = 0; c < a.in; c += p.part) {
-          const List list = list_bytes<BLOCK>(x + c, smaller(p.part, a.in - c), m.inputs, end);
+          const List list = list_bytes<BLOCK>(x + c, smaller(p.part, a.in - c), m.numbers, end);
           m.lists[made++] = list, end += list.count;
         }
     }
@@ -349,11 +347,12 @@ int convolve_lists(const EventConv& a, const Weight* all_weights) {
     const int64_t places = a.steps * band.images * band.rows * out_width(a);
     for (int64_t g = 0; g < p.groups; g++)
       m.job_counts[g] = sort_jobs(
-          [&](const auto& body) ALWAYS_INLINE { each_place(a, band, p, g, m.lists, m.ends, g == 0, body); }, m.jobs + g * places);
+          [&](const auto& body) ALWAYS_INLINE { each_place(a, band, p, g, m.lists, m.ends, g == 0, body); },
+          m.jobs + g * places);
     for (int64_t o = p.blocks * share / shares; o < p.blocks * (share + 1) / shares; o++) {
       for (int64_t g = 0; g < p.groups; g++) {
         const Weight* weight = all_weights + (o * p.groups + g) * p.group_floats;
-        add_sorted<NV>(m.jobs + g * places, m.job_counts[g], m.inputs, weight, g == 0, m.sums,
+        add_sorted<NV>(m.jobs + g * places, m.job_counts[g], m.numbers, weight, g == 0, m.sums,
                        far ? weight + p.group_floats : nullptr, p.group_floats);
       }
       fire_block<NV>(a, o * BLOCK, band, m.sums, [&](int64_t image) {
@@ -363,9 +362,11 @@ int convolve_lists(const EventConv& a, const Weight* all_weights) {
   });
 }
 
-// Whether a layer runs by lists of single places: where these are long enough. Narrow layers share a column of the window
-// among the outputs that see it.
-inline bool by_lists(const Window& w) { return w.in >= (w.kernel_height * w.kernel_width == 1 ? 128 : 256); }
+// Whether a layer runs by lists of single places: where these are long enough, and hold nothing but places. Else outputs
+// share the column of a window that they see, and its values.
+inline bool by_lists(const Window& w, bool binary) {
+  return binary && w.in >= (w.kernel_height * w.kernel_width == 1 ? 128 : 256);
+}
 
 // The channels of a block as numbers, with zeros at both sides: [row, column, channel of the block].
 template <int NV>
@@ -416,7 +417,8 @@ void filter_block(const EventConv& a, const Band& band, int64_t c, const uint8_t
   float *sums = scratch, *numbers = sums + a.steps * band.images * map_floats;
   std::memset(numbers, 0, (band.bottom - band.top) * frame * BLOCK * 4);
   Taps taps;
-  taps.first_x = larger(0, a.padding_x - (out_w - 1) * a.stride), taps.last_x = smaller(a.kernel_width, a.width + a.padding_x);
+  taps.first_x = larger(0, a.padding_x - (out_w - 1) * a.stride);
+  taps.last_x = smaller(a.kernel_width, a.width + a.padding_x);
   for (int64_t i = 0; i < a.steps * band.images; i++) {
     float* sum = sums + i * map_floats;
     if (!active[i]) {
@@ -478,7 +480,7 @@ int event_pack(const EventPack& a) {
   const auto weight = [&](int64_t o, int64_t c, int64_t ky, int64_t kx) {
     return a.weight[((o * a.in + c) * a.kernel_height + ky) * a.kernel_width + kx];
   };
-  if (by_lists(w)) return by_block(w, [&](auto vectors) {
+  if (by_lists(w, a.binary)) return by_block(w, [&](auto vectors) {
     constexpr int NV = decltype(vectors)::value;
     const Parts p = plan_parts(w, NV * LANES);
     *a.floats = p.floats();
@@ -503,12 +505,10 @@ int event_conv(const EventConv& a) {
   const auto by_weight = [&](const auto& run) {
     return a.half != nullptr ? run(reinterpret_cast<const bfloat16*>(a.half)) : run(a.weight);
   };
-  if (by_lists(w)) return by_block(w, [&](auto vectors) {
-    constexpr int NV = decltype(vectors)::value;
-    return by_weight([&](const auto* weight) {
-      return a.binary ? convolve_lists<Ones, NV>(a, weight) : convolve_lists<uint8_t, NV>(a, weight);
+  if (by_lists(w, a.binary))
+    return by_block(w, [&](auto vectors) {
+      return by_weight([&](const auto* weight) { return convolve_lists<decltype(vectors)::value>(a, weight); });
     });
-  });
   return by_shape(w, [&](auto columns, auto vectors) {
     constexpr int COLS = decltype(columns)::value, NV = decltype(vectors)::value;
     return by_weight([&](const auto* weight) {

@@ -108,7 +108,7 @@ ALWAYS_INLINE inline void fire(const Fired& a, int64_t at, int64_t step, int64_t
     run(Constant<0>{});
 }
 
-// Bytes 1 where a neuron fires, of V vectors side by side.
+// How many levels of a neuron fire, as bytes, of V vectors of minus that side by side.
 template <int V>
 inline void put_fires(uint8_t* p, const IntVec* fires) {
 #if defined(__AVX2__) && !defined(__AVX512F__)
@@ -118,7 +118,7 @@ inline void put_fires(uint8_t* p, const IntVec* fires) {
     // Packing works on halves of registers: four bytes of each vector, then the other four.
     const __m256i order = _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7);
     const __m256i bytes = _mm256_permutevar8x32_epi32(_mm256_packs_epi16(low, high), order);
-    return _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), _mm256_and_si256(bytes, _mm256_set1_epi8(1)));
+    return _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), _mm256_sub_epi8(_mm256_setzero_si256(), bytes));
   }
 #endif
   for (int j = 0; j < V; j++) put_bytes(p + j * LANES, reinterpret_cast<Words>(-fires[j]));
@@ -137,30 +137,26 @@ void fire_few(const Fired& fired, int64_t at, int64_t step, int64_t n, const flo
   fire(a, at, step, n, [=](int64_t t) ALWAYS_INLINE { return get(sums + t * sums_step) + bias; });
 }
 
-// Rows of V whole vectors, `apart` elements from one to the next. Neurons of one level that rest at zero, which is nearly
-// all, have a loop with hardly a question.
-template <int V>
-void fire_rows(const Fired& a, int64_t at, int64_t apart, int64_t rows, int64_t step, const Sums& sums) {
-  if (a.spikes == nullptr || a.levels != 1 || a.v_rest != 0.f) {
-    for (int64_t r = 0; r < rows; r++)
-      for (int j = 0; j < V; j++)
-        fire_few(a, at + r * apart + j * LANES, step, LANES, sums.first + r * sums.apart + j * LANES, sums.step, sums.bias[j]);
-    return;
-  }
+// Rows of V whole vectors, `apart` elements from one to the next, of neurons of K levels that rest at zero: a loop with
+// hardly a question.
+template <int V, int K>
+void fire_resting_at_zero(const Fired& a, int64_t at, int64_t apart, int64_t rows, int64_t step, const Sums& sums) {
   // Copies: what is written through pointers to bytes could be anything.
-  const Vec decay = all(a.decay), gain = all(a.gain), fire_at = all(a.fire_at[0]), threshold = all(a.threshold[0]);
+  const Vec decay = all(a.decay), gain = all(a.gain);
   const IntVec to_zero = IntVec{} - (a.hard ? 1 : 0);
   const int64_t steps = a.steps, residual_step = a.residual_stride;
   uint8_t* const spikes = a.spikes + at;
   float *const state = a.v == nullptr ? nullptr : a.v + at, *const total = a.sum == nullptr ? nullptr : a.sum + at;
   const Sums from = sums;
-  Vec bias[V];
+  Vec bias[V], fire_at[K], threshold[K];
   for (int j = 0; j < V; j++) bias[j] = from.bias[j];
+  for (int k = 0; k < K; k++) fire_at[k] = all(a.fire_at[k]), threshold[k] = all(a.threshold[k]);
   const auto run = [=](const auto* residual) ALWAYS_INLINE {
     constexpr bool shortcut = !std::is_same_v<decltype(residual), const Ones*>;
     for (int64_t r = 0; r < rows; r++) {
-      Vec v[V];
-      for (int j = 0; j < V; j++) v[j] = state == nullptr ? Vec{} : get(state + r * apart + j * LANES);
+      Vec v[V][K];
+      for (int j = 0; j < V; j++)
+        for (int k = 0; k < K; k++) v[j][k] = state == nullptr ? Vec{} : get(state + k * step + r * apart + j * LANES);
       for (int64_t t = 0; t < steps; t++) {
         const int64_t row = t * step + r * apart;
         IntVec fires[V];
@@ -174,13 +170,19 @@ void fire_rows(const Fired& a, int64_t at, int64_t apart, int64_t rows, int64_t 
           Vec u = get(from.first + t * from.step + r * from.apart + j * LANES) + bias[j];
           if constexpr (shortcut) u += get_some(residual + t * residual_step + r * apart + j * LANES, LANES);
           if (total != nullptr) put(total + row + j * LANES, u);
-          const Vec h = decay * v[j] + gain * u;
-          fires[j] = h >= fire_at;
-          v[j] = fires[j] ? (to_zero ? Vec{} : h - threshold) : h;
+          u *= gain;
+#pragma GCC unroll 4
+          for (int k = 0; k < K; k++) {
+            const Vec h = decay * v[j][k] + u;
+            const IntVec fired = h >= fire_at[k];
+            v[j][k] = fired ? (to_zero ? Vec{} : h - threshold[k]) : h;
+            fires[j] = k == 0 ? fired : fires[j] + fired;
+          }
         }
         put_fires<V>(spikes + row, fires);
       }
-      for (int j = 0; state != nullptr && j < V; j++) put(state + r * apart + j * LANES, v[j]);
+      for (int j = 0; state != nullptr && j < V; j++)
+        for (int k = 0; k < K; k++) put(state + k * step + r * apart + j * LANES, v[j][k]);
     }
   };
   if (a.residual != nullptr)
@@ -189,6 +191,22 @@ void fire_rows(const Fired& a, int64_t at, int64_t apart, int64_t rows, int64_t 
     run(a.residual_spikes + at);
   else
     run(static_cast<const Ones*>(nullptr));
+}
+
+// The same of any neurons.
+template <int V>
+void fire_rows(const Fired& a, int64_t at, int64_t apart, int64_t rows, int64_t step, const Sums& sums) {
+  const auto some = [&](int j) { return Sums{sums.first + j * LANES, sums.step, sums.apart, sums.bias + j}; };
+  const bool plain = a.spikes != nullptr && a.v_rest == 0.f;
+  if (plain && a.levels == 1) return fire_resting_at_zero<V, 1>(a, at, apart, rows, step, sums);
+  if (plain && a.levels == 3) {  // registers hold the potentials of two vectors
+    constexpr int PAIR = V < 2 ? V : 2;
+    for (int j = 0; j < V; j += PAIR) fire_resting_at_zero<PAIR, 3>(a, at + j * LANES, apart, rows, step, some(j));
+    return;
+  }
+  for (int64_t r = 0; r < rows; r++)
+    for (int j = 0; j < V; j++)
+      fire_few(a, at + r * apart + j * LANES, step, LANES, some(j).first + r * sums.apart, sums.step, sums.bias[j]);
 }
 
 // Whether neurons that no input reaches do the same at all places.

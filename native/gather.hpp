@@ -89,6 +89,19 @@ inline void put_floats(bfloat16* p, Vec v) {
   std::memcpy(p, &half, sizeof half);
 }
 
+// a b + c, rounded once where the processor can.
+inline Vec fused(Vec a, Vec b, Vec c) {
+#if defined(__AVX512F__)
+  const auto raw = [](Vec v) ALWAYS_INLINE { return reinterpret_cast<__m512>(v); };
+  return reinterpret_cast<Vec>(_mm512_fmadd_ps(raw(a), raw(b), raw(c)));
+#elif defined(__FMA__)
+  const auto raw = [](Vec v) ALWAYS_INLINE { return reinterpret_cast<__m256>(v); };
+  return reinterpret_cast<Vec>(_mm256_fmadd_ps(raw(a), raw(b), raw(c)));
+#else
+  return a * b + c;
+#endif
+}
+
 // An integer that is part of a type.
 template <int N>
 using Constant = std::integral_constant<int, N>;
@@ -177,21 +190,30 @@ inline uint64_t group_mask(const Plan& p, int64_t g) {
   return width == 64 ? ~uint64_t{0} : (uint64_t{1} << width) - 1;
 }
 
-// sum[j] += weights, of SUMS vectors side by side. Two vectors of bfloat16 are one of words, the first in the lower halves
+// sum[j] = add(sum[j], weights), of SUMS vectors side by side. Two vectors of bfloat16 are one of words, the first in the lower halves
 // (`halve`): one load for both.
-template <int SUMS, class Scaled>
-ALWAYS_INLINE inline void add_row(Vec* sum, const float* row, const Scaled& scaled) {
-  for (int j = 0; j < SUMS; j++) sum[j] += scaled(get(row + j * LANES));
+template <int SUMS, class Add>
+ALWAYS_INLINE inline void add_row(Vec* sum, const float* row, const Add& add) {
+  for (int j = 0; j < SUMS; j++) sum[j] = add(sum[j], get(row + j * LANES));
 }
-template <int SUMS, class Scaled>
-ALWAYS_INLINE inline void add_row(Vec* sum, const bfloat16* row, const Scaled& scaled) {
+template <int SUMS, class Add>
+ALWAYS_INLINE inline void add_row(Vec* sum, const bfloat16* row, const Add& add) {
   for (int j = 0; j + 1 < SUMS; j += 2) {
     Words both;
     std::memcpy(&both, row + j * LANES, sizeof both);
-    sum[j] += scaled(reinterpret_cast<Vec>(both << 16));
-    sum[j + 1] += scaled(reinterpret_cast<Vec>(both & 0xffff0000u));
+    sum[j] = add(sum[j], reinterpret_cast<Vec>(both << 16));
+    sum[j + 1] = add(sum[j + 1], reinterpret_cast<Vec>(both & 0xffff0000u));
   }
-  if (SUMS % 2 == 1) sum[SUMS - 1] += scaled(get_floats(row + (SUMS - 1) * LANES));
+  if (SUMS % 2 == 1) sum[SUMS - 1] = add(sum[SUMS - 1], get_floats(row + (SUMS - 1) * LANES));
+}
+// The same for an input with one of many values, or with ones.
+template <int SUMS, class Weight>
+ALWAYS_INLINE inline void add_scaled(Vec* sum, const Weight* row, float value) {
+  add_row<SUMS>(sum, row, [value](Vec s, Vec w) ALWAYS_INLINE { return fused(Vec{} + value, w, s); });
+}
+template <int SUMS, class Weight>
+ALWAYS_INLINE inline void add_weights(Vec* sum, const Weight* row) {
+  add_row<SUMS>(sum, row, [](Vec s, Vec w) ALWAYS_INLINE { return s + w; });
 }
 
 // Packed weights in rows of `sums` vectors as bfloat16 of the same values, as `add_row` reads them.
@@ -237,10 +259,9 @@ void gather_row(const Window& a, const Plan& p, const uint8_t* bits, const Value
         const Weight* row = more ? w + b * ROW : apart.zeros;
         any |= words[r] &= words[r] - 1;
         if constexpr (std::is_same_v<Value, Ones>) {
-          add_row<SUMS>(sum[r], row, [](Vec w) ALWAYS_INLINE { return w; });
+          add_weights<SUMS>(sum[r], row);
         } else {
-          const float v = values[r * apart.values + column * step + (more ? b : 0)];
-          add_row<SUMS>(sum[r], row, [v](Vec w) ALWAYS_INLINE { return v * w; });
+          add_scaled<SUMS>(sum[r], row, values[r * apart.values + column * step + (more ? b : 0)]);
         }
       }
     }

@@ -317,10 +317,10 @@ struct EventConv : Fired {
 };
 
 // Weights [out, in, kernel_height, kernel_width], of depthwise filters [out, 1, ...], in the order in which `event_conv`
-// of the same instruction level reads them.
+// of the same instruction level and of inputs that are as `binary` reads them.
 struct EventPack {
   int64_t in, out, kernel_height, kernel_width, stride;
-  bool depthwise;
+  bool depthwise, binary;
   const float* weight;
   float* packed;    // or null
   uint16_t* half;   // or null: bfloat16 in another order, of weights that are bfloat16 already

@@ -12,7 +12,8 @@ namespace {
 
 constexpr int64_t LISTED = 256;  // inputs of a list: their weights for a block of outputs are 32 KB
 
-// Weights as [block of outputs, row of the filter, column, part of the channels, channel of the part, output of the block].
+// Weights as [block of outputs, row of the filter, column, part of the channels, channel of the part, output of the
+// block].
 struct Parts {
   int64_t parts, part, groups, blocks, group_floats;
   int64_t floats() const { return blocks * groups * group_floats; }
@@ -79,14 +80,7 @@ inline uint64_t nonzero_bytes(const uint8_t* x, int64_t n) {
 #endif
 }
 
-// Where an input's weights are in a group, and its value unless all values are one.
-template <class Value>
-struct Inputs {
-  uint16_t* places;
-  Value* values;
-};
-
-// Some of them.
+// Where the weights of a place's active inputs are in a group: some of a row of numbers.
 struct List {
   uint32_t first, count;
 };
@@ -109,18 +103,18 @@ struct Eights {
 template <int ROW>
 constexpr Eights<ROW> EIGHTS;
 
-constexpr int64_t BEHIND = 8;  // inputs that are written behind a list
+constexpr int64_t BEHIND = 8;  // numbers that are written behind a list
 
-// Writes the list of n bytes, with rows of ROW weights, from the first-th input on.
-template <int ROW, class Value>
-inline List list_bytes(const uint8_t* x, int64_t n, const Inputs<Value>& inputs, int64_t first) {
+// Writes the list of n bytes, with rows of ROW weights, from the first-th number on.
+template <int ROW>
+inline List list_bytes(const uint8_t* x, int64_t n, uint16_t* numbers, int64_t first) {
   typedef uint16_t Eight __attribute__((vector_size(16)));
   int64_t end = first;
   for (int64_t c = 0; c < n; c += 64) {
     uint64_t word = nonzero_bytes(x + c, smaller(64, n - c));
     if (word == 0) continue;
     const int64_t count = __builtin_popcountll(word);
-    uint16_t* to = inputs.places + end;
+    uint16_t* to = numbers + end;
     // The same number of steps for any few, or any many: how many there are is a branch that cannot be guessed.
     if (count <= 4) {
 #pragma GCC unroll 4
@@ -138,8 +132,6 @@ inline List list_bytes(const uint8_t* x, int64_t n, const Inputs<Value>& inputs,
         base += static_cast<uint16_t>(8 * ROW);
       }
     }
-    if constexpr (!std::is_same_v<Value, Ones>)
-      for (int64_t k = end; k < end + count; k++) inputs.values[k] = x[inputs.places[k] / ROW];
     end += count;
   }
   return {static_cast<uint32_t>(first), static_cast<uint32_t>(end - first)};
@@ -162,54 +154,43 @@ inline int64_t sort_jobs(const Each& each, Job* jobs) {
 }
 
 // Adds the weights of ROWS lists, the shortest first, to the sums of their places, or to zero.
-template <int NV, int ROWS, class Value, class Weight>
-inline void add_lists(const Job* jobs, const Inputs<Value>& inputs, const Weight* weight, bool to_zero, float* sums) {
+template <int NV, int ROWS, class Weight>
+inline void add_lists(const Job* jobs, const uint16_t* numbers, const Weight* weight, bool to_zero, float* sums) {
   Vec sum[ROWS][NV];
-  const uint16_t* place[ROWS];
-  const Value* value[ROWS];
+  const uint16_t* list[ROWS];
   float* to[ROWS];
   int64_t count[ROWS];
 #pragma GCC unroll 4
   for (int r = 0; r < ROWS; r++) {
     const Job job = jobs[r];
-    place[r] = inputs.places + job.first, count[r] = job.count, to[r] = sums + job.to * int64_t{NV * LANES};
-    if constexpr (!std::is_same_v<Value, Ones>) value[r] = inputs.values + job.first;
+    list[r] = numbers + job.first, count[r] = job.count, to[r] = sums + job.to * int64_t{NV * LANES};
     for (int j = 0; j < NV; j++) sum[r][j] = to_zero ? Vec{} : get(to[r] + j * LANES);
   }
-  const auto add = [&](int r, int64_t k) ALWAYS_INLINE {
-    const Weight* row = weight + place[r][k];
-    if constexpr (std::is_same_v<Value, Ones>) {
-      add_row<NV>(sum[r], row, [](Vec w) ALWAYS_INLINE { return w; });
-    } else {
-      const float v = value[r][k];
-      add_row<NV>(sum[r], row, [v](Vec w) ALWAYS_INLINE { return v * w; });
-    }
-  };
   for (int64_t k = 0; k < count[0]; k++) {
 #pragma GCC unroll 4
-    for (int r = 0; r < ROWS; r++) add(r, k);
+    for (int r = 0; r < ROWS; r++) add_weights<NV>(sum[r], weight + list[r][k]);
   }
 #pragma GCC unroll 4
   for (int r = 1; r < ROWS; r++)
-    for (int64_t k = count[0]; k < count[r]; k++) add(r, k);
+    for (int64_t k = count[0]; k < count[r]; k++) add_weights<NV>(sum[r], weight + list[r][k]);
 #pragma GCC unroll 4
   for (int r = 0; r < ROWS; r++)
     for (int j = 0; j < NV; j++) put(to[r] + j * LANES, sum[r][j]);
 }
 
 // The same for jobs in the order of their lengths, while some of the weights that are `next` come into the second cache.
-template <int NV, class Value, class Weight>
-inline void add_sorted(const Job* job, int64_t jobs, const Inputs<Value>& inputs, const Weight* weight, bool to_zero, float* sums,
-                       const Weight* next, int64_t next_floats) {
+template <int NV, class Weight>
+inline void add_sorted(const Job* job, int64_t jobs, const uint16_t* numbers, const Weight* weight, bool to_zero,
+                       float* sums, const Weight* next, int64_t next_floats) {
   constexpr int ROWS = NV >= 8 ? 1 : NV >= 4 ? 2 : 4;  // registers hold their sums
   const Job* const last = job + jobs;
   while (!to_zero && job < last && job->count == 0) job++;
   const int64_t turns = (last - job) / ROWS;
   for (int64_t turn = 0; turn < turns; turn++, job += ROWS) {
     if (next != nullptr) ahead<false>(next, next_floats, turn, turns);
-    add_lists<NV, ROWS>(job, inputs, weight, to_zero, sums);
+    add_lists<NV, ROWS>(job, numbers, weight, to_zero, sums);
   }
-  for (; job < last; job++) add_lists<NV, 1>(job, inputs, weight, to_zero, sums);
+  for (; job < last; job++) add_lists<NV, 1>(job, numbers, weight, to_zero, sums);
 }
 
 }  // namespace

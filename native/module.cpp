@@ -233,8 +233,8 @@ void read(Reader& r, EventConv& a) {
   READ(half);
 }
 void read(Reader& r, EventPack& a) {
-  READ(in), READ(out), READ(kernel_height), READ(kernel_width), READ(stride), READ(depthwise), READ(weight);
-  READ(packed), READ(half), READ(floats);
+  READ(in), READ(out), READ(kernel_height), READ(kernel_width), READ(stride), READ(depthwise), READ(binary);
+  READ(weight), READ(packed), READ(half), READ(floats);
 }
 void read(Reader& r, EventFire& a) {
   read(r, static_cast<Fired&>(a));

@@ -82,7 +82,7 @@ bool convolution() {
   const auto weight = grid_of(a.out * inside * a.kernel_height * a.kernel_width), bias = grid_of(a.out);
 
   int64_t floats = 0;
-  EventPack pack{a.in, a.out, a.kernel_height, a.kernel_width, a.stride, a.depthwise, weight.get(), nullptr, nullptr, &floats};
+  EventPack pack{a.in, a.out, a.kernel_height, a.kernel_width, a.stride, a.depthwise, a.binary, weight.get(), nullptr, nullptr, &floats};
   level::event_pack(pack);
   const auto packed = exactly<float>(floats);
   const auto half = exactly<uint16_t>(floats);

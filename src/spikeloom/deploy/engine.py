@@ -54,7 +54,11 @@ class Engine:
         )
         self._plan, self._tensors = plan, dict(tensors)
         self._level = dispatch.native.level()
-        self._packed = {i: pack(step, self._tensors) for i, step in enumerate(plan.steps) if isinstance(step, Conv)}
+        self._packed = {
+            i: pack(step, self._values[step.x], self._tensors)
+            for i, step in enumerate(plan.steps)
+            if isinstance(step, Conv)
+        }
         self._idle: dict[tuple[int, int, int, bool], list[Workspace]] = {}
         self._lock = threading.Lock()
         self._timings: dict[int, dict[str, float | None]] = {}

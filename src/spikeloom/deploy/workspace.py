@@ -21,7 +21,7 @@ States = dict[int, Tensor]
 """Potentials [levels, N, H, W, C] by step."""
 
 
-def pack(step: Conv, tensors: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
+def pack(step: Conv, x: Value, tensors: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
     """Weights as the way of the layer reads them, and the bias: float32, or bfloat16 for the event kernel."""
     half = tensors[step.weight].dtype == torch.bfloat16
     weight = tensors[step.weight].to(torch.float32)
@@ -33,7 +33,7 @@ def pack(step: Conv, tensors: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
     fields = {
         "in": weight.shape[1], "out": weight.shape[0], "kernel_height": weight.shape[2],
         "kernel_width": weight.shape[3], "stride": step.stride, "depthwise": depthwise,
-        "weight": weight.data_ptr(), "floats": count.data_ptr(),
+        "binary": x.most == 1, "weight": weight.data_ptr(), "floats": count.data_ptr(),
     }  # fmt: skip
     dispatch.native.event_pack(**fields, packed=0, half=0)
     packed = torch.empty(int(count))
