@@ -140,9 +140,19 @@ bool lay_out(const EventConv& a, const Plan& p, const uint8_t* image, int64_t fi
   return true;
 }
 
-// The neurons of a block of channels from the first on, of some images' rows, from sums [image, step, row, column, channel of the block].
+// Whether nothing reaches an image's neurons at any step, and they do the same at all places. is_silent(i) tells it of the
+// i-th of a chunk's inputs.
+template <class Silent>
+bool stays_silent(const EventConv& a, int64_t image, const Silent& is_silent) {
+  bool silent = starts_alike(a);
+  for (int64_t t = 0; t < a.steps; t++) silent = silent && is_silent(image * a.steps + t);
+  return silent;
+}
+
+// The neurons of a block of channels from the first on, of a chunk, from sums [image, step, row, column, channel of the
+// block].
 template <int NV, class Silent>
-void fire_block(const EventConv& a, int64_t first_channel, const Band& band, const float* sums, const Silent& stays_silent) {
+void fire_block(const EventConv& a, int64_t first_channel, const Band& band, const float* sums, const Silent& is_silent) {
   constexpr int64_t BLOCK = NV * LANES;
   const int64_t out_h = out_height(a), out_w = out_width(a), step = a.images * out_h * out_w * a.out;
   const int64_t area = band.rows * out_w, map_floats = area * BLOCK;
@@ -155,7 +165,7 @@ void fire_block(const EventConv& a, int64_t first_channel, const Band& band, con
   }
   constexpr int V = NV < 4 ? NV : 4;
   for (int64_t image = 0; image < band.images; image++) {
-    const bool silent = stays_silent(image);
+    const bool silent = stays_silent(a, image, is_silent);
     const int64_t places = silent ? 1 : area;
     const float* sum = sums + image * a.steps * map_floats;
     const int64_t at = ((band.n + image) * out_h + band.y) * out_w * out + first_channel;
@@ -220,13 +230,8 @@ int convolve(const EventConv& a, const Weight* all_weights) {
       bits[(i + 1) * bit_bytes - 1] = any;
     }
     const auto is_silent = [&](int64_t i) { return bits[(i + 1) * bit_bytes - 1] == 0; };
-    const auto stays_silent = [&](int64_t image) {
-      bool silent = starts_alike(a);
-      for (int64_t t = 0; t < a.steps; t++) silent = silent && is_silent(image * a.steps + t);
-      return silent;
-    };
     for (int64_t i = 0; i < last; i++)
-      if (is_silent(i)) std::memset(sums + i * map_floats, 0, (stays_silent(i / a.steps) ? BLOCK : map_floats) * 4);
+      if (is_silent(i)) std::memset(sums + i * map_floats, 0, (stays_silent(a, i / a.steps, is_silent) ? BLOCK : map_floats) * 4);
     for (int64_t g = 0; g < p.groups; g++) {
       const uint64_t mask = group_mask(p, g);
       const Weight* weight = weights + g * group_floats;
@@ -252,7 +257,7 @@ int convolve(const EventConv& a, const Weight* all_weights) {
       if (MAPS == 4 && i + 2 <= last) run(i, Constant<2>{});
       while (i < last) run(i, Constant<1>{});
     }
-    fire_block<NV>(a, o * BLOCK, band, sums, stays_silent);
+    fire_block<NV>(a, o * BLOCK, band, sums, is_silent);
   });
 }
 
@@ -355,9 +360,7 @@ int convolve_lists(const EventConv& a, const Weight* all_weights) {
         add_sorted<NV>(m.jobs + g * places, m.job_counts[g], m.numbers, weight, g == 0, m.sums,
                        far ? weight + p.group_floats : nullptr, p.group_floats);
       }
-      fire_block<NV>(a, o * BLOCK, band, m.sums, [&](int64_t image) {
-        return starts_alike(a) && m.ends[image * a.steps] == m.ends[(image + 1) * a.steps];
-      });
+      fire_block<NV>(a, o * BLOCK, band, m.sums, [&](int64_t i) { return m.ends[i] == m.ends[i + 1]; });
     }
   });
 }
@@ -437,11 +440,7 @@ void filter_block(const EventConv& a, const Band& band, int64_t c, const uint8_t
         filter_places<1, NV>(a, taps, from + x * a.stride * BLOCK, frame, a.weight + c, sum);
     }
   }
-  fire_block<NV>(a, c, band, sums, [&](int64_t image) {
-    bool silent = starts_alike(a);
-    for (int64_t t = 0; t < a.steps; t++) silent = silent && !active[image * a.steps + t];
-    return silent;
-  });
+  fire_block<NV>(a, c, band, sums, [&](int64_t i) { return !active[i]; });
 }
 
 int convolve_depthwise(const EventConv& a) {
