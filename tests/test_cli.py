@@ -19,8 +19,8 @@ from made_files import idx_bytes, jpeg_bytes, pack
 
 from spikeloom import cli
 from spikeloom.neurons import Neuron
+from spikeloom.train.build import build_model
 from spikeloom.train.checkpoint import load_tensors
-from spikeloom.train.loop import build_model
 from spikeloom.train.run import Run
 
 COMMANDS = [command.name or command.callback.__name__ for command in cli.app.registered_commands if command.callback]

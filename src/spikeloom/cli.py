@@ -560,7 +560,7 @@ def _agree(folder: str) -> str:
         return folder
     from accelerate.utils import broadcast_object_list
 
-    from spikeloom.train.loop import make_accelerator
+    from spikeloom.train.build import make_accelerator
 
     make_accelerator("fp32")
     shared: list[Any] = [folder]

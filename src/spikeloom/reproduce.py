@@ -14,9 +14,10 @@ from typing import Any
 import spikeloom.bench  # noqa: F401  # pyright: ignore[reportUnusedImport] - registers its measurements
 from spikeloom.analyse import MEASUREMENTS, Measured, count_cost, training_curves
 from spikeloom.errors import UsageError
+from spikeloom.train.build import build_datasets, build_model, seed_everything
 from spikeloom.train.checkpoint import write_json
 from spikeloom.train.environments import train_accuracies
-from spikeloom.train.loop import Progress, build_datasets, build_model, seed_everything, train
+from spikeloom.train.loop import Progress, train
 from spikeloom.train.recipe import (
     Budget,
     MeasureSettings,

@@ -31,6 +31,9 @@ class Quiet:
     def advance(self, count: int) -> None:
         pass
 
+    def note(self, message: str) -> None:
+        pass
+
     def warn(self, message: str) -> None:
         print(f"spikeloom: warning: {message}", file=sys.stderr)
 
@@ -97,6 +100,10 @@ class Shown:
             f"epoch {record['epoch']:3d}/{self._epochs}  {part('train')}   {part('test')}   {record['seconds']:.0f} s",
             markup=False,
         )
+
+    def note(self, message: str) -> None:
+        """Something that was done."""
+        self._console.print(message, markup=False)
 
     def warn(self, message: str) -> None:
         """Something the user should know."""

@@ -19,7 +19,7 @@ from spikeloom.data.transforms import (
     RandomTemporalDelete,
 )
 from spikeloom.errors import UsageError
-from spikeloom.train.loop import seed_everything
+from spikeloom.train.build import seed_everything
 
 OPTIONS: dict[str, dict[str, Any]] = {"random_crop": {"padding": 4}, "random_horizontal_flip": {}}
 # One image after another; timm's are drawn from `random` and numpy as well.

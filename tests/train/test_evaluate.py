@@ -16,9 +16,10 @@ from spikeloom.errors import DataFileError
 from spikeloom.neurons import Neuron
 from spikeloom.record import Recorder
 from spikeloom.show import Quiet
+from spikeloom.train.build import build_datasets
 from spikeloom.train.checkpoint import load_tensors, save_tensors
-from spikeloom.train.evaluate import evaluate_run, load_run
-from spikeloom.train.loop import build_datasets, evaluate, train
+from spikeloom.train.evaluate import evaluate, evaluate_run, load_run
+from spikeloom.train.loop import train
 from spikeloom.train.losses import sdt, tet
 from spikeloom.train.recipe import Settings, check_settings, merge
 from spikeloom.train.run import Run

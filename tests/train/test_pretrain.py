@@ -14,10 +14,13 @@ from spikeloom.errors import DataFileError, UsageError
 from spikeloom.models import create_model
 from spikeloom.reproduce import reproduce
 from spikeloom.show import Quiet
-from spikeloom.train import loop
+from spikeloom.train import build
+from spikeloom.train.batches import mixing
+from spikeloom.train.build import build_datasets
 from spikeloom.train.checkpoint import load_tensors
-from spikeloom.train.loop import mixing, train
+from spikeloom.train.loop import train
 from spikeloom.train.losses import reconstruction, sdt, tet
+from spikeloom.train.optim import build_optimizer, build_schedule
 from spikeloom.train.pretrain import start_from
 from spikeloom.train.recipe import Settings, check_settings, load_recipe, merge
 from spikeloom.train.run import Run
@@ -65,7 +68,7 @@ def test_pictures_are_written(pretrained: Run) -> None:
         assert image.size == (3 * 18 * 4, 8 * 18 * 4)
         pixels = np.asarray(image)[::4, ::4]  # one of each enlarged pixel
     rows = pixels.reshape(8, 18, 3, 18)[:, 1:-1, :, 1:-1]
-    _, test_set = loop.build_datasets(pretrained.settings, train=False)
+    _, test_set = build_datasets(pretrained.settings, train=False)
     assert np.array_equal(rows[:, :, 0], test_set.images[:8, 0].numpy())
     assert not np.array_equal(rows[:, :, 0], rows[:, :, 1])
     assert not np.array_equal(rows[:, :, 2], rows[:, :, 1])
@@ -98,7 +101,7 @@ def test_where_a_run_cannot_start_from(pretrained: Run, tmp_path: Path) -> None:
 
 
 def test_a_row_that_starts_from_another_recipe_s(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(loop, "create_dataset", lambda name, root, split, **o: digits(split, **o))
+    monkeypatch.setattr(build, "create_dataset", lambda name, root, split, **o: digits(split, **o))
     recipe = load_recipe("spikformer_v2/finetune")
     places = (tmp_path / "runs", tmp_path / "results")
     for _ in range(2):  # the second time nothing is trained
@@ -183,7 +186,7 @@ def test_the_cosine_of_the_transformers() -> None:
         train={"lr": 0.5, "epochs": 8, "warmup_epochs": 2.0, "warmup_lr": 0.1, "min_lr": 0.05, "cooldown_epochs": 2.0},
     ).train
     optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], t.lr)
-    schedule = loop._schedule(t, optimizer, 10)
+    schedule = build_schedule(t, optimizer, 10)
     rates = []
     for step in range(80):
         schedule.step_update(step)
@@ -200,7 +203,7 @@ def test_decay_of_norms_and_biases(decay_all: bool) -> None:
     t = settings_of(FINETUNE, train={"weight_decay": 0.1, "lr": 0.01, "decay_all": decay_all}).train
     model = create_model("spikformer_2_384", channels=16, heads=2, depth=1)
     before = {name: p.detach().clone() for name, p in model.named_parameters()}
-    optimizer = loop._optimizer(t, model)
+    optimizer = build_optimizer(t, model)
     for p in model.parameters():
         p.grad = torch.zeros_like(p)
     optimizer.step()

@@ -16,8 +16,9 @@ from spikeloom.data import DATASETS
 from spikeloom.errors import UsageError
 from spikeloom.models import MODELS
 from spikeloom.show import Quiet
+from spikeloom.train.build import build_datasets, build_model, neuron_factory
 from spikeloom.train.checkpoint import load_tensors
-from spikeloom.train.loop import build_datasets, build_model, neuron_factory, train
+from spikeloom.train.loop import train
 from spikeloom.train.recipe import (
     Recipe,
     Settings,

@@ -125,8 +125,8 @@ def attention_inputs(run: str, root: str | None = None, subset: int = 256, batch
     Returns:
         `nonzero_percent_block_N`, `largest`, and `spikes_only`; a table of counts; the figure `histograms`.
     """
+    from spikeloom.train.build import build_datasets
     from spikeloom.train.evaluate import load_run
-    from spikeloom.train.loop import build_datasets
     from spikeloom.train.recipe import check_settings, merge
     from spikeloom.train.run import Run
 

@@ -16,8 +16,8 @@ from spikeloom.data import collate
 from spikeloom.errors import UsageError
 from spikeloom.models import MODELS
 from spikeloom.registry import nearest
+from spikeloom.train.build import build_datasets, build_model
 from spikeloom.train.evaluate import load_run
-from spikeloom.train.loop import build_datasets, build_model
 from spikeloom.train.recipe import check_settings, merge
 from spikeloom.train.run import Run
 

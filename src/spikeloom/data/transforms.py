@@ -12,9 +12,10 @@ import inspect
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, cast
+from typing import Any, Literal, Protocol, cast, runtime_checkable
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from spikeloom.data.options import check_integer, check_options
@@ -23,18 +24,29 @@ from spikeloom.registry import Registry
 
 Transform = Callable[[Tensor, Tensor], Tensor]
 
+
+@runtime_checkable
+class PerImage(Protocol):
+    """A transform that depends on which image of the data set it is given, and in which epoch."""
+
+    def at(self, indices: Tensor, epoch: int) -> Transform:
+        """The transform of the images number `indices` [B] in an epoch, counted from 0."""
+        ...
+
+
 TRANSFORMS: Registry[Callable[..., Transform]] = Registry("transform")
 
 
 @TRANSFORMS.named("random_crop")
 @dataclass(frozen=True, kw_only=True)
 class RandomCrop:
-    """Pads each side with black and cuts an image of the old size out at a random place.
+    """Pads each side and cuts an image of the old size out at a random place: a translation.
 
-    Equals torchvision's RandomCrop(size, padding) on the raw image followed by normalisation.
+    Equals torchvision's RandomCrop(size, padding, padding_mode) on the raw image followed by normalisation.
 
     Args:
         padding: pixels on each side, at least 1; an image moves by up to this much along each axis.
+        mode: "constant" pads with black, "reflect" with the image mirrored at its border.
 
     Raises:
         UsageError: padding is not an integer of at least 1.
@@ -42,6 +54,7 @@ class RandomCrop:
     """
 
     padding: int
+    mode: Literal["constant", "reflect"] = "constant"
 
     def __post_init__(self):
         check_integer("padding of random_crop", self.padding, 1)
@@ -51,8 +64,13 @@ class RandomCrop:
             raise ValueError(f"expected x [B, C, H, W] and fill [C], got {tuple(x.shape)} and {tuple(fill.shape)}")
         batch, _, height, width = x.shape
         p = self.padding
-        padded = fill.to(x).view(1, -1, 1, 1).repeat(batch, 1, height + 2 * p, width + 2 * p)
-        padded[:, :, p : p + height, p : p + width] = x
+        if self.mode == "reflect":
+            if p >= min(height, width):
+                raise UsageError(f"padding of random_crop must be below {min(height, width)} to reflect, got {p}")
+            padded = F.pad(x, (p, p, p, p), mode="reflect")
+        else:
+            padded = fill.to(x).view(1, -1, 1, 1).repeat(batch, 1, height + 2 * p, width + 2 * p)
+            padded[:, :, p : p + height, p : p + width] = x
         top, left = torch.randint(2 * p + 1, (2, batch)).to(x.device)
         windows = padded.unfold(2, height, 1).unfold(3, width, 1)  # a view: [B, C, 2p + 1, 2p + 1, H, W]
         return windows[torch.arange(batch, device=x.device), :, top, left]
@@ -77,6 +95,29 @@ class RandomHorizontalFlip:
     def __call__(self, x: Tensor, fill: Tensor) -> Tensor:
         flipped = (torch.rand(x.shape[0]) < self.p).to(x.device)
         return torch.where(flipped.view(-1, 1, 1, 1), x.flip(-1), x)
+
+
+@TRANSFORMS.named("alternating_flip")
+@dataclass(frozen=True, kw_only=True)
+class AlternatingFlip:
+    """Mirrors a random half of the images in the first epoch, the other half in the second, and so on in turn.
+
+    Every image is seen both ways in any two epochs (Jordan 2024, "94% on CIFAR-10 in 3.29 seconds").
+
+    Args:
+        draws: seeds the choice of the first half.
+    """
+
+    draws: int = 0
+
+    def at(self, indices: Tensor, epoch: int) -> Transform:
+        # A hash of the index: which half an image belongs to needs neither the data set's size nor a stored draw.
+        first = ((indices.to(torch.int64) * 2_654_435_761 + 40_503 * (self.draws + 1)) >> 16) % 2
+        flipped = (first + epoch) % 2 == 1
+        return lambda x, fill: torch.where(flipped.to(x.device).view(-1, 1, 1, 1), x.flip(-1), x)
+
+    def __call__(self, x: Tensor, fill: Tensor) -> Tensor:
+        raise TypeError("alternating_flip needs to know which images it is given: call at(indices, epoch) first")
 
 
 @TRANSFORMS.named("rand_augment")
@@ -114,11 +155,124 @@ class RandAugment:
     def __call__(self, x: Tensor, fill: Tensor) -> Tensor:
         from torchvision.transforms.functional import pil_to_tensor, to_pil_image
 
-        mean, std = (torch.tensor(v).view(-1, 1, 1) for v in (self.mean, self.std))
         augment = self._augment(min(x.shape[-2:]))
-        pixels = ((x.float().cpu() * std + mean).clamp(0, 1) * 255).round().to(torch.uint8)
-        drawn = [pil_to_tensor(augment(to_pil_image(image))) for image in pixels]
-        return ((torch.stack(drawn).float() / 255 - mean) / std).to(x) if drawn else x.clone()
+        return _on_bytes(x, self.mean, self.std, lambda image: pil_to_tensor(augment(to_pil_image(image))))
+
+
+def _on_bytes(x: Tensor, mean: Sequence[float], std: Sequence[float], augment: Callable[[Tensor], Tensor]) -> Tensor:
+    """Applies a function of uint8 images [C, H, W] to each image as it was before normalisation."""
+    if x.shape[1] != len(mean):
+        raise UsageError(f"this transform takes images of {len(mean)} channels, got {tuple(x.shape[1:])}")
+    if not len(x):
+        return x.clone()
+    m, s = (torch.tensor(v).view(-1, 1, 1) for v in (mean, std))
+    pixels = ((x.float().cpu() * s + m).clamp(0, 1) * 255).round().to(torch.uint8)
+    return ((torch.stack([augment(image) for image in pixels]).float() / 255 - m) / s).to(x)
+
+
+@TRANSFORMS.named("trivial_augment")
+@dataclass(frozen=True, kw_only=True)
+class TrivialAugment:
+    """torchvision's TrivialAugmentWide (Mueller and Hutter 2021): one operation of random strength for each image.
+
+    Args:
+        mean, std: of the normalisation, for each channel.
+    """
+
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+    def __call__(self, x: Tensor, fill: Tensor) -> Tensor:
+        from torchvision.transforms import TrivialAugmentWide
+
+        return _on_bytes(x, self.mean, self.std, TrivialAugmentWide())
+
+
+@TRANSFORMS.named("color_jitter")
+@dataclass(frozen=True, kw_only=True)
+class ColorJitter:
+    """torchvision's ColorJitter of each image, before normalisation.
+
+    Args:
+        brightness, contrast, saturation: a factor is drawn from 1 - value to 1 + value, but not below 0.
+        hue: a shift is drawn from -value to value, at most 0.5; of images in three channels.
+        mean, std: of the normalisation, for each channel.
+
+    Raises:
+        UsageError: a value outside its limits.
+    """
+
+    brightness: float = 0.0
+    contrast: float = 0.0
+    saturation: float = 0.0
+    hue: float = 0.0
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+    def __post_init__(self):
+        self._jitter()
+
+    def _jitter(self) -> Callable[[Tensor], Tensor]:
+        from torchvision.transforms import ColorJitter as Jitter
+
+        try:
+            return Jitter(self.brightness, self.contrast, self.saturation, self.hue)
+        except (TypeError, ValueError) as error:
+            raise UsageError(f"color_jitter: {error}") from None
+
+    def __call__(self, x: Tensor, fill: Tensor) -> Tensor:
+        return _on_bytes(x, self.mean, self.std, self._jitter())
+
+
+@TRANSFORMS.named("random_affine")
+@dataclass(frozen=True, kw_only=True)
+class RandomAffine:
+    """torchvision's RandomAffine of each image: rotation, translation, scale and shear, bilinear, black behind.
+
+    Args:
+        degrees: a rotation is drawn from -degrees to degrees.
+        translate: a shift is drawn from -value to value, as a part of each side; 0 to 1.
+        scale: a factor is drawn between these two, both above 0.
+        shear: degrees along x, drawn from -shear to shear.
+
+    Raises:
+        UsageError: a value outside its limits.
+    """
+
+    degrees: float = 0.0
+    translate: float = 0.0
+    scale: tuple[float, float] = (1.0, 1.0)
+    shear: float = 0.0
+
+    def __post_init__(self):
+        if self.degrees < 0 or self.shear < 0 or not 0 <= self.translate <= 1 or not 0 < self.scale[0] <= self.scale[1]:
+            raise UsageError(
+                "random_affine takes degrees and shear from 0, translate from 0 to 1 and scale as two ascending "
+                f"numbers above 0, got {self}"
+            )
+
+    def __call__(self, x: Tensor, fill: Tensor) -> Tensor:
+        from torchvision.transforms import InterpolationMode
+        from torchvision.transforms import RandomAffine as Reference
+        from torchvision.transforms.functional import affine
+
+        ranges = (
+            [-self.degrees, self.degrees],
+            [self.translate, self.translate],
+            list(self.scale),
+            [-self.shear, self.shear, 0.0, 0.0],
+        )
+        height, width = x.shape[-2:]
+        drawn = [
+            affine(
+                image[None].float(),
+                *Reference.get_params(*ranges, [width, height]),
+                interpolation=InterpolationMode.BILINEAR,
+                fill=fill.tolist(),
+            )
+            for image in x
+        ]
+        return torch.cat(drawn).to(x) if drawn else x.clone()
 
 
 @TRANSFORMS.named("random_resized_crop")
@@ -234,6 +388,9 @@ class RandomTemporalDelete:
         return x[:, kept.to(x.device)]
 
 
+_BY_IMAGE = (RandAugment, TrivialAugment, ColorJitter, RandomAffine, RandomResizedCrop, RandomErase, EventAugment)
+
+
 @dataclass(frozen=True)
 class Pipeline:
     """Transforms applied one after another; with none, x itself is returned.
@@ -243,6 +400,15 @@ class Pipeline:
     """
 
     transforms: tuple[Transform, ...]
+
+    def at(self, indices: Tensor, epoch: int) -> Pipeline:
+        """The pipeline of the images number `indices` [B] in an epoch."""
+        return Pipeline(tuple(t.at(indices, epoch) if isinstance(t, PerImage) else t for t in self.transforms))
+
+    @property
+    def by_image(self) -> bool:
+        """Whether a transform takes its images one after another, which takes long."""
+        return any(isinstance(t, _BY_IMAGE) for t in self.transforms)
 
     def __call__(self, x: Tensor, fill: Tensor) -> Tensor:
         for transform in self.transforms:
@@ -255,7 +421,7 @@ class Pipeline:
 
 def augmentation(
     spec: Sequence[Mapping[str, Any]], mean: tuple[float, ...] = (), std: tuple[float, ...] = ()
-) -> Transform:
+) -> Pipeline:
     """The pipeline a recipe's list describes.
 
     Args:

@@ -1,21 +1,106 @@
-"""Evaluating a finished run."""
+"""Evaluating a model on a data set, and a finished run."""
 
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
 from typing import Any
 
 import torch
+from accelerate import Accelerator
+from torch import Tensor
+from torch.utils.data import DataLoader
 
-from spikeloom.errors import DataFileError
+from spikeloom.data import collate
+from spikeloom.errors import DataFileError, UsageError
 from spikeloom.record import RateMeter
+from spikeloom.train.build import build_datasets, build_model, make_accelerator
 from spikeloom.train.checkpoint import load_tensors, load_weights
-from spikeloom.train.loop import build_datasets, build_model, evaluate, make_accelerator
 from spikeloom.train.losses import LOSSES
-from spikeloom.train.recipe import Settings
+from spikeloom.train.pretrain import Reconstructs
+from spikeloom.train.recipe import Settings, TrainSettings
 from spikeloom.train.run import Run
 
 Json = dict[str, Any]
+MANY_CLASSES = 100  # from which on the five likeliest classes are counted as well
+
+
+def right(logits: Tensor, y: Tensor) -> int:
+    """Right predictions; 0 of a model that does not classify, whose output has other axes than [T, N, classes]."""
+    return int((logits.float().mean(0).argmax(1) == y).sum()) if logits.dim() == 3 else 0
+
+
+def among_five(logits: Tensor, y: Tensor) -> int:
+    """Labels among the five classes with the highest means over time."""
+    return int((logits.float().mean(0).topk(5).indices == y[:, None]).sum())
+
+
+def accuracy(model: torch.nn.Module, correct: float, count: float) -> float | None:
+    """In percent; None of a model that does not classify."""
+    return None if isinstance(getattr(model, "module", model), Reconstructs) else 100 * correct / count
+
+
+def place(x: Tensor, t: TrainSettings, dataset: Any, accelerator: Accelerator) -> Tensor:
+    """A batch as the model takes it, on the device, images in channels-last memory."""
+    x = dataset.encode(x.to(accelerator.device))
+    images = x.dim() == 4 and not dataset.is_sequence
+    return x.contiguous(memory_format=torch.channels_last) if t.channels_last and images else x
+
+
+def shared(values: list[float], accelerator: Accelerator) -> list[float]:
+    """The sums of some numbers over all processes."""
+    if accelerator.num_processes == 1:
+        return values
+    summed: Any = accelerator.reduce(torch.tensor(values, dtype=torch.float64, device=accelerator.device))
+    return summed.tolist()
+
+
+@torch.no_grad()
+def evaluate(
+    model: torch.nn.Module,
+    dataset: Any,
+    t: TrainSettings,
+    loss: Callable[[Tensor, Tensor], Tensor],
+    accelerator: Accelerator,
+    tick: Callable[[int], None] = lambda _: None,
+    part: str = "test",
+    flips: bool = False,
+) -> Json:
+    """Mean loss and accuracy (percent; None without classes) over a data set, every image once, by all processes.
+
+    Args:
+        model: is left in eval mode.
+        dataset: labelled samples.
+        t: batch size and memory format.
+        loss: of logits and labels.
+        accelerator: devices and processes.
+        tick: is told how many samples are done.
+        part: what the keys begin with.
+        flips: also the accuracy of the mean logits of each image and its mirror image, as `<part>_accuracy_flips`.
+
+    Returns:
+        `<part>_loss`, `<part>_accuracy`, and `<part>_top5` of 100 classes or more.
+    """
+    model.eval()
+    mine = torch.arange(accelerator.process_index, len(dataset), accelerator.num_processes)
+    batches = [b.tolist() for b in mine.split(t.batch_size)]
+    totals = torch.zeros(5, dtype=torch.float64)
+    many = len(dataset.classes) >= MANY_CLASSES
+    for x, y in DataLoader(dataset, batch_sampler=batches, collate_fn=collate):
+        y = y.to(accelerator.device)
+        logits = model(place(x, t, dataset, accelerator)).float()
+        sums = [float(loss(logits, y)) * len(y), right(logits, y), among_five(logits, y) if many else 0, 0, len(y)]
+        if flips:
+            sums[3] = right(logits + model(place(x.flip(-1), t, dataset, accelerator)).float(), y)
+        totals += torch.tensor(sums, dtype=torch.float64)
+        tick(len(y))
+    total, correct, five, both, count = shared(totals.tolist(), accelerator)
+    found: Json = {f"{part}_loss": total / count, f"{part}_accuracy": accuracy(model, correct, count)}
+    if many:
+        found[f"{part}_top5"] = accuracy(model, five, count)
+    if flips:
+        found[f"{part}_accuracy_flips"] = accuracy(model, both, count)
+    return found
 
 
 def load_run(run: Run, in_channels: int, num_classes: int) -> torch.nn.Module:
@@ -32,9 +117,15 @@ def load_run(run: Run, in_channels: int, num_classes: int) -> torch.nn.Module:
     return model
 
 
-def evaluate_run(run: Run, settings: Settings, progress: Any) -> Json:
-    """Accuracy (percent), loss and firing rates of a run on the test part that `settings` name."""
+def evaluate_run(run: Run, settings: Settings, progress: Any, flips: bool = False) -> Json:
+    """Accuracy (percent), loss and firing rates of a run on the test part that `settings` name.
+
+    Raises:
+        UsageError: `flips` of data that are no images.
+    """
     _, dataset = build_datasets(settings, train=False)
+    if flips and dataset.is_sequence:
+        raise UsageError(f"only images can be mirrored, and {dataset.title} are sequences: leave out --flips")
     model = load_run(run, dataset.in_channels, len(dataset.classes))
     t = settings.train
     accelerator = make_accelerator(t.precision)
@@ -44,5 +135,5 @@ def evaluate_run(run: Run, settings: Settings, progress: Any) -> Json:
     progress.work("evaluating", len(dataset))
     loss = functools.partial(LOSSES[t.loss.name], **t.loss.options)
     with RateMeter(accelerator.unwrap_model(model)) as meter:
-        result = evaluate(model, dataset, t, loss, accelerator, progress.advance)
+        result = evaluate(model, dataset, t, loss, accelerator, progress.advance, flips=flips)
     return {"run": str(run.folder), "data": dataset.title, **result, "rates": meter.rates()}

@@ -7,44 +7,52 @@ So a run that was killed continues from its last checkpoint bit for bit as if no
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import functools
-import random
+import itertools
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import torch
 from accelerate import Accelerator
-from accelerate.state import AcceleratorState
 from torch import Tensor, nn
-from torch.utils.data import DataLoader
 
-from spikeloom.data import augmentation, collate, create_dataset
+from spikeloom.data import augmentation
+from spikeloom.data.part import hold_out
 from spikeloom.errors import UsageError
-from spikeloom.models import create_model
-from spikeloom.neurons import NEURONS, make_neuron
-from spikeloom.record import RateMeter
-from spikeloom.stream import Stream
-from spikeloom.surrogates import SURROGATES
-from spikeloom.train.checkpoint import (
-    load_tensors,
-    load_weights,
-    pack_optimizer,
-    save_tensors,
-    unpack_optimizer,
-    write_json,
+from spikeloom.train.batches import Batches, Prepared
+from spikeloom.train.build import (
+    build_datasets,
+    build_model,
+    epoch_order,
+    make_accelerator,
+    seed_everything,
+    try_input,
 )
-from spikeloom.train.environments import PENALTIES, Penalised, environment_order, select_epoch, train_accuracies
+from spikeloom.train.checkpoint import load_tensors, load_weights, pack_optimizer, save_tensors, unpack_optimizer
+from spikeloom.train.environments import PENALTIES, Penalised
+from spikeloom.train.evaluate import accuracy, evaluate, place, right, shared
+from spikeloom.train.firing import (
+    NORM_BATCHES,
+    check_steps,
+    describe_rates,
+    goes_nowhere,
+    measure_norms,
+    set_first_rates,
+    steps_of_epoch,
+)
 from spikeloom.train.losses import LOSSES
 from spikeloom.train.methods import METHODS
-from spikeloom.train.pretrain import Reconstructs, start_from, write_pictures
-from spikeloom.train.recipe import Named, Settings, TrainSettings
-from spikeloom.train.run import Run, environment, peak_memory
+from spikeloom.train.optim import Schedule, build_optimizer, build_schedule
+from spikeloom.train.pretrain import start_from
+from spikeloom.train.recipe import TrainSettings
+from spikeloom.train.run import Run
+from spikeloom.train.summary import finish, open_tensorboard, write_tensorboard
 
 Json = dict[str, Any]
-_RATE_STEPS = 5  # steps after which silent and saturated layers are named
-SILENT, SATURATED = 0.001, 0.95  # spikes per neuron and step
 
 
 class Progress(Protocol):
@@ -53,6 +61,7 @@ class Progress(Protocol):
     def start(self, run: Run, steps: int, done: int) -> None: ...
     def step(self, epoch: int, loss: float, accuracy: float) -> None: ...
     def epoch(self, record: Json) -> None: ...
+    def note(self, message: str) -> None: ...
     def warn(self, message: str) -> None: ...
 
 
@@ -67,123 +76,88 @@ class Interrupted(Exception):
     """The user stopped the run; its checkpoint is written."""
 
 
-# --- what settings name -----------------------------------------------------------------------------------------------
+@dataclass
+class TrainState:
+    """Where a run is, and what it has seen of the present epoch. Checkpoints hold it whole.
+
+    Attributes:
+        epoch: epochs behind it.
+        step: optimiser steps of the present epoch behind it.
+        loss, correct, seen, penalty: sums over the epoch's images so far.
+        prepare_seconds, step_seconds: time that its batches took to prepare, and its steps.
+        seconds: of the run so far.
+        best: the highest validation accuracy of an epoch so far, in percent.
+    """
+
+    epoch: int = 0
+    step: int = 0
+    loss: float = 0.0
+    correct: int = 0
+    seen: int = 0
+    penalty: float = 0.0
+    prepare_seconds: float = 0.0
+    step_seconds: float = 0.0
+    seconds: float = 0.0
+    best: float = -1.0
+
+    def next_epoch(self) -> TrainState:
+        """The state at the beginning of the next epoch."""
+        return TrainState(epoch=self.epoch + 1, seconds=self.seconds, best=self.best)
 
 
-def build_model(settings: Settings, in_channels: int, num_classes: int) -> nn.Module:
-    """The model of some settings, its weights drawn from the settings' seed."""
-    options = {**settings.model.options, "in_channels": in_channels, "num_classes": num_classes}
-    if settings.neuron is not None:
-        options["neuron"] = neuron_factory(settings.neuron)
-    seed_everything(settings.seed)
-    try:
-        return create_model(settings.model.name, **options)
-    except ValueError as error:
-        raise UsageError(f"model {settings.model.name}: {error}") from None
+@dataclass
+class Setup:
+    """What a run is made of, built once.
 
+    Attributes:
+        run: where and what.
+        accelerator: devices, processes, precision.
+        train_set, validation_set, test_set: the data; without `data.validation` there is no second.
+        model: as the accelerator wraps it.
+        ema: the averaged weights, if wanted.
+        optimizer, schedule: of the weights.
+        batches: of the whole run.
+        method, loss: how gradients are taken, and of what.
+        penalised: the loss with its penalty, if any.
+        T: of evaluation; None of a model that repeats nothing.
+        parameters: trainable elements.
+        seconds: of earlier sessions of the run, and the clock at the start of this one.
+    """
 
-def neuron_factory(named: Named) -> Callable[[], nn.Module]:
-    """Makes the neurons that a recipe names; a wrong constant is an error now, not in the middle of a model."""
-    options = named.options
-    if "surrogate" in options:
-        surrogate = Named.model_validate(options["surrogate"])
-        try:
-            options["surrogate"] = SURROGATES[surrogate.name](**surrogate.options)
-        except (TypeError, ValueError) as error:
-            raise UsageError(f"neuron {named.name}: surrogate {surrogate.name}: {error}") from None
-    factory = functools.partial(NEURONS[named.name], **options)
-    try:
-        make_neuron(factory, 1)
-    except ValueError as error:
-        raise UsageError(f"neuron {named.name}: {error}") from None
-    return factory
+    run: Run
+    accelerator: Accelerator
+    train_set: Any
+    validation_set: Any
+    test_set: Any
+    model: Any
+    ema: Any
+    optimizer: Any
+    schedule: Schedule
+    batches: Batches
+    method: Callable[..., Tensor]
+    loss: Callable[[Tensor, Tensor], Tensor]
+    penalised: Penalised | None
+    T: int | None
+    parameters: int
 
+    @property
+    def t(self) -> TrainSettings:
+        return self.run.settings.train
 
-def build_datasets(settings: Settings, train: bool = True) -> tuple[Any, Any]:
-    """The training part (None if not wanted) and the test part."""
-    data, options = settings.data, settings.data.options
-    test_options: Json = {**options, "subset": data.test_subset}
-    return (
-        create_dataset(data.name, data.root, "train", **options) if train else None,
-        create_dataset(data.name, data.root, "test", **test_options),
-    )
+    @property
+    def bare(self) -> nn.Module:
+        """The model without the accelerator's wrapping."""
+        return self.accelerator.unwrap_model(self.model)
 
+    @property
+    def trained(self) -> nn.Module:
+        """The network that is evaluated and saved: the averaged one, if there is one."""
+        return self.model if self.ema is None else self.ema.module
 
-def _optimizer(settings: TrainSettings, model: nn.Module) -> torch.optim.Optimizer:
-    parameters: Any = list(model.parameters())
-    if not settings.decay_all:
-        parameters = [
-            {"params": [p for p in parameters if p.dim() > 1]},
-            {"params": [p for p in parameters if p.dim() <= 1], "weight_decay": 0.0},
-        ]
-    if settings.optimizer == "sgd":
-        return torch.optim.SGD(parameters, settings.lr, momentum=settings.momentum, weight_decay=settings.weight_decay)
-    kind = torch.optim.Adam if settings.optimizer == "adam" else torch.optim.AdamW
-    return kind(parameters, settings.lr, weight_decay=settings.weight_decay)
-
-
-def _schedule(settings: TrainSettings, optimizer: torch.optim.Optimizer, steps_per_epoch: int) -> Any:
-    """A timm scheduler: the learning rate as a function of the step alone, so there is no state to save."""
-    from timm.scheduler.cosine_lr import CosineLRScheduler
-    from timm.scheduler.multistep_lr import MultiStepLRScheduler
-
-    total = settings.epochs * steps_per_epoch
-    common: Json = {
-        "warmup_t": min(round(settings.warmup_epochs * steps_per_epoch), total - 1),
-        "warmup_lr_init": settings.lr / 100 if settings.warmup_lr is None else settings.warmup_lr,
-        "t_in_epochs": False,
-    }
-    if settings.schedule == "cosine":
-        falling = max(total - round(settings.cooldown_epochs * steps_per_epoch), 1)
-        return CosineLRScheduler(optimizer, t_initial=falling, lr_min=settings.min_lr, **common)
-    milestones = settings.milestones if settings.schedule == "step" else []
-    # Without milestones the rate is constant: one lies behind the end.
-    # timm counts the step that is about to end, hence the 1.
-    decay = [round(m * steps_per_epoch) + 1 for m in milestones] or [total + 2]
-    return MultiStepLRScheduler(optimizer, decay_t=decay, decay_rate=settings.gamma, **common)
-
-
-def seed_everything(seed: int, step: int = 0, process: int = 0) -> None:
-    """Seeds torch, numpy and random from a run's seed, a step and a process."""
-    mixed = int(np.random.SeedSequence((seed, step, process)).generate_state(1)[0])
-    random.seed(mixed)
-    np.random.seed(mixed)
-    torch.manual_seed(mixed)
-
-
-def epoch_order(length: int, seed: int, epoch: int, environments: int = 1, batch: int = 1) -> Tensor:
-    """The order of the images in an epoch; each `batch` holds equal shares of several environments."""
-    shuffle = functools.partial(torch.randperm, generator=torch.Generator().manual_seed(seed * 1_000_003 + epoch))
-    return shuffle(length) if environments == 1 else environment_order(length, environments, batch, shuffle)
-
-
-def make_accelerator(precision: str) -> Accelerator:
-    """The devices, processes and precision of a run; another precision than the last run's in this process is fine."""
-    AcceleratorState._reset_state()  # pyright: ignore[reportPrivateUsage]
-    return Accelerator(mixed_precision="bf16" if precision == "bf16" else "no", cpu=not torch.cuda.is_available())
-
-
-def _try_input(model: nn.Module, dataset: Any, name: str, method: str) -> None:
-    # One item through the model before anything is written: a model and data that do not fit are a user's mistake.
-    # So is a neuron that needs the whole sequence with a method that steps.
-    x, _ = dataset.__getitems__([0])
-    try:
-        with torch.no_grad():
-            (model.eval() if method == "bptt" else Stream(model.eval()))(dataset.encode(x))
-    except (ValueError, RuntimeError) as error:
-        reason = str(error).splitlines()[0]
-        raise UsageError(f"model {name} cannot take {dataset.title} of shape {tuple(x.shape[1:])}: {reason}") from None
-
-
-def _shared(values: list[float], accelerator: Accelerator) -> list[float]:
-    """The sums of some numbers over all processes."""
-    if accelerator.num_processes == 1:
-        return values
-    summed: Any = accelerator.reduce(torch.tensor(values, dtype=torch.float64, device=accelerator.device))
-    return summed.tolist()
-
-
-# --- training ---------------------------------------------------------------------------------------------------------
+    def show(self, T: int) -> None:
+        """Sets the number of steps for which the model repeats an image."""
+        for model in (self.bare, *([] if self.ema is None else [self.ema.module])):
+            model.T = T  # pyright: ignore[reportArgumentType]
 
 
 def train(run: Run, progress: Progress, stop: Callable[[], bool] = lambda: False) -> Json:
@@ -201,9 +175,60 @@ def train(run: Run, progress: Progress, stop: Callable[[], bool] = lambda: False
         UsageError: settings that cannot be met, such as a batch larger than the data.
         Interrupted: `stop` said so.
     """
+    s, state = _set_up(run, progress)
+    t, steps_per_epoch = s.t, s.batches.steps_per_epoch
+    done = state.epoch * steps_per_epoch + state.step
+    progress.start(run, t.epochs * steps_per_epoch, done)
+    if done == 0 and t.initial_rate is not None:
+        _set_first_rates(s, t.initial_rate, progress)
+    writer = open_tensorboard(run, state.epoch) if s.accelerator.is_main_process else None
+    clock = _Clock(state.seconds)
+    loader = s.batches.loader(done)
+    while state.epoch < t.epochs:
+        _start_epoch(s, state)
+        _train_epoch(s, state, loader, clock, progress, stop)
+        record = _end_epoch(s, state, progress)
+        record["seconds"] = state.seconds = clock.seconds()
+        state = state.next_epoch()
+        if s.accelerator.is_main_process:
+            run.add_metrics(record)
+            write_tensorboard(writer, record)
+        _save(s, state, clock)
+        progress.epoch(record)
+    summary: Json = {}
+    if s.accelerator.is_main_process:
+        summary = finish(run, s.accelerator.unwrap_model(s.trained), s.train_set, s.test_set, s.parameters)
+        if writer is not None:
+            writer.close()
+    s.accelerator.wait_for_everyone()
+    s.accelerator.end_training()
+    return summary
+
+
+class _Clock:
+    """The seconds of a run, those of its earlier sessions included, and when a checkpoint is due."""
+
+    def __init__(self, before: float):
+        self._before = before
+        self._started = self._saved = time.monotonic()
+
+    def seconds(self) -> float:
+        return round(self._before + time.monotonic() - self._started, 3)
+
+    def due(self, minutes: float) -> bool:
+        return time.monotonic() - self._saved >= 60 * minutes
+
+    def saved(self) -> None:
+        self._saved = time.monotonic()
+
+
+def _set_up(run: Run, progress: Progress) -> tuple[Setup, TrainState]:
     settings, t = run.settings, run.settings.train
     accelerator = make_accelerator(t.precision)
     train_set, test_set = build_datasets(settings)
+    validation_set = None
+    if settings.data.validation:
+        train_set, validation_set = hold_out(train_set, settings.data.validation)
     batch = t.batch_size * t.accumulate * accelerator.num_processes
     if batch > len(train_set):
         raise UsageError(
@@ -213,13 +238,15 @@ def train(run: Run, progress: Progress, stop: Callable[[], bool] = lambda: False
     environments = getattr(train_set, "environments", 1)
     order = functools.partial(epoch_order, len(train_set), settings.seed, environments=environments, batch=t.batch_size)
     model = build_model(settings, train_set.in_channels, len(train_set.classes))
+    T = getattr(model, "T", None)
     rest = start_from(model, t.start_from) if t.start_from is not None else None
     augment = augmentation(
         [{"name": a.name, **a.options} for a in t.augment],
         getattr(train_set, "mean", ()),
         getattr(train_set, "std", ()),
     )
-    _try_input(model, train_set, settings.model.name, t.method.name)
+    try_input(model, train_set, settings.model.name, t.method.name)
+    check_steps(t, model, train_set)
     if accelerator.is_main_process:
         run.begin()
     if rest:
@@ -228,101 +255,47 @@ def train(run: Run, progress: Progress, stop: Callable[[], bool] = lambda: False
     parameters = sum(p.numel() for p in model.parameters())
     if t.channels_last:
         model = model.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
-    optimizer = _optimizer(t, model)
+    ema = None if t.ema is None else _averaged(model, t.ema)
+    optimizer = build_optimizer(t, model)
     steps_per_epoch = len(order(0)) // batch
-    schedule = _schedule(t, optimizer, steps_per_epoch)
-    position: Json = {"epoch": 0, "step": 0, "loss": 0.0, "correct": 0, "seen": 0, "penalty": 0.0, "seconds": 0.0}
+    schedule = build_schedule(t, optimizer, steps_per_epoch)
+    state = TrainState()
     if run.checkpoint.is_file():
-        position |= _load_checkpoint(run, model, optimizer)
+        state = _load_checkpoint(run, model, ema, optimizer)
     if accelerator.is_main_process:
-        run.keep_metrics(position["epoch"])
+        run.keep_metrics(state.epoch)
     model, optimizer = accelerator.prepare(model, optimizer)
-    method = functools.partial(METHODS[t.method.name], **t.method.options)
+    if ema is not None:
+        ema.to(accelerator.device)
     loss = functools.partial(LOSSES[t.loss.name], **t.loss.options)
-    penalised = _penalised(t, accelerator.unwrap_model(model), loss, environments, train_set.title)
-    done = position["epoch"] * steps_per_epoch + position["step"]
-    progress.start(run, t.epochs * steps_per_epoch, done)
-    writer = _tensorboard(run, position["epoch"]) if accelerator.is_main_process else None
-    # A run that continues within the first steps watches them too: a watched layer does not run as one fused op.
-    meter = RateMeter(accelerator.unwrap_model(model)) if done < _RATE_STEPS else None
-    last_checkpoint = started = time.monotonic()
-    before = position["seconds"]
+    setup = Setup(
+        run=run,
+        accelerator=accelerator,
+        train_set=train_set,
+        validation_set=validation_set,
+        test_set=test_set,
+        model=model,
+        ema=ema,
+        optimizer=optimizer,
+        schedule=schedule,
+        batches=Batches(
+            train_set, order, t, augment, settings.seed, steps_per_epoch,
+            accelerator.process_index, accelerator.num_processes,
+        ),
+        method=functools.partial(METHODS[t.method.name], **t.method.options),
+        loss=loss,
+        penalised=_penalised(t, accelerator.unwrap_model(model), loss, environments, train_set.title),
+        T=T,
+        parameters=parameters,
+    )  # fmt: skip
+    return setup, state
 
-    def save() -> None:
-        nonlocal last_checkpoint
-        position["seconds"] = before + time.monotonic() - started
-        if accelerator.is_main_process:
-            _save_checkpoint(run, accelerator.unwrap_model(model), optimizer, position)
-        last_checkpoint = time.monotonic()
 
-    while position["epoch"] < t.epochs:
-        model.train()
-        epoch = position["epoch"]
-        if penalised is not None and t.penalty is not None:
-            penalised.weight = t.penalty.weight * epoch / t.epochs
-        for module in accelerator.unwrap_model(model).modules():
-            if isinstance(module, Scheduled):
-                module.start_epoch(epoch, t.epochs)
-        loader = _loader(train_set, order(epoch), batch, position["step"], accelerator)
-        for x, y in loader:
-            step = epoch * steps_per_epoch + position["step"]
-            seed_everything(settings.seed, step + 1, accelerator.process_index)
-            schedule.step_update(step)
-            optimizer.zero_grad()
-            metered = meter if meter is not None and step < _RATE_STEPS else contextlib.nullcontext()
-            mix = mixing(t, len(train_set.classes), epoch)
-            with metered, penalised or contextlib.nullcontext():
-                losses, correct = _step(model, x, y, t, method, penalised or loss, augment, mix, train_set, accelerator)
-            optimizer.step()
-            position["step"] += 1
-            penalty = 0.0 if penalised is None else penalised.take() * len(y)
-            total, correct, seen, penalty = _shared([losses * len(y), correct, len(y), penalty], accelerator)
-            position["loss"] += total
-            position["correct"] += int(correct)
-            position["seen"] += int(seen)
-            position["penalty"] += penalty
-            if not np.isfinite(total):
-                raise UsageError(
-                    f"the loss is {total / seen} at epoch {epoch + 1}, step {position['step']}: lower train.lr; "
-                    f"the last checkpoint of {run.folder} is from before"
-                )
-            if meter is not None and step == min(_RATE_STEPS, steps_per_epoch) - 1:
-                _warn_of_rates(meter.rates(), progress)
-            accuracy = _accuracy(model, position["correct"], position["seen"])
-            progress.step(
-                epoch + 1, position["loss"] / position["seen"], float("nan") if accuracy is None else accuracy
-            )
-            if any(_shared([stop()], accelerator)):
-                save()
-                raise Interrupted
-            if time.monotonic() - last_checkpoint >= 60 * t.checkpoint_minutes:
-                save()
-        record = _end_of_epoch(model, train_set, test_set, t, loss, accelerator, position, optimizer)
-        record["seconds"] = round(before + time.monotonic() - started, 3)
-        position = {
-            **dict.fromkeys(position, 0),
-            "loss": 0.0,
-            "penalty": 0.0,
-            "epoch": epoch + 1,
-            "seconds": record["seconds"],
-        }
-        if accelerator.is_main_process:
-            run.add_metrics(record)
-            _write_tensorboard(writer, record)
-        save()
-        progress.epoch(record)
-    summary: Json = {}
-    if accelerator.is_main_process:
-        summary = _summarise(run, train_set, test_set, parameters)
-        if summary["test_accuracy"] is None:
-            write_pictures(accelerator.unwrap_model(model), test_set, run.folder / "pictures.png")
-        save_tensors(run.weights, accelerator.unwrap_model(model).state_dict(), {"model": settings.model.model_dump()})
-        write_json(run.folder / "summary.json", summary)
-        if writer is not None:
-            writer.close()
-    accelerator.wait_for_everyone()
-    accelerator.end_training()
-    return summary
+def _averaged(model: nn.Module, decay: float) -> Any:
+    """timm's averaged weights; the decay rises to its value, so that early averages follow the weights."""
+    from timm.utils.model_ema import ModelEmaV3
+
+    return ModelEmaV3(model, decay=decay, use_warmup=True)
 
 
 def _penalised(t: TrainSettings, model: nn.Module, loss: Any, environments: int, title: str) -> Penalised | None:
@@ -333,192 +306,178 @@ def _penalised(t: TrainSettings, model: nn.Module, loss: Any, environments: int,
     return Penalised(model, loss, functools.partial(PENALTIES[t.penalty.name], **t.penalty.options), environments)
 
 
-def _step(
-    model: nn.Module,
-    x: Tensor,
-    y: Tensor,
-    t: TrainSettings,
-    method: Callable[..., Tensor],
-    loss: Callable[[Tensor, Tensor], Tensor],
-    augment: Callable[[Tensor, Tensor], Tensor],
-    mix: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]],
-    dataset: Any,
-    accelerator: Accelerator,
-) -> tuple[float, int]:
+def _inputs(s: Setup, first: int, count: int) -> Iterator[Tensor]:
+    """The inputs of some batches of the run, from the `first` step on."""
+    for step in range(first, min(first + count, len(s.batches))):
+        for part in s.batches[step].parts:
+            yield place(part.x, s.t, s.train_set, s.accelerator)
+
+
+def _set_first_rates(s: Setup, rate: float, progress: Progress) -> None:
+    if s.T is not None:
+        s.show(steps_of_epoch(s.t, s.T, 0))
+    x = next(_inputs(s, 0, 1))
+    seed_everything(s.run.settings.seed, 0, 0, 2)
+    with s.accelerator.autocast():
+        rates = set_first_rates(s.bare, x, rate)
+    if s.ema is not None:
+        s.ema.set(s.bare)
+    for found in rates:
+        progress.note(f"first rate of {found.name}: {100 * found.before:.2f} %, set to {100 * found.after:.2f} %")
+
+
+def _start_epoch(s: Setup, state: TrainState) -> None:
+    """What changes with the epoch: lambda, masks, and T with the norms' statistics."""
+    t, epoch = s.t, state.epoch
+    if s.penalised is not None and t.penalty is not None:
+        s.penalised.weight = t.penalty.weight * epoch / t.epochs
+    for module in s.bare.modules():
+        if isinstance(module, Scheduled):
+            module.start_epoch(epoch, t.epochs)
+    if s.T is None:
+        return
+    T = steps_of_epoch(t, s.T, epoch)
+    s.show(T)
+    if epoch > 0 and state.step == 0 and steps_of_epoch(t, s.T, epoch - 1) != T:
+        for model in (s.bare, *([] if s.ema is None else [s.ema.module])):
+            with s.accelerator.autocast():
+                measure_norms(model, _inputs(s, epoch * s.batches.steps_per_epoch, NORM_BATCHES))
+
+
+def _train_epoch(
+    s: Setup, state: TrainState, loader: Iterator[Prepared], clock: _Clock, progress: Progress, stop: Callable[[], bool]
+) -> None:
+    s.model.train()
+    for batch in itertools.islice(loader, s.batches.steps_per_epoch - state.step):
+        started = time.perf_counter()
+        step = state.epoch * s.batches.steps_per_epoch + state.step
+        seed_everything(s.run.settings.seed, step + 1, s.accelerator.process_index)
+        s.schedule.step_update(step)
+        s.optimizer.zero_grad()
+        with s.penalised or contextlib.nullcontext():
+            loss, correct = _forward_backward(s, batch)
+        s.optimizer.step()
+        if s.ema is not None:
+            s.ema.update(s.bare, step=step)
+        count = sum(len(part.y) for part in batch.parts)
+        penalty = 0.0 if s.penalised is None else s.penalised.take() * count
+        total, correct, seen, penalty = shared([loss * count, correct, count, penalty], s.accelerator)
+        state.step += 1
+        state.loss += total
+        state.correct += int(correct)
+        state.seen += int(seen)
+        state.penalty += penalty
+        state.prepare_seconds += batch.seconds
+        state.step_seconds += time.perf_counter() - started
+        if not np.isfinite(total):
+            raise UsageError(_not_finite(s.run, total / seen, state))
+        found = accuracy(s.model, state.correct, state.seen)
+        progress.step(state.epoch + 1, state.loss / state.seen, float("nan") if found is None else found)
+        if any(shared([stop()], s.accelerator)):
+            _save(s, state, clock)
+            raise Interrupted
+        if clock.due(s.t.checkpoint_minutes):
+            _save(s, state, clock)
+
+
+def _not_finite(run: Run, loss: float, state: TrainState) -> str:
+    where = f"the loss is {loss} at epoch {state.epoch + 1}, step {state.step}: lower train.lr"
+    if not run.checkpoint.is_file():
+        return f"{where}; there is no checkpoint yet: begin again"
+    return f"{where}; the last checkpoint of {run.folder} is from before"
+
+
+def _forward_backward(s: Setup, batch: Prepared) -> tuple[float, int]:
     """Adds one step's gradients; returns the mean loss and the number of correct predictions of this process."""
-    total, correct = 0.0, 0
-    micro = list(zip(x.split(t.batch_size), y.split(t.batch_size), strict=True))
-    for index, (x_part, y_part) in enumerate(micro):
-        x_part, mixed = mix(augment(x_part, dataset.fill), y_part)
-        x_part, mixed, y_part = (
-            _place(x_part, t, dataset, accelerator), mixed.to(accelerator.device), y_part.to(accelerator.device),
-        )  # fmt: skip
+    total, correct, count = 0.0, 0, len(batch.parts)
+    for index, part in enumerate(batch.parts):
+        x = place(part.x, s.t, s.train_set, s.accelerator)
+        target, y = part.target.to(s.accelerator.device), part.y.to(s.accelerator.device)
         values: list[Tensor] = []  # several of a method that gives the loss one step at a time
 
         def scaled(logits: Tensor, labels: Tensor, values: list[Tensor] = values) -> Tensor:
-            result = loss(logits, labels)
+            result = (s.penalised or s.loss)(logits, labels)
             values.append(result.detach())
-            return result / len(micro)
+            return result / count
 
-        last = index == len(micro) - 1
-        with contextlib.nullcontext() if last else accelerator.no_sync(model):
-            logits = method(model, x_part, mixed, scaled)
-        total += float(torch.stack(values).mean()) / len(micro)
-        correct += _correct(logits, y_part)
+        last = index == count - 1
+        with contextlib.nullcontext() if last else s.accelerator.no_sync(s.model):
+            logits = s.method(s.model, x, target, scaled)
+        total += float(torch.stack(values).mean()) / count
+        correct += right(logits, y)
     return total, correct
 
 
-def _correct(logits: Tensor, y: Tensor) -> int:
-    """Right predictions; 0 of a model that does not classify, whose output has other axes than [T, N, classes]."""
-    return int((logits.float().mean(0).argmax(1) == y).sum()) if logits.dim() == 3 else 0
-
-
-def mixing(t: TrainSettings, classes: int, epoch: int) -> Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]:
-    """How the batches of an epoch are mixed: from images and labels [N] to images and weights of classes [N, classes].
-
-    Raises:
-        UsageError: micro-batches of an odd size, of which one image has no partner.
-    """
-    if t.mix is None or (t.mix.until is not None and epoch >= t.mix.until):
-        return lambda x, y: (x, y)
-    if t.batch_size % 2:
-        raise UsageError(f"train.mix needs an even train.batch_size, got {t.batch_size}")
-    from timm.data.mixup import Mixup
-
-    return Mixup(
-        t.mix.mixup, t.mix.cutmix, prob=t.mix.p, switch_prob=t.mix.switch, label_smoothing=0.0, num_classes=classes
-    )
-
-
-def _place(x: Tensor, t: TrainSettings, dataset: Any, accelerator: Accelerator) -> Tensor:
-    x = dataset.encode(x.to(accelerator.device))
-    images = x.dim() == 4 and not dataset.is_sequence
-    return x.contiguous(memory_format=torch.channels_last) if t.channels_last and images else x
-
-
-def _loader(dataset: Any, order: Tensor, batch: int, skip: int, accelerator: Accelerator) -> DataLoader[Any]:
-    """This process's part of every whole batch from the `skip`-th on."""
-    part = batch // accelerator.num_processes
-    batches = [
-        order[start + accelerator.process_index * part :][:part].tolist()
-        for start in range(skip * batch, len(order) - batch + 1, batch)
-    ]
-    return DataLoader(dataset, batch_sampler=batches, collate_fn=collate)
-
-
-@torch.no_grad()
-def evaluate(
-    model: nn.Module,
-    dataset: Any,
-    t: TrainSettings,
-    loss: Callable[[Tensor, Tensor], Tensor],
-    accelerator: Accelerator,
-    tick: Callable[[int], None] = lambda _: None,
-) -> Json:
-    """Mean loss and accuracy (percent; None without classes) over a data set, every image once, by all processes."""
-    model.eval()
-    mine = torch.arange(accelerator.process_index, len(dataset), accelerator.num_processes)
-    batches = [b.tolist() for b in mine.split(t.batch_size)]
-    totals = torch.zeros(3, dtype=torch.float64)
-    for x, y in DataLoader(dataset, batch_sampler=batches, collate_fn=collate):
-        y = y.to(accelerator.device)
-        logits = model(_place(x, t, dataset, accelerator)).float()
-        totals += torch.tensor([float(loss(logits, y)) * len(y), _correct(logits, y), len(y)], dtype=torch.float64)
-        tick(len(y))
-    total, correct, count = _shared(totals.tolist(), accelerator)
-    return {"test_loss": total / count, "test_accuracy": _accuracy(model, correct, count)}
-
-
-def _accuracy(model: nn.Module, correct: float, count: float) -> float | None:
-    """In percent; None of a model that does not classify."""
-    return None if isinstance(getattr(model, "module", model), Reconstructs) else 100 * correct / count
-
-
-def _end_of_epoch(
-    model: nn.Module,
-    train_set: Any,
-    test_set: Any,
-    t: TrainSettings,
-    loss: Callable[[Tensor, Tensor], Tensor],
-    accelerator: Accelerator,
-    position: Json,
-    optimizer: Any,
-) -> Json:
-    count = getattr(train_set, "environments", 1)
-    parts = {f"train{n + 1}": train_set.environment(n) for n in range(count)} if count > 1 else {}
-    return {
-        "epoch": position["epoch"] + 1,
-        "train_loss": position["loss"] / position["seen"],
-        "train_accuracy": _accuracy(model, position["correct"], position["seen"]),
-        **({} if t.penalty is None else {"train_penalty": position["penalty"] / position["seen"]}),
-        **evaluate(model, test_set, t, loss, accelerator),
-        **{
-            f"{name}_accuracy": evaluate(model, part, t, loss, accelerator)["test_accuracy"]
-            for name, part in parts.items()
-        },
-        "lr": optimizer.param_groups[0]["lr"],
+def _end_epoch(s: Setup, state: TrainState, progress: Progress) -> Json:
+    """Evaluates the epoch, keeps its weights if they are the best on the validation part, and warns after the first."""
+    t, seen = s.t, state.seen
+    record: Json = {
+        "epoch": state.epoch + 1,
+        **({} if s.T is None else {"T": steps_of_epoch(t, s.T, state.epoch)}),
+        "train_loss": state.loss / seen,
+        "train_accuracy": accuracy(s.model, state.correct, seen),
     }
+    if t.penalty is not None:
+        record["train_penalty"] = state.penalty / seen
+    with s.accelerator.autocast():
+        if s.validation_set is not None:
+            record |= evaluate(s.trained, s.validation_set, t, s.loss, s.accelerator, part="validation")
+        record |= evaluate(s.trained, s.test_set, t, s.loss, s.accelerator)
+        for n in range(environments if (environments := getattr(s.train_set, "environments", 1)) > 1 else 0):
+            part = evaluate(s.trained, s.train_set.environment(n), t, s.loss, s.accelerator)
+            record[f"train{n + 1}_accuracy"] = part["test_accuracy"]
+    record["lr"] = s.optimizer.param_groups[0]["lr"]
+    record["input_images_per_s"] = round(seen / max(state.prepare_seconds, 1e-9), 1)
+    record["step_images_per_s"] = round(seen / max(state.step_seconds, 1e-9), 1)
+    if s.validation_set is not None and record["validation_accuracy"] > state.best:
+        state.best = record["validation_accuracy"]
+        if s.accelerator.is_main_process:
+            save_tensors(s.run.best, s.accelerator.unwrap_model(s.trained).state_dict(), s.run.about_weights())
+    if state.epoch == 0:
+        _warn_after_the_first_epoch(s, record, seen, progress)
+    return record
 
 
-def _warn_of_rates(rates: dict[str, float], progress: Progress) -> None:
-    for name, rate in rates.items():
-        if rate < SILENT:
-            state, remedy = "nearly silent", "raise the weight of its norm or lower v_threshold"
-        elif rate > SATURATED:
-            state, remedy = "saturated", "lower the weight of its norm or raise v_threshold"
-        else:
-            continue
-        progress.warn(f"layer {name} is {state} after the first batches, rate {100 * rate:.2f} %: {remedy}")
+def _warn_after_the_first_epoch(s: Setup, record: Json, seen: int, progress: Progress) -> None:
+    x = next(_inputs(s, 0, 1))
+    with s.accelerator.autocast():
+        lines = describe_rates(s.bare, x)
+    found, classes = record["train_accuracy"], len(s.train_set.classes)
+    if found is not None and goes_nowhere(found, classes, seen):
+        progress.warn(
+            f"after the first epoch the training accuracy is {found:.2f} %, no better than guessing among {classes} "
+            f"classes: try another train.lr, train.warmup_epochs, or train.initial_rate=0.2"
+        )
+    for line in lines:
+        progress.warn(line)
 
 
-# --- on disk ----------------------------------------------------------------------------------------------------------
+# --- checkpoints ------------------------------------------------------------------------------------------------------
 
 
-def _save_checkpoint(run: Run, model: nn.Module, optimizer: Any, position: Json) -> None:
-    tensors, information = pack_optimizer(optimizer.state_dict())
-    save_tensors(
-        run.checkpoint,
-        {f"model.{k}": v for k, v in model.state_dict().items()} | {f"optimizer.{k}": v for k, v in tensors.items()},
-        {"position": position, "optimizer": information},
-    )
+def _save(s: Setup, state: TrainState, clock: _Clock) -> None:
+    state.seconds = clock.seconds()
+    if s.accelerator.is_main_process:
+        tensors, information = pack_optimizer(s.optimizer.state_dict())
+        parts = {"model": s.bare.state_dict(), "optimizer": tensors}
+        if s.ema is not None:
+            parts["ema"] = s.ema.module.state_dict()
+        save_tensors(
+            s.run.checkpoint,
+            {f"{part}.{key}": value for part, values in parts.items() for key, value in values.items()},
+            {"position": dataclasses.asdict(state), "optimizer": information},
+        )
+    clock.saved()
 
 
-def _load_checkpoint(run: Run, model: nn.Module, optimizer: Any) -> Json:
+def _load_checkpoint(run: Run, model: nn.Module, ema: Any, optimizer: Any) -> TrainState:
     tensors, information = load_tensors(run.checkpoint)
-    parts: dict[str, dict[str, Tensor]] = {"model": {}, "optimizer": {}}
+    parts: dict[str, dict[str, Tensor]] = {"model": {}, "optimizer": {}, "ema": {}}
     for name, tensor in tensors.items():
         part, _, key = name.partition(".")
         parts[part][key] = tensor
     load_weights(model, parts["model"], run.checkpoint, run.settings.model.name)
+    if ema is not None:
+        load_weights(ema.module, parts["ema"], run.checkpoint, run.settings.model.name)
     optimizer.load_state_dict(unpack_optimizer(parts["optimizer"], information["optimizer"]))
-    return information["position"]
-
-
-def _summarise(run: Run, train_set: Any, test_set: Any, parameters: int) -> Json:
-    records = run.metrics()
-    classifies = records[-1]["test_accuracy"] is not None
-    best = max(records, key=lambda r: r["test_accuracy"] if classifies else -r["test_loss"])
-    return {
-        "recipe": run.recipe, "row": run.row, "budget": run.budget, "seed": run.settings.seed,
-        "model": run.settings.model.name, "parameters": parameters,
-        "data": {"train": train_set.title, "test": test_set.title},
-        "test_accuracy": records[-1]["test_accuracy"], "best_test_accuracy": best["test_accuracy"],
-        "test_loss": records[-1]["test_loss"], "best_epoch": best["epoch"], "epochs": len(records),
-        "seconds": records[-1]["seconds"], "memory_MB": peak_memory(),
-        **({"last": records[-1], "selected": select_epoch(records)} if train_accuracies(records[-1]) else {}),
-        "environment": environment(),
-    }  # fmt: skip
-
-
-def _tensorboard(run: Run, epochs_done: int) -> Any:
-    from torch.utils.tensorboard import SummaryWriter
-
-    # purge_step hides what an interrupted run wrote beyond its checkpoint.
-    return SummaryWriter(str(run.folder / "tensorboard"), purge_step=epochs_done + 1)
-
-
-def _write_tensorboard(writer: Any, record: Json) -> None:
-    for key, value in record.items():
-        if key != "epoch" and value is not None:
-            writer.add_scalar(key.replace("_", "/", 1), value, record["epoch"])
-    writer.flush()
+    return TrainState(**information["position"])

@@ -70,14 +70,16 @@ def reconstruction(logits: Tensor, y: Tensor) -> Tensor:
 
 
 @LOSSES.register
-def mse_onehot(logits: Tensor, y: Tensor) -> Tensor:
+def mse_onehot(logits: Tensor, y: Tensor, label_smoothing: float = 0.0) -> Tensor:
     """The mean square of the time-mean of the logits minus the one-hot label (SynA).
 
     Args:
         logits: [T, N, classes].
         y: labels [N].
+        label_smoothing: as `sdt`.
     """
-    return (logits.mean(0) - _onehot(logits, y)).square().mean()
+    aim = (1 - label_smoothing) * _onehot(logits, y) + label_smoothing / logits.shape[-1]
+    return (logits.mean(0) - aim).square().mean()
 
 
 def _onehot(logits: Tensor, y: Tensor) -> Tensor:

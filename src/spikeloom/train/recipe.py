@@ -52,6 +52,9 @@ class DataSettings(Named):
 
     root: str | None = Field(None, description="folder of the files; SPIKELOOM_DATA without it")
     test_subset: int | None = Field(None, ge=1, description="images of the test part to use; all without it")
+    validation: float = Field(
+        0.0, ge=0, lt=1, description="share of the training part held out; its best epoch gives the run's weights"
+    )
 
 
 class PenaltySettings(Named):
@@ -76,6 +79,13 @@ class MixSettings(_Strict):
         return self
 
 
+class StepStage(_Strict):
+    """Some epochs in which a static image is shown for T steps."""
+
+    T: int = Field(ge=1)
+    epochs: int = Field(ge=1)
+
+
 class TrainSettings(_Strict):
     """How to train. Times are in epochs, so that they do not depend on the batch size."""
 
@@ -88,17 +98,26 @@ class TrainSettings(_Strict):
     optimizer: Literal["sgd", "adam", "adamw"] = "sgd"
     lr: float = Field(gt=0)
     momentum: float = Field(0.9, ge=0, lt=1, description="of SGD")
+    nesterov: bool = Field(False, description="Nesterov's momentum")
     weight_decay: float = Field(0.0, ge=0)
     decay_all: bool = Field(True, description="weight decay also of biases and norms; false as in timm")
-    schedule: Literal["constant", "cosine", "step"] = "cosine"
-    warmup_epochs: float = Field(0.0, ge=0, description="linear, from warmup_lr")
-    warmup_lr: float | None = Field(None, gt=0, description="lr / 100 without it")
-    min_lr: float = Field(0.0, ge=0, description="where the cosine ends")
+    schedule: Literal["constant", "cosine", "linear", "one_cycle", "step"] = "cosine"
+    warmup_epochs: float = Field(0.0, ge=0, description="linear, from warmup_lr; of one_cycle the way up")
+    warmup_lr: float | None = Field(None, gt=0, description="lr / 100 without it; of one_cycle lr / 25")
+    min_lr: float = Field(0.0, ge=0, description="where the schedule ends: cosine, linear, one_cycle")
     cooldown_epochs: float = Field(0.0, ge=0, description="last epochs, at min_lr, of the cosine schedule")
     milestones: list[float] = Field([], description="epochs after which the step schedule multiplies by gamma")
     gamma: float = Field(0.1, gt=0, le=1)
     augment: list[Named] = []
     mix: MixSettings | None = None
+    workers: int | None = Field(
+        None, ge=0, description="processes that prepare batches; without it 1 where preparing is slow, else 0"
+    )
+    steps: list[StepStage] = Field([], description="T of the first epochs, stage by stage; then model.T")
+    initial_rate: float | None = Field(
+        None, gt=0, lt=1, description="firing rate at which every neuron layer starts, set on the first batch"
+    )
+    ema: float | None = Field(None, gt=0, lt=1, description="decay of averaged weights, which become the run's")
     start_from: str | None = Field(None, description="folder of a finished run whose weights this one starts from")
     precision: Literal["fp32", "bf16"] = "fp32"
     channels_last: bool = True
@@ -230,7 +249,17 @@ def check_settings(values: Json, where: str) -> Settings:
             raise UsageError(f"{where}: train.penalty needs train.method=bptt, got {settings.train.method.name}")
     for transform in settings.train.augment:
         check_options(transform, TRANSFORMS, f"{where}: train.augment", {"mean", "std"})
+    _check_schedules(settings, where)
     return settings
+
+
+def _check_schedules(settings: Settings, where: str) -> None:
+    t = settings.train
+    staged = sum(stage.epochs for stage in t.steps)
+    if staged > t.epochs:
+        raise UsageError(f"{where}: train.steps has {staged} epochs, but train.epochs is {t.epochs}")
+    if t.nesterov and (t.optimizer != "sgd" or t.momentum == 0):
+        raise UsageError(f"{where}: train.nesterov needs train.optimizer=sgd with train.momentum above 0")
 
 
 def check_options(named: Named, registry: Any, where: str, supplied: set[str]) -> None:

@@ -4,6 +4,7 @@ settings.json            recipe, row, budget, settings, versions
 metrics.jsonl            one line an epoch
 tensorboard/             the same, for TensorBoard
 checkpoint.safetensors   weights, optimiser and position of the last checkpoint
+best.safetensors         weights of the best epoch so far, with data.validation
 model.safetensors        the trained weights
 summary.json             written at the end
 report.html, report.json the page of `spikeloom report`, and what was measured for it
@@ -118,6 +119,15 @@ class Run:
     @property
     def weights(self) -> Path:
         return self.folder / "model.safetensors"
+
+    @property
+    def best(self) -> Path:
+        """Weights of the best epoch on the validation part, while the run goes on."""
+        return self.folder / "best.safetensors"
+
+    def about_weights(self) -> Json:
+        """What a file of the run's weights says of them."""
+        return {"model": self.settings.model.model_dump()}
 
     def summary(self) -> Json | None:
         """What the finished run measured, or None while it is unfinished."""

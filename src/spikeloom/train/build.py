@@ -1,0 +1,99 @@
+"""What a run's settings name, built: data, network, devices; and where its random numbers come from."""
+
+from __future__ import annotations
+
+import functools
+import random
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from accelerate.state import AcceleratorState
+from torch import Tensor, nn
+
+from spikeloom.data import create_dataset
+from spikeloom.errors import UsageError
+from spikeloom.models import create_model
+from spikeloom.neurons import NEURONS, make_neuron
+from spikeloom.stream import Stream
+from spikeloom.surrogates import SURROGATES
+from spikeloom.train.environments import environment_order
+from spikeloom.train.recipe import Named, Settings
+
+Json = dict[str, Any]
+
+
+def build_model(settings: Settings, in_channels: int, num_classes: int) -> nn.Module:
+    """The model of some settings, its weights drawn from the settings' seed."""
+    options = {**settings.model.options, "in_channels": in_channels, "num_classes": num_classes}
+    if settings.neuron is not None:
+        options["neuron"] = neuron_factory(settings.neuron)
+    seed_everything(settings.seed)
+    try:
+        return create_model(settings.model.name, **options)
+    except ValueError as error:
+        raise UsageError(f"model {settings.model.name}: {error}") from None
+
+
+def neuron_factory(named: Named) -> Callable[[], nn.Module]:
+    """Makes the neurons that a recipe names; a wrong constant is an error now, not in the middle of a model."""
+    options = named.options
+    if "surrogate" in options:
+        surrogate = Named.model_validate(options["surrogate"])
+        try:
+            options["surrogate"] = SURROGATES[surrogate.name](**surrogate.options)
+        except (TypeError, ValueError) as error:
+            raise UsageError(f"neuron {named.name}: surrogate {surrogate.name}: {error}") from None
+    factory = functools.partial(NEURONS[named.name], **options)
+    try:
+        make_neuron(factory, 1)
+    except ValueError as error:
+        raise UsageError(f"neuron {named.name}: {error}") from None
+    return factory
+
+
+def build_datasets(settings: Settings, train: bool = True) -> tuple[Any, Any]:
+    """The training part (None if not wanted) and the test part."""
+    data, options = settings.data, settings.data.options
+    test_options: Json = {**options, "subset": data.test_subset}
+    return (
+        create_dataset(data.name, data.root, "train", **options) if train else None,
+        create_dataset(data.name, data.root, "test", **test_options),
+    )
+
+
+def seed_everything(seed: int, step: int = 0, process: int = 0, purpose: int = 0) -> None:
+    """Seeds torch, numpy and random from a run's seed, a step, a process, and what the numbers are for."""
+    mixed = int(np.random.SeedSequence((seed, step, process, purpose)).generate_state(1)[0])
+    random.seed(mixed)
+    np.random.seed(mixed)
+    torch.manual_seed(mixed)
+
+
+def epoch_order(length: int, seed: int, epoch: int, environments: int = 1, batch: int = 1) -> Tensor:
+    """The order of the images in an epoch; each `batch` holds equal shares of several environments."""
+    shuffle = functools.partial(torch.randperm, generator=torch.Generator().manual_seed(seed * 1_000_003 + epoch))
+    return shuffle(length) if environments == 1 else environment_order(length, environments, batch, shuffle)
+
+
+def make_accelerator(precision: str) -> Accelerator:
+    """The devices, processes and precision of a run; another precision than the last run's in this process is fine."""
+    AcceleratorState._reset_state()  # pyright: ignore[reportPrivateUsage]
+    return Accelerator(mixed_precision="bf16" if precision == "bf16" else "no", cpu=not torch.cuda.is_available())
+
+
+def try_input(model: nn.Module, dataset: Any, name: str, method: str) -> None:
+    """Runs one sample through a model, so that what does not fit is an error before anything is written.
+
+    Raises:
+        UsageError: the model cannot take the data, or has neurons that cannot step with a method that steps.
+    """
+    x, _ = dataset.__getitems__([0])
+    try:
+        with torch.no_grad():
+            (model.eval() if method == "bptt" else Stream(model.eval()))(dataset.encode(x))
+    except (ValueError, RuntimeError) as error:
+        reason = str(error).splitlines()[0]
+        raise UsageError(f"model {name} cannot take {dataset.title} of shape {tuple(x.shape[1:])}: {reason}") from None
