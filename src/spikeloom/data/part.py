@@ -62,9 +62,7 @@ def hold_out(whole: Any, share: float) -> tuple[Part, Part]:
         members = members[torch.randperm(len(members), generator=generator)]
         held[members[: round(share * len(members))]] = True
     if not 0 < int(held.sum()) < len(held):
-        raise UsageError(
-            f"data.validation={share} leaves nothing on one side of the {len(held)} samples of {whole.title}"
-        )
+        raise UsageError(f"data.validation={share} leaves one side of the {len(held)} samples of {whole.title} empty")
     percent = f"{100 * share:.3g} %"
     return (
         Part(whole, (~held).nonzero().flatten(), f"{whole.title} without {percent} for validation"),

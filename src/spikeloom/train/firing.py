@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from spikeloom.errors import UsageError
 from spikeloom.layers import BatchNorm, NormSpike
+from spikeloom.layers.steps import repeats
 from spikeloom.neurons import Neuron
 from spikeloom.record import RateMeter
 from spikeloom.train.recipe import TrainSettings
@@ -122,20 +123,22 @@ def set_first_rates(model: nn.Module, x: Tensor, rate: float) -> list[FirstRate]
         outputs[module] = output
         last[:] = [module]
 
-    def fire(neuron: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    def fire(neuron: nn.Module, args: tuple[Tensor, ...]) -> None:
         u = args[0]
-        driver = owners.get(neuron) or next((m for m in last if outputs[m].data_ptr() == u.data_ptr()), None)
+        driver = owners.get(neuron, last[0] if last else None)
         before = _rate(neuron, u)
-        if driver is None or driver not in outputs or outputs[driver].numel() != u.numel():
+        y = outputs.pop(driver, None)
+        if y is None or (neuron not in owners and y.data_ptr() != u.data_ptr()):
             found.append(FirstRate(names[neuron], before, before))
-            return args
-        y = outputs.pop(driver).view_as(u)
+            return
+        y = y.view_as(u)
         gain, after = _gain(neuron, u, y, rate, before)
         for parameter in (driver.weight, driver.bias):
             if parameter is not None:
                 parameter.mul_(gain)
         found.append(FirstRate(names[neuron], before, after))
-        return (u + (gain - 1) * y,)
+        # In place, because a membrane shortcut carries the same tensor on; the steps of a static image share memory.
+        (u[0] if repeats(u) else u).add_((gain - 1) * (y[0] if repeats(u) else y))
 
     names = {module: name for name, module in model.named_modules()}
     kinds = BatchNorm | nn.modules.conv._ConvNd | nn.Linear  # pyright: ignore[reportPrivateUsage]
