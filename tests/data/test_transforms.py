@@ -24,6 +24,9 @@ from spikeloom.train.build import seed_everything
 OPTIONS: dict[str, dict[str, Any]] = {"random_crop": {"padding": 4}, "random_horizontal_flip": {}}
 # One image after another; timm's are drawn from `random` and numpy as well.
 SINGLE: dict[str, dict[str, Any]] = {
+    "color_jitter": {"brightness": 0.5, "contrast": 0.5, "mean": (0.5,) * 3, "std": (0.25,) * 3},
+    "random_affine": {"degrees": 20.0, "translate": 0.2},
+    "trivial_augment": {"mean": (0.5,) * 3, "std": (0.25,) * 3},
     "rand_augment": {"mean": (0.5, 0.4, 0.3), "std": (0.25, 0.2, 0.15)},
     "random_erase": {"p": 0.5},
     "random_resized_crop": {},
@@ -173,7 +176,7 @@ def test_wrong_recipes(spec: Any, says: str):
 
 
 def test_every_transform_is_tested_here():
-    assert set(TRANSFORMS) == {*OPTIONS, *SINGLE, "random_temporal_delete"}
+    assert set(TRANSFORMS) == {*OPTIONS, *SINGLE, "alternating_flip", "random_temporal_delete"}
 
 
 @pytest.mark.parametrize("name", SINGLE)
@@ -257,6 +260,65 @@ def test_event_clips_get_one_operation_each():
     cut = [mask for mask in masks if mask.sum() < 64 and torch.equal(mask.bool() & square, mask.bool())]
     assert cut, "a hole"
     assert any(mask.sum() not in (64.0, *(m.sum() for m in cut)) for mask in masks), "sheared or rotated"
+
+
+def test_reflected_crops_are_torchvisions():
+    """Every window of the padded image, by torchvision's reflect padding."""
+    from torchvision.transforms.functional import pad
+
+    x = torch.randn(40, 3, 6, 7)
+    padded = pad(x, [2, 2, 2, 2], padding_mode="reflect")
+    y = augmentation([{"name": "random_crop", "padding": 2, "mode": "reflect"}])(x, FILL)
+    seen = set()
+    for image, wide in zip(y, padded, strict=True):
+        places = [(i, j) for i in range(5) for j in range(5) if torch.equal(image, wide[:, i : i + 6, j : j + 7])]
+        assert places
+        seen |= set(places)
+    assert len(seen) > 12
+    with pytest.raises(UsageError, match="padding of random_crop must be below 6 to reflect, got 6"):
+        augmentation([{"name": "random_crop", "padding": 6, "mode": "reflect"}])(x, FILL)
+
+
+def test_torchvisions_transforms_are_its_own():
+    """The same draws through torchvision's classes on the bytes of each image."""
+    from torchvision import transforms as peer
+
+    mean, std = (0.5, 0.4, 0.3), (0.25, 0.2, 0.15)
+    m, s = (torch.tensor(v).view(-1, 1, 1) for v in (mean, std))
+    pixels = torch.randint(0, 256, (6, 3, 16, 16), dtype=torch.uint8)
+    x = (pixels / 255 - m) / s
+    for spec, other in (
+        ({"name": "trivial_augment"}, peer.TrivialAugmentWide()),
+        ({"name": "color_jitter", "brightness": 0.4, "hue": 0.1}, peer.ColorJitter(0.4, 0, 0, 0.1)),
+    ):
+        seed_everything(7)
+        ours = augmentation([spec], mean, std)(x, FILL)
+        seed_everything(7)
+        theirs = torch.stack([other(image) for image in pixels])
+        torch.testing.assert_close(ours, (theirs / 255 - m) / s, rtol=0, atol=1e-5)
+        assert not torch.allclose(ours, x, atol=1e-3)
+    seed_everything(7)
+    ours = augmentation([{"name": "random_affine", "degrees": 20.0, "scale": (0.8, 1.1), "shear": 5.0}])(x, FILL)
+    seed_everything(7)
+    affine = peer.RandomAffine(
+        20, None, (0.8, 1.1), 5, interpolation=peer.InterpolationMode.BILINEAR, fill=FILL.tolist()
+    )
+    torch.testing.assert_close(ours, torch.stack([affine(image) for image in x]))
+
+
+@pytest.mark.parametrize(
+    ("spec", "says"),
+    [
+        ({"name": "color_jitter", "hue": 0.7}, "color_jitter: "),
+        ({"name": "random_affine", "translate": 1.5}, "translate from 0 to 1"),
+        ({"name": "random_affine", "scale": (1.0, 0.5)}, "two ascending numbers above 0"),
+        ({"name": "trivial_augment"}, "takes images of 1 channels, got (3, 9, 12)"),
+    ],
+)
+def test_wrong_values_of_torchvisions_transforms(spec: dict[str, Any], says: str):
+    with pytest.raises(UsageError) as caught:
+        augmentation([spec], (0.5,), (0.5,))(torch.zeros(1, 3, 9, 12), FILL)
+    assert says in str(caught.value)
 
 
 # --- time -------------------------------------------------------------------------------------------------------------

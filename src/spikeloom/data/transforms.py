@@ -258,21 +258,26 @@ class RandomAffine:
 
         ranges = (
             [-self.degrees, self.degrees],
-            [self.translate, self.translate],
-            list(self.scale),
-            [-self.shear, self.shear, 0.0, 0.0],
+            [self.translate, self.translate] if self.translate else None,
+            list(self.scale) if self.scale != (1.0, 1.0) else None,
+            [-self.shear, self.shear] if self.shear else None,
         )
         height, width = x.shape[-2:]
-        drawn = [
-            affine(
-                image[None].float(),
-                *Reference.get_params(*ranges, [width, height]),
-                interpolation=InterpolationMode.BILINEAR,
-                fill=fill.tolist(),
+        drawn: list[Tensor] = []
+        for image in x:
+            angle, shift, factor, shear = Reference.get_params(*ranges, [width, height])
+            drawn.append(
+                affine(
+                    image.float(),
+                    angle,
+                    list(shift),
+                    factor,
+                    list(shear),
+                    interpolation=InterpolationMode.BILINEAR,
+                    fill=fill.tolist(),
+                )
             )
-            for image in x
-        ]
-        return torch.cat(drawn).to(x) if drawn else x.clone()
+        return torch.stack(drawn).to(x) if drawn else x.clone()
 
 
 @TRANSFORMS.named("random_resized_crop")

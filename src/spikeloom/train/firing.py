@@ -57,11 +57,12 @@ def check_steps(settings: TrainSettings, model: nn.Module, dataset: Any) -> None
 
 @contextmanager
 def _showing(model: nn.Module, T: int) -> Generator[None]:
-    before, model.T = model.T, T
+    shown: Any = model
+    before, shown.T = shown.T, T
     try:
         yield
     finally:
-        model.T = before
+        shown.T = before
 
 
 @torch.no_grad()
@@ -125,10 +126,10 @@ def set_first_rates(model: nn.Module, x: Tensor, rate: float) -> list[FirstRate]
 
     def fire(neuron: nn.Module, args: tuple[Tensor, ...]) -> None:
         u = args[0]
-        driver = owners.get(neuron, last[0] if last else None)
+        driver: Any = owners.get(neuron, last[0] if last else None)
         before = _rate(neuron, u)
         y = outputs.pop(driver, None)
-        if y is None or (neuron not in owners and y.data_ptr() != u.data_ptr()):
+        if driver is None or y is None or (neuron not in owners and y.data_ptr() != u.data_ptr()):
             found.append(FirstRate(names[neuron], before, before))
             return
         y = y.view_as(u)

@@ -16,7 +16,7 @@ Json = dict[str, Any]
 class Schedule(Protocol):
     """Sets the learning rate for a step, counted from 0 over the whole run."""
 
-    def step_update(self, step: int) -> None: ...
+    def step_update(self, num_updates: int, /) -> None: ...
 
 
 class OneCycle:
