@@ -77,7 +77,7 @@ def train(words: Words = None, as_json: AsJson = False) -> None:
     spikeloom train report/table2#s0t2b budget=smoke data.root=DATA train.precision=bf16
     spikeloom train resume=RUN
 
-    Keys: seed, budget (smoke, short, full), run (the folder to write), resume, and anything under
+    Keys: seed, budget (smoke, short, hours, full), run (the folder to write), resume, and anything under
     data., model., neuron. and train. that a recipe may set.
     """
     name, values = _parse(words, "run", "resume")
@@ -516,10 +516,11 @@ def _parse(words: list[str] | None, *more: str) -> tuple[str | None, Json]:
 
 def _budget(values: Json) -> Budget | None:
     from spikeloom.registry import nearest
+    from spikeloom.train.recipe import BUDGETS
 
     budget = values.pop("budget", None)
-    if budget not in (None, "smoke", "short", "full"):
-        raise UsageError(f"unknown budget {budget!r}; {nearest(str(budget), ('smoke', 'short', 'full'))}")
+    if budget not in (None, *BUDGETS):
+        raise UsageError(f"unknown budget {budget!r}; {nearest(str(budget), BUDGETS)}")
     return budget
 
 

@@ -21,7 +21,8 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from spikeloom.errors import UsageError
 from spikeloom.registry import nearest
 
-Budget = Literal["smoke", "short", "full"]
+Budget = Literal["smoke", "short", "hours", "full"]
+BUDGETS: tuple[Budget, ...] = typing.get_args(Budget)
 Json = dict[str, Any]
 
 
@@ -193,6 +194,9 @@ class Recipe(_Strict):
         if row not in self.rows:
             raise UsageError(f"recipe {self.name} has no row {row!r}; {nearest(row, self.rows)}")
         entry, budget = self.rows[row], budget or self.budget
+        if budget not in self.budgets and budget not in entry.budgets:
+            known = [b for b in BUDGETS if b in self.budgets or b in entry.budgets]
+            raise UsageError(f"{self.name}#{row} has no budget {budget!r}; it has {', '.join(known)}")
         merged: Json = {}
         for part in (
             self.settings,
