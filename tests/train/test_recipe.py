@@ -439,7 +439,7 @@ def test_a_recipe_of_ones_own(tmp_path: Path) -> None:
         ('title = "A title"', 'titel = "A title"', ["unknown key 'titel'", "did you mean title?"]),
         ('title = "A title"', "", ["title is missing"]),
         ('paper = "A paper"', "paper = 3", ["paper", "string", "3"]),
-        ("[budgets.smoke]", "[budgets.smok]", ["budgets.smok", "'smoke', 'short' or 'full'"]),
+        ("[budgets.smoke]", "[budgets.smok]", ["budgets.smok", "'smoke', 'short', 'hours' or 'full'"]),
         ('system = "One"', "", ["rows.one.system is missing"]),
         ('system = "One"', "system = 1", ["rows.one.system", "string"]),
         ('system = "One"', 'system = "One"\npublished = { acc = [1] }', ["rows.one.published.acc", "[1]"]),
