@@ -269,9 +269,12 @@ def test_one_level_is_a_lif() -> None:
 
 
 def test_places_of_spatial_attention() -> None:
-    model = create_model("ds_resnet20", sam=True)
-    found = [name for name, m in model.named_modules() if isinstance(m, SpatialAttention)]
-    assert found == ["stem_pool", "blocks.9"]
+    def places(sam: bool | str) -> list[str]:
+        model = create_model("ds_resnet20", sam=sam)
+        return [name for name, m in model.named_modules() if isinstance(m, SpatialAttention)]
+
+    assert places(True) == places("stages") == ["blocks.3", "blocks.7"]
+    assert places("blocks") == [f"blocks.{n}.branch.3" for n in range(9)]
     assert not any(isinstance(m, SpatialAttention) for m in create_model("ds_resnet20").modules())
 
 

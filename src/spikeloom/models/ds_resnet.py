@@ -3,13 +3,17 @@
     O = SN(F(S)) + S        a shape-changing shortcut is Conv1x1 - tdBN - SN
 
 the SEW ADD block with MLF neurons (three levels, outputs 0 to 3) and norms of standard deviation 0.6, the first
-threshold. Document 003 adds two modules of spatial attention, and trains with TET and SLTT.
+threshold. Document 003 adds two modules of spatial attention, and trains with TET and SLTT. Its figure that places them
+is lost, and its section 3.4 speaks of every convolution block: `sam` is "stages" (or True), one behind each of the first
+two stages, or "blocks", one in every block in front of its last norm, where outputs stay spikes. A module behind the
+last stage, where no norm follows, shuts its gate within 20 steps, and training stays at chance.
 """
 
 from __future__ import annotations
 
 import functools
 from collections.abc import Callable
+from typing import Literal
 
 import torch
 from torch import nn
@@ -31,6 +35,9 @@ from spikeloom.models.residual import ResidualNet
 from spikeloom.models.weights import kaiming
 from spikeloom.neurons import MLF
 
+Attention = bool | Literal["stages", "blocks"]
+"""Where modules of spatial attention stand; True is "stages"."""
+
 # The released code divides by sqrt(var) + eps.
 ds_norm = functools.partial(TdBN, v_threshold=0.6, eps_outside=True)
 
@@ -50,10 +57,17 @@ def input_norm(channels: int) -> TdBN:
 
 
 def ds_block(
-    in_channels: int, out_channels: int, stride: int, neuron: Callable[[], nn.Module], vanilla: bool
+    in_channels: int,
+    out_channels: int,
+    stride: int,
+    neuron: Callable[[], nn.Module],
+    vanilla: bool,
+    sam: bool = False,
 ) -> SEWBlock | VanillaBlock:
-    """A DS block, or with `vanilla` one that adds before its last neuron."""
+    """A DS block, or with `vanilla` one that adds before its last neuron; `sam` refines what enters its last norm."""
     branch = basic_branch(in_channels, out_channels, stride, neuron, norm=ds_norm)
+    if sam:
+        branch.append(SpatialAttention())
     spike = NormSpike(out_channels, neuron, ds_norm)
     shortcut = conv_shortcut(in_channels, out_channels, stride, None if vanilla else neuron, ds_norm)
     return VanillaBlock(branch, spike, shortcut) if vanilla else SEWBlock(branch, spike, shortcut)
@@ -67,19 +81,18 @@ def _network(
     neuron: Callable[[], nn.Module],
     T: int,
     vanilla: bool,
-    sam: bool,
+    sam: Attention,
     normed_input: bool = False,
 ) -> ResidualNet:
     convolution = Conv2d(in_channels, widths[0], 3, padding=1, bias=False)
-    make = functools.partial(ds_block, neuron=neuron, vanilla=vanilla)
+    make = functools.partial(ds_block, neuron=neuron, vanilla=vanilla, sam=sam == "blocks")
     stages = residual_stages(make, widths[0], zip(widths, (blocks,) * 3, (1, 2, 2), strict=True))
-    if sam:
-        # After the last stage and, below, after the stem: the figure that places them is lost.
-        stages.append(SpatialAttention())
+    if sam in (True, "stages"):
+        stages.insert(2 * blocks, SpatialAttention())
+        stages.insert(blocks, SpatialAttention())
     model = ResidualNet(
         stem=nn.Sequential(input_norm(in_channels), convolution) if normed_input else convolution,
         stem_spike=NormSpike(widths[0], neuron, ds_norm),
-        stem_pool=SpatialAttention() if sam else None,
         blocks=stages,
         head=Linear(widths[-1], num_classes),
         T=T,
@@ -96,7 +109,7 @@ def _register_cifar(depth: int) -> None:
         neuron: Callable[[], nn.Module] = ds_mlf,
         T: int = 4,
         vanilla: bool = False,
-        sam: bool = False,
+        sam: Attention = False,
     ) -> ResidualNet:
         """DS-ResNet for CIFAR10: 6n + 2 layers, widths 64-128-256; `sam` adds two modules of spatial attention."""
         return _network((64, 128, 256), (depth - 2) // 6, in_channels, num_classes, neuron, T, vanilla, sam)
@@ -113,7 +126,7 @@ def ds_resnet20_gesture(
     neuron: Callable[[], nn.Module] = ds_mlf,
     T: int = 40,
     vanilla: bool = False,
-    sam: bool = False,
+    sam: Attention = False,
 ) -> ResidualNet:
     """DS-ResNet-20 for DVS Gesture: widths 16-32-64, event counts normalised first."""
     return _network((16, 32, 64), 3, in_channels, num_classes, neuron, T, vanilla, sam, normed_input=True)
@@ -126,7 +139,7 @@ def ds_resnet14_dvs(
     neuron: Callable[[], nn.Module] = ds_mlf,
     T: int = 10,
     vanilla: bool = False,
-    sam: bool = False,
+    sam: Attention = False,
 ) -> ResidualNet:
     """DS-ResNet-14 for CIFAR10-DVS: widths 32-64-128."""
     return _network((32, 64, 128), 2, in_channels, num_classes, neuron, T, vanilla, sam)

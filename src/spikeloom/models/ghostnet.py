@@ -238,6 +238,10 @@ class GhostBuilder:
         return model
 
 
+def _sigmoid_gate(channels: int) -> nn.Sequential:
+    return nn.Sequential(BatchNorm(channels), nn.Sigmoid())
+
+
 @MODELS.register
 def ghostnet_snn(
     in_channels: int = 3,
@@ -264,15 +268,22 @@ def ghostnet_dfc(
     spiking_se: bool = False,
     where: Where = "gm1",
     first: int = 2,
+    gate: Literal["spikes", "sigmoid"] = "spikes",
 ) -> ResidualNet:
-    """GhostNet-DFC: spiking DFC gates on the first Ghost modules of the bottlenecks from number `first` on."""
+    """GhostNet-DFC: DFC gates on the first Ghost modules of the bottlenecks from number `first` on.
+
+    Args:
+        gate: "spikes" multiplies spikes by spikes, so that of the module's few even fewer pass; "sigmoid" is the
+            ordinary DFC's, real-valued.
+    """
     ghost = GhostBuilder(neuron, variant, literal, spiking_se)
+    end = ghost.active if gate == "spikes" else _sigmoid_gate
 
     def make(index: int, channels: int) -> GhostBottleneck:
         _, expanded, out_channels, *_ = ROWS[index]
         sizes = ((channels, expanded), (expanded, out_channels))
         gates = [
-            dfc_gate(*size, ghost.active) if index >= first and where in (name, "both") else None
+            dfc_gate(*size, end) if index >= first and where in (name, "both") else None
             for name, size in zip(("gm1", "gm2"), sizes, strict=True)
         ]
         return ghost.bottleneck(channels, ROWS[index], gates=(gates[0], gates[1]))
