@@ -194,7 +194,8 @@ def as_markdown(scores: list[Score]) -> str:
         measured = "" if score.measured is None else f"{score.measured:.2f} ± {score.error:.2f}"
         difference = "" if score.difference is None else f"{score.difference:+.2f}"
         budget = "" if score.measured is None else f"{score.budget}, {score.seeds}"
-        share = "" if score.measured is None else f"{100 * score.share:.2g} %"
+        percent = 100 * score.share
+        share = "" if score.measured is None else f"{percent:.{0 if percent >= 1 else 2}f} %"
         lines.append(
             f"| `{score.row}` | {score.system} | {score.published:g} | {measured} | {difference} | {budget} | {share} | "
             f"{score.state} |"

@@ -1,0 +1,111 @@
+"""The scoreboard: what a result says of a published accuracy."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from spikeloom.errors import DataFileError
+from spikeloom.scores import SIZES, STATES, Score, as_markdown, scoreboard, summary
+from spikeloom.train.recipe import list_recipes, load_recipe, merge
+
+
+def write(folder: Path, acc: float | None, budget: str = "hours", seed: int = 1, **changes: Any) -> None:
+    """A result of `report/table1#s0t1b`, published 89.03."""
+    recipe = load_recipe("report/table1")
+    settings = merge(recipe.resolve("s0t1b", "full").model_dump(), changes)
+    record = {
+        "table": "report/table1", "row": "s0t1b", "budget": budget, "seed": seed, "measured": {"acc": acc},
+        "epochs": settings["train"]["epochs"], "settings": settings,
+    }  # fmt: skip
+    folder = folder / "report/table1"
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / f"s0t1b.{budget}.seed{seed}.json").write_text(json.dumps(record))
+
+
+def score(folder: Path, row: str = "s0t1b") -> Score:
+    [found] = [s for s in scoreboard(folder) if (s.table, s.row) == ("report/table1", row)]
+    return found
+
+
+@pytest.mark.parametrize(
+    ("acc", "changes", "state"),
+    [
+        (89.5, {}, "met"),
+        (88.4, {}, "met"),  # within two standard errors of 0.36 points
+        (87.5, {}, "close"),
+        (80.0, {}, "contradicts"),
+        (80.0, {"train": {"epochs": 90}}, "budget too small"),
+        (80.0, {"data": {"subset": 10_000}, "train": {"epochs": 960}}, "budget too small"),
+        (88.4, {"train": {"epochs": 1}}, "met"),  # less training that was enough
+    ],
+)
+def test_states(tmp_path: Path, acc: float, changes: dict[str, Any], state: str) -> None:
+    write(tmp_path, acc, **changes)
+    assert score(tmp_path).state == state
+
+
+def test_a_smoke_run_is_never_a_result(tmp_path: Path) -> None:
+    write(tmp_path, 95.0, "smoke")
+    assert score(tmp_path).state == "budget too small"
+
+
+def test_without_results(tmp_path: Path) -> None:
+    found = score(tmp_path)
+    assert (found.state, found.measured, found.difference) == ("not run", None, None)
+    write(tmp_path, None)
+    assert score(tmp_path).state == "not run"
+    states = {s.state for s in scoreboard(tmp_path) if s.table == "sew/table2"}
+    assert states == {"no data"}
+
+
+def test_a_published_failure_is_met_by_a_failure(tmp_path: Path) -> None:
+    folder = tmp_path / "report/table1"
+    write(tmp_path, 47.0)
+    record = json.loads((folder / "s0t1b.hours.seed1.json").read_text())
+    for acc, state in ((10.2, "met"), (47.0, "contradicts")):
+        (folder / "s0x1.hours.seed1.json").write_text(json.dumps({**record, "row": "s0x1", "measured": {"acc": acc}}))
+        assert score(tmp_path, "s0x1").state == state
+
+
+def test_the_largest_budget_over_its_seeds(tmp_path: Path) -> None:
+    """Mean and standard error by hand."""
+    write(tmp_path, 95.0, "short")
+    for seed, acc in enumerate((80.0, 86.0, 83.0), 1):
+        write(tmp_path, acc, "hours", seed, train={"epochs": 38})
+    found = score(tmp_path)
+    assert (found.budget, found.seeds, found.measured) == ("hours", 3, 83.0)
+    assert found.error == pytest.approx(3 / math.sqrt(3))
+    assert found.share == pytest.approx(0.2)
+    assert found.difference == pytest.approx(83.0 - 89.03)
+    write(tmp_path, 80.0, "full")
+    assert score(tmp_path).error == pytest.approx(100 * math.sqrt(0.8 * 0.2 / 8000))
+
+
+def test_a_damaged_result_is_named(tmp_path: Path) -> None:
+    write(tmp_path, 80.0)
+    (tmp_path / "report/table1/s0t1b.hours.seed1.json").write_text("{")
+    with pytest.raises(DataFileError, match="s0t1b.hours.seed1.json is not valid JSON"):
+        scoreboard(tmp_path)
+
+
+def test_the_page(tmp_path: Path) -> None:
+    write(tmp_path, 87.5)
+    scores = scoreboard(tmp_path)
+    lines = summary(scores)
+    assert len(lines) == len(STATES) == 6
+    assert sum(int(line.split()[0]) for line in lines) == len(scores) > 200
+    page = as_markdown(scores)
+    assert page.count("\n| `") == len(scores)
+    row = next(line for line in page.splitlines() if line.startswith("| `s0t1b` | SEW-ResNet-34"))
+    assert row == "| `s0t1b` | SEW-ResNet-34 | 89.03 | 87.50 ± 0.37 | -1.53 | hours, 1 | 100 % | close |"
+
+
+def test_every_data_set_of_a_recipe_has_its_size() -> None:
+    recipes = [load_recipe(name) for name in list_recipes()]
+    names = {r.resolve(row, "full").data.name for r in recipes if not r.measures for row in r.rows}
+    assert names <= set(SIZES)
