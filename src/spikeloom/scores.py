@@ -188,7 +188,7 @@ def as_markdown(scores: list[Score]) -> str:
             table = score.table
             lines += [
                 "", f"## {table}: {load_recipe(table).title}", "",
-                "| row | system | published | measured | difference | budget, seeds | of the published training | state |",
+                "| row | system | published | measured | difference | budget, seeds | of the training | state |",
                 "|---|---|---|---|---|---|---|---|",
             ]  # fmt: skip
         measured = "" if score.measured is None else f"{score.measured:.2f} ± {score.error:.2f}"
@@ -196,8 +196,6 @@ def as_markdown(scores: list[Score]) -> str:
         budget = "" if score.measured is None else f"{score.budget}, {score.seeds}"
         percent = 100 * score.share
         share = "" if score.measured is None else f"{percent:.{0 if percent >= 1 else 2}f} %"
-        lines.append(
-            f"| `{score.row}` | {score.system} | {score.published:g} | {measured} | {difference} | {budget} | {share} | "
-            f"{score.state} |"
-        )
+        cells = [f"`{score.row}`", score.system, f"{score.published:g}", measured, difference, budget, share]
+        lines.append(f"| {' | '.join([*cells, score.state])} |")
     return "\n".join(lines) + "\n"
