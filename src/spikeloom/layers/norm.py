@@ -46,12 +46,13 @@ class BatchNorm(nn.BatchNorm2d):
         return self.weight
 
     def forward(self, input: Tensor) -> Tensor:
+        # PyTorch's gradient of images in channels-last memory takes all of these for contiguous.
+        weight, old_mean, old_variance = (
+            each.contiguous() for each in (self.scaled_weight(), self.running_mean, self.running_var)
+        )
         if not self.training:
             return each_step(
-                lambda y: F.batch_norm(
-                    y, self.running_mean, self.running_var, self.scaled_weight(), self.bias, False, 0.0, self.eps
-                ),
-                input,
+                lambda y: F.batch_norm(y, old_mean, old_variance, weight, self.bias, False, 0.0, self.eps), input
             )
         steps = input.shape[0] if repeats(input) else 1
 
@@ -61,10 +62,10 @@ class BatchNorm(nn.BatchNorm2d):
             if count == 1:
                 self.track(y.detach().flatten().float(), torch.zeros_like(self.running_var))
                 # The weight has its part in the graph, and no effect.
-                return y * 0 * self.scaled_weight().to(y.dtype).view(shape) + self.bias.to(y.dtype).view(shape)
-            mean, variance = torch.zeros_like(self.running_mean), torch.zeros_like(self.running_var)
+                return y * 0 * weight.to(y.dtype).view(shape) + self.bias.to(y.dtype).view(shape)
+            mean, variance = torch.zeros_like(old_mean), torch.zeros_like(old_variance)
             # With momentum 1 the buffers receive the batch's own statistics, variance with the factor n / (n - 1).
-            z = F.batch_norm(y, mean, variance, self.scaled_weight(), self.bias, True, 1.0, self.eps)
+            z = F.batch_norm(y, mean, variance, weight, self.bias, True, 1.0, self.eps)
             self.track(mean, variance * ((count - 1) * steps / (count * steps - 1)))
             return z
 

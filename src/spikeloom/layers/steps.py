@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from spikeloom.ops import depthwise, dispatch
-from spikeloom.ops.layout import NATIVE_DTYPES
+from spikeloom.ops.layout import NATIVE_DTYPES, settled
 from spikeloom.ops.max_pool import max_pool
 from spikeloom.ops.max_pool import takes as takes_pool
 from spikeloom.ops.native_op import eager
@@ -49,9 +49,30 @@ class _Repeat(torch.autograd.Function):
 def each_step(function: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
     """Applies a function of [N, ...] to each step of x [T, N, ...]; once if the steps repeat."""
     if repeats(x):
-        y = function(x[0])
+        y = _settled(function(_settled(x[0])))
         return _Repeat.apply(y, x.shape[0]) if eager(y) else y.expand(x.shape[0], *y.shape)  # pyright: ignore[reportReturnType]
-    return function(x.flatten(0, 1)).unflatten(0, x.shape[:2])
+    return unfold(function(fold(x)), x)
+
+
+def fold(x: Tensor) -> Tensor:
+    """The steps of x [T, N, ...] as one batch [T N, ...]."""
+    # Flattening an axis of size one would leave the other one's stride open (`ops.layout.settled`).
+    return _settled(x.squeeze(0) if _is_one_step(x) else x.flatten(0, 1))
+
+
+def unfold(y: Tensor, x: Tensor) -> Tensor:
+    """The inverse of `fold`: [T N, ...] as the steps [T, N, ...] that x has."""
+    y = _settled(y)
+    return y.unsqueeze(0) if _is_one_step(x) else y.unflatten(0, x.shape[:2])
+
+
+def _is_one_step(x: Tensor) -> bool:
+    # A traced graph is for any number of steps.
+    return x.shape[0] == 1 and not torch.compiler.is_compiling() and torch._C._get_tracing_state() is None  # pyright: ignore
+
+
+def _settled(x: Tensor) -> Tensor:
+    return settled(x) if x.dim() > 3 and torch.is_grad_enabled() else x
 
 
 class Conv1d(nn.Conv1d):
@@ -78,13 +99,15 @@ class Conv2d(nn.Conv2d):
 
     def through(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """The convolution of x, and x for a shortcut, whose gradient is then added inside the convolution's own."""
-        flat = x.flatten(0, 1)
-        found = None if repeats(x) or watched(self) or self.bias is not None else self._plan(flat)
+        if repeats(x) or watched(self) or self.bias is not None:
+            return self(x), x
+        flat = fold(x)
+        found = self._plan(flat)
         if found is None or found[0].func is not spike_conv or found[1] is not flat:
             return self(x), x
         op, _, weight = found
         y, flat = spike_conv_through(flat, weight, **op.keywords)
-        return y.unflatten(0, x.shape[:2]), flat.unflatten(0, x.shape[:2])
+        return unfold(y, x), unfold(flat, x)
 
     def _step(self, x: Tensor) -> Tensor:
         found = self._plan(x)

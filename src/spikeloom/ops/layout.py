@@ -4,6 +4,8 @@ from cache."""
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -69,6 +71,22 @@ def ordered(y: Tensor, template: Tensor, dtype: torch.dtype | None = None) -> Te
     ):
         return y
     return torch.empty_strided(y.shape, strides, dtype=y.dtype, device=y.device).copy_(y)
+
+
+def settled(x: Tensor) -> Tensor:
+    """Images [N, C, ...] with the strides that their order in memory has, for x and for the gradient that comes back.
+
+    An axis of size one may have any stride, and views leave all kinds. PyTorch tells channels first from channels last
+    by the strides of all axes, in places by two rules that disagree on such an axis: its batch norm then gives wrong
+    gradients. x keeps its memory; without an axis of size one it is returned as it is.
+    """
+    N, C, *space = x.shape
+    if C == 1 or (N > 1 and 1 not in space) or math.prod(space) == 1:
+        return x
+    if x.is_contiguous():
+        return x.reshape(-1).view(x.shape)
+    last = x.movedim(1, -1)
+    return last.reshape(-1).view(last.shape).movedim(-1, 1) if last.is_contiguous() else x
 
 
 def pointer(tensor: Tensor | None) -> int:
