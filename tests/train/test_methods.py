@@ -12,8 +12,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from spikeloom.encode import as_sequence
+from spikeloom.errors import UsageError
 from spikeloom.layers import Flatten, Linear, NormSpike, TdBN
-from spikeloom.models import create_model
+from spikeloom.models import create_model, list_models
 from spikeloom.neurons import LIF, MLF, NEURONS, make_neuron
 from spikeloom.stream import Stream, detach, detached_steps
 from spikeloom.train.losses import Loss, sdt, tet
@@ -231,6 +233,59 @@ def test_features_and_sequences_of_features() -> None:
     assert sltt(model, torch.randn(4, 6), y, tet).shape == (5, 4, 3)
     assert sltt(model, torch.randn(2, 4, 6), y, tet).shape == (2, 4, 3)
     assert sltt(model, torch.randn(4, 4, 6), y, tet).shape == (4, 4, 3)
+
+
+@pytest.mark.parametrize(
+    ("name", "shape", "steps"),
+    [
+        ("sequential_cifar_net", (4, 4, 3, 32), 4),  # columns, as many steps as images
+        ("sequential_cifar_net", (3, 3, 32), 2),  # one step repeated, as many images as channels
+        ("paralif_nmnist", (4, 4, 34, 34), 4),
+        ("paralif_nmnist", (4, 4, 1, 34, 34), 4),
+        ("colored_mnist_net", (3, 3, 28, 28), 2),
+    ],
+)
+def test_axes_of_equal_size_are_told_apart(name: str, shape: tuple[int, ...], steps: int) -> None:
+    options = {"sequential_cifar_net": {"channels": 8}, "colored_mnist_net": {"in_channels": 3}}.get(name, {})
+    neuron = {"neuron": LIF} if name == "paralif_nmnist" else {}
+    model = create_model(name, num_classes=10, T=2, **options, **neuron).eval()
+    x, y = 3 * torch.rand(shape), torch.arange(shape[0])
+    wanted, logits = gradients(model, sltt, x, y, tet, mode="multi_step_detached")
+    for method in (sltt, functools.partial(sltt_k, k=4)):
+        found, online = gradients(model, method, x, y, tet)
+        assert online.shape == (steps, len(y), 10)
+        torch.testing.assert_close(online, logits)
+        for a, b in zip(found, wanted, strict=True):
+            torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-5)
+
+
+def test_a_model_of_ones_own_is_asked_where_sizes_do_not_tell() -> None:
+    class Own(nn.Module):
+        T = 3
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.layers = network()
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.layers(as_sequence(x, self.T, dims=4))
+
+    model, y = Own(), torch.arange(3)
+    assert sltt(model, torch.randn(3, 1, 3, 4), y, tet).shape == (3, 3, 3)
+    assert sltt(model, torch.randn(4, 3, 1, 3, 4), y, tet).shape == (4, 3, 3)
+    for shape in ((3, 3, 2, 2), (3, 3, 3, 2, 2)):
+        with pytest.raises(UsageError, match=r"of 3 images may be \[N, ...\] or \[T, N, ...\].*Own\.dims"):
+            sltt(model, torch.randn(shape), y, tet)
+    model.dims = 4  # pyright: ignore
+    assert sltt(model, torch.randn(3, 3, 2, 2), y, tet).shape == (3, 3, 3)
+    assert sltt(model, torch.randn(3, 3, 3, 2, 2), y, tet).shape == (3, 3, 3)
+
+
+@pytest.mark.parametrize("name", sorted(set(list_models()) - {"masked_autoencoder"}))
+def test_every_model_says_how_many_axes_a_batch_has(name: str) -> None:
+    with torch.device("meta"):
+        model = create_model(name)
+    assert not hasattr(model, "T") or model.dims in (2, 3, 4)
 
 
 @pytest.mark.parametrize("eps_outside", [False, True])

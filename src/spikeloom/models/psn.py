@@ -19,6 +19,8 @@ class SequentialNet(nn.Module):
     Shapes: [T, N, C, L] (or [N, C, L], one step repeated) -> logits [T, N, num_classes]; L a multiple of 4.
     """
 
+    dims = 3  # axes of a batch; one more is a sequence
+
     def __init__(
         self, in_channels: int, num_classes: int, neuron: Callable[[], nn.Module], T: int, channels: int, length: int
     ):
@@ -37,7 +39,7 @@ class SequentialNet(nn.Module):
         )
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.head(self.features(as_sequence(x, self.T, dims=3)))
+        return self.head(self.features(as_sequence(x, self.T, self.dims)))
 
 
 def soft_lif() -> LIF:
@@ -63,6 +65,8 @@ class StaticNet(nn.Module):
 
     Shapes: [N, C, H, W] or [T, N, C, H, W] -> logits [T, N, num_classes]; H = W = `image_size`.
     """
+
+    dims = 4  # axes of a batch; one more is a sequence
 
     def __init__(
         self,
@@ -90,7 +94,7 @@ class StaticNet(nn.Module):
         )
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.head(self.features(as_sequence(x, self.T, dims=4)))
+        return self.head(self.features(as_sequence(x, self.T, self.dims)))
 
 
 @MODELS.register

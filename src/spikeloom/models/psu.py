@@ -24,6 +24,8 @@ class CIFARNet(nn.Module):
     Shapes: [N, C, H, W] or [T, N, C, H, W] -> logits [T, N, num_classes]; the last layer has no neuron.
     """
 
+    dims = 4  # axes of a batch; one more is a sequence
+
     def __init__(
         self, widths: tuple[int, ...], in_channels: int, num_classes: int, neuron: Callable[[], nn.Module], T: int
     ):
@@ -42,7 +44,7 @@ class CIFARNet(nn.Module):
         self.head = Linear(channels, num_classes)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.head(self.pool(self.features(as_sequence(x, self.T, dims=4))))
+        return self.head(self.pool(self.features(as_sequence(x, self.T, self.dims))))
 
 
 @MODELS.register
@@ -58,6 +60,8 @@ class FullyConnected(nn.Module):
 
     Shapes: [T, N, ...] (or [N, features], one step repeated) -> logits [T, N, num_classes]; a step is flattened.
     """
+
+    dims = 2  # axes of a batch; more are a sequence
 
     def __init__(
         self,
@@ -82,7 +86,7 @@ class FullyConnected(nn.Module):
         self.layers = nn.Sequential(*layers)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.layers(self.flatten(as_sequence(x, self.T, dims=2) if x.dim() < 4 else x))
+        return self.layers(self.flatten(as_sequence(x, self.T, self.dims) if x.dim() <= self.dims else x))
 
 
 def audio_psu() -> PSU:

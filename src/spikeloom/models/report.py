@@ -43,6 +43,8 @@ class SpikingVGG(nn.Module):
     Shapes: [N, C, H, W] or [T, N, C, H, W], H and W at least 32 -> logits [T, N, num_classes].
     """
 
+    dims = 4  # axes of a batch; one more is a sequence
+
     def __init__(
         self,
         widths: tuple[int | Literal["M"], ...],
@@ -70,7 +72,7 @@ class SpikingVGG(nn.Module):
         kaiming(self, "fan_in", linear=True)
 
     def forward(self, x: Tensor) -> Tensor:
-        x = as_sequence(x, self.T, dims=4)
+        x = as_sequence(x, self.T, self.dims)
         if min(x.shape[-2:]) < 32:
             raise ValueError(f"VGG takes images of at least 32x32, got {x.shape[-2]}x{x.shape[-1]}")
         return self.head(self.pool(self.features(x)))
@@ -162,6 +164,8 @@ class ColoredMNISTNet(nn.Module):
     Shapes: [N, C, H, W] or [T, N, C, H, W] -> logits [T, N, num_classes].
     """
 
+    dims = 4  # axes of a batch; one more is a sequence
+
     def __init__(self, in_channels: int, num_classes: int, neuron: Callable[[], nn.Module], T: int, image_size: int):
         super().__init__()
         self.T, self.image_size = T, image_size
@@ -175,7 +179,7 @@ class ColoredMNISTNet(nn.Module):
         self.head = nn.Sequential(Linear(50 * side * side, 500), neuron(), Linear(500, num_classes))
 
     def forward(self, x: Tensor) -> Tensor:
-        x = as_sequence(x, self.T, dims=4)
+        x = as_sequence(x, self.T, self.dims)
         if x.shape[-2:] != (self.image_size, self.image_size):
             raise ValueError(
                 f"this network is made for images of {self.image_size}x{self.image_size}, got "

@@ -22,6 +22,8 @@ class ResidualNet(nn.Module):
     Shapes: [N, C, H, W] or [T, N, C, H, W] -> logits [T, N, num_classes].
     """
 
+    dims = 4  # axes of a batch; one more is a sequence
+
     def __init__(
         self,
         stem: nn.Module,
@@ -40,7 +42,7 @@ class ResidualNet(nn.Module):
         self.carries_membrane = isinstance(blocks[0], MembraneBlock)
 
     def forward(self, x: Tensor) -> Tensor:
-        x = self.stem(as_sequence(x, self.T, dims=4))
+        x = self.stem(as_sequence(x, self.T, self.dims))
         if self.carries_membrane:
             s, u = self.stem_spike.with_sum(x)
             for block in self.blocks:

@@ -213,6 +213,8 @@ class BlockNet(nn.Module):
     Shapes: [N, C, H, W] or [T, N, C, H, W] -> logits [T, N, num_classes].
     """
 
+    dims = 4  # axes of a batch; one more is a sequence
+
     def __init__(
         self,
         layout: tuple[int | str, ...],
@@ -242,7 +244,7 @@ class BlockNet(nn.Module):
         self.head = Linear(channels * self.side**2, num_classes)
 
     def forward(self, x: Tensor) -> Tensor:
-        x = as_sequence(x, self.T, dims=4)
+        x = as_sequence(x, self.T, self.dims)
         height, width = x.shape[-2:]
         if height // self.window != self.side or width // self.window != self.side:
             low, high = self.side * self.window, (self.side + 1) * self.window - 1

@@ -28,6 +28,8 @@ class Spikformer(nn.Module):
     Shapes: [N, C, H, W] or [T, N, C, H, W], H and W multiples of the patch -> logits [T, N, num_classes].
     """
 
+    dims = 4  # axes of a batch; one more is a sequence
+
     def __init__(self, stem: nn.Module, blocks: Iterable[nn.Module], channels: int, num_classes: int, T: int):
         super().__init__()
         self.T = T
@@ -35,7 +37,7 @@ class Spikformer(nn.Module):
         self.pool, self.head = GlobalAvgPool(), classifier(channels, num_classes)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.head(self.pool(self.blocks(self.stem(as_sequence(x, self.T, dims=4)))))
+        return self.head(self.pool(self.blocks(self.stem(as_sequence(x, self.T, self.dims)))))
 
 
 def classifier(channels: int, num_classes: int) -> Linear:

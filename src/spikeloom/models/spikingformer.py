@@ -34,6 +34,8 @@ class Spikingformer(nn.Module):
     Shapes: [N, C, H, W] or [T, N, C, H, W], H and W multiples of the patch -> logits [T, N, num_classes].
     """
 
+    dims = 4  # axes of a batch; one more is a sequence
+
     def __init__(
         self,
         in_channels: int,
@@ -64,7 +66,7 @@ class Spikingformer(nn.Module):
         self.head = classifier(channels, num_classes)
 
     def forward(self, x: Tensor) -> Tensor:
-        s, u = self.stem_spike.with_sum(self.stem(as_sequence(x, self.T, dims=4)))
+        s, u = self.stem_spike.with_sum(self.stem(as_sequence(x, self.T, self.dims)))
         for block in self.blocks:
             s, u = block(s, u)
         tokens = s.flatten(3).mT

@@ -77,6 +77,8 @@ class VGGSNN(nn.Module):
     Shapes: [N, C, H, W] or [T, N, C, H, W] -> logits [T, N, num_classes].
     """
 
+    dims = 4  # axes of a batch; one more is a sequence
+
     def __init__(
         self,
         in_channels: int,
@@ -104,7 +106,7 @@ class VGGSNN(nn.Module):
         self.head = Linear(channels * (image_size // 16) ** 2, num_classes)
 
     def forward(self, x: Tensor) -> Tensor:
-        x = as_sequence(x, self.T, dims=4)
+        x = as_sequence(x, self.T, self.dims)
         if x.shape[-2:] != (self.image_size, self.image_size):
             raise ValueError(
                 f"this network is made for frames of {self.image_size}x{self.image_size}, got "

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from spikeloom.encode import repeat
+from spikeloom.errors import UsageError
 from spikeloom.registry import Registry
 from spikeloom.stream import Stream, detached_steps
 from spikeloom.train.losses import Loss
@@ -45,7 +46,8 @@ def sltt(
     """Spatial learning through time: no gradient between steps (Meng et al. 2023, SLTT, Eqs. 8-10).
 
     Args:
-        model, x, y: as `bptt`.
+        model, x, y: as `bptt`; a model that repeats a batch T times by itself says so by its attributes `T` and `dims`,
+            the axes of a batch.
         loss: a mean of a loss of each step, as `tet` is; online it is given one step at a time, and its sum over the
             steps divided by T. "multi_step_detached" takes any loss.
         mode: "online" takes one step at a time, so that memory does not grow with T; batch statistics, tdBN's too, are
@@ -102,8 +104,21 @@ def _online(model: nn.Module, steps: Tensor, y: Tensor, loss: Loss, learning: Co
 
 
 def _steps(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
-    """x as a sequence [T, N, ...]: a model that repeats its input takes a batch, which begins with N and not with T."""
-    T = getattr(getattr(model, "module", model), "T", None)
-    if T is None or x.dim() == 5 or x.shape[0] != len(y) or (x.dim() == 3 and x.shape[1] == len(y)):
+    """x as a sequence [T, N, ...]: a model that repeats its input (`T`) takes a batch [N, ...] too, of `dims` axes.
+
+    Raises:
+        UsageError: a model with `T` but not `dims`, and an input whose first two axes are both as long as the labels.
+    """
+    model = getattr(model, "module", model)
+    T, dims = getattr(model, "T", None), getattr(model, "dims", None)
+    if T is None:
         return x
-    return repeat(x, T)
+    if dims is None:
+        images = [size == len(y) for size in x.shape[:2]]
+        if all(images):
+            raise UsageError(
+                f"the input {tuple(x.shape)} of {len(y)} images may be [N, ...] or [T, N, ...]: say how many axes a "
+                f"batch has, by an attribute {type(model).__name__}.dims (4 for [N, C, H, W])"
+            )
+        return repeat(x, T) if images[0] else x
+    return repeat(x, T) if x.dim() == dims else x
