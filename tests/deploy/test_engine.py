@@ -67,6 +67,9 @@ def on_a_grid(model: nn.Module, x: Tensor) -> nn.Module:
     for parameter in folded.parameters():
         if parameter.dim():
             parameter.copy_((parameter * 64).round() / 64)
+    for module in folded.modules():
+        if isinstance(module, Conv2d):
+            module.dense = True  # minimal filtering multiplies by fractions that are not on the grid
     return folded
 
 

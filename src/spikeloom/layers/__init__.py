@@ -27,6 +27,8 @@ from spikeloom.layers.steps import (
     GlobalAvgPool,
     Linear,
     MaxPool2d,
+    channels_last,
+    concatenated,
     each_step,
     repeats,
 )
@@ -58,6 +60,8 @@ __all__ = [
     "VanillaBlock",
     "basic_branch",
     "bottleneck_branch",
+    "channels_last",
+    "concatenated",
     "conv_shortcut",
     "each_step",
     "mlp_branch",

@@ -100,7 +100,7 @@ class SynapticAttention(nn.Module):
             raise RuntimeError(
                 "attention needs the whole sequence at once and cannot run under a Stream; a model without it can step"
             )
-        return F.relu(self.gate(self.score(x)[None])[0] * x)
+        return F.relu(x * self.gate(self.score(x)[None])[0])  # in the order of memory of the first factor
 
 
 class SpatialAttention(nn.Module):

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from spikeloom.ops import depthwise, dispatch
-from spikeloom.ops.layout import NATIVE_DTYPES, settled
+from spikeloom.ops.layout import NATIVE_DTYPES, in_channels_last, settled
 from spikeloom.ops.max_pool import max_pool
 from spikeloom.ops.max_pool import takes as takes_pool
 from spikeloom.ops.native_op import eager
@@ -67,12 +67,31 @@ def unfold(y: Tensor, x: Tensor) -> Tensor:
 
 
 def _is_one_step(x: Tensor) -> bool:
-    # A traced graph is for any number of steps.
-    return x.shape[0] == 1 and not torch.compiler.is_compiling() and torch._C._get_tracing_state() is None  # pyright: ignore
+    return x.shape[0] == 1 and not _is_traced()  # a graph is for any number of steps
+
+
+def _is_traced() -> bool:
+    return torch.compiler.is_compiling() or torch._C._get_tracing_state() is not None  # pyright: ignore
 
 
 def _settled(x: Tensor) -> Tensor:
     return settled(x) if x.dim() > 3 and torch.is_grad_enabled() else x
+
+
+def channels_last(x: Tensor) -> Tensor:
+    """Images [T, N, C, H, W] in the order of memory in which a CPU computes convolutions fastest.
+
+    Layers keep the order of their input, so a network is asked once, at its entry. Weights may stay as they are.
+    """
+    return each_step(in_channels_last, x) if x.is_cpu and not _is_traced() else x
+
+
+def concatenated(*maps: Tensor) -> Tensor:
+    """Maps [T, N, C, H, W] of as many steps and images behind one another in C, in the order of memory of the first."""
+    # PyTorch keeps the order of four axes alone.
+    if _is_traced():
+        return torch.cat(maps, 2)
+    return unfold(torch.cat([fold(x) for x in maps], 1), maps[0])
 
 
 class Conv1d(nn.Conv1d):

@@ -15,7 +15,6 @@ import functools
 from collections.abc import Callable
 from typing import Literal
 
-import torch
 from torch import Tensor, nn
 
 from spikeloom.layers import (
@@ -27,6 +26,7 @@ from spikeloom.layers import (
     NormSpike,
     PadShortcut,
     SEWBlock,
+    concatenated,
     residual_stages,
 )
 from spikeloom.models.registry import MODELS
@@ -74,7 +74,7 @@ class GhostModule(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         gate = None if self.gate is None else self.gate(x)
         y = self.primary(x)
-        out = torch.cat([y, self.cheap(y)], dim=2)[:, :, : self.out_channels]
+        out = concatenated(y, self.cheap(y))[:, :, : self.out_channels]
         return out if gate is None else out * gate
 
 

@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from spikeloom.encode import repeat
+from spikeloom.layers import channels_last
 from spikeloom.models.registry import MODELS
 from spikeloom.models.spikformer import Spikformer, transformer_lif
 
@@ -104,7 +105,7 @@ class MaskedAutoencoder(nn.Module):
         """Images and places of visible tokens [N, V] to what the blocks make of these, mean over T: [N, V, D]."""
         mask = torch.zeros(len(x), self.grid**2, dtype=torch.bool, device=x.device).scatter(1, visible, True)
         mask = mask.unflatten(1, (self.grid, self.grid))
-        y = repeat(x * upsampled(mask, self.patch)[:, None], self.T)
+        y = channels_last(repeat(x * upsampled(mask, self.patch)[:, None], self.T))
         for stage, block in enumerate(self.stem, start=1):
             places = upsampled(mask, self.patch // 2**stage)
             convolutions, units = list(cast("nn.Sequential", block))[::2], list(cast("nn.Sequential", block))[1::2]

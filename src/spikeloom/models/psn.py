@@ -8,7 +8,7 @@ from collections.abc import Callable
 from torch import Tensor, nn
 
 from spikeloom.encode import as_sequence
-from spikeloom.layers import AvgPool1d, AvgPool2d, Conv1d, Conv2d, Flatten, Linear, NormSpike
+from spikeloom.layers import AvgPool1d, AvgPool2d, Conv1d, Conv2d, Flatten, Linear, NormSpike, channels_last
 from spikeloom.models.registry import MODELS
 from spikeloom.neurons import LIF, PSN, make_neuron
 
@@ -94,7 +94,7 @@ class StaticNet(nn.Module):
         )
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.head(self.features(as_sequence(x, self.T, self.dims)))
+        return self.head(self.features(channels_last(as_sequence(x, self.T, self.dims))))
 
 
 @MODELS.register

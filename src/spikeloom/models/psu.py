@@ -7,7 +7,7 @@ from collections.abc import Callable
 from torch import Tensor, nn
 
 from spikeloom.encode import as_sequence
-from spikeloom.layers import AvgPool2d, Conv2d, Flatten, GlobalAvgPool, Linear, NormSpike
+from spikeloom.layers import AvgPool2d, Conv2d, Flatten, GlobalAvgPool, Linear, NormSpike, channels_last
 from spikeloom.models.registry import MODELS
 from spikeloom.neurons import PSU, make_neuron
 from spikeloom.surrogates import ATan
@@ -44,7 +44,7 @@ class CIFARNet(nn.Module):
         self.head = Linear(channels, num_classes)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.head(self.pool(self.features(as_sequence(x, self.T, self.dims))))
+        return self.head(self.pool(self.features(channels_last(as_sequence(x, self.T, self.dims)))))
 
 
 @MODELS.register

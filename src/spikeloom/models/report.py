@@ -24,6 +24,7 @@ from spikeloom.layers import (
     SEWBlock,
     VanillaBlock,
     basic_branch,
+    channels_last,
     residual_stages,
 )
 from spikeloom.models.registry import MODELS
@@ -72,7 +73,7 @@ class SpikingVGG(nn.Module):
         kaiming(self, "fan_in", linear=True)
 
     def forward(self, x: Tensor) -> Tensor:
-        x = as_sequence(x, self.T, self.dims)
+        x = channels_last(as_sequence(x, self.T, self.dims))
         if min(x.shape[-2:]) < 32:
             raise ValueError(f"VGG takes images of at least 32x32, got {x.shape[-2]}x{x.shape[-1]}")
         return self.head(self.pool(self.features(x)))
@@ -179,7 +180,7 @@ class ColoredMNISTNet(nn.Module):
         self.head = nn.Sequential(Linear(50 * side * side, 500), neuron(), Linear(500, num_classes))
 
     def forward(self, x: Tensor) -> Tensor:
-        x = as_sequence(x, self.T, self.dims)
+        x = channels_last(as_sequence(x, self.T, self.dims))
         if x.shape[-2:] != (self.image_size, self.image_size):
             raise ValueError(
                 f"this network is made for images of {self.image_size}x{self.image_size}, got "

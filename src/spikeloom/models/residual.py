@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from spikeloom.encode import as_sequence
-from spikeloom.layers import GlobalAvgPool, MembraneBlock, NormSpike
+from spikeloom.layers import GlobalAvgPool, MembraneBlock, NormSpike, channels_last
 
 
 class ResidualNet(nn.Module):
@@ -42,7 +42,7 @@ class ResidualNet(nn.Module):
         self.carries_membrane = isinstance(blocks[0], MembraneBlock)
 
     def forward(self, x: Tensor) -> Tensor:
-        x = self.stem(as_sequence(x, self.T, self.dims))
+        x = self.stem(channels_last(as_sequence(x, self.T, self.dims)))
         if self.carries_membrane:
             s, u = self.stem_spike.with_sum(x)
             for block in self.blocks:

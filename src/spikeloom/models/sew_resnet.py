@@ -29,6 +29,7 @@ from spikeloom.layers import (
     VanillaBlock,
     basic_branch,
     bottleneck_branch,
+    channels_last,
     conv_shortcut,
     residual_stages,
     start_as_identity,
@@ -244,7 +245,7 @@ class BlockNet(nn.Module):
         self.head = Linear(channels * self.side**2, num_classes)
 
     def forward(self, x: Tensor) -> Tensor:
-        x = as_sequence(x, self.T, self.dims)
+        x = channels_last(as_sequence(x, self.T, self.dims))
         height, width = x.shape[-2:]
         if height // self.window != self.side or width // self.window != self.side:
             low, high = self.side * self.window, (self.side + 1) * self.window - 1

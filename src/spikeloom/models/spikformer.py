@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable
 from torch import Tensor, nn
 
 from spikeloom.encode import as_sequence
-from spikeloom.layers import Conv2d, GlobalAvgPool, Linear, NormSpike, SEWBlock
+from spikeloom.layers import Conv2d, GlobalAvgPool, Linear, NormSpike, SEWBlock, channels_last
 from spikeloom.layers.spiking_attention import SpikingSelfAttention, Variant, mlp_branch, patch_units
 from spikeloom.models.registry import MODELS
 from spikeloom.neurons import LIF
@@ -37,7 +37,7 @@ class Spikformer(nn.Module):
         self.pool, self.head = GlobalAvgPool(), classifier(channels, num_classes)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.head(self.pool(self.blocks(self.stem(as_sequence(x, self.T, self.dims)))))
+        return self.head(self.pool(self.blocks(self.stem(channels_last(as_sequence(x, self.T, self.dims))))))
 
 
 def classifier(channels: int, num_classes: int) -> Linear:

@@ -8,7 +8,7 @@ from typing import Literal
 from torch import Tensor, nn
 
 from spikeloom.encode import as_sequence
-from spikeloom.layers import Conv2d, MembraneBlock, NormSpike
+from spikeloom.layers import Conv2d, MembraneBlock, NormSpike, channels_last
 from spikeloom.layers.spiking_attention import SpikingSelfAttention, mlp_branch, patch_units
 from spikeloom.models.registry import MODELS
 from spikeloom.models.spikformer import POOLS, classifier, transformer_lif
@@ -66,7 +66,7 @@ class Spikingformer(nn.Module):
         self.head = classifier(channels, num_classes)
 
     def forward(self, x: Tensor) -> Tensor:
-        s, u = self.stem_spike.with_sum(self.stem(as_sequence(x, self.T, self.dims)))
+        s, u = self.stem_spike.with_sum(self.stem(channels_last(as_sequence(x, self.T, self.dims))))
         for block in self.blocks:
             s, u = block(s, u)
         tokens = s.flatten(3).mT

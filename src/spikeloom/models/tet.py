@@ -22,6 +22,7 @@ from spikeloom.layers import (
     TdBN,
     VanillaBlock,
     basic_branch,
+    channels_last,
     conv_shortcut,
     residual_stages,
 )
@@ -106,7 +107,7 @@ class VGGSNN(nn.Module):
         self.head = Linear(channels * (image_size // 16) ** 2, num_classes)
 
     def forward(self, x: Tensor) -> Tensor:
-        x = as_sequence(x, self.T, self.dims)
+        x = channels_last(as_sequence(x, self.T, self.dims))
         if x.shape[-2:] != (self.image_size, self.image_size):
             raise ValueError(
                 f"this network is made for frames of {self.image_size}x{self.image_size}, got "

@@ -85,8 +85,13 @@ def settled(x: Tensor) -> Tensor:
         return x
     if x.is_contiguous():
         return x.reshape(-1).view(x.shape)
+    return in_channels_last(x) if x.movedim(1, -1).is_contiguous() else x
+
+
+def in_channels_last(x: Tensor) -> Tensor:
+    """Images [N, C, ...] in channels-last memory, with its strides where sizes of one leave them open too."""
     last = x.movedim(1, -1)
-    return last.reshape(-1).view(last.shape).movedim(-1, 1) if last.is_contiguous() else x
+    return last.reshape(-1).view(last.shape).movedim(-1, 1)
 
 
 def pointer(tensor: Tensor | None) -> int:
