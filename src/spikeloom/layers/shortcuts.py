@@ -30,10 +30,31 @@ from spikeloom.registry import Registry
 
 COMBINE: Registry[Callable[[Tensor, Tensor], Tensor]] = Registry("combine function")
 """g(A, S) of SEW ResNet, Table 1: A is the residual branch, S the shortcut. IAND is not symmetric."""
-COMBINE.register(lambda a, s: a + s, "add")
-COMBINE.register(lambda a, s: a * s, "and")
-COMBINE.register(lambda a, s: (1 - a) * s, "iand")
-COMBINE.register(lambda a, s: a + s - a * s, "or")
+
+
+# Functions with names: a block that holds one can be pickled.
+@COMBINE.named("add")
+def combine_add(a: Tensor, s: Tensor) -> Tensor:
+    """`A + S`."""
+    return a + s
+
+
+@COMBINE.named("and")
+def combine_and(a: Tensor, s: Tensor) -> Tensor:
+    """`A S`."""
+    return a * s
+
+
+@COMBINE.named("iand")
+def combine_iand(a: Tensor, s: Tensor) -> Tensor:
+    """`(1 - A) S`."""
+    return (1 - a) * s
+
+
+@COMBINE.named("or")
+def combine_or(a: Tensor, s: Tensor) -> Tensor:
+    """`A + S - A S`."""
+    return a + s - a * s
 
 
 def fork(branch: nn.Module, s: Tensor) -> tuple[Tensor, Tensor]:
@@ -84,7 +105,7 @@ class SEWBlock(nn.Module):
     def forward(self, s: Tensor) -> Tensor:
         y, s = fork(self.branch, s)
         # One pass, but not where somebody notes in which order the neurons of branch and shortcut run.
-        if self.combine is COMBINE["add"] and not watched(*self.spike.modules()):
+        if self.combine is combine_add and not watched(*self.spike.modules()):
             return self.spike(y, add=self.shortcut(s))
         return self.combine(self.spike(y), self.shortcut(s))
 
@@ -118,7 +139,7 @@ def start_as_identity(block: Block) -> None:
     norm, neuron = block.spike.norm, block.spike.neuron
     assert isinstance(norm, BatchNorm)
     bias: float | Tensor = 0.0
-    if isinstance(block, SEWBlock) and block.combine is COMBINE["and"]:
+    if isinstance(block, SEWBlock) and block.combine is combine_and:
         if not isinstance(neuron, Threshold) or isinstance(neuron.v_threshold, tuple):
             raise UsageError(
                 f"zero_init with combine 'and' needs a neuron with one fixed threshold, got {type(neuron).__name__}: "
