@@ -15,6 +15,7 @@ from small_networks import EVENTS, SHAPES, SMALL, Net
 from torch import Tensor, nn
 
 from spikeloom.deploy import fold, from_nir, read_nir, to_nir, write_nir
+from spikeloom.encode import Frames
 from spikeloom.errors import DataFileError, UsageError
 from spikeloom.layers import (
     AvgPool1d,
@@ -76,7 +77,8 @@ NETS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
     "membrane": (functools.partial(create_model, "ms_resnet14", in_channels=2, num_classes=5, T=4), (3, 2, 16, 16)),
     "vanilla": (functools.partial(residual, VanillaBlock), (3, 2, 8, 8)),
     "one dimension": (
-        lambda: Net(Conv1d(2, 4, 3, padding=1), LIF(), Flatten(), Linear(36, 5), LeakyIntegrator(), dims=3), (3, 2, 9)),
+        lambda: Net(Conv1d(2, 4, 3, padding=1), LIF(), Flatten(2), Linear(36, 5), LeakyIntegrator(), dims=3),
+        (3, 2, 9)),
     "readout without synapse": (
         lambda: Net(Linear(6, 8), IF(), Linear(8, 3), LeakyIntegrator(tau_syn=None), dims=2), (3, 6)),
 }  # fmt: skip
@@ -202,7 +204,8 @@ def test_registered_networks(name: str, tmp_path: Path) -> None:
     torch.manual_seed(1)
     model = create_model(name, **SMALL.get(name, {}))
     shape = (SHAPES | EVENTS).get(name, (3, 32, 32))
-    x = 3 * torch.rand(2, *(shape if name != "paralif_gesture" else (8192,)))
+    steps = (4,) if isinstance(model.T, Frames) else ()
+    x = 3 * torch.rand(*steps, 2, *(shape if name != "paralif_gesture" else (8192,)))
     if name not in WRITTEN:
         with pytest.raises(UsageError, match=r"^layer \S+ \(\w+\): .*NIR"):
             to_nir(model, x)

@@ -37,8 +37,11 @@ def test_every_model_pickles(every_model: dict[str, nn.Module]) -> None:
 
 
 SMALL: dict[str, dict[str, Any]] = {
-    "sew_resnet_cifar": {"n": 1}, "spikformer_v2_2_64": {"depth": 1}, "ds_resnet14": {}, "syna_resnet18": {"T": 2},
-}  # fmt: skip
+    "sew_resnet_cifar": {"n": 1},
+    "spikformer_v2_2_64": {"depth": 1},
+    "ds_resnet14": {},
+    "syna_resnet18": {"T": 2},
+}
 
 
 @pytest.mark.parametrize("combine", COMBINE)
@@ -67,7 +70,9 @@ def run_them(models: dict[str, nn.Module], x: Tensor, file: Path) -> None:
 def test_every_model_reaches_a_spawned_process(every_model: dict[str, nn.Module], tmp_path: Path) -> None:
     small = {f"small {name}": create_model(name, **{"T": 2, **options}).eval() for name, options in SMALL.items()}
     x, file = torch.rand(1, 3, 32, 32) * 3, tmp_path / "found.pt"
-    process = torch.multiprocessing.get_context("spawn").Process(target=run_them, args=({**every_model, **small}, x, file))
+    process = torch.multiprocessing.get_context("spawn").Process(
+        target=run_them, args=({**every_model, **small}, x, file)
+    )
     process.start()
     process.join(timeout=120)
     assert process.exitcode == 0

@@ -13,6 +13,7 @@ from torch.utils.data import DataLoader
 
 from spikeloom.analyse.blocks import calibrated
 from spikeloom.data import collate
+from spikeloom.encode import Frames
 from spikeloom.errors import UsageError
 from spikeloom.models import MODELS
 from spikeloom.registry import nearest
@@ -100,15 +101,17 @@ def open_target(name: str, values: Json) -> Target:
     model = build_model(settings, shape[0], classes)
     count = min(images, 64) if "images" not in values else images
     generator = torch.Generator().manual_seed(settings.seed)
+    # A network for sequences is given as many frames as its paper has.
+    steps = (int(model.T),) if isinstance(model.T, Frames) else ()
 
     def batches() -> Iterator[tuple[Tensor, Tensor]]:
         for start in range(0, count, batch):
             size = min(batch, count - start)
-            yield torch.rand(size, *shape, generator=generator), torch.zeros(size, dtype=torch.int64)
+            yield torch.rand(*steps, size, *shape, generator=generator), torch.zeros(size, dtype=torch.int64)
 
     names = tuple(map(str, range(classes)))
-    data = f"random inputs {'x'.join(map(str, shape))}"
-    return Target(f"{name}, untrained", False, data, names, model, batches, count, False, shape)
+    data = f"random inputs {'x'.join(map(str, (*steps, *shape)))}"
+    return Target(f"{name}, untrained", False, data, names, model, batches, count, bool(steps), shape)
 
 
 def _on_data(title: str, trained: bool, model: nn.Module, dataset: Any, images: int, batch: int) -> Target:

@@ -32,6 +32,7 @@ from spikeloom.layers.steps import (
     each_step,
     repeats,
 )
+from spikeloom.layers.wrappers import PerStep, Repeat
 
 __all__ = [
     "COMBINE",
@@ -51,7 +52,9 @@ __all__ = [
     "MembraneBlock",
     "NormSpike",
     "PadShortcut",
+    "PerStep",
     "PlainBlock",
+    "Repeat",
     "SEWBlock",
     "SpatialAttention",
     "SpikingSelfAttention",

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from spikeloom.layers.steps import each_step, repeats, watched
+from spikeloom.layers.steps import axes_of, each_step, repeats, watched
 from spikeloom.neurons.base import check_state, make_neuron
 from spikeloom.neurons.if_lif import Threshold
 from spikeloom.ops import dispatch
@@ -46,6 +46,7 @@ class BatchNorm(nn.BatchNorm2d):
         return self.weight
 
     def forward(self, input: Tensor) -> Tensor:
+        self.check(input)
         # PyTorch's gradient of images in channels-last memory takes all of these for contiguous.
         weight, old_mean, old_variance = (
             each.contiguous() for each in (self.scaled_weight(), self.running_mean, self.running_var)
@@ -70,6 +71,12 @@ class BatchNorm(nn.BatchNorm2d):
             return z
 
         return each_step(normalise, input)
+
+    def check(self, x: object) -> None:
+        """Refuses what is no sequence [T, N, C, ...] of as many channels."""
+        if not isinstance(x, Tensor) or x.dim() < 3 or x.shape[2] != self.num_features:
+            got = f"shape {tuple(x.shape)}" if isinstance(x, Tensor) else type(x).__name__
+            raise ValueError(f"{type(self).__name__} takes a sequence [T, N, {self.num_features}, ...], got {got}")
 
     @torch.no_grad()
     def track(self, mean: Tensor, variance: Tensor) -> None:
@@ -119,6 +126,7 @@ class TdBN(BatchNorm):
     def forward(self, input: Tensor) -> Tensor:
         if not self.eps_outside:
             return super().forward(input)
+        self.check(input)
         shape = (1, -1, *(1,) * (input.dim() - 3))
 
         def normalise(y: Tensor) -> Tensor:
@@ -187,7 +195,7 @@ class NormSpike(nn.Module):
 def _one_op(norm: BatchNorm, neuron: Threshold, x: Tensor, residual: Tensor | None, add: Tensor | None) -> bool:
     """Whether norm and neuron are a pair that the fused op knows, on inputs that it takes, and nobody looks between."""
     return (
-        x.dim() >= 3
+        axes_of(x) >= 3
         and x.numel() > 0
         and x.shape[2] == norm.num_features
         and type(neuron).run is Threshold.run

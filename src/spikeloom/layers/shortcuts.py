@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from spikeloom.errors import UsageError
 from spikeloom.layers.norm import BatchNorm, NormSpike
-from spikeloom.layers.steps import AvgPool2d, Conv2d, each_step, watched
+from spikeloom.layers.steps import AvgPool2d, Conv2d, check_axes, each_step, watched
 from spikeloom.neurons.if_lif import Threshold
 from spikeloom.ops import dispatch
 from spikeloom.ops.every_second import every_second
@@ -239,6 +239,7 @@ class PadShortcut(nn.Module):
         self.padding = (before, out_channels - in_channels - before)
 
     def forward(self, x: Tensor) -> Tensor:
+        check_axes(self, x, 5)
         return each_step(self._step, x)
 
     def _step(self, x: Tensor) -> Tensor:

@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from spikeloom.layers.norm import BatchNorm, NormSpike
-from spikeloom.layers.steps import Conv2d, MaxPool2d
+from spikeloom.layers.steps import Conv2d, MaxPool2d, check_axes
 from spikeloom.neurons.base import make_neuron
 from spikeloom.ops.rounding import product
 
@@ -67,6 +67,7 @@ class AttentionProduct(nn.Module):
         self.scale: nn.Parameter | float = nn.Parameter(torch.tensor(scale)) if learnable_scale else scale
 
     def forward(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        check_axes(self, q, 5)
         side = q.shape[-2:]
         # Tokens in rows, the order of channels-last memory: it goes in and, as the gradients, comes out again.
         q, k, v = (

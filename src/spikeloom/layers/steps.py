@@ -34,6 +34,25 @@ def watched(*modules: nn.Module) -> bool:
     return any(getattr(module, name) for module in modules for name in hooks)
 
 
+_MAPS = {3: "features", 4: "C, L", 5: "C, H, W", 6: "C, D, H, W"}
+
+
+def axes_of(x: object) -> int:
+    """The number of axes of a tensor; -1 of anything else."""
+    return x.dim() if isinstance(x, Tensor) else -1
+
+
+def check_axes(layer: nn.Module, x: object, axes: int, more: bool = False) -> None:
+    """Refuses what is no sequence of so many axes, or `more`: images [N, C, H, W] would be taken for steps."""
+    if not isinstance(x, Tensor):
+        raise TypeError(f"{type(layer).__name__} takes a tensor [T, N, {_MAPS[axes]}], got {type(x).__name__}")
+    if x.dim() < axes or (x.dim() > axes and not more):
+        raise ValueError(
+            f"{type(layer).__name__} takes a sequence [T, N, {_MAPS[axes]}], got shape {tuple(x.shape)}: one step is "
+            "x[None], and layers.Repeat(net, T) shows it images T times"
+        )
+
+
 class _Repeat(torch.autograd.Function):
     """`y.expand(steps, ...)`, whose gradient does not read a step that comes back repeated more than once."""
 
@@ -98,6 +117,7 @@ class Conv1d(nn.Conv1d):
     """`torch.nn.Conv1d` on each step: [T, N, C, L] -> [T, N, C', L']."""
 
     def forward(self, input: Tensor) -> Tensor:
+        check_axes(self, input, 4)
         return each_step(lambda x: product(self._conv_forward, x, self.weight, self.bias), input)
 
 
@@ -114,10 +134,12 @@ class Conv2d(nn.Conv2d):
     dense: bool = False
 
     def forward(self, input: Tensor) -> Tensor:
+        check_axes(self, input, 5)
         return each_step(self._step, input)
 
     def through(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """The convolution of x, and x for a shortcut, whose gradient is then added inside the convolution's own."""
+        check_axes(self, x, 5)
         if repeats(x) or watched(self) or self.bias is not None:
             return self(x), x
         flat = fold(x)
@@ -162,9 +184,15 @@ class Conv2d(nn.Conv2d):
 
 
 class Linear(nn.Linear):
-    """`torch.nn.Linear` on each step: [T, N, features] -> [T, N, features']."""
+    """`torch.nn.Linear` on each step: [T, N, ..., features] -> [T, N, ..., features']."""
 
     def forward(self, input: Tensor) -> Tensor:
+        check_axes(self, input, 3, more=True)
+        if input.shape[-1] != self.in_features:
+            raise ValueError(
+                f"Linear takes a sequence [T, N, {self.in_features}], got shape {tuple(input.shape)}: it is made for "
+                "inputs of another size"
+            )
         return each_step(lambda x: product(F.linear, x, self.weight, self.bias), input)
 
 
@@ -172,6 +200,7 @@ class MaxPool2d(nn.MaxPool2d):
     """`torch.nn.MaxPool2d` on each step; spikes in, spikes out. Channels-last memory of a CPU has `ops.max_pool`."""
 
     def forward(self, input: Tensor) -> Tensor:
+        check_axes(self, input, 5)
         return each_step(self._step, input)
 
     def _step(self, x: Tensor) -> Tensor:
@@ -194,6 +223,7 @@ class AvgPool2d(nn.AvgPool2d):
     """`torch.nn.AvgPool2d` on each step."""
 
     def forward(self, input: Tensor) -> Tensor:
+        check_axes(self, input, 5)
         return each_step(super().forward, input)
 
 
@@ -201,6 +231,7 @@ class AvgPool1d(nn.AvgPool1d):
     """`torch.nn.AvgPool1d` on each step."""
 
     def forward(self, input: Tensor) -> Tensor:
+        check_axes(self, input, 4)
         return each_step(super().forward, input)
 
 
@@ -208,18 +239,43 @@ class Dropout(nn.Dropout):
     """`torch.nn.Dropout` with one mask for all steps, so that a mean over time is dropped as a whole."""
 
     def forward(self, input: Tensor) -> Tensor:
+        check_axes(self, input, 3, more=True)
         return input * super().forward(torch.ones_like(input[0])) if self.training else input
 
 
-class GlobalAvgPool(nn.Module):
-    """Mean over all positions: [T, N, C, ...] -> [T, N, C]."""
+class _OfMaps(nn.Module):
+    """A layer of maps of `dims` axes, which are said: of four axes nobody knows [N, C, H, W] from [T, N, C, L]."""
+
+    def __init__(self, dims: int = 3):
+        super().__init__()
+        if dims not in (2, 3, 4):
+            raise ValueError(f"dims must be 2 for maps [C, L], 3 for [C, H, W] or 4 for [C, D, H, W], got {dims!r}")
+        self.dims = dims
+
+    def extra_repr(self) -> str:
+        return "" if self.dims == 3 else f"dims={self.dims}"
+
+
+class GlobalAvgPool(_OfMaps):
+    """Mean over all positions: [T, N, C, H, W] -> [T, N, C].
+
+    Args:
+        dims: axes of the maps: 3 for [C, H, W], 2 for [C, L].
+    """
 
     def forward(self, x: Tensor) -> Tensor:
+        check_axes(self, x, self.dims + 2)
         return each_step(lambda y: y.flatten(2).mean(2), x)
 
 
-class Flatten(nn.Module):
-    """[T, N, ...] -> [T, N, features]."""
+class Flatten(_OfMaps):
+    """[T, N, C, H, W] -> [T, N, features]; features stay as they are.
+
+    Args:
+        dims: axes of the maps: 3 for [C, H, W], 2 for [C, L].
+    """
 
     def forward(self, x: Tensor) -> Tensor:
+        if axes_of(x) != 3:
+            check_axes(self, x, self.dims + 2)
         return each_step(lambda y: y.flatten(1), x)

@@ -18,6 +18,7 @@ from typing import Literal
 import torch
 from torch import nn
 
+from spikeloom.encode import Frames
 from spikeloom.layers import (
     Conv2d,
     Linear,
@@ -124,7 +125,7 @@ def ds_resnet20_gesture(
     in_channels: int = 2,
     num_classes: int = 11,
     neuron: Callable[[], nn.Module] = ds_mlf,
-    T: int = 40,
+    T: int = Frames(40),
     vanilla: bool = False,
     sam: Attention = False,
 ) -> ResidualNet:
@@ -137,7 +138,7 @@ def ds_resnet14_dvs(
     in_channels: int = 2,
     num_classes: int = 10,
     neuron: Callable[[], nn.Module] = ds_mlf,
-    T: int = 10,
+    T: int = Frames(10),
     vanilla: bool = False,
     sam: Attention = False,
 ) -> ResidualNet:

@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from spikeloom.encode import repeat
+from spikeloom.encode import floating, repeat
 from spikeloom.layers import channels_last
 from spikeloom.models.registry import MODELS
 from spikeloom.models.spikformer import Spikformer, transformer_lif
@@ -92,6 +92,7 @@ class MaskedAutoencoder(nn.Module):
 
     def draw(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Random places [N, L] of the visible and of the hidden tokens, ascending."""
+        x = floating(x)
         if x.dim() != 4 or x.shape[-2:] != (self.image_size,) * 2:
             raise ValueError(
                 f"pre-training takes images of {self.image_size}x{self.image_size}, got shape {tuple(x.shape)}: "

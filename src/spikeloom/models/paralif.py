@@ -11,6 +11,7 @@ from collections.abc import Callable
 
 from torch import nn
 
+from spikeloom.encode import Frames
 from spikeloom.models.psu import FullyConnected
 from spikeloom.models.registry import MODELS
 from spikeloom.neurons import LeakyIntegrator, ParaLIF, RecurrentParaLIF
@@ -43,7 +44,7 @@ def paralif_shd(
     in_channels: int = 700,
     num_classes: int = 20,
     neuron: Callable[[], nn.Module] | None = None,
-    T: int = 1000,
+    T: int = Frames(1000),
     recurrent: bool = False,
     time_step: float = 1e-3,
 ) -> FullyConnected:
@@ -56,7 +57,7 @@ def paralif_ntidigits(
     in_channels: int = 64,
     num_classes: int = 11,
     neuron: Callable[[], nn.Module] | None = None,
-    T: int = 1000,
+    T: int = Frames(1000),
     recurrent: bool = False,
     time_step: float = 1e-3,
 ) -> FullyConnected:
@@ -69,7 +70,7 @@ def paralif_nmnist(
     in_channels: int = 1 * 34 * 34,
     num_classes: int = 10,
     neuron: Callable[[], nn.Module] | None = None,
-    T: int = 60,
+    T: int = Frames(60),
     recurrent: bool = False,
     time_step: float = 5e-3,
 ) -> FullyConnected:
@@ -82,7 +83,7 @@ def paralif_gesture(
     in_channels: int = 2 * 64 * 64,
     num_classes: int = 10,
     neuron: Callable[[], nn.Module] | None = None,
-    T: int = 300,
+    T: int = Frames(300),
     recurrent: bool = False,
     time_step: float = 5e-3,
 ) -> FullyConnected:

@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 from torch import Tensor, nn
 
-from spikeloom.encode import as_sequence
+from spikeloom.encode import Frames, as_sequence
 from spikeloom.layers import AvgPool1d, AvgPool2d, Conv1d, Conv2d, Flatten, Linear, NormSpike, channels_last
 from spikeloom.models.registry import MODELS
 from spikeloom.neurons import LIF, PSN, make_neuron
@@ -32,7 +32,7 @@ class SequentialNet(nn.Module):
         layers.append(AvgPool1d(2))
         for _ in range(3):
             layers += [Conv1d(channels, channels, 3, padding=1, bias=False), NormSpike(channels, neuron)]
-        layers += [AvgPool1d(2), Flatten()]
+        layers += [AvgPool1d(2), Flatten(dims=2)]
         self.features = nn.Sequential(*layers)
         self.head = nn.Sequential(
             Linear(channels * (length // 4), 256), make_neuron(neuron, 256), Linear(256, num_classes)
@@ -52,7 +52,7 @@ def sequential_cifar_net(
     in_channels: int = 3,
     num_classes: int = 10,
     neuron: Callable[[], nn.Module] = soft_lif,
-    T: int = 32,
+    T: int = Frames(32),
     channels: int = 128,
     length: int = 32,
 ) -> SequentialNet:

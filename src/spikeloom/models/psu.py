@@ -6,8 +6,8 @@ from collections.abc import Callable
 
 from torch import Tensor, nn
 
-from spikeloom.encode import as_sequence
-from spikeloom.layers import AvgPool2d, Conv2d, Flatten, GlobalAvgPool, Linear, NormSpike, channels_last
+from spikeloom.encode import Frames, as_sequence, floating
+from spikeloom.layers import AvgPool2d, Conv2d, GlobalAvgPool, Linear, NormSpike, channels_last
 from spikeloom.models.registry import MODELS
 from spikeloom.neurons import PSU, make_neuron
 from spikeloom.surrogates import ATan
@@ -82,11 +82,13 @@ class FullyConnected(nn.Module):
         layers.append(Linear(features, num_classes))
         if readout is not None:
             layers.append(readout())
-        self.flatten = Flatten()
         self.layers = nn.Sequential(*layers)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.layers(self.flatten(as_sequence(x, self.T, self.dims) if x.dim() <= self.dims else x))
+        x = floating(x)
+        # A step of any shape is one row.
+        x = x.flatten(2) if x.dim() > self.dims + 1 else as_sequence(x, self.T, self.dims)
+        return self.layers(x)
 
 
 def audio_psu() -> PSU:
@@ -96,7 +98,7 @@ def audio_psu() -> PSU:
 
 @MODELS.register
 def shd_net(
-    in_channels: int = 700, num_classes: int = 20, neuron: Callable[[], nn.Module] = audio_psu, T: int = 15
+    in_channels: int = 700, num_classes: int = 20, neuron: Callable[[], nn.Module] = audio_psu, T: int = Frames(15)
 ) -> FullyConnected:
     """Linear - unit, three times 128 wide, and Linear: 125,332 parameters on SHD."""
     return FullyConnected((128, 128, 128), in_channels, num_classes, neuron, T)

@@ -23,7 +23,8 @@ def create_model(name: str, **overrides: Any) -> nn.Module:
             the number of times a static image is repeated.
 
     Returns:
-        A module from [N, C, H, W] or [T, N, C, H, W] to logits per step [T, N, num_classes].
+        A module from [N, C, H, W] or [T, N, C, H, W] to logits per step [T, N, num_classes]. Networks for events, whose
+        T is `encode.Frames` by default, take images only where a T is given.
 
     Raises:
         UsageError: unknown name or argument, with the nearest known ones.

@@ -16,7 +16,7 @@ from typing import Literal
 
 from torch import Tensor, nn
 
-from spikeloom.encode import as_sequence
+from spikeloom.encode import Frames, as_sequence
 from spikeloom.layers import (
     Block,
     Conv2d,
@@ -276,7 +276,7 @@ def sew_7b(
     in_channels: int = 2,
     num_classes: int = 11,
     neuron: Callable[[], nn.Module] = PLIF,
-    T: int = 16,
+    T: int = Frames(16),
     combine: str = "add",
     zero_init: bool = True,
     up_kernel: int = 1,
@@ -291,7 +291,7 @@ def spiking_7b(
     in_channels: int = 2,
     num_classes: int = 11,
     neuron: Callable[[], nn.Module] = PLIF,
-    T: int = 16,
+    T: int = Frames(16),
     zero_init: bool = True,
     up_kernel: int = 1,
     image_size: int = 128,
@@ -305,7 +305,7 @@ def plain_7b(
     in_channels: int = 2,
     num_classes: int = 11,
     neuron: Callable[[], nn.Module] = PLIF,
-    T: int = 16,
+    T: int = Frames(16),
     up_kernel: int = 1,
     image_size: int = 128,
 ) -> BlockNet:
@@ -318,7 +318,7 @@ def sew_wide_7b(
     in_channels: int = 2,
     num_classes: int = 10,
     neuron: Callable[[], nn.Module] = PLIF,
-    T: int = 16,
+    T: int = Frames(16),
     combine: str = "add",
     zero_init: bool = True,
     up_kernel: int = 1,

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable
 
 from torch import Tensor, nn
 
-from spikeloom.encode import as_sequence
+from spikeloom.encode import Frames, as_sequence
 from spikeloom.layers import Conv2d, GlobalAvgPool, Linear, NormSpike, SEWBlock, channels_last
 from spikeloom.layers.spiking_attention import SpikingSelfAttention, Variant, mlp_branch, patch_units
 from spikeloom.models.registry import MODELS
@@ -73,7 +73,7 @@ def _register(name: str, layout: str, blocks: int, width: int, split: int) -> No
         in_channels: int = 2 if dvs else 3,
         num_classes: int = 1000 if layout == "imagenet" else 10,
         neuron: Callable[[], nn.Module] = transformer_lif,
-        T: int = 16 if dvs else 4,
+        T: int = Frames(16) if dvs else 4,
         depth: int = blocks,
         channels: int = width,
         heads: int = split,

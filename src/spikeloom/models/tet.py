@@ -11,7 +11,7 @@ from typing import Literal
 
 from torch import Tensor, nn
 
-from spikeloom.encode import as_sequence
+from spikeloom.encode import Frames, as_sequence
 from spikeloom.layers import (
     AvgPool2d,
     BatchNorm,
@@ -121,7 +121,7 @@ def vggsnn(
     in_channels: int = 2,
     num_classes: int = 10,
     neuron: Callable[[], nn.Module] = tet_lif,
-    T: int = 10,
+    T: int = Frames(10),
     image_size: int = 48,
     bias: bool = True,
     pool: bool = True,

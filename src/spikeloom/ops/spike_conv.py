@@ -75,6 +75,7 @@ def takes(x: Tensor, weight: Tensor, stride: int, padding: int) -> bool:
     return (
         (kernel == (3, 3) or (kernel == (1, 1) and stride == 1 and padding == 0 and min(weight.shape[:2]) >= 64))
         and padding <= 2
+        and weight.shape[1] == C
         and min(H, W) + 2 * padding >= kernel[0]  # or PyTorch says what is wrong
         and x.dtype in NATIVE_DTYPES
         and x.stride() == (H * W * C, 1, W * C, C)
