@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import numbers
 from collections.abc import Callable
 from typing import Any
 
@@ -27,14 +28,21 @@ def create_model(name: str, **overrides: Any) -> nn.Module:
         T is `encode.Frames` by default, take images only where a T is given.
 
     Raises:
-        UsageError: unknown name or argument, with the nearest known ones.
+        UsageError: unknown name or argument, with the nearest known ones, or a number that is none.
+        TypeError: `neuron` is a name or a layer, not what makes layers.
     """
     builder = MODELS[name]
     known = inspect.signature(builder).parameters
     for key in overrides:
         if key not in known:
             raise UsageError(f"model {name} has no argument {key!r}; {nearest(key, known)}")
+        if key in ("T", "in_channels", "num_classes") and not _counts(overrides[key]):
+            raise UsageError(f"model {name}: {key} must be a whole number from 1, got {overrides[key]!r}")
     return builder(**overrides)
+
+
+def _counts(value: object) -> bool:
+    return isinstance(value, numbers.Integral) and value is not True and int(value) >= 1
 
 
 def list_models(pattern: str = "*") -> list[str]:

@@ -30,7 +30,7 @@ from spikeloom.layers import (
 from spikeloom.models.registry import MODELS
 from spikeloom.models.residual import ResidualNet
 from spikeloom.models.weights import kaiming
-from spikeloom.neurons import LIF
+from spikeloom.neurons import LIF, make_neuron
 
 
 def report_lif() -> LIF:
@@ -67,9 +67,9 @@ class SpikingVGG(nn.Module):
                 self.features.append(NormSpike(width, neuron))
                 channels = width
         self.pool = GlobalAvgPool()  # 1x1 maps at 32x32: no change
-        self.head = nn.Sequential(Linear(channels, 128), neuron(), Linear(128, num_classes))
+        self.head = nn.Sequential(Linear(channels, 128), make_neuron(neuron, 128), Linear(128, num_classes))
         if spiking_output:
-            self.head.append(neuron())
+            self.head.append(make_neuron(neuron, num_classes))
         kaiming(self, "fan_in", linear=True)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -174,10 +174,10 @@ class ColoredMNISTNet(nn.Module):
         if side < 1:
             raise ValueError(f"image_size must be at least 16, got {image_size}")
         self.features = nn.Sequential(
-            Conv2d(in_channels, 20, 5), neuron(), MaxPool2d(2),
-            Conv2d(20, 50, 5), neuron(), MaxPool2d(2), Flatten(),
+            Conv2d(in_channels, 20, 5), make_neuron(neuron, 20), MaxPool2d(2),
+            Conv2d(20, 50, 5), make_neuron(neuron, 50), MaxPool2d(2), Flatten(),
         )  # fmt: skip
-        self.head = nn.Sequential(Linear(50 * side * side, 500), neuron(), Linear(500, num_classes))
+        self.head = nn.Sequential(Linear(50 * side * side, 500), make_neuron(neuron, 500), Linear(500, num_classes))
 
     def forward(self, x: Tensor) -> Tensor:
         x = channels_last(as_sequence(x, self.T, self.dims))

@@ -56,12 +56,31 @@ def check_state(module: nn.Module, state: Tensor | None, x: Tensor, extra: tuple
 
 
 def make_neuron(factory: Callable[..., nn.Module], channels: int) -> nn.Module:
-    """A neuron layer from a factory; one that takes `channels` or `features` (GLIF, recurrent layers) is told."""
+    """A neuron layer from a factory; one that takes `channels` or `features` (GLIF, recurrent layers) is told.
+
+    Raises:
+        TypeError: factory is a name or a layer, needs other arguments, or makes no layer.
+    """
+    if isinstance(factory, nn.Module) or not callable(factory):
+        raise TypeError(
+            "neuron must be what makes a layer of neurons, one for each place in a network, such as "
+            f"spikeloom.neurons.LIF or lambda: LIF(tau=3.0); got {' '.join(repr(factory).split())}"
+        )
     parameters = inspect.signature(factory).parameters
-    for name in ("channels", "features"):
-        if name in parameters:
-            return factory(**{name: channels})
-    return factory()
+    told = {name: channels for name in ("channels", "features") if name in parameters}
+    needs = [
+        p.name
+        for p in parameters.values()
+        if p.default is p.empty and p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)
+    ]
+    if missing := [name for name in needs if name not in told]:
+        name = getattr(factory, "__name__", type(factory).__name__)
+        given = ", ".join(f"{key}=..." for key in missing)
+        raise TypeError(f"neuron {name} needs {' and '.join(missing)}: give lambda: {name}({given})")
+    made = factory(**told)
+    if not isinstance(made, nn.Module):  # pyright: ignore[reportUnnecessaryIsInstance]
+        raise TypeError(f"neuron must make a layer, a torch.nn.Module; it made {made!r}")
+    return made
 
 
 def describe(**settings: Any) -> str:
