@@ -548,6 +548,23 @@ def test_two_processes_take_the_steps_of_one(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+def test_two_processes_with_synced_norms_take_the_steps_of_one(tmp_path: Path) -> None:
+    words = [word.replace("colored_mnist_net", "ms_resnet14") for word in TWO if "image_size" not in word]
+    words += ["train.epochs=1", "train.optimizer=sgd"]
+    for name, sync in (("synced", "true"), ("apart", "false")):
+        done = torchrun(tmp_path, *words, f"train.sync_norm={sync}", f"run={tmp_path / name}", "--json")
+        assert done.returncode == 0, done.stderr
+    settings = Run.open(tmp_path / "synced").settings.model_dump()
+    settings["train"] |= {"batch_size": 32, "sync_norm": False}
+    train(Run.plan(tmp_path / "one", "one", "main", "full", check_settings(settings, "one")), Told())
+    one, synced, apart = (weights(Run.open(tmp_path / name)) for name in ("one", "synced", "apart"))
+    # Statistics of each process by itself are others, and those of the first one stay.
+    key = "stem_spike.norm.running_mean"
+    torch.testing.assert_close(synced[key], one[key], rtol=1e-3, atol=1e-5)
+    assert (apart[key] - one[key]).abs().max() > 20 * (synced[key] - one[key]).abs().max()
+
+
+@pytest.mark.slow
 def test_a_mistake_ends_both_processes(tmp_path: Path) -> None:
     done = torchrun(tmp_path, *TWO, "train.batch_size=64", f"run={tmp_path / 'run'}")
     assert done.returncode != 0

@@ -1,7 +1,7 @@
 """Time-first layers: sequences [T, N, ...] in and out."""
 
 from spikeloom.layers.attention import Axis, SpatialAttention, SynapticAttention
-from spikeloom.layers.norm import BatchNorm, NormSpike, TdBN
+from spikeloom.layers.norm import BatchNorm, NormSpike, TdBN, sync_norms
 from spikeloom.layers.shortcuts import (
     COMBINE,
     Block,
@@ -72,4 +72,5 @@ __all__ = [
     "repeats",
     "residual_stages",
     "start_as_identity",
+    "sync_norms",
 ]  # fmt: skip

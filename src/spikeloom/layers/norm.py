@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Callable
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from spikeloom.errors import UsageError
+from spikeloom.layers.processes import moments, processes
 from spikeloom.layers.steps import axes_of, each_step, repeats, watched
 from spikeloom.neurons.base import check_state, make_neuron
 from spikeloom.neurons.if_lif import Threshold
@@ -17,6 +20,21 @@ from spikeloom.ops import dispatch
 from spikeloom.ops.layout import NATIVE_DTYPES
 from spikeloom.ops.norm_scan import NormScan, norm_scan
 from spikeloom.stream import detaching, exchange, recomputing, streaming
+
+
+class _Conversion:
+    """Refuses `torch.nn.SyncBatchNorm.convert_sync_batchnorm`, which asks for this attribute of each norm that it takes
+    apart: what it makes would take N for C, and lose the scale of a `TdBN`."""
+
+    _CODE = nn.SyncBatchNorm.convert_sync_batchnorm.__func__.__code__  # pyright: ignore[reportFunctionMemberAccess]
+
+    def __get__(self, norm: object, kind: type) -> Any:
+        if norm is not None and sys._getframe(1).f_code is self._CODE:  # pyright: ignore[reportPrivateUsage]
+            raise UsageError(
+                f"torch.nn.SyncBatchNorm cannot replace {kind.__name__}, which takes sequences [T, N, C, ...]: use "
+                "spikeloom.layers.sync_norms(model), or train.sync_norm=true in a recipe"
+            )
+        raise AttributeError(f"{kind.__name__!r} object has no attribute 'qconfig'")
 
 
 class BatchNorm(nn.BatchNorm2d):
@@ -28,7 +46,14 @@ class BatchNorm(nn.BatchNorm2d):
     Args:
         channels: C.
         eps, momentum: as `torch.nn`.
+
+    Attributes:
+        synced, process_group: whether statistics are those of all processes of a group (`sync_norms`).
     """
+
+    qconfig = _Conversion()
+    synced: bool = False
+    process_group: Any = None
 
     running_mean: Tensor  # pyright: ignore[reportIncompatibleVariableOverride]
     running_var: Tensor  # pyright: ignore[reportIncompatibleVariableOverride]
@@ -56,6 +81,8 @@ class BatchNorm(nn.BatchNorm2d):
                 lambda y: F.batch_norm(y, old_mean, old_variance, weight, self.bias, False, 0.0, self.eps), input
             )
         steps = input.shape[0] if repeats(input) else 1
+        if self.synced and processes(self.process_group) > 1:
+            return each_step(lambda y: self._by(y, *self._moments(y, steps)), input)
 
         def normalise(y: Tensor) -> Tensor:
             count = y.numel() // y.shape[1]
@@ -77,6 +104,29 @@ class BatchNorm(nn.BatchNorm2d):
         if not isinstance(x, Tensor) or x.dim() < 3 or x.shape[2] != self.num_features:
             got = f"shape {tuple(x.shape)}" if isinstance(x, Tensor) else type(x).__name__
             raise ValueError(f"{type(self).__name__} takes a sequence [T, N, {self.num_features}, ...], got {got}")
+
+    def _moments(self, y: Tensor, steps: int) -> tuple[Tensor, Tensor]:
+        """Mean and variance [C] of a batch y that counts `steps` times, by which the running ones are moved."""
+        if self.synced and processes(self.process_group) > 1:
+            mean, variance, count = moments(y, steps, self.process_group)
+            self.track(mean, variance * (count / (count - 1).clamp_min(1)).to(variance.dtype))
+        else:
+            axes = [0, *range(2, y.dim())]
+            variance, mean = torch.var_mean(y if y.dtype == torch.float64 else y.float(), axes, correction=0)
+            number = y.numel() // y.shape[1] * steps
+            self.track(mean, variance * (number / max(number - 1, 1)))
+        return mean, variance
+
+    def _by(self, y: Tensor, mean: Tensor, variance: Tensor) -> Tensor:
+        """y [N, C, ...] normalised by mean and variance [C]."""
+        shape = (1, -1, *(1,) * (y.dim() - 2))
+        if self.eps_outside:
+            # The square root has no gradient at 0: a constant channel, or a single element.
+            deviation = variance.clamp_min(torch.finfo(torch.float32).tiny).sqrt() + self.eps
+        else:
+            deviation = (variance + self.eps).sqrt()
+        factor = self.scaled_weight() / deviation
+        return ((y - mean.view(shape)) * factor.view(shape) + self.bias.view(shape)).to(y.dtype)
 
     @torch.no_grad()
     def track(self, mean: Tensor, variance: Tensor) -> None:
@@ -127,19 +177,10 @@ class TdBN(BatchNorm):
         if not self.eps_outside:
             return super().forward(input)
         self.check(input)
-        shape = (1, -1, *(1,) * (input.dim() - 3))
+        steps = input.shape[0] if repeats(input) else 1
 
         def normalise(y: Tensor) -> Tensor:
-            mean, variance = self.running_mean, self.running_var
-            if self.training:
-                axes = [0, *range(2, y.dim())]
-                count = y.numel() // y.shape[1] * (input.shape[0] if repeats(input) else 1)
-                variance, mean = torch.var_mean(y if y.dtype == torch.float64 else y.float(), axes, correction=0)
-                self.track(mean, variance * (count / max(count - 1, 1)))
-            # The square root has no gradient at 0: a constant channel, or a single element.
-            deviation = variance.clamp_min(torch.finfo(torch.float32).tiny).sqrt()
-            factor = self.scaled_weight() / (deviation + self.eps)
-            return ((y - mean.view(shape)) * factor.view(shape) + self.bias.view(shape)).to(y.dtype)
+            return self._by(y, *(self._moments(y, steps) if self.training else (self.running_mean, self.running_var)))
 
         return each_step(normalise, input)
 
@@ -200,6 +241,7 @@ def _one_op(norm: BatchNorm, neuron: Threshold, x: Tensor, residual: Tensor | No
         and x.shape[2] == norm.num_features
         and type(neuron).run is Threshold.run
         and neuron.scale() is None
+        and not (norm.synced and norm.training and processes(norm.process_group) > 1)
         and neuron.surrogate.formula is not None
         and norm.weight.dtype == torch.float32
         and all(y is None or (y.dtype == x.dtype and y.shape == x.shape) for y in (residual, add))
@@ -230,6 +272,25 @@ def _fused(
         count = x.numel() // x.shape[2]
         norm.track(found.mean, found.variance * (count / max(count - 1, 1)))
     return found.spikes, found.sum
+
+
+def sync_norms(model: nn.Module, process_group: Any = None) -> nn.Module:
+    """Lets the norms of a model take their batch statistics over all processes, and returns the model.
+
+    In training and with several processes only. Norms of `torch.nn` become `torch.nn.SyncBatchNorm`, which needs an
+    accelerator. A norm and the neurons behind it are then two operations, not one.
+
+    Args:
+        model: every process has it, and calls it the same number of times.
+        process_group: whose statistics; None for all processes.
+    """
+    if isinstance(model, BatchNorm):
+        model.synced, model.process_group = True, process_group
+    elif isinstance(model, nn.modules.batchnorm._BatchNorm):  # pyright: ignore[reportPrivateUsage]
+        return nn.SyncBatchNorm.convert_sync_batchnorm(model, process_group)
+    for name, child in model.named_children():
+        model.add_module(name, sync_norms(child, process_group))
+    return model
 
 
 def add_to_branches(count: int) -> float:

@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from spikeloom.data import augmentation
 from spikeloom.data.part import hold_out
 from spikeloom.errors import UsageError
+from spikeloom.layers import sync_norms
 from spikeloom.train.batches import Batches, Prepared
 from spikeloom.train.build import (
     build_datasets,
@@ -238,6 +239,8 @@ def _set_up(run: Run, progress: Progress) -> tuple[Setup, TrainState]:
     environments = getattr(train_set, "environments", 1)
     order = functools.partial(epoch_order, len(train_set), settings.seed, environments=environments, batch=t.batch_size)
     model = build_model(settings, train_set.in_channels, len(train_set.classes))
+    if t.sync_norm:
+        model = sync_norms(model)
     T = getattr(model, "T", None)
     rest = start_from(model, t.start_from) if t.start_from is not None else None
     augment = augmentation(

@@ -122,6 +122,7 @@ class TrainSettings(_Strict):
     start_from: str | None = Field(None, description="folder of a finished run whose weights this one starts from")
     precision: Literal["fp32", "bf16"] = "fp32"
     channels_last: bool = True
+    sync_norm: bool = Field(False, description="batch statistics of all processes, not of each by itself")
     checkpoint_minutes: float = Field(2.0, ge=0, description="between checkpoints; also one after every epoch")
 
     @property
