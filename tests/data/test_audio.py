@@ -33,7 +33,7 @@ def test_shapes_and_values(tmp_path: Path) -> None:
     data = create_dataset("fsdd", write(tmp_path), T=60, bands=10)
     assert len(data) == 3
     assert data.labels.tolist() == [0, 5, 9]
-    x, y = data.__getitems__([0, 2])
+    x, y = data.batch([0, 2])
     assert x.shape == (2, 60, 20)
     assert set(x.unique().tolist()) == {0.0, 1.0}
     assert data.encode(x).shape == (60, 2, 20)

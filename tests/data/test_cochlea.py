@@ -43,7 +43,7 @@ def test_shd(tmp_path: Path) -> None:
     assert isinstance(data, FrameDataset)
     assert (data.input_shape, data.in_channels, len(data.classes), data.title) == ((700,), 700, 20, "SHD")
     assert data.labels.tolist() == [19, 0, 7]
-    x, _ = data.__getitems__([0, 1, 2])
+    x, _ = data.batch([0, 1, 2])
     assert x.shape == (3, 3, 700)
     assert x.sum((1, 2)).tolist() == [4, 2, 2]
     # Three parts of 0.1 s, of which the last takes the end; times of half precision.
@@ -54,7 +54,7 @@ def test_shd(tmp_path: Path) -> None:
     bins = create_dataset("shd", tmp_path, frames="bins", dt=1.0, subset=2)
     assert bins.title == "SHD, 2 of 3 recordings"
     assert bins[0][0].shape == (301, 700)
-    assert bins.encode(bins.__getitems__([0, 1])[0]).shape == (501, 2, 700)
+    assert bins.encode(bins.batch([0, 1])[0]).shape == (501, 2, 700)
 
 
 @pytest.mark.parametrize(
@@ -144,7 +144,7 @@ def test_n_tidigits(tmp_path: Path) -> None:
     data = create_dataset("n_tidigits", ntidigits_root(tmp_path, ("man-ae-z", "man-ae-1o3", "man-ae-o", "man-bc-4")))
     assert data.labels.tolist() == [0, 10, 4]  # zero, oh, four; the string of three is left out
     assert (data.input_shape, data.title) == ((64,), "N-TIDIGITS (single digits)")
-    x, _ = data.__getitems__([0, 2])
+    x, _ = data.batch([0, 2])
     assert x.shape == (2, 9, 64)  # 44 ms in windows of 5 ms
     assert x[1].nonzero().tolist() == [[0, 63], [1, 1], [8, 3]]
     assert x[0].nonzero().tolist() == [[6, 63], [7, 1], [8, 0]]  # the shorter one begins later

@@ -61,7 +61,7 @@ def test_nmnist(tmp_path: Path) -> None:
     assert (len(data), data.title) == (30, "N-MNIST files of 30 recordings")
     assert data.labels.tolist() == [d for d in range(10) for _ in range(3)]
     assert (data.in_channels, data.input_shape) == (2, (2, 34, 34))
-    x, y = data.__getitems__([7, 0])
+    x, y = data.batch([7, 0])
     assert (x.dtype, x.shape, y.tolist()) == (torch.float32, (2, 6, 2, 34, 34), [2, 0])
     # Files are taken by number: 9, 19, 29.
     assert torch.equal(x[0].long(), event_frames(made(300, 34, 34, 12), "count", 6))
@@ -78,7 +78,7 @@ def test_windows_of_fixed_length_are_padded_in_front(tmp_path: Path) -> None:
     (root / "NMNIST" / "Train" / "0" / "00009.bin").write_bytes(five_bytes(made(50, 34, 34, 5, span=20_000)))
     data = loaded("nmnist", root, frames="bins", dt=5.0, polarity=0, flatten=True)
     assert (data.in_channels, data.input_shape) == (34 * 34, (34 * 34,))
-    x, _ = data.__getitems__([0, 1])
+    x, _ = data.batch([0, 1])
     short, long = data[0][0], data[1][0]
     assert len(short) == 4
     assert len(long) == 20
@@ -383,7 +383,7 @@ def test_the_real_nmnist(real_data: Callable[[str], Path]) -> None:
     root = real_data("NMNIST")
     data = loaded("nmnist", root, "test")
     assert torch.bincount(data.labels).tolist() == [8, 14, 8, 11, 14, 7, 10, 15, 2, 11]
-    x, y = data.__getitems__(range(100))
+    x, y = data.batch(range(100))
     assert x.shape == (100, 10, 2, 34, 34)
     # A pixel's events over all frames show the digits: a nearest mean on the test part itself tells most apart.
     pictures = torch.nn.functional.normalize(x.sum((1, 2)).flatten(1))

@@ -32,7 +32,7 @@ def test_pictures_and_labels(root: Path) -> None:
     assert (len(train), len(test), train.classes) == (6, 4, ["n01", "n02"])
     assert train.title == "ImageNet folders of 6 pictures"
     assert train.input_shape == (3, 32, 32)
-    x, y = train.__getitems__([5, 0])
+    x, y = train.batch([5, 0])
     assert y.tolist() == [1, 0]
     mean, std = torch.tensor(train.mean), torch.tensor(train.std)
     expected = (torch.tensor([[120.0, 121.0, 122.0], [0.0, 1.0, 2.0]]) / 255 - mean) / std
@@ -61,7 +61,7 @@ def test_what_is_wrong(root: Path) -> None:
         create_dataset("imagenet", root, "train", size=64, resize=32)
     (root / "imagenet" / "train" / "n01" / "0.png").write_bytes(b"no picture")
     with pytest.raises(DataFileError, match=r"0\.png: not a whole picture"):
-        create_dataset("imagenet", root, "train", size=32).__getitems__([0])
+        create_dataset("imagenet", root, "train", size=32).batch([0])
 
 
 def test_images_may_be_enlarged() -> None:
@@ -71,7 +71,7 @@ def test_images_may_be_enlarged() -> None:
     made = {"name": "x", "title": "x", "classes": ["a"], "mean": (0.2, 0.2, 0.2), "std": (1.0, 1.0, 1.0)}
     dataset = ImageDataset(images, torch.zeros(2, dtype=torch.int64), **made, resize=20)
     assert dataset.input_shape == (3, 20, 20)
-    x, _ = dataset.__getitems__([0, 1])
+    x, _ = dataset.batch([0, 1])
     assert x.shape == (2, 3, 8, 8), "augmentation comes before"
     torch.testing.assert_close(dataset.encode(x), torch.zeros(2, 3, 20, 20), rtol=0, atol=1e-6)
     with pytest.raises(UsageError, match="resize must be an integer from 1 to 4096, got 0"):

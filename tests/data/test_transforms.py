@@ -100,7 +100,7 @@ def test_crop_equals_torchvision_before_normalisation():
     from torchvision.transforms.functional import normalize, pad
 
     data = create_dataset("digits", subset=64)
-    x, _ = data.__getitems__(range(64))
+    x, _ = data.batch(range(64))
     torch.manual_seed(1)
     ours = RandomCrop(padding=3)(x, data.fill)
     torch.manual_seed(1)

@@ -66,7 +66,7 @@ def test_parts_agree(small: ImageDataset):
     assert small.images.is_contiguous()
     assert small.images.shape[1] == channels == len(small.std)
     assert small.labels.dtype == torch.int64
-    x, y = small.__getitems__([3, 0, -1])
+    x, y = small.batch([3, 0, -1])
     assert x.dtype == torch.float32
     assert y.dtype == torch.int64
     for i, (image, label) in zip((3, 0, -1), zip(x, y, strict=True), strict=True):
@@ -80,7 +80,7 @@ def test_parts_agree(small: ImageDataset):
 def test_normalised_as_torchvision_does(small: ImageDataset):
     from torchvision.transforms.functional import normalize
 
-    x, _ = small.__getitems__(list(range(20)))
+    x, _ = small.batch(list(range(20)))
     assert torch.equal(x, normalize(small.images.float() / 255, list(small.mean), list(small.std)))
     black = torch.zeros(1, *small.images.shape[1:])
     assert torch.equal(small.fill, normalize(black, list(small.mean), list(small.std))[0, :, 0, 0])
@@ -90,7 +90,7 @@ def test_normalised_as_torchvision_does(small: ImageDataset):
 def test_loader_takes_whole_batches(small: ImageDataset, wrap: Callable[[ImageDataset], Any]):
     batches = list(DataLoader(wrap(small), batch_size=8, collate_fn=collate))
     assert [len(y) for _, y in batches] == [8, 8, 4]
-    assert torch.equal(torch.cat([x for x, _ in batches]), small.__getitems__(list(range(20)))[0])
+    assert torch.equal(torch.cat([x for x, _ in batches]), small.batch(list(range(20)))[0])
     assert torch.equal(torch.cat([y for _, y in batches]), small.labels)
 
 
@@ -134,7 +134,7 @@ def test_size_pads_with_black(name: str, side: int, size: int, mnist_root: Path)
     inner = slice(margin, size - margin)
     assert torch.equal(padded.images[..., inner, inner], plain.images)
     assert padded.images.sum() == plain.images.sum()
-    x, _ = padded.__getitems__([0])
+    x, _ = padded.batch([0])
     assert padded.fill[0] == x[0, 0, 0, 0] or margin == 0
 
 
@@ -325,10 +325,10 @@ def test_import_is_light():
 
 def test_columns_are_time(cifar_root):
     image, sequence = (create_dataset(name, cifar_root, subset=5) for name in ("cifar10", "sequential_cifar10"))
-    x, _ = image.__getitems__([0, 3])
+    x, _ = image.batch([0, 3])
     assert image.encode(x) is x
     assert (image.is_sequence, sequence.is_sequence) == (False, True)
-    steps = sequence.encode(sequence.__getitems__([0, 3])[0])
+    steps = sequence.encode(sequence.batch([0, 3])[0])
     assert steps.shape == (32, 2, 3, 32)
     assert torch.equal(steps[7, 1], x[1, :, :, 7])
     assert (image.input_shape, sequence.input_shape) == ((3, 32, 32), (3, 32))

@@ -81,7 +81,7 @@ def test_the_numbers_by_hand(finished: Run) -> None:
     assert counting.total == counting.counted == 50
     _, images = build_datasets(finished.settings, train=False)
     model = load_run(finished, 1, 10).eval()
-    x, y = images.__getitems__(range(50))
+    x, y = images.batch(range(50))
     with torch.no_grad(), Recorder(model) as record:
         logits = model(x)
     assert result["test_accuracy"] == 100 * int((logits.mean(0).argmax(1) == y).sum()) / 50
@@ -105,7 +105,7 @@ def test_the_batch_size_does_not_matter(finished: Run, batch_size: int) -> None:
             return torch.stack([x.flatten(1)[:, 20:30], x.flatten(1)[:, 30:40]])
 
     accelerator = Accelerator(cpu=True)
-    x, y = images.__getitems__(range(50))
+    x, y = images.batch(range(50))
     for loss in (sdt, functools.partial(tet, lam=0.5)):
         result = evaluate(Fixed(), images, settings.train, loss, accelerator)
         assert result["test_loss"] == pytest.approx(loss(Fixed()(x), y).item(), rel=1e-6)

@@ -288,8 +288,8 @@ def test_hold_out() -> None:
     assert sorted([*kept.indices.tolist(), *held.indices.tolist()]) == list(range(500))
     counts = torch.bincount(whole.labels, minlength=10)
     assert torch.bincount(whole.labels[held.indices], minlength=10).tolist() == [round(0.1 * int(n)) for n in counts]
-    x, y = held.__getitems__([3, 0])
-    expected = whole.__getitems__([int(held.indices[3]), int(held.indices[0])])
+    x, y = held.batch([3, 0])
+    expected = whole.batch([int(held.indices[3]), int(held.indices[0])])
     assert torch.equal(x, expected[0])
     assert torch.equal(y, expected[1])
     assert (held.in_channels, held.classes) == (whole.in_channels, whole.classes)
@@ -386,7 +386,7 @@ def test_flips_are_beside_the_accuracy(tmp_path: Path) -> None:
     _, images = build_datasets(run.settings, train=False)
     model = build_model(run.settings, 1, 10)
     model.load_state_dict(weights(run))
-    x, y = images.__getitems__(range(50))
+    x, y = images.batch(range(50))
     with torch.no_grad():
         logits = model.eval()(x).mean(0) + model(x.flip(-1)).mean(0)
     assert both["test_accuracy_flips"] == pytest.approx(100 * float((logits.argmax(1) == y).float().mean()))

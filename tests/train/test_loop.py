@@ -67,7 +67,7 @@ def test_the_first_steps_by_hand(tmp_path: Path) -> None:
     model = build_model(run.settings, 1, 10).to(memory_format=torch.channels_last)
     optimizer = torch.optim.SGD(model.parameters(), 0.1, momentum=0.9)
     for batch in epoch_order(64, 1, 0).split(16):
-        x, y = images.__getitems__(batch.tolist())
+        x, y = images.batch(batch.tolist())
         optimizer.zero_grad()
         sdt(model(x.contiguous(memory_format=torch.channels_last)), y).backward()
         optimizer.step()
@@ -455,7 +455,7 @@ from spikeloom.train import build, loop
 
 folder, sys.argv = sys.argv[1], ["spikeloom", *sys.argv[2:]]
 kept, read = [], {}
-build_model, getitems = loop.build_model, ImageDataset.__getitems__
+build_model, getitems = loop.build_model, ImageDataset.batch
 
 def building(*args):
     kept.append(build_model(*args))
@@ -478,7 +478,7 @@ def stopping(run, progress, stop):
     steps = iter(range(1, 1000))
     return train(run, progress, lambda: next(steps) == int(os.environ["STOP_AFTER"]))
 
-loop.build_model, ImageDataset.__getitems__ = building, reading
+loop.build_model, ImageDataset.batch = building, reading
 if "STOP_AFTER" in os.environ:
     train, loop.train = loop.train, stopping
 try:

@@ -138,7 +138,7 @@ def attention_inputs(run: str, root: str | None = None, subset: int = 256, batch
     _, dataset = build_datasets(settings, train=False)
     model = load_run(opened, dataset.in_channels, len(dataset.classes))
     indices = torch.arange(len(dataset)).split(batch_size)
-    found = block_inputs(model, (dataset.encode(dataset.__getitems__(part.tolist())[0]) for part in indices))
+    found = block_inputs(model, (dataset.encode(dataset.batch(part.tolist())[0]) for part in indices))
     if not found:
         raise UsageError(f"{run} trained {settings.model.name}, which has no spiking self-attention")
     values: dict[str, float | str | bool] = {

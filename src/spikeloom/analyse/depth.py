@@ -35,7 +35,7 @@ FIGURES = {"fig 6": (1.0, 2.0), "fig 7": (0.5, 2.0), "fig 8": (1.0, 3.0)}
 def _batch(data: dict[str, Any] | None, images: int, size: int | None) -> tuple[Tensor, Tensor, int, str]:
     options: dict[str, Any] = {"split": "train", "subset": images, **(data or {"name": "digits", "size": 32})}
     dataset = create_dataset(**options)
-    x, y = dataset.__getitems__(range(images))
+    x, y = dataset.batch(range(images))
     if size is not None:
         x = F.interpolate(x, (size, size), mode="bilinear", align_corners=False)
     return x, y, len(dataset.classes), dataset.title

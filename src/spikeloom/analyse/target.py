@@ -9,10 +9,9 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils.data import DataLoader
 
 from spikeloom.analyse.blocks import calibrated
-from spikeloom.data import collate
+from spikeloom.data import batches as whole_batches
 from spikeloom.encode import Frames
 from spikeloom.errors import UsageError
 from spikeloom.models import MODELS
@@ -119,7 +118,7 @@ def _on_data(title: str, trained: bool, model: nn.Module, dataset: Any, images: 
     order = [indices.tolist() for indices in torch.arange(count).split(batch)]
 
     def batches() -> Iterator[tuple[Tensor, Tensor]]:
-        for x, y in DataLoader(dataset, batch_sampler=order, collate_fn=collate):
+        for x, y in whole_batches(dataset, order):
             yield dataset.encode(x), y
 
     return Target(

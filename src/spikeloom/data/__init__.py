@@ -5,7 +5,8 @@ from spikeloom.data.colored_mnist import colored_mnist
 from spikeloom.data.events import EventFileError, Events, read_events
 from spikeloom.data.frame_sets import FrameDataset
 from spikeloom.data.frames import event_frames
-from spikeloom.data.images import ImageDataset, collate
+from spikeloom.data.images import ImageDataset
+from spikeloom.data.labelled import LabelledDataset, batches, collate
 from spikeloom.data.transforms import TRANSFORMS, RandomTemporalDelete, Transform, augmentation
 from spikeloom.data.vision import DATASETS, create_dataset
 
@@ -16,10 +17,12 @@ __all__ = [
     "Events",
     "FrameDataset",
     "ImageDataset",
+    "LabelledDataset",
     "RandomTemporalDelete",
     "SpikeDataset",
     "Transform",
     "augmentation",
+    "batches",
     "collate",
     "colored_mnist",
     "create_dataset",

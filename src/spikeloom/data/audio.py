@@ -13,8 +13,8 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
-from torch.utils.data import Dataset
 
+from spikeloom.data.labelled import LabelledDataset
 from spikeloom.data.options import check_integer
 from spikeloom.data.places import data_root, missing
 from spikeloom.errors import DataFileError
@@ -24,7 +24,7 @@ RATE = 8000  # samples per second
 _ARRAYS = {"samples": np.int16, "offsets": np.int64, "labels": np.uint8}
 
 
-class SpikeDataset(Dataset[tuple[Tensor, int]]):
+class SpikeDataset(LabelledDataset):
     """Labelled spike trains of one length, whole in memory.
 
     Args:
@@ -44,30 +44,27 @@ class SpikeDataset(Dataset[tuple[Tensor, int]]):
         self.spikes, self.labels = spikes, labels
         self.name, self.title, self.classes = name, title, list(classes)
         self.in_channels = spikes.shape[2]
-        self.input_shape = (spikes.shape[2],)
         self.fill = torch.empty(0)
 
-    def __len__(self) -> int:
-        return len(self.spikes)
+    @property
+    def input_shape(self) -> tuple[int, ...]:
+        """[features]."""
+        return (self.in_channels,)
 
-    def __getitem__(self, index: int) -> tuple[Tensor, int]:
-        """One train, float32 [T, features], and its label."""
-        return self.spikes[index].float(), int(self.labels[index])
-
-    def __getitems__(self, indices: Sequence[int]) -> tuple[Tensor, Tensor]:
-        """A batch: float32 [B, T, features] and int64 [B]."""
+    def batch(self, indices: Sequence[int]) -> tuple[Tensor, Tensor]:
+        """Trains float32 [B, T, features] and labels int64 [B]."""
         chosen = torch.as_tensor(indices, dtype=torch.int64)
         return self.spikes[chosen].float(), self.labels[chosen]
 
     def encode(self, x: Tensor) -> Tensor:
-        """What a model takes: [B, T, features] -> [T, B, features]."""
+        """[B, T, features] -> [T, B, features]."""
         return x.transpose(0, 1).contiguous()
 
 
 def fsdd(
     root: str | os.PathLike[str] | None, split: str, *, subset: int | None = None, T: int = 100, bands: int = 40
 ) -> SpikeDataset:
-    """Free Spoken Digit Dataset (English digits, 6 speakers, 8 kHz), encoded to spikes: [T, N, 2 x bands].
+    """Free Spoken Digit Dataset (English digits, 6 speakers, 8 kHz), encoded to spikes [T, 2 x bands].
 
     Read from root/FSDD/{train,test}.npz: arrays `samples` int16 end to end, `offsets` int64, `labels` uint8; or else
     from the original's root/FSDD/recordings/<digit>_<speaker>_<take>.wav. Takes 0 to 4 of each speaker and digit are

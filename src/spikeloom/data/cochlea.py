@@ -1,4 +1,4 @@
-"""Spoken digits as a cochlea's spikes: SHD (a model's) and N-TIDIGITS (a silicon one's), as frames [T, N, channels]."""
+"""Spoken digits as a cochlea's spikes: SHD (a model's) and N-TIDIGITS (a silicon one's), as frames [T, channels]."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def shd(
     dt: float | None = None,
     download: bool = False,
 ) -> FrameDataset:
-    """Spiking Heidelberg Digits: 20 spoken digits (German and English), 700 channels, frames [T, N, 700].
+    """Spiking Heidelberg Digits: 20 spoken digits (German and English), 700 channels, frames [T, 700].
 
     Read from root/SHD/shd_{train,test}.h5 (also from root itself): 8,156 and 2,264 recordings. Needs h5py, which comes
     with the extra `events`.
@@ -77,7 +77,7 @@ def n_tidigits(
     dt: float | None = None,
     download: bool = False,
 ) -> FrameDataset:
-    """N-TIDIGITS, the recordings of a single digit: 11 classes ("zero" 0, "oh" 10), 64 channels, frames [T, N, 64].
+    """N-TIDIGITS, the recordings of a single digit: 11 classes ("zero" 0, "oh" 10), 64 channels, frames [T, 64].
 
     Read from root/NTIDIGITS18/n-tidigits.hdf5 (also from root itself). Needs h5py, which comes with the extra `events`.
 

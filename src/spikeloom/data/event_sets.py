@@ -1,4 +1,4 @@
-"""Event-camera data sets by name, from their originals or from what tonic downloads, as frames [T, N, 2, H, W]."""
+"""Event-camera data sets by name, from their originals or from what tonic downloads, as frames [T, 2, H, W]."""
 
 from __future__ import annotations
 
@@ -128,7 +128,7 @@ def nmnist(
     flatten: bool = False,
     download: bool = False,
 ) -> FrameDataset:
-    """N-MNIST: MNIST digits seen by an event camera in three saccades, 34x34, frames [T, N, 2, 34, 34].
+    """N-MNIST: MNIST digits seen by an event camera in three saccades, 34x34, frames [T, 2, 34, 34].
 
     Read from root/NMNIST/{Train,Test}/<digit>/<number>.bin, however many there are.
 
@@ -174,7 +174,7 @@ def cifar10_dvs(
     resize: Resize = "bilinear",
     download: bool = False,
 ) -> FrameDataset:
-    """CIFAR10-DVS: 10,000 moving CIFAR-10 pictures seen by a DVS128, 128x128, frames [T, N, 2, 128, 128].
+    """CIFAR10-DVS: 10,000 moving CIFAR-10 pictures seen by a DVS128, 128x128, frames [T, 2, 128, 128].
 
     Read from root/CIFAR10DVS/<class>/: the originals (.aedat) or what tonic downloads (.aedat4). There is no official
     split. Originals are turned upright and their polarity made 1 for brighter, as the field's loaders do.
@@ -219,7 +219,7 @@ def n_caltech101(
     resize: Resize = "bilinear",
     download: bool = False,
 ) -> FrameDataset:
-    """N-Caltech101: Caltech-101 pictures seen by an event camera, frames [T, N, 2, 180, 240], 101 classes.
+    """N-Caltech101: Caltech-101 pictures seen by an event camera, frames [T, 2, 180, 240], 101 classes.
 
     Read from root/NCALTECH101/Caltech101/<class>/ or root/Caltech101/<class>/, one .bin file a picture. There is no
     official split. Pictures differ in size: all lie at the top left of a frame.
@@ -264,7 +264,7 @@ def dvs_gesture(
     flatten: bool = False,
     download: bool = False,
 ) -> FrameDataset:
-    """DVS128 Gesture: 11 gestures of 29 people under 3 lights, 128x128, frames [T, N, 2, 128, 128].
+    """DVS128 Gesture: 11 gestures of 29 people under 3 lights, 128x128, frames [T, 2, 128, 128].
 
     Read from root/DVSGesture/DvsGesture/: the originals (.aedat, cut by their .csv files; people 1 to 23 train, 24 to
     29 test); or else from root/DVSGesture/ibmGesture{Train,Test}/, what tonic downloads, whose times are in

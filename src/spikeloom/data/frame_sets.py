@@ -15,9 +15,9 @@ from typing import Any, Literal
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import Dataset
 
 from spikeloom.data.events import Array
+from spikeloom.data.labelled import LabelledDataset
 from spikeloom.data.options import check_integer
 from spikeloom.errors import UsageError
 
@@ -41,7 +41,7 @@ class Counts:
     ends: Array
 
 
-class FrameDataset(Dataset[tuple[Tensor, int]]):
+class FrameDataset(LabelledDataset):
     """Labelled sequences of frames. A batch has as many steps as its longest; shorter ones begin with empty frames.
 
     Args:
@@ -77,21 +77,19 @@ class FrameDataset(Dataset[tuple[Tensor, int]]):
         shape = counts.frames.shape[1:]
         if size is not None:
             shape = (shape[0], size, size)
-        self.input_shape: tuple[int, ...] = (int(np.prod(shape)),) if flatten else tuple(shape)
-        self.in_channels = self.input_shape[0]
+        self._shape: tuple[int, ...] = (int(np.prod(shape)),) if flatten else tuple(shape)
+        self.in_channels = self._shape[0]
         self.fill = torch.zeros(self.in_channels)
 
-    def __len__(self) -> int:
-        return len(self.labels)
+    @property
+    def input_shape(self) -> tuple[int, ...]:
+        """Of a frame, as a model sees it."""
+        return self._shape
 
-    def __getitem__(self, index: int) -> tuple[Tensor, int]:
-        """One sequence, float32 [T, *input_shape], and its label."""
-        return self.__getitems__([index])[0][0], int(self.labels[index])
-
-    def __getitems__(self, indices: Sequence[int]) -> tuple[Tensor, Tensor]:
-        """A batch: float32 [B, T, *input_shape] and int64 [B]."""
-        ends = self.counts.ends
-        parts = [self.counts.frames[ends[i] : ends[i + 1]] for i in indices]
+    def batch(self, indices: Sequence[int]) -> tuple[Tensor, Tensor]:
+        """Sequences float32 [B, T, *input_shape] and labels int64 [B]."""
+        ends, places = self.counts.ends, range(len(self))
+        parts = [self.counts.frames[ends[i] : ends[i + 1]] for i in (places[index] for index in indices)]
         steps = max(map(len, parts))
         x = np.zeros((len(parts), steps, *self.counts.frames.shape[1:]), np.float32)
         for row, part in zip(x, parts, strict=True):
@@ -108,7 +106,7 @@ class FrameDataset(Dataset[tuple[Tensor, int]]):
         return x.flatten(2) if self._flatten else x
 
     def encode(self, x: Tensor) -> Tensor:
-        """What a model takes: [B, T, ...] -> [T, B, ...]."""
+        """[B, T, ...] -> [T, B, ...]."""
         return x.transpose(0, 1).contiguous()
 
 

@@ -3,21 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import TypeVar
 
 import torch
 from torch import Tensor
-from torch.utils.data import Dataset
 
+from spikeloom.data.labelled import LabelledDataset
 from spikeloom.data.options import check_integer
 
-Batch = TypeVar("Batch")
 
-
-class ImageDataset(Dataset[tuple[Tensor, int]]):
+class ImageDataset(LabelledDataset):
     """Labelled images of one size, read as float32 (image / 255 - mean) / std.
-
-    A loader is fastest with whole batches: DataLoader(dataset, batch_size=..., collate_fn=collate).
 
     Args:
         images: uint8 [N, C, H, W].
@@ -78,7 +73,7 @@ class ImageDataset(Dataset[tuple[Tensor, int]]):
         return tuple(encoded.shape[2 if self.is_sequence else 1 :])
 
     def encode(self, x: Tensor) -> Tensor:
-        """What a model takes, from a batch as `__getitems__` gives it, augmented or not."""
+        """Images [B, C, H, W] as they are or enlarged, or the sequence [T, B, ...] of them."""
         if self._resize is not None:
             x = torch.nn.functional.interpolate(x, (self._resize,) * 2, mode="bicubic", align_corners=False)
         return x if self._to_sequence is None else self._to_sequence(x)
@@ -92,16 +87,8 @@ class ImageDataset(Dataset[tuple[Tensor, int]]):
             mean=self.mean, std=self.std, to_sequence=self._to_sequence,
         )  # fmt: skip
 
-    def __len__(self) -> int:
-        return len(self.images)
-
-    def __getitem__(self, index: int) -> tuple[Tensor, int]:
-        """One image, float32 [C, H, W], and its label."""
-        image = self.images[index]
-        return self._normalised(image[None])[0], int(self.labels[index])
-
-    def __getitems__(self, indices: Sequence[int]) -> tuple[Tensor, Tensor]:
-        """A batch: float32 [B, C, H, W] and int64 [B]. For loaders with `collate`."""
+    def batch(self, indices: Sequence[int]) -> tuple[Tensor, Tensor]:
+        """Images float32 [B, C, H, W] and labels int64 [B]."""
         chosen = torch.as_tensor(indices, dtype=torch.int64)
         return self._normalised(self.images[chosen]), self.labels[chosen]
 
@@ -115,8 +102,3 @@ class ImageDataset(Dataset[tuple[Tensor, int]]):
 def columns(x: Tensor) -> Tensor:
     """An image's columns as time, left to right: [N, C, H, W] -> [W, N, C, H] (sequential CIFAR, Fang et al. 2023)."""
     return x.permute(3, 0, 1, 2)
-
-
-def collate(batch: Batch) -> Batch:
-    """The batch as `ImageDataset.__getitems__` made it: for DataLoader(collate_fn=collate)."""
-    return batch

@@ -30,9 +30,9 @@ class Part(Dataset[Any]):
     def __getitem__(self, index: int) -> Any:
         return self.whole[int(self.indices[index])]
 
-    def __getitems__(self, indices: Sequence[int]) -> Any:
+    def batch(self, indices: Sequence[int]) -> Any:
         """A batch, as the whole data set gives it."""
-        return self.whole.__getitems__(self.indices[torch.as_tensor(indices)].tolist())
+        return self.whole.batch(self.indices[torch.as_tensor(indices)].tolist())
 
     def __getattr__(self, name: str) -> Any:
         if name.startswith("__") or name == "whole":  # not there yet while an object is unpickled

@@ -120,7 +120,7 @@ def mnist(
 def sequential_mnist(
     root: str | os.PathLike[str] | None, split: str, *, subset: int | None = None, download: bool = False
 ) -> ImageDataset:
-    """MNIST, an image's 28 columns one after another: [T = 28, N, 1, 28]. Files and options as `mnist`."""
+    """MNIST, an image's 28 columns one after another: 28 steps [1, 28]. Files and options as `mnist`."""
     return _mnist(root, split, subset, None, download, "sequential_mnist", columns)
 
 
@@ -167,7 +167,7 @@ def cifar100(
 def sequential_cifar10(
     root: str | os.PathLike[str] | None, split: str, *, subset: int | None = None, download: bool = False
 ) -> ImageDataset:
-    """CIFAR-10, an image's 32 columns one after another: [T = 32, N, 3, 32]. Files and options as `cifar10`."""
+    """CIFAR-10, an image's 32 columns one after another: 32 steps [3, 32]. Files and options as `cifar10`."""
     return _cifar10(root, split, subset, download, "sequential_cifar10", columns)
 
 
@@ -175,7 +175,7 @@ def sequential_cifar10(
 def sequential_cifar100(
     root: str | os.PathLike[str] | None, split: str, *, subset: int | None = None, download: bool = False
 ) -> ImageDataset:
-    """CIFAR-100, an image's 32 columns one after another: [T = 32, N, 3, 32]. Files and options as `cifar100`."""
+    """CIFAR-100, an image's 32 columns one after another: 32 steps [3, 32]. Files and options as `cifar100`."""
     return _cifar100(root, split, subset, download, "sequential_cifar100", columns)
 
 

@@ -83,7 +83,7 @@ class Batches(Dataset[Prepared]):
         indices = self._shuffled[1][start : start + size]
         seed_everything(self.seed, step + 1, self.process, 1)
         mix = mixing(t, len(self.dataset.classes), epoch)
-        x, y = self.dataset.__getitems__(indices.tolist())
+        x, y = self.dataset.batch(indices.tolist())
         parts: list[MicroBatch] = []
         for i, x_part, y_part in zip(
             indices.split(t.batch_size), x.split(t.batch_size), y.split(t.batch_size), strict=True

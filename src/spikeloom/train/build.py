@@ -90,7 +90,7 @@ def try_input(model: nn.Module, dataset: Any, name: str, method: str) -> None:
     Raises:
         UsageError: the model cannot take the data, or has neurons that cannot step with a method that steps.
     """
-    x, _ = dataset.__getitems__([0])
+    x, _ = dataset.batch([0])
     try:
         with torch.no_grad():
             (model.eval() if method == "bptt" else Stream(model.eval()))(dataset.encode(x))

@@ -9,9 +9,8 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 from torch import Tensor
-from torch.utils.data import DataLoader
 
-from spikeloom.data import collate
+from spikeloom.data import batches
 from spikeloom.errors import DataFileError, UsageError
 from spikeloom.record import RateMeter
 from spikeloom.train.build import build_datasets, build_model, make_accelerator
@@ -83,10 +82,10 @@ def evaluate(
     """
     model.eval()
     mine = torch.arange(accelerator.process_index, len(dataset), accelerator.num_processes)
-    batches = [b.tolist() for b in mine.split(t.batch_size)]
+    parts = [part.tolist() for part in mine.split(t.batch_size)]
     totals = torch.zeros(5, dtype=torch.float64)
     many = len(dataset.classes) >= MANY_CLASSES
-    for x, y in DataLoader(dataset, batch_sampler=batches, collate_fn=collate):
+    for x, y in batches(dataset, parts):
         y = y.to(accelerator.device)
         logits = model(place(x, t, dataset, accelerator)).float()
         sums = [float(loss(logits, y)) * len(y), right(logits, y), among_five(logits, y) if many else 0, 0, len(y)]

@@ -49,7 +49,7 @@ def check_steps(settings: TrainSettings, model: nn.Module, dataset: Any) -> None
         with _showing(model, stage.T):
             try:
                 with torch.no_grad():
-                    model.eval()(dataset.encode(dataset.__getitems__([0])[0]))
+                    model.eval()(dataset.encode(dataset.batch([0])[0]))
             except (ValueError, RuntimeError) as error:
                 reason = str(error).splitlines()[0]
                 raise UsageError(f"train.steps: this network is made for T = {T} alone: {reason}") from None

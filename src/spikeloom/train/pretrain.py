@@ -56,7 +56,7 @@ def write_pictures(model: nn.Module, dataset: Any, path: Path, count: int = 8, z
     """
     from PIL import Image
 
-    x, _ = dataset.__getitems__(list(range(min(count, len(dataset)))))
+    x, _ = dataset.batch(list(range(min(count, len(dataset)))))
     device, drawing = next(model.parameters()).device, cast("Reconstructs", model.eval())
     shown = drawing.pictures(dataset.encode(x).to(device)).float().cpu()
     mean, std = (torch.tensor(v).view(-1, 1, 1) for v in (dataset.mean, dataset.std))
