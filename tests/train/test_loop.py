@@ -454,7 +454,7 @@ from spikeloom.data.images import ImageDataset
 from spikeloom.train import build, loop
 
 folder, sys.argv = sys.argv[1], ["spikeloom", *sys.argv[2:]]
-kept, read = [], {}
+kept, read, while_training = [], {}, {}
 build_model, getitems = loop.build_model, ImageDataset.batch
 
 def building(*args):
@@ -472,15 +472,17 @@ def leave():
     for name, tensor in kept[-1].state_dict().items():
         digest.update(name.encode() + tensor.contiguous().numpy().tobytes())
     with open(f"{folder}/rank{os.environ['RANK']}.json", "w") as file:
-        json.dump({"digest": digest.hexdigest(), "read": read}, file)
+        json.dump({"digest": digest.hexdigest(), "read": while_training}, file)
 
-def stopping(run, progress, stop):
-    steps = iter(range(1, 1000))
-    return train(run, progress, lambda: next(steps) == int(os.environ["STOP_AFTER"]))
+def training(run, progress, stop):
+    steps, last = iter(range(1, 1000)), int(os.environ.get("STOP_AFTER", "0"))
+    try:
+        return train(run, progress, (lambda: next(steps) == last) if last else stop)
+    finally:
+        while_training.update(read)  # the report reads them once more
 
 loop.build_model, ImageDataset.batch = building, reading
-if "STOP_AFTER" in os.environ:
-    train, loop.train = loop.train, stopping
+train, loop.train = loop.train, training
 try:
     runpy.run_module("spikeloom", run_name="__main__", alter_sys=True)
 finally:
