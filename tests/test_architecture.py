@@ -105,6 +105,10 @@ def test_everything_public_is_there() -> None:
     assert in_new_process(code) == ""
 
 
+def test_packages_are_reached_without_an_import_of_their_own() -> None:
+    assert in_new_process("import spikeloom; print(spikeloom.deploy.compile.__name__)") == "compile"
+
+
 def test_unknown_attribute() -> None:
     with pytest.raises(AttributeError, match="module 'spikeloom' has no attribute 'nothing'"):
         spikeloom.nothing  # noqa: B018 # pyright: ignore

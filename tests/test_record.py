@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import copy
+from collections.abc import Callable
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor, nn
 
 from spikeloom.layers import Conv2d, Flatten, Linear, NormSpike
 from spikeloom.neurons import IF, LIF
-from spikeloom.record import RateMeter, Recorder
+from spikeloom.record import RateMeter, Recorder, summary
 from spikeloom.stream import Stream, checkpoint
 
 
@@ -148,3 +152,114 @@ def test_bfloat16_spikes_are_counted_exactly() -> None:
     with RateMeter(model) as meter, Recorder(model) as record:
         model(torch.ones(1, 5000, dtype=torch.bfloat16))
     assert meter.rates() == record.rates() == {"0": 1.0}
+
+
+# --- what would record nothing ----------------------------------------------------------------------------------------
+
+
+def test_one_name_is_one_layer() -> None:
+    model, x = net(), torch.randn(2, 2, 2, 4, 4)
+    for only in ("unit.neuron", ["unit.neuron"], ("unit.neuron",)):
+        with Recorder(model, only=only) as record:
+            model(x)
+        assert list(record.spikes) == ["unit.neuron"]
+    # A string is no set of letters: "1" is a layer of this one, and so is "2".
+    chain = nn.Sequential(*(IF() for _ in range(13)))
+    with Recorder(chain, only="12") as record:
+        chain(torch.ones(2, 3))
+    assert list(record.spikes) == ["12"]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (
+            {"only": {"unit"}},
+            r"nothing of 'unit', a NormSpike, is recorded with spikes=True, .*: it holds unit.neuron$",
+        ),
+        ({"only": {"conv"}}, r"nothing of 'conv', a Conv2d, is recorded with .*inputs=False$"),
+        ({"only": "last", "spikes": False, "inputs": True}, r"nothing of 'last', a IF, is recorded with spikes=False"),
+        ({"spikes": False}, "nothing of Sequential is recorded with spikes=False, potentials=False, inputs=False"),
+        ({"only": "unit.neurons"}, "the model has no layer named 'unit.neurons'"),
+    ],
+)
+def test_a_recorder_of_nothing_is_refused(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        Recorder(net(), **options)
+    with pytest.raises(ValueError, match="nothing of Linear is recorded with spikes=True"):
+        Recorder(Linear(2, 2))
+
+
+@pytest.mark.parametrize("kind", [Recorder, RateMeter, lambda model: summary(model, torch.zeros(1, 1, 2, 4, 4))])
+def test_compiled_networks_are_refused(kind: Callable[[nn.Module], object]) -> None:
+    with pytest.raises(TypeError, match=r"sees nothing of what torch.compile has made \(module 'model'\)"):
+        kind(torch.compile(net(), backend="eager"))  # pyright: ignore
+    model = net()
+    model.unit.compile(backend="eager")
+    with pytest.raises(TypeError, match=r"\(module 'unit'\)"):
+        kind(model)
+
+
+def test_a_block_without_a_call_ends_with_a_warning() -> None:
+    model, x = net(), torch.randn(1, 1, 2, 4, 4)
+    twin = copy.deepcopy(model)
+    with pytest.warns(UserWarning, match="a Recorder saw no call of its Sequential"), Recorder(model):
+        twin(x)
+    with pytest.raises(RuntimeError, match="other"), Recorder(model):  # and says nothing more than what went wrong
+        raise RuntimeError("other")
+    with Recorder(model) as record:
+        model(x)
+        record.clear()
+
+
+# --- summary, and what is shown ---------------------------------------------------------------------------------------
+
+
+def test_summary() -> None:
+    model, x = net().train(), torch.randn(4, 2, 2, 4, 4) * 3
+    found = summary(model, x)
+    with torch.no_grad(), RateMeter(model.eval()) as meter:
+        out = model(x)
+    rates = meter.rates()
+    assert [(row.name, row.kind, row.output, row.parameters, row.rate) for row in found.layers] == [
+        ("conv", "Conv2d", (4, 2, 3, 4, 4), 3 * 2 * 9 + 3, None),
+        ("unit.norm", "BatchNorm", (4, 2, 3, 4, 4), 6, None),
+        ("unit.neuron", "LIF", (4, 2, 3, 4, 4), 0, pytest.approx(rates["unit.neuron"])),
+        ("flatten", "Flatten", (4, 2, 48), 0, None),
+        ("head", "Linear", (4, 2, 5), 48 * 5 + 5, None),
+        ("last", "IF", (4, 2, 5), 0, pytest.approx(rates["last"])),
+    ]
+    assert rates["unit.neuron"] > 0.01
+    assert (found.parameters, found.output) == (57 + 6 + 245, tuple(out.shape))
+    lines = str(found).splitlines()
+    assert lines[0].split() == ["layer", "kind", "output", "parameters", "rate", "%"]
+    assert lines[3].split()[-1] == f"{100 * rates['unit.neuron']:.2f}"
+    assert lines[-1] == "Sequential: 308 parameters, output [4, 2, 5]"
+
+
+def test_a_summary_leaves_the_model_as_it_was() -> None:
+    model = net().train()
+    model.unit.eval()
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    summary(model, torch.randn(4, 2, 2, 4, 4))
+    assert model.training
+    assert not model.unit.norm.training
+    assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
+    assert not any(module._forward_hooks for module in model.modules())
+    with pytest.raises(ValueError, match="Conv2d takes a sequence"):
+        summary(model, torch.randn(2, 2, 4, 4))
+    assert model.training
+    assert not any(module._forward_hooks for module in model.modules())
+
+
+def test_what_is_shown_is_short() -> None:
+    model, x = net(), torch.randn(4, 2, 2, 4, 4) * 3
+    with Recorder(model, inputs=True) as record:
+        assert repr(record) == "Recorder(Sequential: nothing)"
+        model(x)
+        model(x)
+    assert repr(record) == "Recorder(Sequential: spikes of 2 layers in 2 calls, inputs of 2 layers in 2 calls)"
+    stream = Stream(model)
+    assert repr(stream) == "Stream(Sequential, at rest)"
+    stream(x)
+    assert repr(stream) == "Stream(Sequential, 2 layers of neurons remember)"

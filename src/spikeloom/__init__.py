@@ -9,24 +9,27 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from spikeloom import analyse, data, encode, layers, models, neurons, ops, surrogates, train
+    from spikeloom import analyse, data, deploy, encode, layers, models, neurons, ops, surrogates, train
     from spikeloom.errors import DataFileError, UsageError
     from spikeloom.models import create_model, list_models
     from spikeloom.ops import backend
-    from spikeloom.record import Recorder
+    from spikeloom.record import Recorder, summary
     from spikeloom.registry import Registry
     from spikeloom.stream import Stream, checkpoint
+    from spikeloom.train.evaluate import load
 
 __version__ = "0.1.0"
 
 __all__ = [
     "DataFileError", "Recorder", "Registry", "Stream", "UsageError", "analyse", "backend", "checkpoint",
-    "create_model", "data", "encode", "layers", "list_models", "models", "neurons", "ops", "surrogates", "train",
+    "create_model", "data", "deploy", "encode", "layers", "list_models", "load", "models", "neurons", "ops", "summary",
+    "surrogates", "train",
 ]  # fmt: skip
 
 _HOME = {
     "DataFileError": "errors", "UsageError": "errors", "Recorder": "record", "Registry": "registry",
     "Stream": "stream", "backend": "ops", "checkpoint": "stream", "create_model": "models", "list_models": "models",
+    "load": "train.evaluate", "summary": "record",
 }  # fmt: skip
 
 

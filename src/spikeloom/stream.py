@@ -112,6 +112,14 @@ def _map(state: State, function: Callable[[Tensor], Tensor]) -> State:
     return tuple(_map(s, function) for s in state) if isinstance(state, tuple) else state
 
 
+def compiled_part(model: nn.Module) -> str | None:
+    """The name of a module that `torch.compile` has made of another, "model" for the whole; None without any."""
+    for name, module in model.named_modules():
+        if hasattr(module, "_orig_mod") or getattr(module, "_compiled_call_impl", None) is not None:
+            return name or "model"
+    return None
+
+
 class Stream:
     """Calls a model step by step, or chunk by chunk, with state carried between the calls.
 
@@ -133,12 +141,11 @@ class Stream:
     """
 
     def __init__(self, model: nn.Module):
-        for name, module in model.named_modules():
-            if hasattr(module, "_orig_mod") or getattr(module, "_compiled_call_impl", None) is not None:
-                raise TypeError(
-                    f"a Stream cannot carry state through torch.compile (module {name or 'model'!r}): "
-                    "use Stream(model) with the model as it was before compile"
-                )
+        if part := compiled_part(model):
+            raise TypeError(
+                f"a Stream cannot carry state through torch.compile (module {part!r}): "
+                "use Stream(model) with the model as it was before compile"
+            )
         self.model = model
         self._states: dict[nn.Module, State] = {}
 
@@ -160,6 +167,10 @@ class Stream:
     def reset(self) -> None:
         """Forgets everything: the next call starts from rest."""
         self._states = {}
+
+    def __repr__(self) -> str:
+        kept = f"{len(self._states)} layers of neurons remember" if self._states else "at rest"
+        return f"Stream({type(self.model).__name__}, {kept})"
 
     def state(self, module: nn.Module) -> State:
         """The state that one neuron layer of the model left, None at rest."""

@@ -562,3 +562,11 @@ def test_an_audit_costs_little_more_than_inference() -> None:
         plain = min(seconds(lambda: model(x)) for _ in range(3))
     audited = min(seconds(lambda: audit(model, [x])) for _ in range(3))
     assert audited <= 3 * plain + 0.05
+
+
+def test_what_is_shown_of_an_audit_is_short() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(10, 20, bias=False), nn.ReLU(), nn.Linear(20, 5, bias=False))
+    found = audit(model, [torch.randn(4, 10)])
+    # 4.6 pJ a multiply-accumulate, of which an image has 10 x 20 + 20 x 5.
+    assert repr(found) == "Audit(Sequential: 2 layers, 4 images, T = 1, 0.00138 uJ an image)"

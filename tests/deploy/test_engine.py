@@ -516,3 +516,16 @@ def test_maps_beyond_any_memory() -> None:
     plan = Plan(input=value, T=64, steps=(Pool(layer="pool", out=(1,), x=0, op="max_pool", kernel=2, stride=2),))
     with pytest.raises(PlanError, match="pool: more than 4294967296 elements for one image"):
         plan.values({})
+
+
+def test_what_is_shown_of_an_engine_is_short() -> None:
+    model, x = create_model("ms_resnet14", T=4).eval(), torch.rand(2, 3, 32, 32)
+    engine = compile(model, x, tune=False)
+    shown = "Engine(3x32x32 -> 10, 4 steps of an image, 17 layers, 12 of them by events)"
+    assert repr(engine) == shown
+    assert repr(engine.with_ways("dense")) == shown.replace("12", "0")
+    stream = engine.stream()
+    assert repr(stream) == f"EngineStream({shown}, at rest)"
+    stream(x)
+    assert repr(stream) == f"EngineStream({shown}, neurons remember)"
+    assert "3x32x32 -> 10, sequences, 17 layers" in repr(compile(model, torch.rand(2, 2, 3, 32, 32), tune=False))

@@ -12,6 +12,7 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
+import spikeloom
 from spikeloom.errors import DataFileError
 from spikeloom.neurons import Neuron
 from spikeloom.record import Recorder
@@ -152,3 +153,43 @@ def test_weights_without_a_layer(finished: Run, tmp_path: Path) -> None:
     save_tensors(tmp_path / "run" / "model.safetensors", tensors, information)
     with pytest.raises(DataFileError, match=r"it has no blocks\.3\.spike\.norm\.bias"):
         load_run(Run.open(tmp_path / "run"), 1, 10)
+
+
+# --- the model alone --------------------------------------------------------------------------------------------------
+
+
+def test_a_finished_run_gives_its_model_without_its_data(finished: Run, tmp_path: Path) -> None:
+    shutil.copytree(finished.folder, tmp_path / "moved")
+    # Data that are nowhere: nothing of them is asked for.
+    text = (tmp_path / "moved" / "settings.json").read_text()
+    (tmp_path / "moved" / "settings.json").write_text(text.replace('"digits"', '"mnist"'))
+    expected = load_run(finished, 1, 10).eval()
+    x = torch.rand(3, 1, 8, 8)
+    for folder in (tmp_path / "moved", str(tmp_path / "moved")):
+        torch.manual_seed(5)
+        before = torch.rand(3)
+        torch.manual_seed(5)
+        model = spikeloom.load(folder)
+        assert torch.equal(torch.rand(3), before), "the caller's random numbers stay as they are"
+        assert not model.training
+        with torch.no_grad():
+            assert torch.equal(model(x), expected(x))
+
+
+def test_an_older_run_asks_its_data(finished: Run, tmp_path: Path) -> None:
+    shutil.copytree(finished.folder, tmp_path / "old")
+    tensors, information = load_tensors(finished.weights)
+    assert information.pop("made_for") == {"in_channels": 1, "num_classes": 10}
+    save_tensors(tmp_path / "old" / "model.safetensors", tensors, information)
+    assert spikeloom.load(tmp_path / "old").head.out_features == 10
+
+
+def test_what_is_no_finished_run(finished: Run, tmp_path: Path) -> None:
+    with pytest.raises(DataFileError, match="is not a run: it has no settings"):
+        spikeloom.load(tmp_path)
+    with pytest.raises(DataFileError, match=r"is a file: give a run's folder; .* read by spikeloom\.deploy\.load"):
+        spikeloom.load(finished.weights)
+    shutil.copytree(finished.folder, tmp_path / "begun")
+    (tmp_path / "begun" / "model.safetensors").unlink()
+    with pytest.raises(DataFileError, match="is not finished; continue it with"):
+        spikeloom.load(tmp_path / "begun")

@@ -44,6 +44,10 @@ class Audit:
     costs: Costs
     uncounted: tuple[str, ...] = ()
 
+    def __repr__(self) -> str:
+        energy = f"{self.energy_pj / 1e6:.3g} uJ an image" if self.rows else "nothing counted"
+        return f"Audit({self.model}: {len(self.rows)} layers, {self.images} images, T = {self.steps}, {energy})"
+
     @property
     def breaking(self) -> tuple[Layer, ...]:
         """The layers that keep the network from being spike-driven, each with its `why`."""

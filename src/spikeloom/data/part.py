@@ -7,12 +7,12 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils.data import Dataset
 
+from spikeloom.data.labelled import LabelledDataset
 from spikeloom.errors import UsageError
 
 
-class Part(Dataset[Any]):
+class Part(LabelledDataset):
     """Some samples of a data set; all its other attributes are those of the whole.
 
     Args:
@@ -23,12 +23,15 @@ class Part(Dataset[Any]):
 
     def __init__(self, whole: Any, indices: Tensor, title: str):
         self.whole, self.indices, self.title = whole, indices, title
+        self.labels = whole.labels[indices]
 
-    def __len__(self) -> int:
-        return len(self.indices)
+    @property
+    def input_shape(self) -> tuple[int, ...]:
+        return self.whole.input_shape
 
-    def __getitem__(self, index: int) -> Any:
-        return self.whole[int(self.indices[index])]
+    def encode(self, x: Tensor) -> Tensor:
+        """As the whole data set encodes."""
+        return self.whole.encode(x)
 
     def batch(self, indices: Sequence[int]) -> Any:
         """A batch, as the whole data set gives it."""

@@ -63,6 +63,14 @@ class Engine:
         self._lock = threading.Lock()
         self._timings: dict[int, dict[str, float | None]] = {}
 
+    def __repr__(self) -> str:
+        given, ways = self._plan.input, [step.way for step in self._plan.steps if isinstance(step, Conv)]
+        steps = f"{self._plan.T} steps of an image" if given.static else "sequences"
+        return (
+            f"Engine({_shape(given)} -> {_shape(self._values[-1])}, {steps}, {len(self._plan.steps)} layers, "
+            f"{ways.count('event')} of them by events)"
+        )
+
     def __call__(self, x: Tensor) -> Tensor:
         """Logits [T, N, classes] of [N, ...], an image repeated T times, or [T, N, ...]."""
         sequence, T = self._sequence(x)
@@ -262,6 +270,9 @@ class EngineStream:
     def __init__(self, engine: Engine):
         self._engine = engine
         self._states: States = {}
+
+    def __repr__(self) -> str:
+        return f"EngineStream({self._engine!r}, {'neurons remember' if self._states else 'at rest'})"
 
     def __call__(self, x: Tensor) -> Tensor:
         """Logits [T, N, classes] of the next steps; of a static image T = 1 step, [N, ...] -> [1, N, classes]."""

@@ -27,10 +27,15 @@ Json = dict[str, Any]
 
 def build_model(settings: Settings, in_channels: int, num_classes: int) -> nn.Module:
     """The model of some settings, its weights drawn from the settings' seed."""
+    seed_everything(settings.seed)
+    return make_model(settings, in_channels, num_classes)
+
+
+def make_model(settings: Settings, in_channels: int, num_classes: int) -> nn.Module:
+    """The model of some settings, with weights that are to be replaced."""
     options = {**settings.model.options, "in_channels": in_channels, "num_classes": num_classes}
     if settings.neuron is not None:
         options["neuron"] = neuron_factory(settings.neuron)
-    seed_everything(settings.seed)
     try:
         return create_model(settings.model.name, **options)
     except ValueError as error:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import functools
+import os
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -13,7 +15,7 @@ from torch import Tensor
 from spikeloom.data import batches
 from spikeloom.errors import DataFileError, UsageError
 from spikeloom.record import RateMeter
-from spikeloom.train.build import build_datasets, build_model, make_accelerator
+from spikeloom.train.build import build_datasets, build_model, make_accelerator, make_model
 from spikeloom.train.checkpoint import load_tensors, load_weights
 from spikeloom.train.losses import LOSSES
 from spikeloom.train.pretrain import Reconstructs
@@ -108,12 +110,45 @@ def load_run(run: Run, in_channels: int, num_classes: int) -> torch.nn.Module:
     Raises:
         DataFileError: the run is unfinished, or its weights are damaged or of another model.
     """
-    if not run.weights.is_file():
-        raise DataFileError(f"{run.folder} is not finished; continue it with 'spikeloom train resume={run.folder}'")
+    tensors, _ = _trained(run)
     model = build_model(run.settings, in_channels, num_classes)
-    tensors, _ = load_tensors(run.weights)
     load_weights(model, tensors, run.weights, run.settings.model.name)
     return model
+
+
+def load(folder: str | os.PathLike[str]) -> torch.nn.Module:
+    """The trained model of a finished run, in eval mode and on the CPU. Its data are not needed.
+
+        model = spikeloom.load("runs/quickstart-digits-20250101-120000")
+        logits = model(x)  # [T, N, classes]
+
+    Args:
+        folder: of the run.
+
+    Raises:
+        DataFileError: the folder is no run, the run is unfinished, or its weights are damaged or of another model.
+        UsageError: an older run, whose data decide the model's size, and they are not there.
+    """
+    path = Path(folder)
+    if path.is_file():
+        raise DataFileError(f"{path} is a file: give a run's folder; an engine's file is read by spikeloom.deploy.load")
+    run = Run.open(path)
+    tensors, information = _trained(run)
+    made = information.get("made_for")
+    if made is None:
+        _, dataset = build_datasets(run.settings, train=False)
+        made = {"in_channels": dataset.in_channels, "num_classes": len(dataset.classes)}
+    with torch.random.fork_rng(devices=[]):  # the weights are replaced: the caller's random numbers stay as they are
+        model = make_model(run.settings, **made)
+    load_weights(model, tensors, run.weights, run.settings.model.name)
+    return model.eval()
+
+
+def _trained(run: Run) -> tuple[dict[str, Tensor], Json]:
+    """The weights of a finished run, and what is known of them."""
+    if not run.weights.is_file():
+        raise DataFileError(f"{run.folder} is not finished; continue it with 'spikeloom train resume={run.folder}'")
+    return load_tensors(run.weights)
 
 
 def evaluate_run(run: Run, settings: Settings, progress: Any, flips: bool = False) -> Json:

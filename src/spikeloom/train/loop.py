@@ -435,7 +435,7 @@ def _end_epoch(s: Setup, state: TrainState, progress: Progress) -> Json:
     if s.validation_set is not None and record["validation_accuracy"] > state.best:
         state.best = record["validation_accuracy"]
         if s.accelerator.is_main_process:
-            save_tensors(s.run.best, s.accelerator.unwrap_model(s.trained).state_dict(), s.run.about_weights())
+            save_tensors(s.run.best, s.accelerator.unwrap_model(s.trained).state_dict(), s.run.about_weights(s.train_set))
     if state.epoch == 0:
         _warn_after_the_first_epoch(s, record, seen, progress)
     return record

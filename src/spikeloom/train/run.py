@@ -125,9 +125,10 @@ class Run:
         """Weights of the best epoch on the validation part, while the run goes on."""
         return self.folder / "best.safetensors"
 
-    def about_weights(self) -> Json:
-        """What a file of the run's weights says of them."""
-        return {"model": self.settings.model.model_dump()}
+    def about_weights(self, dataset: Any) -> Json:
+        """What a file of the run's weights says of them: the model, and for what data it was made."""
+        made = {"in_channels": dataset.in_channels, "num_classes": len(dataset.classes)}
+        return {"model": self.settings.model.model_dump(), "made_for": made}
 
     def summary(self) -> Json | None:
         """What the finished run measured, or None while it is unfinished."""

@@ -25,7 +25,7 @@ def finish(run: Run, model: nn.Module, train_set: Any, test_set: Any, parameters
         if run.best.is_file():
             os.replace(run.best, run.weights)
     else:
-        save_tensors(run.weights, model.state_dict(), run.about_weights())
+        save_tensors(run.weights, model.state_dict(), run.about_weights(train_set))
     write_json(run.folder / "summary.json", summary)
     return summary
 
