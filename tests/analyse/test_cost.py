@@ -118,3 +118,13 @@ def test_a_model_that_fails_is_left_as_it_was() -> None:
         count_cost(model, (5, 16, 16), 2)
     assert model.training
     assert not any(module._forward_hooks for module in model.modules())
+
+
+def test_convolutions_of_every_kind() -> None:
+    cases = (
+        (nn.Conv3d(2, 4, 3, groups=2), (2, 5, 5, 5), 4 * 27 * 27),  # outputs times what each reads
+        (nn.ConvTranspose2d(3, 5, 2, stride=2), (3, 4, 6), 3 * 24 * 5 * 4),  # inputs times what each writes
+        (nn.ConvTranspose1d(4, 6, 4, groups=2), (4, 7), 4 * 7 * 3 * 4),
+    )
+    for layer, shape, macs in cases:
+        assert count_cost(nn.Sequential(nn.Flatten(0, 1), layer), shape, 1).macs == macs

@@ -49,8 +49,9 @@ def count_cost(model: nn.Module, image: tuple[int, ...], T: int) -> Cost:
 
     def hook(module: nn.Module, args: tuple[Tensor, ...], output: Any) -> None:
         nonlocal macs, norm, other
-        if isinstance(module, nn.Conv1d | nn.Conv2d):
-            macs += output[0].numel() * module.weight[0].numel()
+        if isinstance(module, nn.modules.conv._ConvNd):  # pyright: ignore[reportPrivateUsage]
+            each = args[0] if module.transposed else output
+            macs += each[0].numel() * module.weight[0].numel()
             other += output[0].numel() if module.bias is not None else 0
         elif isinstance(module, nn.Linear):
             macs += output[0].numel() * module.in_features
