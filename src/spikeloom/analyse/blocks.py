@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
+import itertools
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -13,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from spikeloom.errors import UsageError
-from spikeloom.layers import MembraneBlock, NormSpike
+from spikeloom.layers import BatchNorm, MembraneBlock, NormSpike
 from spikeloom.neurons import LIF
 
 _C1, _C2 = 0.01**2, 0.03**2  # of SSIM, for rates from 0 to 1
@@ -49,17 +51,32 @@ def blocks_of(model: nn.Module) -> dict[str, nn.Module]:
 
 
 def calibrated(model: nn.Module, x: Tensor) -> nn.Module:
-    """A copy in eval mode whose norms have the statistics of x, as at the first training step."""
+    """A copy in eval mode whose norms have the statistics of x, as at the first training step.
+
+    A norm that runs more than once, in a loop over time, takes the mean of its statistics.
+    """
     model = copy.deepcopy(model).train()
     norms = [module for module in model.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]  # pyright: ignore[reportPrivateUsage]
     before = [norm.momentum for norm in norms]
-    for norm in norms:
-        norm.momentum = 1.0
-    with torch.no_grad():
+    with torch.no_grad(), contextlib.ExitStack() as stack:
+        for norm in norms:
+            norm.momentum = 1.0
+            if not isinstance(norm, BatchNorm):  # ours takes the whole sequence
+                stack.callback(norm.register_forward_pre_hook(_averaging()).remove)
         model(x)
     for norm, momentum in zip(norms, before, strict=True):
         norm.momentum = momentum
     return model.eval()
+
+
+def _averaging() -> Callable[..., None]:
+    """A hook whose norm averages the statistics of all its calls."""
+    calls = itertools.count(1)
+
+    def hook(norm: Any, args: Any) -> None:
+        norm.momentum = 1 / next(calls)
+
+    return hook
 
 
 def ssim(x: Tensor, y: Tensor) -> Tensor:
