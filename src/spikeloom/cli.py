@@ -674,7 +674,7 @@ def _print_audit(title: str, data: str, found: Audit, blocks: list[BlockInput]) 
     from rich.table import Table
 
     console = Console()
-    table = Table(title=f"{title}: what enters each layer, for one image of {found.steps} steps")
+    table = Table(title=f"{title}: what enters each layer, for one image of {found.steps:g} steps")
     for column in ("layer", "input", "max", "rate %", "MACs M", "ACs M", "uJ", "dead"):
         table.add_column(column, justify="left" if column in ("layer", "input") else "right", overflow="fold")
     for row in found.rows:

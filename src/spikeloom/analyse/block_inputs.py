@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from spikeloom.analyse.audit import as_batches
 from spikeloom.analyse.cost import evaluating
 from spikeloom.analyse.measure import MEASUREMENTS, Measured
 from spikeloom.errors import UsageError
@@ -74,15 +75,15 @@ def watching_blocks(model: nn.Module) -> Generator[list[BlockInput]]:
 
 
 @torch.no_grad()
-def block_inputs(model: nn.Module, batches: Iterable[Tensor]) -> list[BlockInput]:
+def block_inputs(model: nn.Module, batches: Tensor | Iterable[Tensor]) -> list[BlockInput]:
     """What enters every `SpikingSelfAttention` of a model, counted.
 
     Args:
         model: is run in eval mode, and left in the mode in which it was.
-        batches: inputs of the model.
+        batches: inputs of the model; one alone may be a tensor.
     """
     with watching_blocks(model) as found, evaluating(model):
-        for x in batches:
+        for x in as_batches(batches):
             model(x)
     return found
 
@@ -141,7 +142,7 @@ def attention_inputs(run: str, root: str | None = None, subset: int = 256, batch
     found = block_inputs(model, (dataset.encode(dataset.batch(part.tolist())[0]) for part in indices))
     if not found:
         raise UsageError(f"{run} trained {settings.model.name}, which has no spiking self-attention")
-    values: dict[str, float | str | bool] = {
+    values: dict[str, float | str | bool | None] = {
         f"nonzero_percent_block_{i}": 100 * entry.nonzero for i, entry in enumerate(found, start=1)
     }
     values |= {"largest": float(max(len(e.counts) for e in found) - 1), "spikes_only": all(e.spikes for e in found)}

@@ -127,7 +127,7 @@ def rates_by_depth(
         for before, after in itertools.pairwise(found[f"{form}, zero-init"])
         if after.same_shape
     ]
-    values: dict[str, float | str | bool] = {
+    values: dict[str, float | str | bool | None] = {
         "data": title,
         "zero-init: O of all four is one curve": all(other == first for other in others),
         "zero-init: O is constant where shapes stay": all(still),

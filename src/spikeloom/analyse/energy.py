@@ -43,7 +43,8 @@ class Operand:
     Attributes:
         input: "silent"; "binary" (0 and 1); "ternary" (-1, 0, 1); "integer"; "scaled" (one of these times a common
             factor: spikes after average pooling or dropout); "real".
-        scale: the factor of a scaled input, otherwise 1.
+        scale: the factor of a scaled input, otherwise 1; of spikes that were averaged over windows of different sizes
+            what one adds to the mean, on average.
         minimum, maximum: the smallest and the largest value.
         mean: the mean value.
         rate: the mean absolute value: the firing rate of spikes; an integer N counts N. For a real input its density.
@@ -231,7 +232,7 @@ def _energy(rule: str, costs: Costs, layers: Sequence[Layer], count: Callable[[L
 
 
 @RULES.register
-def measured(layers: Sequence[Layer], steps: int, costs: Costs) -> Energy:
+def measured(layers: Sequence[Layer], steps: float, costs: Costs) -> Energy:
     """What ran, by what entered: real values multiply; spikes and integers add, N times for N; scales are folded."""
     return _energy("measured", costs, layers, lambda layer: (layer.macs, layer.acs))
 
@@ -239,7 +240,7 @@ def measured(layers: Sequence[Layer], steps: int, costs: Costs) -> Energy:
 @RULES.register
 def spikingformer(
     layers: Sequence[Layer],
-    steps: int,
+    steps: float,
     costs: Costs,
     largest: int = 1,
     encoder_once: bool = False,
@@ -279,19 +280,19 @@ def spikingformer(
 
 
 @RULES.register
-def spikingformer_neuro_printed(layers: Sequence[Layer], steps: int, costs: Costs) -> Energy:
+def spikingformer_neuro_printed(layers: Sequence[Layer], steps: float, costs: Costs) -> Energy:
     """Eq. 20 of Spikingformer as it was printed: for event data every layer AC. Its authors correct it to Eq. 19."""
     return spikingformer(layers, steps, costs, first_ac=True, name="spikingformer_neuro_printed")
 
 
 @RULES.register
-def appendixG_1(layers: Sequence[Layer], steps: int, costs: Costs, encoder_once: bool = False) -> Energy:
+def appendixG_1(layers: Sequence[Layer], steps: float, costs: Costs, encoder_once: bool = False) -> Energy:
     """Spikingformer's recount of Spikformer (App. G), way 1: an integer N is N accumulates, up to 30."""
     return spikingformer(layers, steps, costs, largest=30, encoder_once=encoder_once, name="appendixG_1")
 
 
 @RULES.register
-def appendixG_2(layers: Sequence[Layer], steps: int, costs: Costs, encoder_once: bool = False) -> Energy:
+def appendixG_2(layers: Sequence[Layer], steps: float, costs: Costs, encoder_once: bool = False) -> Energy:
     """App. G, way 2: a layer whose input is not purely 0 and 1 multiplies. The rule of `spikingformer` itself."""
     return spikingformer(layers, steps, costs, largest=1, encoder_once=encoder_once, name="appendixG_2")
 
@@ -303,7 +304,7 @@ PAPER_FIRST_CONV = 0.347e9
 @RULES.register
 def spikformer(
     layers: Sequence[Layer],
-    steps: int,
+    steps: float,
     costs: Costs,
     encoder_once: bool = False,
     paper_constant_first_conv: bool = False,
@@ -330,7 +331,7 @@ def spikformer(
 
 
 @RULES.register
-def report000(layers: Sequence[Layer], steps: int, costs: Costs) -> Energy:
+def report000(layers: Sequence[Layer], steps: float, costs: Costs) -> Energy:
     """The course report (document 000), which prints energies but no rule: `4.6 MAC_stem + 0.9 T sum fr MAC` (pJ).
 
     The stem counts once: T times would be more than the whole published energy. Biases do not count.
@@ -344,7 +345,7 @@ def report000(layers: Sequence[Layer], steps: int, costs: Costs) -> Energy:
     return _energy("report000", costs, layers, count)
 
 
-def report_readings(layers: Sequence[Layer], steps: int, costs: Costs, flops: float) -> dict[str, float]:
+def report_readings(layers: Sequence[Layer], steps: float, costs: Costs, flops: float) -> dict[str, float]:
     """The course report's energy in picojoules as `report000`, and read off its FLOPs with T and without.
 
     Args:
@@ -362,7 +363,7 @@ def report_readings(layers: Sequence[Layer], steps: int, costs: Costs, flops: fl
 
 
 @RULES.register
-def syna(layers: Sequence[Layer], steps: int, costs: Costs, released_script: bool = False) -> Energy:
+def syna(layers: Sequence[Layer], steps: float, costs: Costs, released_script: bool = False) -> Energy:
     """SynA-ResNet (Shan et al.): `(C_in k^2 - 1)` additions per output of a convolution, and its norm as one MAC.
 
     The first convolution and its gates (linear layers and convolutions on real values) are MACs. The classifier has

@@ -59,14 +59,14 @@ def energy(network: str, images: int = 1000, data: dict[str, Any] | None = None)
         data: a data set with its options, instead of the run's.
     """
     target = open_target(network, {"images": images} | ({"data": data} if data else {}))
-    found = audit(target.model, target.batches())
+    x, _ = next(target.batches())
+    found = audit(target.ready(x), target.batches())
     energies = {f"energy_uJ_{name}": value.pj / 1e6 for name, value in found.energies().items()}
-    values: dict[str, float | str | bool] = {
+    values: dict[str, float | str | bool | None] = {
         "spike_driven": found.spike_driven, "images": found.images, "parameters": found.parameters, **energies,
     }  # fmt: skip
-    x, _ = next(target.batches())
     if x.dim() == 4:
-        cost = count_cost(target.model, tuple(x.shape[1:]), found.steps)
+        cost = count_cost(target.model, tuple(x.shape[1:]), round(found.steps))
         readings = report_readings(found.rows, found.steps, found.costs, cost.flops_s0)
         values |= {f"energy_uJ: {name}": pj / 1e6 for name, pj in readings.items()}
         values["flops_M"] = cost.flops_s0 / 1e6
@@ -86,7 +86,7 @@ def spike_maps(networks: list[str], data: dict[str, Any] | None = None, image: i
         channels: how many are drawn.
     """
     maps: dict[str, Tensor] = {}
-    values: dict[str, float | str | bool] = {}
+    values: dict[str, float | str | bool | None] = {}
     for target in _targets(networks, data, image + 1):
         x, _ = next(target.batches())
         # Steps first or not, the batch axis has the length that was asked for.
@@ -112,7 +112,7 @@ def natural_pruning(network: str, images: int = 1000, data: dict[str, Any] | Non
     [target] = _targets([network], data, images, batch=min(images, 32))
     x, _ = next(target.batches())
     found = prune_silent_shortcuts(target.ready(x), target.batches)
-    values: dict[str, float | str | bool] = {
+    values: dict[str, float | str | bool | None] = {
         "shortcuts": len(found.rates), "removed": len(found.removed), "removed_parameters": found.parameters,
         "images": found.images, "logits_changed": False,
     }  # fmt: skip
@@ -134,7 +134,7 @@ def neuron_responses(neurons: list[str], steps: int = 120) -> Measured:
         kind, _, firing = name.partition(":")
         layers[name] = NEURONS[kind](firing=firing) if firing else NEURONS[kind]()
     found = responses(layers, current)
-    values: dict[str, float | str | bool] = {f"spikes of {name}": s.sum().item() for name, s in found.items()}
+    values: dict[str, float | str | bool | None] = {f"spikes of {name}": s.sum().item() for name, s in found.items()}
     values |= {f"spikes of {name} at rest": s[: steps // 4].sum().item() for name, s in found.items()}
     return Measured(values, {}, {"responses": draw_responses(current, found)})
 
@@ -147,7 +147,7 @@ def residual_influence_probability(rate: float = 0.2, v_threshold: float = 0.5, 
         rate: of the shortcut's spikes.
         v_threshold, sigma: of the neuron and of the branch.
     """
-    values: dict[str, float | str | bool] = {
+    values: dict[str, float | str | bool | None] = {
         "probability": residual_influence(rate, v_threshold, sigma),
         "simulated": simulate_influence(rate, v_threshold, sigma),
     }
@@ -167,7 +167,7 @@ def similarity(networks: list[str], data: dict[str, Any] | None = None, images: 
     for target in _targets(networks, data, images):
         x, _ = next(target.batches())
         found[_title(target)] = block_similarity(target.ready(x), x)
-    values: dict[str, float | str | bool] = {f"blocks of {n} at exactly 1": sum(r.equal for r in v)
+    values: dict[str, float | str | bool | None] = {f"blocks of {n} at exactly 1": sum(r.equal for r in v)
                                              for n, v in found.items()}  # fmt: skip
     tables = {name: [asdict(row) for row in rows] for name, rows in found.items()}
     return Measured(values, tables, {"radar": draw_similarity(found)})
@@ -191,7 +191,7 @@ def isometry(
         _title(target): block_isometry(target.model, next(target.batches())[0], probes)
         for target in _targets(networks, data, images, model)
     }
-    values: dict[str, float | str | bool] = {
+    values: dict[str, float | str | bool | None] = {
         f"mean phi of {name}": sum(row.phi for row in rows) / len(rows) for name, rows in found.items()
     }
     tables = {name: [asdict(row) for row in rows] for name, rows in found.items()}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -16,7 +17,7 @@ _PARTS = 64  # of the smallest value, which may be the sum of that many pooled s
 _TOLERANCE = 0.01  # how far from a multiple a value may be, in factors
 _CHUNK = 1 << 16  # elements of a pass that stay in the cache
 _SAMPLE = 1 << 14
-SILENT, REAL = 0.0, math.nan  # in place of a scale
+SILENT, REAL, MIXED = 0.0, math.nan, math.inf  # in place of a scale
 
 
 @dataclass
@@ -26,10 +27,12 @@ class Look:
     Attributes:
         elements: how many.
         minimum, maximum: of all.
-        scale: the factor of which every value is a multiple: 1 for integers; SILENT without values; REAL without one.
+        scale: the factor of which every value is a multiple: 1 for integers; SILENT without values; REAL without one;
+            MIXED where each value has its own, the mean of a window of spikes.
         total, magnitude, nonzero: sums of the values and of their absolute values, and how many are not 0.
         rows: mean absolute value in each index of the first axis.
         channels: how many are not 0 in each channel; None without channels.
+        spikes: how many spikes were averaged, where windows differ in size; None elsewhere.
     """
 
     elements: int
@@ -41,10 +44,13 @@ class Look:
     nonzero: float
     rows: Tensor
     channels: Tensor | None
+    spikes: float | None = None
 
     def operand(self) -> Operand:
         """The summary that a layer carries."""
         kind, scale = self._kind(), self.scale if self.scale > 0 else 1.0
+        if self.scale == MIXED:
+            scale = self.magnitude / (self.spikes or 1.0)
         density = self.nonzero / self.elements
         rate = density if kind == "real" else self.magnitude / self.elements
         return Operand(kind, scale, self.minimum, self.maximum, self.total / self.elements, rate, density)
@@ -62,9 +68,11 @@ class Look:
 def merge(looks: Iterable[Look]) -> Look:
     """Several looks at one place as one, without their rows."""
     looks = list(looks)
-    scale = looks[0].scale
-    for other in looks[1:]:
-        scale = _merge_scales(scale, other.scale)
+    spikes = None
+    if all(o.spikes is None for o in looks):
+        scale = functools.reduce(_merge_scales, (o.scale for o in looks))
+    else:
+        scale, spikes = _merge_spikes(looks)
     low, high = min(o.minimum for o in looks), max(o.maximum for o in looks)
     if scale > 0 and max(-low, high) / scale > _LEVELS:
         scale = REAL
@@ -72,8 +80,14 @@ def merge(looks: Iterable[Look]) -> Look:
     return Look(
         sum(o.elements for o in looks), low, high, scale, sum(o.total for o in looks),
         sum(o.magnitude for o in looks), sum(o.nonzero for o in looks), torch.empty(0),
-        torch.stack(channels).sum(0) if channels else None,
+        torch.stack(channels).sum(0) if channels else None, spikes,
     )  # fmt: skip
+
+
+def _merge_spikes(looks: list[Look]) -> tuple[float, float]:
+    scales = {o.scale for o in looks}
+    scale = REAL if any(map(math.isnan, scales)) else 1.0 if scales <= {SILENT, 1.0} else MIXED
+    return scale, sum(o.magnitude / (o.scale or 1.0) if o.spikes is None else o.spikes for o in looks)
 
 
 def _merge_scales(a: float, b: float) -> float:
@@ -84,13 +98,14 @@ def _merge_scales(a: float, b: float) -> float:
     return a if a == b else _common_factor(torch.tensor([a, b], dtype=torch.float64))
 
 
-def look(x: Tensor, channels: bool, may_scale: bool) -> Look:
+def look(x: Tensor, channels: bool, may_scale: bool, windows: Tensor | None = None) -> Look:
     """Looks at every element of a tensor, in about four passes that are read from the cache.
 
     Args:
         x: of at least two axes, not empty. With `channels`, axis 1 holds them.
         channels: count what is not 0 in each channel.
         may_scale: look for a common factor of values that are no integers.
+        windows: of x's shape, over how many spikes each value is a mean, where that differs.
     """
     x = x.detach()
     if x.dtype not in (torch.float32, torch.float64):
@@ -100,7 +115,10 @@ def look(x: Tensor, channels: bool, may_scale: bool) -> Look:
     if low == high == 0:
         silent = x.new_zeros(x.shape[1]) if channels else None
         return Look(x.numel(), 0.0, 0.0, SILENT, 0.0, 0.0, 0.0, x.new_zeros(len(x)), silent)
-    scale = _scale(flat, low, high, may_scale)
+    scale = _scale(flat, low, high, may_scale and windows is None)
+    spikes = _spikes(x * windows) if may_scale and windows is not None else None
+    if spikes is not None and math.isnan(scale):
+        scale = MIXED
     per_row, per_channel = _sums(x)
     total = magnitude = per_row.sum(dtype=torch.float64).item()
     if low < 0:
@@ -110,8 +128,17 @@ def look(x: Tensor, channels: bool, may_scale: bool) -> Look:
         _, per_channel = _sums(x, torch.sign if low >= 0 else _nonzero)
     return Look(
         x.numel(), low, high, scale, total, magnitude, per_channel.sum(dtype=torch.float64).item(),
-        per_row / (x.numel() // len(x)), per_channel if channels else None,
+        per_row / (x.numel() // len(x)), per_channel if channels else None, spikes,
     )  # fmt: skip
+
+
+def _spikes(sums: Tensor) -> float | None:
+    """How many spikes these sums count, of spikes or of spikes times a factor; None if of neither."""
+    flat = sums.flatten()
+    low, high = (value.item() for value in torch.aminmax(flat))
+    whole = math.isfinite(low + high) and _multiples(flat, 1.0, _TOLERANCE)
+    scale = 1.0 if whole else _scale(flat, low, high, True)
+    return None if math.isnan(scale) else flat.abs().sum(dtype=torch.float64).item() / scale
 
 
 def _nonzero(x: Tensor) -> Tensor:

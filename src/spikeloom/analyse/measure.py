@@ -16,12 +16,12 @@ class Measured:
     """What a measurement found.
 
     Attributes:
-        values: single numbers and verdicts, set beside the published ones.
+        values: single numbers and verdicts, set beside the published ones; None: these data cannot tell.
         tables: rows by the title of their table.
         figures: plotly figures by name.
     """
 
-    values: dict[str, float | str | bool] = field(default_factory=dict)
+    values: dict[str, float | str | bool | None] = field(default_factory=dict)
     tables: dict[str, list[Json]] = field(default_factory=dict)
     figures: dict[str, Any] = field(default_factory=dict)
 

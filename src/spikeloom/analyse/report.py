@@ -177,7 +177,7 @@ def _layers(found: Audit) -> Table:
          f"{row.dead} of {row.channels}" if row.channels else "-", row.why if row.breaks else "")
         for row in found.rows
     ]  # fmt: skip
-    caption = f"What enters each layer and what it costs, for one image of {found.steps} steps"
+    caption = f"What enters each layer and what it costs, for one image of {found.steps:g} steps"
     return Table(caption, head, rows, sortable=True)
 
 
@@ -231,9 +231,13 @@ def _overview(runs: Sequence[Gathered], names: Sequence[str]) -> Table:
         "best test accuracy, %": lambda r: _number(r.summary.get("best_test_accuracy")),
         "test loss": lambda r: _number(r.summary.get("test_loss")),
         "energy of one image, uJ": lambda r: (a := r.measured.audit) and a.energy_pj / 1e6,
-        "spike-driven": lambda r: (a := r.measured.audit) and a.spike_driven,
+        "spike-driven": lambda r: (a := r.measured.audit) and _said(a.spike_driven),
     })  # fmt: skip
     return Table("What was run, and what came out", ("", *names), rows)
+
+
+def _said(spike_driven: bool | None) -> bool | str:
+    return "cannot tell" if spike_driven is None else spike_driven
 
 
 def _number(value: Any) -> float | int | None:

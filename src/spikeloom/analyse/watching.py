@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import statistics
 import sys
-from collections.abc import Callable, Generator, Iterable, Iterator
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Generator, Iterable
 from types import CodeType
 from typing import Any
 
@@ -13,14 +13,17 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from spikeloom.analyse.energy import SPIKES, Kind, Layer, Operand, Role
-from spikeloom.analyse.looking import REAL, Look, look, merge
+from spikeloom.analyse.energy import SPIKES, Kind, Layer
+from spikeloom.analyse.entries import Entry, named
+from spikeloom.analyse.looking import REAL, Look, look
+from spikeloom.analyse.origins import UNSEEN, Origin, Origins, memory
 from spikeloom.errors import UsageError
 from spikeloom.layers import NormSpike
 from spikeloom.neurons.base import Neuron
 from spikeloom.neurons.if_lif import Threshold
 from spikeloom.neurons.recurrent import RecurrentLIF
 from spikeloom.ops import backend
+from spikeloom.stream import streaming
 
 # Products that PyTorch does in one piece, whose parts cannot be seen.
 _OPAQUE = {
@@ -29,63 +32,7 @@ _OPAQUE = {
     "_native_multi_head_attention",
 }  # fmt: skip
 
-# Operations that hand on what they receive; views need no entry, they share memory.
-_THROUGH = {
-    "clone", "_to_copy", "cat", "stack", "copy_", "constant_pad_nd", "index", "index_select", "repeat", "roll", "flip",
-    "max_pool2d_with_indices", "max_pool3d_with_indices", "adaptive_max_pool2d", "reflection_pad2d", "gather",
-}  # fmt: skip
-
-_CAUSES: tuple[tuple[tuple[str, ...], str], ...] = (
-    (("convolution", "addmm", "mm", "bmm", "baddbmm", "scaled_dot_product"), "a layer without a neuron behind it"),
-    (("scan", "gated_scan", "band", "norm_scan"), "a neuron that fires integers"),
-    (("batch_norm", "cudnn_batch_norm", "layer_norm", "group_norm"), "a norm without a neuron behind it"),
-    (("add", "sub", "rsub"), "a sum ({shortcut} shortcut)"),
-    (("avg_pool", "adaptive_avg_pool", "mean"), "average pooling"),
-    (("mul",), "a product with {values} values (a gate or a scale)"),
-    (("relu", "gelu", "silu", "sigmoid", "tanh", "softmax", "hardtanh", "clamp"), "an activation that does not spike"),
-)
-
-
-@dataclass
-class _Origin:
-    """The operation that wrote a piece of memory, in which module, and what was seen there."""
-
-    op: str
-    module: str
-    looks: dict[Any, Look] = field(default_factory=dict)
-
-    def explain(self, operand: Operand) -> str:
-        """What made these values."""
-        if self.op == "input":
-            return "the data themselves"
-        name = self.op.strip("_").removeprefix("native_").strip("_")
-        values, shortcut = ("real", "membrane") if operand.input == "real" else (operand.input, "ADD")
-        for starts, text in _CAUSES:
-            if name.startswith(starts):
-                return f"{text.format(values=values, shortcut=shortcut)} in {self.module or 'the model'}"
-        return f"{name} in {self.module or 'the model'}"
-
-
-_MERGED = 32  # looks that are kept apart: merging costs as much as a look
-_UNSEEN = _Origin("a tensor from outside", "")
-
-
-@dataclass
-class _Entry:
-    """One layer: sums over batches, and the calls of the present batch."""
-
-    name: str
-    kind: Kind
-    encoder: bool
-    seen: list[list[Look]]  # of each operand, to be merged
-    why: list[str]
-    operations: float = 0.0
-    bias: float = 0.0
-    outputs: float = 0.0
-    runs: int = 0  # rows of its input: images x steps x tokens
-    product: tuple[int, int, int] | None = None
-    calls: list[list[Look]] = field(default_factory=list)
-    by_step: Tensor | None = None  # summed over images
+_FIRED = ("binary", "ternary", "integer", "scaled")
 
 
 class Ledger:
@@ -99,14 +46,16 @@ class Ledger:
         self._modules = {module: name for name, module in model.named_modules()}
         self._owners = dict(model.named_modules(remove_duplicate=False))
         tensors = [*model.named_buffers(), *model.named_parameters()]
-        self._weights = {_memory(tensor): name for name, tensor in tensors}
-        self._entries: dict[Any, _Entry] = {}
+        self._weights = {memory(tensor): name for name, tensor in tensors}
+        self._entries: dict[Any, Entry] = {}
         self._products: dict[str, int] = {}
         self._running: list[nn.Module] = []
         self._neurons = 0
-        self._origins: dict[int, _Origin] = {}
+        self._ran: dict[nn.Module, int] = {}  # steps that each neuron took, in the batch that ran
+        self.origins = Origins()
         self.spiking = any(map(_is_neuron, self._modules))
         self.opaque: dict[str, None] = {}
+        self._recurrent = contextlib.ExitStack()
 
     @contextlib.contextmanager
     def attached(self) -> Generator[None]:
@@ -133,14 +82,22 @@ class Ledger:
     @contextlib.contextmanager
     def watching(self, x: Tensor) -> Generator[None]:
         """Books what runs inside the block; x are the data."""
-        self._origins = {_memory(x): _Origin("input", "")}
-        self._running, self._neurons = [], 0
+        self.origins = Origins(x)
+        self._running, self._neurons, self._ran = [], 0, {}
         with _Watch(self):
             yield
 
     def _enter(self, module: nn.Module, args: Any) -> None:
         self._running.append(module)
-        self._neurons += _is_neuron(module)
+        if isinstance(module, nn.RNNBase):
+            self._recurrent.enter_context(_in_products())
+        fires = _is_neuron(module)
+        if self._neurons == 0 and (fires or isinstance(module, NormSpike)) and args and isinstance(args[0], Tensor):
+            before, now = self._ran.get(module, 0), _steps_of(module, args[0])
+            # Without a Stream each call of ours starts from rest: a second one is another layer, not more steps.
+            rests = isinstance(module, Neuron | NormSpike) and not streaming()
+            self._ran[module] = max(before, now) if rests else before + now
+        self._neurons += fires
 
     def _leave(self, module: nn.Module, args: Any, output: Any) -> None:
         while self._running:  # a module that raised leaves those inside it
@@ -148,38 +105,31 @@ class Ledger:
             self._neurons -= _is_neuron(left)
             if left is module:
                 break
+        if isinstance(module, nn.RNNBase):
+            self._recurrent.close()
 
     def close(self, images: int, steps: int) -> None:
         """Adds the batch that ran, of so many images and steps, to the sums."""
         for entry in self._entries.values():
             if entry.calls:
-                entry.runs += sum(len(looks[0].rows) for looks in entry.calls)
-                self._add_steps(entry, images, steps)
-                for index, seen in enumerate(entry.seen):
-                    seen += [looks[index] for looks in entry.calls]
-                    if len(seen) >= _MERGED:
-                        seen[:] = [merge(seen)]
-                entry.calls = []
-        self._origins = {}
+                entry.close(images, steps)
+        self.origins = Origins()
 
-    def _add_steps(self, entry: _Entry, images: int, steps: int) -> None:
-        rows = [looks[0].rows for looks in entry.calls]
-        if len(entry.seen) > 1:
-            return  # which operand drives a product is known at the end only
-        if len(rows) == steps:
-            means = torch.stack([mean.double().mean() for mean in rows])
-        elif len(rows) == 1 and len(rows[0]) % steps == 0:
-            means = rows[0].double().view(steps, -1).mean(1)
-        else:
-            return
-        entry.by_step = images * means + (0.0 if entry.by_step is None else entry.by_step)
+    def steps(self, images: int) -> int:
+        """T of the batch that ran, where neither input nor logits have an axis for it.
 
-    def most_runs(self) -> int:
-        """The most rows that a convolution had in the batch that ran."""
-        runs = [sum(len(looks[0].rows) for looks in e.calls) for e in self._entries.values() if e.kind == "conv"]
-        return max(runs, default=0)
+        The steps that neurons took; of neurons that are no modules, how often a layer of spikes ran. A network
+        without spikes has one step, whatever its layers do.
+        """
+        if self._ran:
+            return max(statistics.multimode(self._ran.values()))
+        entries = [entry for entry in self._entries.values() if entry.calls]
+        if not any(call[0].operand().input in _FIRED for e in entries if not e.encoder for call in e.calls):
+            return 1
+        rows = [sum(len(looks[0].rows) for looks in e.calls) // images for e in entries if e.kind == "conv"]
+        return max([1, *(rows or [len(e.calls) for e in entries if e.kind == "linear"])])
 
-    def layers(self, images: int, steps: int, folded: set[str]) -> list[Layer]:
+    def layers(self, images: int, steps: float, folded: set[str]) -> list[Layer]:
         """The layers in the order in which they first ran, per image.
 
         Args:
@@ -189,24 +139,14 @@ class Ledger:
         Raises:
             UsageError: a name in `folded` is none of them.
         """
-        entries = list(self._entries.values())
-        unknown = folded - {entry.name for entry in entries}
+        entries = named(list(self._entries.values()))
+        unknown = folded - entries.keys()
         if unknown:
             raise UsageError(f"folded_biases names {sorted(unknown)[0]!r}, which is no layer that ran")
-        return [_layer(entry, images, steps, entry.name in folded, entry is entries[-1]) for entry in entries]
+        last = list(entries)[-1:]
+        return [entry.layer(name, images, steps, name in folded, [name] == last) for name, entry in entries.items()]
 
     # --- told by the dispatch mode ------------------------------------------------------------------------------------
-
-    def wrote(self, op: str, reads: list[Tensor], results: Any, mutates: bool) -> None:
-        """An operation finished: memory that it made, or changed, comes from it."""
-        known = {_memory(tensor) for tensor in reads}
-        source = reads[-1] if op == "copy_" else reads[0] if op in _THROUGH and reads else None
-        origin = self._origins.get(_memory(source)) if source is not None else None
-        op, module = (op, self.where()) if origin is None else (origin.op, origin.module)
-        for tensor in _tensors(results):
-            memory = _memory(tensor)
-            if mutates or memory not in known:  # else a view
-                self._origins[memory] = _Origin(op, module)
 
     def convolution(self, x: Tensor, weight: Tensor, bias: Tensor | None, out: Tensor, transposed: bool) -> None:
         """A convolution ran."""
@@ -229,7 +169,7 @@ class Ledger:
         if self._neurons:
             return
         entry = self._pair_entry("", (a.shape[-2], a.shape[-1], b.shape[-1]))
-        operands = [(self._origin(t), self._look(t, False, True)) for t in (a, b)]
+        operands = [(self.origins.of(t), self._look(t, False, True)) for t in (a, b)]
         self._book(entry, operands, operations, 0, outputs)
 
     def attention(self, q: Tensor, k: Tensor, v: Tensor) -> None:
@@ -240,17 +180,17 @@ class Ledger:
         if not self._neurons:
             softmax = Look(count * m, 0.0, 1.0, REAL, count, count, count * m, torch.full((len(q),), 1 / m), None)
             entry = self._pair_entry("softmax", (n, m, v.shape[-1]))
-            operands = [(_Origin("softmax", self.where()), softmax), (self._origin(v), self._look(v, False, True))]
+            operands = [(Origin("softmax", self.where()), softmax), (self.origins.of(v), self._look(v, False, True))]
             self._book(entry, operands, count * m * v.shape[-1], 0, count * v.shape[-1])
 
-    def _pair_entry(self, part: str, product: tuple[int, int, int]) -> _Entry:
+    def _pair_entry(self, part: str, product: tuple[int, int, int]) -> Entry:
         module = self.where()
         key = (module, part, _site())
         entry = self._entries.get(key)
         if entry is None:
             number = self._products[module] = self._products.get(module, 0) + 1
             name = f"{module}:matmul{'' if number == 1 else number}"
-            entry = self._open(key, name, "matmul", False, 2)
+            entry = self._open(key, name, name, "matmul", False, 2)
             entry.product = product
         return entry
 
@@ -260,23 +200,26 @@ class Ledger:
         if self._neurons and (owner is None or _is_neuron(owner)):
             return
         running = self._running[-1] if self._running else None
-        if name is None or (running is not None and any(_memory(p) == _memory(weight) for p in _own(running))):
-            name = self.where() or name or kind
-        name = name.removesuffix(".weight")
-        key = (kind, name)
+        module = name or kind
+        if name is None or (running is not None and any(memory(p) == memory(weight) for p in _own(running))):
+            module = self.where() or name or kind
+        # A weight that is computed is known by its place; the three of attention may be parts of one.
+        part = weight.storage_offset() if isinstance(running, nn.MultiheadAttention) else 0
+        key = (kind, module, _site()) if name is None else (kind, module, name, weight.shape, part)
         entry = self._entries.get(key)
         if entry is None:
-            first = not self._entries or self._origin(x).op == "input"
-            entry = self._open(key, name, kind, first, 1)
+            first = not self._entries or self.origins.of(x).op == "input"
+            entry = self._open(key, module.removesuffix(".weight"), name or module, kind, first, 1)
         seen = self._look(x, True, not entry.encoder)
-        self._book(entry, [(self._origin(x), seen)], operations, 0 if bias is None else out.numel(), out.numel())
+        self._book(entry, [(self.origins.of(x), seen)], operations, 0 if bias is None else out.numel(), out.numel())
 
-    def _open(self, key: Any, name: str, kind: Kind, encoder: bool, operands: int) -> _Entry:
-        entry = self._entries[key] = _Entry(name, kind, encoder, [[] for _ in range(operands)], [""] * operands)
+    def _open(self, key: Any, name: str, weight: str, kind: Kind, encoder: bool, operands: int) -> Entry:
+        seen = [list[Look]() for _ in range(operands)]
+        entry = self._entries[key] = Entry(name, weight, kind, encoder, seen, [""] * operands)
         return entry
 
     def _book(
-        self, entry: _Entry, operands: list[tuple[_Origin, Look]], operations: int, bias: int, outputs: int
+        self, entry: Entry, operands: list[tuple[Origin, Look]], operations: int, bias: int, outputs: int
     ) -> None:
         entry.calls.append([seen for _, seen in operands])
         entry.operations += operations
@@ -288,56 +231,27 @@ class Ledger:
                 entry.why[index] = origin.explain(operand)
 
     def _look(self, x: Tensor, channels: bool, may_scale: bool) -> Look:
-        origin = self._origins.get(_memory(x))
-        if origin is None:
-            return look(x, channels, may_scale)
+        origin, windows = self.origins.of(x), self.origins.windows(x)
         key = (x.data_ptr(), x.shape, x.stride(), channels, may_scale)
-        if key not in origin.looks:
-            origin.looks[key] = look(x, channels, may_scale)
-        return origin.looks[key]
-
-    def _origin(self, tensor: Tensor) -> _Origin:
-        return self._origins.get(_memory(tensor), _UNSEEN)
+        found = origin.looks.get(key)
+        if found is None:
+            sizes = windows if isinstance(windows, Tensor) else None
+            found = look(x, channels, may_scale and windows is not None, sizes)
+            if origin is not UNSEEN:
+                origin.looks[key] = found
+        return found
 
     def where(self) -> str:
         return self._modules[self._running[-1]] if self._running else ""
 
     def _name(self, tensor: Tensor) -> str | None:
-        return self._weights.get(_memory(tensor))
-
-
-def _layer(entry: _Entry, images: int, steps: int, folded: bool, last: bool) -> Layer:
-    looks = [merge(seen) for seen in entry.seen if seen]
-    operands = tuple(seen.operand() for seen in looks)
-    role: Role = "encoder" if entry.encoder else "classifier" if last and entry.kind == "linear" else "body"
-    ran = float(steps) if entry.kind == "matmul" else min(entry.runs / images, float(steps))
-    operations = entry.operations / images
-    layer = Layer(
-        entry.name, entry.kind, operands, role, operations, 0.0 if folded else entry.bias / images,
-        entry.outputs / images, ran,
-    )  # fmt: skip
-    changes: dict[str, Any] = {}
-    if entry.product is not None:
-        n, k, m = entry.product
-        changes["shape"] = (operations / (ran * n * k * m), n, k, m)
-    if entry.by_step is not None and layer.input != "real":
-        changes["rates"] = tuple((entry.by_step / images).tolist())
-    if looks[0].channels is not None:
-        counts = looks[0].channels
-        full = looks[0].elements // len(counts)
-        changes |= {
-            "channels": len(counts), "dead": int((counts == 0).sum()), "saturated": int((counts == full).sum()),
-        }  # fmt: skip
-    if layer.input not in SPIKES:
-        pooled = role == "classifier" and layer.input == "scaled"
-        changes |= {
-            "why": "; ".join(dict.fromkeys(filter(None, entry.why))),
-            "breaks": role != "encoder" and not pooled,
-        }
-    return replace(layer, **changes)
+        return self._weights.get(memory(tensor))
 
 
 # --- PyTorch's side ---------------------------------------------------------------------------------------------------
+
+
+_PLAIN: set[Any] = set()  # operations that are no composites of others, as far as they were met
 
 
 class _Watch(TorchDispatchMode):
@@ -346,34 +260,36 @@ class _Watch(TorchDispatchMode):
     def __init__(self, ledger: Ledger):
         super().__init__()
         self._ledger = ledger
-        self._plain: set[Any] = set()
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         kwargs = kwargs or {}
-        if func.is_view:  # shares the memory of what it views, and so its origin
-            return func(*args, **kwargs)
         name = func.overloadpacket.__name__
         product = _PRODUCTS.get(name) or (_attention if name.startswith("_scaled_dot_product_") else None)
-        if product is None and func not in self._plain:
+        if product is None and func not in _PLAIN:
             # Inside inference_mode PyTorch hands over whole composite operations.
             with self:
                 result = func.decompose(*args, **kwargs)
             if result is not NotImplemented:
                 return result
-            self._plain.add(func)
+            _PLAIN.add(func)
+        if func.is_view:  # shares the memory of what it views, and so its origin
+            return func(*args, **kwargs)
         result = func(*args, **kwargs)
         if product is not None:
             product(self._ledger, result, *args, **kwargs)
         elif name in _OPAQUE:
             self._ledger.opaque.setdefault(f"{name} in {self._ledger.where() or 'the model'}")
+        module, origins = self._ledger.where(), self._ledger.origins
         if name == "norm_scan":  # norm, residual, neuron and the ADD of its spikes, with two results
             _, residual, add = args[:3]
-            self._ledger.wrote(name if add is None else "add", [], result[0], False)
-            self._ledger.wrote("batch_norm" if residual is None else "add", [], result[1:], False)
+            known = add is None or isinstance(origins.windows(add), float)
+            origins.set(result[0], name if add is None else "add", module, 1.0 if known else None)
+            for other in result[1:]:
+                origins.set(other, "batch_norm" if residual is None else "add", module)
             return result
-        self._ledger.wrote(name, list(_tensors((args, kwargs))), result, func._schema.is_mutable)
+        origins.wrote(func, module, args, kwargs, result)
         return result
 
 
@@ -414,24 +330,6 @@ _PRODUCTS: dict[str, Callable[..., None]] = {
 }  # fmt: skip
 
 
-def _tensors(value: Any) -> Iterator[Tensor]:
-    if isinstance(value, Tensor):
-        yield value
-    elif isinstance(value, tuple | list):
-        for part in value:
-            if isinstance(part, Tensor):
-                yield part
-            elif isinstance(part, tuple | list | dict):
-                yield from _tensors(part)
-    elif isinstance(value, dict):
-        yield from _tensors(list(value.values()))
-
-
-def _memory(tensor: Tensor) -> int:
-    """What a tensor shares with its views."""
-    return tensor.untyped_storage().data_ptr()
-
-
 def _fused(modules: Iterable[nn.Module]) -> set[nn.Module]:
     """Norms and neurons that run as one operation as long as nobody looks between; they hold no products."""
     units = [module for module in modules if isinstance(module, NormSpike) and isinstance(module.neuron, Threshold)]
@@ -446,6 +344,26 @@ def _is_neuron(module: nn.Module) -> bool:
     """Ours, SpikingJelly's or snnTorch's neurons."""
     theirs = ("spikingjelly.activation_based.neuron", "snntorch._neurons")
     return isinstance(module, Neuron) or any(kind.__module__.startswith(theirs) for kind in type(module).__mro__)
+
+
+def _steps_of(module: nn.Module, x: Tensor) -> int:
+    """Time steps in one call of a neuron: ours take sequences, SpikingJelly's if they are told so."""
+    ours = isinstance(module, Neuron | NormSpike)
+    return len(x) if ours or getattr(module, "step_mode", "s") == "m" else 1
+
+
+@contextlib.contextmanager
+def _in_products() -> Generator[None]:
+    """Inside the block PyTorch computes recurrent layers from products that can be seen, not in one piece."""
+    libraries: list[Any] = [torch.backends.mkldnn, torch.backends.cudnn]
+    before = [library.enabled for library in libraries]
+    try:
+        for library in libraries:
+            library.enabled = False
+        yield
+    finally:
+        for library, enabled in zip(libraries, before, strict=True):
+            library.enabled = enabled
 
 
 _TORCH = sys.modules["torch"].__path__[0]

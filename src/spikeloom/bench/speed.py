@@ -30,7 +30,7 @@ def psn_speed(largest: int = 1 << 18, repeats: int = 11) -> Measured:
     """
     rows = list(psn_grid(repeats, largest))
     wins = {key: sum(row[f"{key}_ratio"] > 1 for row in rows) for key in ("inference", "training")}
-    values: dict[str, float | str | bool] = {}
+    values: dict[str, float | str | bool | None] = {}
     for key in wins:
         ratios = [row[f"{key}_ratio"] for row in rows]
         values |= {f"{key}_ratio_smallest": min(ratios), f"{key}_ratio_median": statistics.median(ratios)}
