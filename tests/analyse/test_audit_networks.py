@@ -241,8 +241,17 @@ def networks(form: str) -> nn.Module:
 
 def test_a_neuron_of_ours_in_several_places_is_not_more_steps() -> None:
     lif = LIF(v_threshold=0.1)
-    model = nn.Sequential(nn.Linear(6, 8), lif, nn.Linear(8, 8), lif, nn.Linear(8, 8), lif, nn.Linear(8, 2))
-    found = audit(model, [(torch.rand(1, 3, 6), torch.zeros(3, dtype=torch.long))])
+    layers = nn.Sequential(nn.Linear(6, 8), lif, nn.Linear(8, 8), lif, nn.Linear(8, 8), lif, nn.Linear(8, 2))
+
+    class Step(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layers = layers
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.layers(x[None])[0]
+
+    found = audit(Step(), torch.rand(3, 6))
     assert (found.images, found.steps) == (3, 1)
 
 
