@@ -26,9 +26,11 @@ from spikeloom.train.checkpoint import (
     load_weights,
     pack_optimizer,
     read_json,
+    read_safetensors,
     save_tensors,
     unpack_optimizer,
     write_json,
+    write_safetensors,
 )
 
 INFORMATION = {"position": {"epoch": 12, "step": 345, "loss": 0.1}, "groups": [{"lr": 1e-3, "betas": [0.9, 0.999]}]}
@@ -209,6 +211,26 @@ def test_round_trip(tmp_path: Path) -> None:
     assert information == INFORMATION
     assert information["position"]["loss"] == 0.1
     assert leftovers(tmp_path) == [path.name]
+
+
+def test_equal_contents_are_equal_bytes(tmp_path: Path) -> None:
+    # The metadata lie in a hash map of the library, whose order is another for every file that is written.
+    name = 'é "\\ / \t \x01 \x7f \u2028'
+    tensors, metadata = (
+        {"b": torch.arange(3), "a": torch.ones(2, 2).bfloat16()},
+        {f"{n} {name}": name for n in range(9)},
+    )
+    contents: set[bytes] = set()
+    for _ in range(5):
+        write_safetensors(tmp_path / "x.safetensors", tensors, metadata)
+        save_tensors(tmp_path / "y.safetensors", tensors, {"of": name, **INFORMATION})
+        contents |= {(tmp_path / f"{letter}.safetensors").read_bytes() for letter in "xy"}
+        tensors, metadata = (dict(reversed(values.items())) for values in (tensors, metadata))
+    assert len(contents) == 2
+    loaded, header = read_safetensors(tmp_path / "x.safetensors")
+    assert same(loaded, tensors)
+    assert header == metadata
+    assert load_tensors(tmp_path / "y.safetensors")[1] == {"of": name, **INFORMATION}
 
 
 def test_parameters_are_saved_without_their_graph(tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import struct
 import zlib
 from collections.abc import Generator
 from pathlib import Path
@@ -21,15 +22,17 @@ from torch import Tensor, nn
 from spikeloom.errors import DataFileError, UsageError
 
 Json = dict[str, Any]
+PathLike = str | os.PathLike[str]
 
 
 @contextlib.contextmanager
-def atomic(path: Path) -> Generator[Path]:
+def atomic(path: PathLike) -> Generator[Path]:
     """A temporary path beside `path`, renamed to it when the block ends well and removed when it does not.
 
     Raises:
         UsageError: the place cannot be written, or is full.
     """
+    path = Path(path)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         try:
@@ -49,40 +52,59 @@ def atomic(path: Path) -> Generator[Path]:
         raise UsageError(f"cannot write {path}: {error}; free some space or choose another place") from None
 
 
-def write_json(path: Path, value: Any) -> None:
+def write_json(path: PathLike, value: Any) -> None:
     """Writes JSON atomically."""
     with atomic(path) as temporary:
         temporary.write_text(json.dumps(value, indent=2) + "\n")
 
 
-def read_json(path: Path) -> Any:
+def read_json(path: PathLike) -> Any:
     """Reads JSON; a missing or damaged file is a `DataFileError`."""
+    path = Path(path)
     try:
         return json.loads(path.read_text())
     except OSError as error:
         raise DataFileError(f"cannot read {path}: {error.strerror or error}") from None
     except ValueError as error:
         raise DataFileError(f"{path} is not valid JSON: {error}") from None
+    except RecursionError:
+        raise DataFileError(f"{path} is not JSON that can be read: it is nested too deep") from None
 
 
-def save_tensors(path: Path, tensors: dict[str, Tensor], information: Json) -> None:
-    """Writes tensors and JSON information as one safetensors file, atomically, with a checksum."""
+def save_tensors(path: PathLike, tensors: dict[str, Tensor], information: Json) -> None:
+    """Writes tensors and JSON information as one safetensors file, atomically, with a checksum.
+
+    Equal tensors and information give equal bytes.
+    """
     contiguous = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     text = json.dumps(information)
     write_safetensors(path, contiguous, {"spikeloom": text, "crc32": str(_checksum(contiguous, text))})
 
 
-def write_safetensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str]) -> None:
-    """Writes contiguous tensors and a header as one safetensors file, atomically."""
+def write_safetensors(path: PathLike, tensors: dict[str, Tensor], metadata: dict[str, str]) -> None:
+    """Writes contiguous tensors and a header as one safetensors file, atomically; equal ones give equal bytes."""
     with atomic(path) as temporary:
         save_file(tensors, temporary, metadata)
+        _sort_metadata(temporary)
         # safetensors writes for its owner alone; the other files of a run follow the umask.
         mask = os.umask(0)
         os.umask(mask)
         temporary.chmod(0o666 & ~mask)
 
 
-def load_tensors(path: Path) -> tuple[dict[str, Tensor], Json]:
+def _sort_metadata(path: Path) -> None:
+    """Writes the metadata in the order of its keys: safetensors has the one of a hash map, another in every process."""
+    with path.open("rb+") as file:
+        (length,) = struct.unpack("<Q", file.read(8))
+        header = json.loads(file.read(length))
+        header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+        text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+        assert len(text) <= length, "safetensors escapes fewer characters"
+        file.seek(8)
+        file.write(text.ljust(length))
+
+
+def load_tensors(path: PathLike) -> tuple[dict[str, Tensor], Json]:
     """Reads what `save_tensors` wrote.
 
     Raises:
@@ -99,13 +121,13 @@ def load_tensors(path: Path) -> tuple[dict[str, Tensor], Json]:
         raise DataFileError(f"{path} is damaged: its header is not valid JSON") from None
 
 
-def read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+def read_safetensors(path: PathLike) -> tuple[dict[str, Tensor], dict[str, str]]:
     """Tensors and header of a safetensors file, whoever wrote it.
 
     Raises:
         DataFileError: the file is missing, truncated or of another kind.
     """
-    if not path.is_file():
+    if not Path(path).is_file():
         raise DataFileError(f"there is no file {path}")
     try:
         with safe_open(path, framework="pt") as file:
@@ -124,7 +146,7 @@ def _checksum(tensors: dict[str, Tensor], information: str) -> int:
     return crc
 
 
-def load_weights(model: nn.Module, tensors: dict[str, Tensor], path: Path, model_name: str) -> None:
+def load_weights(model: nn.Module, tensors: dict[str, Tensor], path: PathLike, model_name: str) -> None:
     """Puts tensors into a model of the same names and shapes.
 
     Raises:
