@@ -28,8 +28,8 @@ SETTINGS = [
     f"train.epochs={EPOCHS}", "train.checkpoint_minutes=0",
 ]  # fmt: skip
 FILES = [
-    "checkpoint.safetensors", "metrics.jsonl", "model.safetensors", "report.html", "report.json", "settings.json",
-    "summary.json", "tensorboard",
+    "checkpoint.safetensors", "metrics.jsonl", "model.safetensors", "report.html", "report.json", "seconds.json",
+    "settings.json", "summary.json", "tensorboard",
 ]  # fmt: skip
 
 # Runs the command line, and kills itself while it writes.
@@ -129,6 +129,7 @@ def assert_same_end(run: Path, unbroken: Path) -> None:
         for name, tensor in tensors.items():
             same = torch.equal(tensor.flatten().view(torch.uint8), expected[name].flatten().view(torch.uint8))
             assert same, f"{file}: {name} differs"
+        assert (run / file).read_bytes() == (unbroken / file).read_bytes(), f"{file}: equal tensors, other bytes"
     assert outcome(run) == outcome(unbroken)
 
 

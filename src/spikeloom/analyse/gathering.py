@@ -6,11 +6,12 @@ import base64
 import io
 import itertools
 import json
-import math
 import re
 import shlex
+import sys
 import time
 import tomllib
+import zlib
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -223,20 +224,17 @@ def _records(folder: Path, problems: list[str]) -> list[Json]:
     path = folder / "metrics.jsonl"
     if not path.is_file():
         return []
-    records: list[Any] = read_metrics(folder)
-    whole = [
-        {key: value if _is_number(value) else None for key, value in record.items()}
-        for record in records
-        if isinstance(record, dict) and _is_number(record.get("epoch"))
-    ]
-    lines = len(path.read_text().splitlines())
-    if len(whole) < lines:
-        problems.append(f"{path}: {lines - len(whole)} of {lines} lines cannot be read and are left out")
+    records = read_metrics(folder)
+    whole = [{k: v if is_number(v) else None for k, v in record.items()} for record in records if record is not None]
+    if len(whole) < len(records):
+        missing = len(records) - len(whole)
+        problems.append(f"{path}: {missing} of {len(records)} lines cannot be read and are left out")
     return whole
 
 
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+def is_number(value: Any) -> bool:
+    """Whether a value of a JSON file is a number that can be computed with: finite, and not too large for a float."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= sys.float_info.max
 
 
 # --- where it comes from ----------------------------------------------------------------------------------------------
@@ -297,7 +295,7 @@ def _measurements(found: Gathered, run: Run, values: Json, work: Work) -> Measur
     path, weights = run.folder / "report.json", _checksum(run.weights)
     if not values and path.is_file():
         try:
-            kept = Measurements.from_json(read_json(path))
+            kept = Measurements.from_json(read_signed(path))
             if kept.weights == weights:
                 return kept
         except (DataFileError, KeyError, TypeError, ValueError, IndexError, AttributeError):
@@ -305,11 +303,32 @@ def _measurements(found: Gathered, run: Run, values: Json, work: Work) -> Measur
     target = open_target(str(run.folder), {"images": 1 << 30, **values})
     measured = _measure(target, weights, work)
     try:
-        with atomic(path) as temporary:
-            temporary.write_text(json.dumps(measured.to_json()) + "\n")
+        write_signed(path, measured.to_json())
     except UsageError as error:
         found.problems.append(f"what was measured could not be kept: {error}")
     return measured
+
+
+def write_signed(path: Path, values: Json) -> None:
+    """Writes JSON with a checksum of it."""
+    with atomic(path) as temporary:
+        temporary.write_text(json.dumps({**values, "crc32": _crc(values)}) + "\n")
+
+
+def read_signed(path: Path) -> Json:
+    """What `write_signed` wrote.
+
+    Raises:
+        DataFileError: the file is missing or damaged.
+    """
+    values = read_json(path)
+    if not isinstance(values, dict) or values.pop("crc32", None) != _crc(values):
+        raise DataFileError(f"{path} is damaged: its checksum does not match its contents")
+    return values
+
+
+def _crc(values: Json) -> int:
+    return zlib.crc32(json.dumps(values).encode())
 
 
 def _checksum(path: Path) -> str:

@@ -14,7 +14,7 @@ from typing import Any
 from spikeloom.analyse.audit import Audit
 from spikeloom.analyse.confusion import Confusion, draw_confusion
 from spikeloom.analyse.curves import metric_curves
-from spikeloom.analyse.gathering import Gathered, Raster, Work, changes, gather
+from spikeloom.analyse.gathering import Gathered, Raster, Work, changes, gather, is_number
 from spikeloom.analyse.rates import draw_layer_rates
 from spikeloom.analyse.trains import draw_raster
 from spikeloom.errors import UsageError
@@ -241,7 +241,7 @@ def _said(spike_driven: bool | None) -> bool | str:
 
 
 def _number(value: Any) -> float | int | None:
-    return value if isinstance(value, int | float) and not isinstance(value, bool) else None
+    return value if is_number(value) else None
 
 
 def _data(run: Gathered, part: str) -> str | None:

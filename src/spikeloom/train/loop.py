@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from spikeloom.data import augmentation
 from spikeloom.data.part import hold_out
-from spikeloom.errors import UsageError
+from spikeloom.errors import DataFileError, UsageError
 from spikeloom.layers import sync_norms
 from spikeloom.train.batches import Batches, Prepared
 from spikeloom.train.build import (
@@ -85,8 +85,6 @@ class TrainState:
         epoch: epochs behind it.
         step: optimiser steps of the present epoch behind it.
         loss, correct, seen, penalty: sums over the epoch's images so far.
-        prepare_seconds, step_seconds: time that its batches took to prepare, and its steps.
-        seconds: of the run so far.
         best: the highest validation accuracy of an epoch so far, in percent.
     """
 
@@ -96,14 +94,11 @@ class TrainState:
     correct: int = 0
     seen: int = 0
     penalty: float = 0.0
-    prepare_seconds: float = 0.0
-    step_seconds: float = 0.0
-    seconds: float = 0.0
     best: float = -1.0
 
     def next_epoch(self) -> TrainState:
         """The state at the beginning of the next epoch."""
-        return TrainState(epoch=self.epoch + 1, seconds=self.seconds, best=self.best)
+        return TrainState(epoch=self.epoch + 1, best=self.best)
 
 
 @dataclass
@@ -176,20 +171,24 @@ def train(run: Run, progress: Progress, stop: Callable[[], bool] = lambda: False
         UsageError: settings that cannot be met, such as a batch larger than the data.
         Interrupted: `stop` said so.
     """
-    s, state = _set_up(run, progress)
+    with contextlib.ExitStack() as held:
+        return _train(*_set_up(run, progress, held), progress, stop)
+
+
+def _train(s: Setup, state: TrainState, progress: Progress, stop: Callable[[], bool]) -> Json:
+    run = s.run
     t, steps_per_epoch = s.t, s.batches.steps_per_epoch
     done = state.epoch * steps_per_epoch + state.step
     progress.start(run, t.epochs * steps_per_epoch, done)
     if done == 0 and t.initial_rate is not None:
         _set_first_rates(s, t.initial_rate, progress)
     writer = open_tensorboard(run, state.epoch) if s.accelerator.is_main_process else None
-    clock = _Clock(state.seconds)
+    clock = _Clock(run.seconds() if done else 0.0)
     loader = s.batches.loader(done)
     while state.epoch < t.epochs:
         _start_epoch(s, state)
         _train_epoch(s, state, loader, clock, progress, stop)
-        record = _end_epoch(s, state, progress)
-        record["seconds"] = state.seconds = clock.seconds()
+        record = _end_epoch(s, state, clock, progress)
         state = state.next_epoch()
         if s.accelerator.is_main_process:
             run.add_metrics(record)
@@ -207,11 +206,31 @@ def train(run: Run, progress: Progress, stop: Callable[[], bool] = lambda: False
 
 
 class _Clock:
-    """The seconds of a run, those of its earlier sessions included, and when a checkpoint is due."""
+    """Times, which differ from run to run and so are no part of the state.
+
+    Args:
+        before: seconds of the run's earlier sessions.
+    """
 
     def __init__(self, before: float):
         self._before = before
         self._started = self._saved = time.monotonic()
+        self._images, self._preparing, self._stepping = 0, 0.0, 0.0
+
+    def step(self, images: int, preparing: float, stepping: float) -> None:
+        """Counts a step of this process: its images, and the seconds that preparing them and training took."""
+        self._images += images
+        self._preparing += preparing
+        self._stepping += stepping
+
+    def speeds(self) -> Json:
+        """Images a second of preparing batches and of training, since this was asked for last."""
+        found = {
+            "input_images_per_s": round(self._images / max(self._preparing, 1e-9), 1),
+            "step_images_per_s": round(self._images / max(self._stepping, 1e-9), 1),
+        }
+        self._images, self._preparing, self._stepping = 0, 0.0, 0.0
+        return found
 
     def seconds(self) -> float:
         return round(self._before + time.monotonic() - self._started, 3)
@@ -223,7 +242,7 @@ class _Clock:
         self._saved = time.monotonic()
 
 
-def _set_up(run: Run, progress: Progress) -> tuple[Setup, TrainState]:
+def _set_up(run: Run, progress: Progress, held: contextlib.ExitStack) -> tuple[Setup, TrainState]:
     settings, t = run.settings, run.settings.train
     accelerator = make_accelerator(t.precision)
     train_set, test_set = build_datasets(settings)
@@ -251,7 +270,7 @@ def _set_up(run: Run, progress: Progress) -> tuple[Setup, TrainState]:
     try_input(model, train_set, settings.model.name, t.method.name)
     check_steps(t, model, train_set)
     if accelerator.is_main_process:
-        run.begin()
+        held.enter_context(run.writing())
     if rest:
         progress.warn(f"drawn anew, because {t.start_from} has no such weights: {', '.join(rest)}")
     accelerator.wait_for_everyone()
@@ -265,8 +284,8 @@ def _set_up(run: Run, progress: Progress) -> tuple[Setup, TrainState]:
     state = TrainState()
     if run.checkpoint.is_file():
         state = _load_checkpoint(run, model, ema, optimizer)
-    if accelerator.is_main_process:
-        run.keep_metrics(state.epoch)
+    if accelerator.is_main_process and (missing := run.keep_metrics(state.epoch)):
+        progress.warn(f"{run.folder} has no records of its first {missing} epochs: its summary is of the others")
     model, optimizer = accelerator.prepare(model, optimizer)
     if ema is not None:
         ema.to(accelerator.device)
@@ -370,8 +389,7 @@ def _train_epoch(
         state.correct += int(correct)
         state.seen += int(seen)
         state.penalty += penalty
-        state.prepare_seconds += batch.seconds
-        state.step_seconds += time.perf_counter() - started
+        clock.step(count, batch.seconds, time.perf_counter() - started)
         if not np.isfinite(total):
             raise UsageError(_not_finite(s.run, total / seen, state))
         found = accuracy(s.model, state.correct, state.seen)
@@ -411,7 +429,7 @@ def _forward_backward(s: Setup, batch: Prepared) -> tuple[float, int]:
     return total, correct
 
 
-def _end_epoch(s: Setup, state: TrainState, progress: Progress) -> Json:
+def _end_epoch(s: Setup, state: TrainState, clock: _Clock, progress: Progress) -> Json:
     """Evaluates the epoch, keeps its weights if they are the best on the validation part, and warns after the first."""
     t, seen = s.t, state.seen
     record: Json = {
@@ -430,8 +448,7 @@ def _end_epoch(s: Setup, state: TrainState, progress: Progress) -> Json:
             part = evaluate(s.trained, s.train_set.environment(n), t, s.loss, s.accelerator)
             record[f"train{n + 1}_accuracy"] = part["test_accuracy"]
     record["lr"] = s.optimizer.param_groups[0]["lr"]
-    record["input_images_per_s"] = round(seen / max(state.prepare_seconds, 1e-9), 1)
-    record["step_images_per_s"] = round(seen / max(state.step_seconds, 1e-9), 1)
+    record |= {**clock.speeds(), "seconds": clock.seconds()}
     if s.validation_set is not None and record["validation_accuracy"] > state.best:
         state.best = record["validation_accuracy"]
         if s.accelerator.is_main_process:
@@ -459,7 +476,6 @@ def _warn_after_the_first_epoch(s: Setup, record: Json, seen: int, progress: Pro
 
 
 def _save(s: Setup, state: TrainState, clock: _Clock) -> None:
-    state.seconds = clock.seconds()
     if s.accelerator.is_main_process:
         tensors, information = pack_optimizer(s.optimizer.state_dict())
         parts = {"model": s.bare.state_dict(), "optimizer": tensors}
@@ -470,6 +486,7 @@ def _save(s: Setup, state: TrainState, clock: _Clock) -> None:
             {f"{part}.{key}": value for part, values in parts.items() for key, value in values.items()},
             {"position": dataclasses.asdict(state), "optimizer": information},
         )
+        s.run.write_seconds(clock.seconds())
     clock.saved()
 
 
@@ -478,9 +495,11 @@ def _load_checkpoint(run: Run, model: nn.Module, ema: Any, optimizer: Any) -> Tr
     parts: dict[str, dict[str, Tensor]] = {"model": {}, "optimizer": {}, "ema": {}}
     for name, tensor in tensors.items():
         part, _, key = name.partition(".")
-        parts[part][key] = tensor
+        parts.setdefault(part, {})[key] = tensor
+    if len(parts) > 2 or information.keys() != {"position", "optimizer"}:
+        raise DataFileError(f"{run.checkpoint} is not the checkpoint of a run")
     load_weights(model, parts["model"], run.checkpoint, run.settings.model.name)
     if ema is not None:
         load_weights(ema.module, parts["ema"], run.checkpoint, run.settings.model.name)
     optimizer.load_state_dict(unpack_optimizer(parts["optimizer"], information["optimizer"]))
-    return TrainState(**information["position"])
+    return TrainState(**position)

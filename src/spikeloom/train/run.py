@@ -5,31 +5,40 @@ metrics.jsonl            one line an epoch
 tensorboard/             the same, for TensorBoard
 checkpoint.safetensors   weights, optimiser and position of the last checkpoint
 best.safetensors         weights of the best epoch so far, with data.validation
+seconds.json             what training took until then
 model.safetensors        the trained weights
 summary.json             written at the end
 report.html, report.json the page of `spikeloom report`, and what was measured for it
+.lock                    while a process trains
 """
 
 from __future__ import annotations
 
 import contextlib
+import itertools
 import json
 import os
 import platform
 import subprocess
 import sys
 from collections.abc import Generator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import torch
 
 from spikeloom.errors import DataFileError, UsageError
-from spikeloom.train.checkpoint import atomic, read_json, write_json
-from spikeloom.train.recipe import Settings, check_settings
+from spikeloom.train import lock
+from spikeloom.train.checkpoint import PathLike, atomic, read_json, write_json
+from spikeloom.train.recipe import Budget, Settings, check_settings
 
 Json = dict[str, Any]
+_RECORD = {"test_accuracy", "test_loss", "seconds"}  # what every epoch's record has
+_SUMMARY: Json = {
+    "test_accuracy": float | int | None, "best_test_accuracy": float | int | None, "data": dict, "epochs": int,
+    "seconds": float | int, "environment": dict,
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -40,6 +49,7 @@ class Run:
         folder: its path.
         recipe, row, budget: where the settings come from.
         settings: all that decides the weights.
+        new: whether the folder was empty when the run was planned.
     """
 
     folder: Path
@@ -47,19 +57,45 @@ class Run:
     row: str
     budget: str
     settings: Settings
+    new: bool = field(default=False, compare=False, kw_only=True)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "folder", Path(self.folder))
 
     @classmethod
-    def plan(cls, folder: Path, recipe: str, row: str, budget: str, settings: Settings) -> Run:
+    def plan(cls, folder: PathLike, recipe: str, row: str, budget: str, settings: Settings) -> Run:
         """A run that has not begun: nothing is written until `begin`, so that a mistake leaves nothing behind.
 
         Raises:
             UsageError: the folder exists with something in it.
         """
-        run = cls(folder, recipe, row, budget, settings)
+        run = cls(Path(folder), recipe, row, budget, settings, new=True)
         with run._placing():
-            if folder.exists() and any(folder.iterdir()):
-                raise UsageError(f"{folder} is not empty: continue it with resume={folder}, or choose another run=PATH")
+            if run.folder.exists() and any(not _is_leftover(path) for path in run.folder.iterdir()):
+                raise run._occupied()
         return run
+
+    def _occupied(self) -> UsageError:
+        return UsageError(
+            f"{self.folder} is not empty: continue it with resume={self.folder}, or choose another run=PATH"
+        )
+
+    @contextlib.contextmanager
+    def writing(self) -> Generator[None]:
+        """Begins the run, or continues it, and keeps other processes from its folder while the block runs.
+
+        Raises:
+            UsageError: the folder cannot be written, another process trains in it, or another run has begun in it since
+                this one was planned.
+        """
+        with contextlib.ExitStack() as stack:
+            with self._placing():
+                self.folder.mkdir(parents=True, exist_ok=True)
+                stack.enter_context(lock.locked(self.folder))
+            if self.new and (self.folder / "settings.json").exists() and Run.open(self.folder) != self:
+                raise self._occupied()
+            self.begin()
+            yield
 
     def begin(self) -> None:
         """Makes the folder and writes the settings, unless the run has begun; clears what a killed process left.
@@ -69,8 +105,9 @@ class Run:
         """
         with self._placing():
             self.folder.mkdir(parents=True, exist_ok=True)
-            for leftover in self.folder.glob(".*.tmp"):
-                leftover.unlink(missing_ok=True)
+            for path in self.folder.iterdir():
+                if _is_leftover(path) and path.name != lock.NAME:
+                    path.unlink(missing_ok=True)
         if not (self.folder / "settings.json").is_file():
             write_json(
                 self.folder / "settings.json",
@@ -90,22 +127,24 @@ class Run:
             ) from None
 
     @classmethod
-    def open(cls, folder: Path) -> Run:
+    def open(cls, folder: PathLike) -> Run:
         """An existing run.
 
         Raises:
             UsageError: the folder is no run.
         """
+        folder = Path(folder)
         if not (folder / "settings.json").is_file():
             raise DataFileError(f"{folder} is not a run: it has no settings.json")
-        saved = read_json(folder / "settings.json")
+        path = folder / "settings.json"
+        saved = read_json(path)
         try:
-            return cls(
-                folder, saved["recipe"], saved["row"], saved["budget"],
-                check_settings(saved["settings"], f"{folder / 'settings.json'}"),
-            )  # fmt: skip
+            recipe, row, budget = saved["recipe"], saved["row"], saved["budget"]
+            if not (isinstance(recipe, str) and isinstance(row, str) and budget in get_args(Budget)):
+                raise TypeError
+            return cls(folder, recipe, row, budget, check_settings(saved["settings"], str(path)))
         except (KeyError, TypeError):
-            raise DataFileError(f"{folder / 'settings.json'} is not the settings of a run") from None
+            raise DataFileError(f"{path} is not the settings of a run") from None
 
     @property
     def title(self) -> str:
@@ -131,26 +170,73 @@ class Run:
         return {"model": self.settings.model.model_dump(), "made_for": made}
 
     def summary(self) -> Json | None:
-        """What the finished run measured, or None while it is unfinished."""
+        """What the finished run measured, or None while it is unfinished.
+
+        Raises:
+            DataFileError: the file is damaged.
+        """
         path = self.folder / "summary.json"
-        return read_json(path) if path.is_file() else None
+        if not path.is_file():
+            return None
+        summary = read_json(path)
+        if not isinstance(summary, dict) or not all(isinstance(summary.get(k), t) for k, t in _SUMMARY.items()):
+            raise DataFileError(f"{path} is not the summary of a run: delete it, and continue the run to have it again")
+        return summary
+
+    def seconds(self) -> float:
+        """What training took until the last checkpoint, as far as it is known."""
+        path = self.folder / "seconds.json"
+        with contextlib.suppress(DataFileError, TypeError, ValueError):
+            return float(read_json(path))
+        records = self.metrics()
+        return float(records[-1].get("seconds") or 0.0) if records else 0.0
+
+    def write_seconds(self, seconds: float) -> None:
+        """Writes what training took until now: apart from the checkpoint, of which equal runs write equal bytes."""
+        write_json(self.folder / "seconds.json", seconds)
 
     def metrics(self) -> list[Json]:
         """The records of the epochs so far; a last line cut short by a crash is left out."""
-        return read_metrics(self.folder)
+        records: list[Json] = []
+        for record in read_metrics(self.folder):
+            if record is None:
+                break
+            records.append(record)
+        return records
 
-    def keep_metrics(self, epochs: int) -> None:
-        """Drops the records of epochs that a resumed run will do again."""
-        kept = [record for record in self.metrics() if record["epoch"] <= epochs]
-        if (self.folder / "metrics.jsonl").is_file():
-            with atomic(self.folder / "metrics.jsonl") as temporary:
-                temporary.write_text("".join(json.dumps(record) + "\n" for record in kept))
+    def keep_metrics(self, epochs: int) -> int:
+        """Drops the records of epochs that a resumed run will do again.
+
+        Returns:
+            How many epochs have no record because the file was deleted.
+
+        Raises:
+            DataFileError: a record of an epoch that is done is damaged or missing.
+        """
+        path = self.folder / "metrics.jsonl"
+        if not path.is_file():
+            return epochs
+        records = list(itertools.takewhile(lambda record: record["epoch"] <= epochs, self.metrics()))
+        first = records[0] if records else {"epoch": 1}
+        whole = [record["epoch"] for record in records] == list(range(first["epoch"], epochs + 1)) and all(
+            record.keys() >= _RECORD and _shape(record) == _shape(first) for record in records
+        )
+        if not whole:
+            raise DataFileError(
+                f"{path} is damaged: the records of the {epochs} epochs that are done are not whole; restore it from a "
+                "copy, or delete it to continue without them"
+            )
+        with atomic(path) as temporary:
+            temporary.write_text("".join(json.dumps(record) + "\n" for record in records))
+        return first["epoch"] - 1
 
     def add_metrics(self, record: Json) -> None:
         """Appends one record."""
         try:
             with (self.folder / "metrics.jsonl").open("a") as file:
                 file.write(json.dumps(record) + "\n")
+                file.flush()
+                os.fsync(file.fileno())
         except OSError as error:
             raise UsageError(
                 f"cannot write {self.folder / 'metrics.jsonl'}: {error.strerror or error}; "
@@ -158,18 +244,35 @@ class Run:
             ) from None
 
 
-def read_metrics(folder: Path) -> list[Json]:
-    """The records of a run's epochs, up to the first line that is not JSON."""
-    path = folder / "metrics.jsonl"
+def read_metrics(folder: PathLike) -> list[Json | None]:
+    """The records of a run's epochs, one a line; None for a line that is none."""
+    path = Path(folder) / "metrics.jsonl"
     if not path.is_file():
         return []
-    records: list[Json] = []
-    for line in path.read_text().splitlines():
-        try:
-            records.append(json.loads(line))
-        except ValueError:
-            break
-    return records
+    try:
+        return [_record(line) for line in path.read_bytes().splitlines()]
+    except OSError as error:
+        raise DataFileError(f"cannot read {path}: {error.strerror or error}") from None
+
+
+def _record(line: bytes) -> Json | None:
+    try:
+        record = json.loads(line)
+    except (ValueError, RecursionError):
+        return None
+    if not isinstance(record, dict) or not isinstance(record.get("epoch"), int):
+        return None
+    return record if all(value is None or type(value) in (int, float) for value in record.values()) else None
+
+
+def _shape(record: Json) -> dict[str, bool]:
+    """What a record holds, and of which it has no value: the same for all epochs of a run."""
+    return {key: value is None for key, value in record.items()}
+
+
+def _is_leftover(path: Path) -> bool:
+    """Whether a killed process may have left this file: its lock, or one that it had not written to the end."""
+    return path.name == lock.NAME or (path.name.startswith(".") and path.suffix == ".tmp")
 
 
 def peak_memory() -> float | None:

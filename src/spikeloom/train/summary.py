@@ -7,6 +7,7 @@ from typing import Any
 
 from torch import nn
 
+from spikeloom.errors import DataFileError
 from spikeloom.train.checkpoint import save_tensors, write_json
 from spikeloom.train.environments import select_epoch, train_accuracies
 from spikeloom.train.pretrain import write_pictures
@@ -36,6 +37,8 @@ def summarise(run: Run, records: list[Json], train_title: str, test_title: str, 
     `test_accuracy` is that of the epoch which `rule` names: the last one, or the best on the validation part.
     `best_test_accuracy` is of the epoch that is best on the test part itself, hence too high.
     """
+    if not records:
+        raise DataFileError(f"{run.folder} has no metrics.jsonl any more: there is nothing to summarise")
     classifies = records[-1]["test_accuracy"] is not None
     best = max(records, key=lambda r: r["test_accuracy"] if classifies else -r["test_loss"])
     chosen, rule = records[-1], "last epoch"
@@ -58,7 +61,7 @@ def summarise(run: Run, records: list[Json], train_title: str, test_title: str, 
         "test_loss": chosen["test_loss"],
         "best_test_accuracy": best["test_accuracy"],
         "best_epoch": best["epoch"],
-        "epochs": len(records),
+        "epochs": records[-1]["epoch"],
         "seconds": records[-1]["seconds"],
         "memory_MB": peak_memory(),
         **optional,
