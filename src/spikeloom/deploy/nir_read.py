@@ -3,40 +3,21 @@
 from __future__ import annotations
 
 import graphlib
-import math
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
+from spikeloom.deploy.nir_neurons import FIELDS, Reset, neurons_of
 from spikeloom.deploy.nir_write import DT
 from spikeloom.deploy.tracing import needed
 from spikeloom.encode import as_sequence
 from spikeloom.errors import DataFileError, UsageError
 from spikeloom.layers import AvgPool2d, Conv1d, Conv2d, Linear
-from spikeloom.neurons import LeakyIntegrator, SynapticLIF
-from spikeloom.neurons.if_lif import Threshold
-
-
-class Charged(Threshold):
-    """Neurons of any linear charge, `H = V_reset + decay (V - V_reset) + gain X`: what NIR's IF and LIF are in steps.
-
-    Args:
-        decay, gain: of the charge.
-        v_threshold, v_reset, strict: as `Threshold`.
-    """
-
-    def __init__(self, decay: float, gain: float, v_threshold: float, v_reset: float, strict: bool):
-        super().__init__(v_threshold, v_reset, strict=strict)
-        self.decay, self.gain = decay, gain
-
-    def charge(self) -> tuple[float, float]:
-        return self.decay, self.gain
-
-    def extra_repr(self) -> str:
-        return f"decay={self.decay}, gain={self.gain}, {super().extra_repr()}"
+from spikeloom.registry import nearest
+from spikeloom.train.checkpoint import PathLike
 
 
 class NIRNetwork(nn.Module):
@@ -44,22 +25,26 @@ class NIRNetwork(nn.Module):
 
     Args:
         layers: by the names of their nodes, in the order in which they can run.
-        sources: the nodes from which each of them, and "output", takes its input; "input" is the network's own.
+        sources: the nodes from which each of them, and the graph's output, takes its input.
+        ends: the nodes that are the graph's input and output.
         dims: axes of a batch of single steps, [N, ...].
         T: how often such a batch is repeated.
 
     Shapes: [N, ...] or [T, N, ...] -> [T, N, ...].
     """
 
-    def __init__(self, layers: dict[str, nn.Module], sources: dict[str, list[str]], dims: int, T: int):
+    def __init__(
+        self, layers: dict[str, nn.Module], sources: dict[str, list[str]], ends: tuple[str, str], dims: int, T: int
+    ):
         super().__init__()
-        self.T, self.dims, self.sources = T, dims, sources
+        self.T, self.dims, self.sources, self.ends = T, dims, sources, ends
         self.names = list(layers)
         # A node may have any name, a module may not.
         self.layers = nn.ModuleDict({f"{n}_{name.replace('.', '_')}": m for n, (name, m) in enumerate(layers.items())})
 
     def forward(self, x: Tensor) -> Tensor:
-        values = {"input": as_sequence(x, self.T, self.dims)}
+        start, end = self.ends
+        values = {start: as_sequence(x, self.T, self.dims)}
 
         def total(name: str) -> Tensor:
             first, *others = self.sources[name]
@@ -70,70 +55,135 @@ class NIRNetwork(nn.Module):
 
         for name, layer in zip(self.names, self.layers.values(), strict=True):
             values[name] = layer(total(name))
-        return total("output")
+        return total(end)
 
 
-def from_nir(graph: Any, T: int | None = None, dt: float | None = None) -> NIRNetwork:
+def from_nir(
+    graph: Any, T: int | None = None, dt: float | None = None, strict: bool | None = None, reset: Reset | None = None
+) -> NIRNetwork:
     """A network that computes a NIR graph in steps of `dt`; it has parameters and can be trained on.
 
     Args:
-        graph: a `nir.NIRGraph` of one input and one output, without cycles: Affine, Linear, Conv1d, Conv2d, AvgPool2d,
-            SumPool2d, Flatten, Scale, IF, LIF, LI, CubaLI and CubaLIF, whose neurons share their constants.
+        graph: a `nir.NIRGraph` of one input and one output: Affine, Linear, Conv1d, Conv2d, AvgPool2d, SumPool2d,
+            Flatten, Scale, IF, LIF, LI, CubaLI and CubaLIF, without cycles but those of neurons with recurrent weights.
         T: steps of a static input; None for the graph's own, 1 if it has none.
         dt: seconds of a step; None for the graph's own, 1e-4 if it has none.
+        strict: neurons fire at `v > v_threshold`, as NIR's equations say and snnTorch does, or at `>=`, as SpikingJelly
+            does; None for what a node's metadata say, `>` where they say nothing.
+        reset: what a spike does to the potential: "set" it to v_reset, as NIR's equations say; "subtract" v_threshold,
+            as snnTorch with `reset_mechanism="subtract", reset_delay=False`; or "subtract_later", after the next leak,
+            as snnTorch does by default, whose exports do not say so. None for what a node's metadata say, else "set".
 
     Raises:
         UsageError: the graph has a node that has no counterpart here, which the message names.
     """
     nir = needed("nir")
+    if reset not in (None, *get_args(Reset)):
+        raise UsageError(f"unknown reset {reset!r}; {nearest(str(reset), get_args(Reset))}")
     dt = float(graph.metadata.get("dt", DT)) if dt is None else dt
     ends = {kind: [n for n, node in graph.nodes.items() if isinstance(node, kind)] for kind in (nir.Input, nir.Output)}
     if any(len(names) != 1 for names in ends.values()):
         counts = " and ".join(str(len(names)) for names in ends.values())
         raise UsageError(f"only a NIR graph of one input and one output can be read, this one has {counts}")
     (start,), (end,) = ends.values()
+    sources = _sources(graph, start, end)
+    feedback = _feedback(nir, graph, sources)
+    # Files from here say of every neuron whether it is strict; those of before did so only of neurons that are.
+    unsaid = "T" not in graph.metadata
+    layers: dict[str, nn.Module] = {}
+    for name in _order(sources):
+        if name in (start, end):
+            continue
+        node, back = graph.nodes[name], feedback.get(name)
+        if type(node).__name__ not in FIELDS:
+            layers[name] = _layer(nir, name, node)
+            continue
+        weights = None if back is None else _layer(nir, back, graph.nodes[back])
+        fires = bool(node.metadata.get("strict", unsaid)) if strict is None else strict
+        layers[name] = neurons_of(name, node, dt, fires, reset or _reset_of(name, node), weights)
+    dims = len(graph.nodes[start].input_type["input"]) + 1
+    steps = int(graph.metadata.get("T", 1)) if T is None else T
+    return NIRNetwork(layers, {name: sources[name] for name in (*layers, end)}, (start, end), dims, steps)
+
+
+def _reset_of(name: str, node: Any) -> Reset:
+    said: Any = node.metadata.get("reset", "set")
+    said = said.decode() if isinstance(said, bytes) else said
+    if said not in get_args(Reset):
+        raise UsageError(f"node {name} of the NIR graph: unknown reset {said!r} in its metadata")
+    return said
+
+
+def _sources(graph: Any, start: str, end: str) -> dict[str, list[str]]:
+    """The nodes from which every node takes its input, in the order of the edges."""
     sources: dict[str, list[str]] = {name: [] for name in graph.nodes}
     for source, target in graph.edges:
-        sources[target].append("input" if source == start else source)
+        for name in (source, target):
+            if name not in sources:
+                raise UsageError(f"an edge of the NIR graph names {name!r}, which is none of its nodes")
+        if target == start or source == end:
+            raise UsageError(
+                f"the NIR graph has an edge from {source} to {target}, out of its output or into its input"
+            )
+        sources[target].append(source)
+    for name, found in sources.items():
+        if not found and name != start:
+            raise UsageError(f"node {name} of the NIR graph has no input")
+    return sources
+
+
+def _feedback(nir: Any, graph: Any, sources: dict[str, list[str]]) -> dict[str, str]:
+    """Recurrent weights by the neurons that they connect: a linear node from neurons to themselves, and nowhere else.
+
+    They are taken out of `sources`.
+    """
+    found: dict[str, str] = {}
+    for name, node in graph.nodes.items():
+        targets = [target for target, others in sources.items() if name in others]
+        if isinstance(node, (nir.Affine, nir.Linear)) and targets == sources[name] and len(targets) == 1:
+            (neurons,) = targets
+            if isinstance(graph.nodes[neurons], (nir.IF, nir.LIF, nir.CubaLIF)) and neurons not in found:
+                found[neurons] = name
+    for neurons, name in found.items():
+        del sources[name]
+        sources[neurons].remove(name)
+    return found
+
+
+def _order(sources: dict[str, list[str]]) -> list[str]:
     try:
-        order = list(graphlib.TopologicalSorter({n: s for n, s in sources.items() if n != start}).static_order())
+        return list(graphlib.TopologicalSorter(sources).static_order())
     except graphlib.CycleError as error:
         raise UsageError(
-            f"the NIR graph has a cycle ({' - '.join(error.args[1])}): whole sequences run layer by layer here"
+            f"the NIR graph has a cycle ({' - '.join(error.args[1])}): whole sequences run layer by layer here, and "
+            "the only cycles are those of neurons with a linear layer from them to themselves"
         ) from None
-    layers = {name: _layer(nir, name, graph.nodes[name], dt) for name in order if name not in ("input", end)}
-    lonely = [name for name in (*layers, end) if not sources[name]]
-    if lonely:
-        raise UsageError(f"node {lonely[0]} of the NIR graph has no input")
-    wired = {"output" if name == end else name: sources[name] for name in (*layers, end)}
-    dims = len(graph.nodes[start].input_type["input"]) + 1
-    return NIRNetwork(layers, wired, dims, int(graph.metadata.get("T", 1)) if T is None else T)
 
 
-def read_nir(path: Path) -> Any:
+def read_nir(path: PathLike) -> Any:
     """The `nir.NIRGraph` of an HDF5 file.
 
     Raises:
         DataFileError: there is no such file, or it holds no NIR graph.
     """
     nir = needed("nir")
+    path = Path(path)
     if not path.is_file():
         raise DataFileError(f"{path}: no such file")
     try:
-        return nir.read(path)
+        graph = nir.read(path, type_check=False)
+        # NIR's own check of shapes does not know scalars that stand for all neurons of a layer.
+        neurons = (node for node in graph.nodes.values() if type(node).__name__ in FIELDS)
+        if all(np.size(node.input_type["input"]) for node in neurons):
+            graph.infer_types()
+            graph.check_types()
+        return graph
     except Exception as error:  # whatever the library stumbles over in a damaged file
         raise DataFileError(f"{path} is no NIR graph: {type(error).__name__}: {error}") from error
 
 
-def _layer(nir: Any, name: str, node: Any, dt: float) -> nn.Module:
-    kind = type(node).__name__
-
-    def constant(field: str) -> float:
-        values = np.unique(getattr(node, field))
-        if values.size != 1:
-            raise UsageError(f"node {name} ({kind}): neurons of one node share {field} here, this one has several")
-        return float(values[0])
-
+def _layer(nir: Any, name: str, node: Any) -> nn.Module:
+    """A layer without memory."""
     if isinstance(node, (nir.Affine, nir.Linear)):
         bias = getattr(node, "bias", None)
         return _with_weights(Linear(node.weight.shape[1], node.weight.shape[0], bias is not None), node.weight, bias)
@@ -156,40 +206,7 @@ def _layer(nir: Any, name: str, node: Any, dt: float) -> nn.Module:
         return nn.Flatten(first, last)
     if isinstance(node, nir.Scale):
         return Scale(torch.from_numpy(np.asarray(node.scale, np.float32)))
-    if isinstance(node, (nir.IF, nir.LIF)):
-        v_reset = constant("v_reset")
-        if isinstance(node, nir.LIF):
-            share = _share(name, kind, "tau", constant("tau"), dt)
-            if not math.isclose(constant("v_leak"), v_reset, abs_tol=1e-9):
-                raise UsageError(
-                    f"node {name} ({kind}): v_leak is v_reset here, got {constant('v_leak')} and {v_reset}"
-                )
-        else:
-            share = 0.0
-        gain = constant("r") * (share if isinstance(node, nir.LIF) else dt)
-        return Charged(1 - share, gain, constant("v_threshold"), v_reset, bool(node.metadata.get("strict", False)))
-    if isinstance(node, (nir.LI, nir.CubaLI, nir.CubaLIF)):
-        return _filter(nir, name, node, constant, dt)
-    raise UsageError(f"node {name}: {kind} has no counterpart here")
-
-
-def _filter(nir: Any, name: str, node: Any, constant: Any, dt: float) -> nn.Module:
-    """LI, CubaLI and CubaLIF, whose decays are `exp(-dt / tau)` here and `1 - dt / tau` in NIR."""
-    kind = type(node).__name__
-    synapse = not isinstance(node, nir.LI)
-    share = _share(name, kind, "tau_mem", constant("tau_mem" if synapse else "tau"), dt)
-    options: dict[str, Any] = {"tau_mem": -dt / math.log1p(-share), "tau_syn": None, "time_step": dt}
-    wanted = {"r": 1.0, "v_leak": 0.0}
-    if synapse:
-        fast = _share(name, kind, "tau_syn", constant("tau_syn"), dt)
-        options["tau_syn"], wanted["w_in"] = -dt / math.log1p(-fast), 1 / fast
-    if isinstance(node, nir.CubaLIF):
-        options |= {"v_threshold": constant("v_threshold"), "strict": bool(node.metadata.get("strict", False))}
-        wanted["v_reset"] = 0.0
-    for field, value in wanted.items():
-        if not math.isclose(constant(field), value, rel_tol=1e-6, abs_tol=1e-9):
-            raise UsageError(f"node {name} ({kind}): {field} must be {value:g} here, got {constant(field):g}")
-    return SynapticLIF(**options) if isinstance(node, nir.CubaLIF) else LeakyIntegrator(**options)
+    raise UsageError(f"node {name}: {type(node).__name__} has no counterpart here")
 
 
 class Scale(nn.Module):
@@ -201,13 +218,6 @@ class Scale(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return x * self.scale
-
-
-def _share(name: str, kind: str, field: str, tau: float, dt: float) -> float:
-    """dt / tau, the part of a potential that leaks away in a step."""
-    if not tau > dt:
-        raise UsageError(f"node {name} ({kind}): {field} must be more than a step of {dt:g} s, got {tau:g} s")
-    return dt / tau
 
 
 def _with_weights(layer: Any, weight: np.ndarray, bias: np.ndarray | None) -> nn.Module:

@@ -9,14 +9,14 @@ so that `decay_input=True` has r = 1 and `decay_input=False` r = tau / dt. Of IF
 another rule in the format `dt` is 1e-4 s, as SpikingJelly, Norse and snnTorch take it; it is kept in the metadata.
 
 v_leak is v_reset, the potential at rest. NIR fires at `v > v_threshold`, the layers here at `>=` unless they are
-`strict`, which a node's metadata keep; SpikingJelly reads every neuron as `>=`.
+`strict`, which a node's metadata keep; SpikingJelly reads every neuron as `>=`. NIR (1.0.8) has no soft reset: v_reset
+is a potential. Metadata keep it too, where that is asked for.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -24,11 +24,12 @@ import torch
 from torch import Tensor, nn
 
 from spikeloom.deploy.fold import fold
+from spikeloom.deploy.nir_neurons import NIRNeurons, Reset, fire_metadata
 from spikeloom.deploy.tracing import described, input_of, name_neurons, needed, place, repeats_of, trace
 from spikeloom.errors import UsageError
 from spikeloom.neurons import LeakyIntegrator, Neuron, SynapticLIF
 from spikeloom.neurons.if_lif import Threshold
-from spikeloom.train.checkpoint import atomic
+from spikeloom.train.checkpoint import PathLike, atomic
 
 aten: Any = torch.ops.aten
 Node = Any
@@ -38,7 +39,7 @@ DT = 1e-4
 """Seconds of a step, where nobody says otherwise."""
 
 
-def to_nir(model: nn.Module, example: Tensor, dt: float = DT) -> Any:
+def to_nir(model: nn.Module, example: Tensor, dt: float = DT, soft_reset: bool = False) -> Any:
     """The network as a `nir.NIRGraph`, its norms folded into the convolutions (`fold`).
 
     Sums, of shortcuts above all, are edges into one node. A mean over all positions is an average pool as large as
@@ -49,6 +50,8 @@ def to_nir(model: nn.Module, example: Tensor, dt: float = DT) -> Any:
         example: an input of any batch, [N, ...] of a static image or [T, N, ...]. The graph is of one step, its shapes
             those of this input.
         dt: seconds of a step (equations at the top of this file).
+        soft_reset: write neurons that subtract v_threshold when they fire, with `reset = "subtract"` in the metadata of
+            their nodes. `from_nir` knows it; other readers set such neurons to v_reset.
 
     Raises:
         UsageError: NIR cannot express a layer, which the message names; or `nir` is not installed.
@@ -58,10 +61,10 @@ def to_nir(model: nn.Module, example: Tensor, dt: float = DT) -> Any:
         raise UsageError(f"dt must be a positive number of seconds, got {dt}")
     folded = fold(model).cpu().float()
     neurons = name_neurons(folded)
-    return _Writer(neurons, trace(folded, example.cpu().float()), dt).graph()
+    return _Writer(neurons, trace(folded, example.cpu().float()), dt, soft_reset).graph()
 
 
-def write_nir(graph: Any, path: Path) -> None:
+def write_nir(graph: Any, path: PathLike) -> None:
     """Writes a `nir.NIRGraph` as HDF5, whole or not at all."""
     nir = needed("nir")
     with atomic(path) as temporary:
@@ -83,8 +86,8 @@ class _Value(NamedTuple):
 
 
 class _Writer:
-    def __init__(self, neurons: dict[str, Neuron], program: torch.export.ExportedProgram, dt: float):
-        self.nir, self.neurons, self.program, self.dt = needed("nir"), neurons, program, dt
+    def __init__(self, neurons: dict[str, Neuron], program: torch.export.ExportedProgram, dt: float, soft: bool):
+        self.nir, self.neurons, self.program, self.dt, self.soft = needed("nir"), neurons, program, dt, soft
         signature = program.graph_signature
         tensors: dict[str, Any] = {
             **{name: program.state_dict[target] for name, target in signature.inputs_to_parameters.items()},
@@ -146,14 +149,19 @@ class _Writer:
                     f"{tuple(int(n) for n in known)}, but it is {expected}: groups and kernels that are not square "
                     "cannot be written"
                 )
-        stem = name = place(node)[0] or str(node.name)
+        name = self._unused(place(node)[0] or str(node.name))
+        self.nodes[name] = made
+        self._connect(value, name)
+        return _Value((name,), shape, value.lead)
+
+    def _unused(self, name: str) -> str:
+        """A name that no node has, and that HDF5 does not take for a folder."""
+        stem = name = name.replace("/", "_")
         count = 0
         while name in self.nodes or name in ("input", "output"):
             count += 1
             name = f"{stem}_{count}"
-        self.nodes[name] = made
-        self._connect(value, name)
-        return _Value((name,), shape, value.lead)
+        return name
 
     # --- the ops ------------------------------------------------------------------------------------------------------
 
@@ -276,7 +284,14 @@ class _Writer:
         value = self._value(node.args[0], node)
         if value.lead != 2:
             raise UsageError(f"{described(node)}: its input is no sequence [T, N, ...]")
-        return self.add(node, value, self._neuron_node(node, value.shape), value.shape)
+        made = self.add(node, value, self._neuron_node(node, value.shape), value.shape)
+        weights = getattr(self.neurons[str(node.args[1])], "feedback", None)
+        if isinstance(weights, nn.Linear):
+            name = self._unused(f"{made.sources[0]}.w_rec")
+            weight, *bias = (parameter.detach().numpy() for parameter in weights.parameters())
+            self.nodes[name] = self.nir.Affine(weight, *bias) if bias else self.nir.Linear(weight)
+            self.edges += [(made.sources[0], name), (name, made.sources[0])]
+        return made
 
     def _neuron_node(self, node: Node, shape: tuple[int, ...]) -> Any:
         module = self.neurons[str(node.args[1])]
@@ -286,12 +301,18 @@ class _Writer:
         def full(value: Any) -> np.ndarray:
             return np.full(shape, float(value), np.float64)
 
+        if isinstance(module, NIRNeurons):
+            return module.node(self.nir, self.dt, shape)
         if isinstance(module, Threshold) and module.scale() is None and not isinstance(module.v_threshold, tuple):
-            if module.v_reset is None:
-                raise UsageError(f"{where}: NIR sets a neuron to v_reset when it fires, and has no soft reset")
+            reset: Reset = "subtract" if module.v_reset is None else "set"
+            if reset == "subtract" and not self.soft:
+                raise UsageError(
+                    f"{where}: NIR sets a neuron to v_reset when it fires, and has no soft reset; "
+                    "to_nir(..., soft_reset=True) notes it in the metadata, which from_nir reads and others do not"
+                )
             decay, gain = (float(torch.as_tensor(c).detach()) for c in module.charge())
-            fires: Any = {"v_threshold": full(module.v_threshold), "v_reset": full(module.v_reset)}
-            metadata = {"strict": True} if module.strict else {}
+            fires: Any = {"v_threshold": full(module.v_threshold), "v_reset": full(module.v_reset or 0)}
+            metadata = fire_metadata(module.strict, reset)
             if decay == 1:
                 return self.nir.IF(r=full(gain / self.dt), metadata=metadata, **fires)
             tau = self.dt / (1 - decay)
@@ -316,7 +337,7 @@ class _Writer:
         fires = isinstance(module, SynapticLIF)
         if fires:
             settings |= {"v_threshold": full(module.v_threshold), "v_reset": full(0)}
-            settings |= {"metadata": {"strict": True}} if module.strict else {}
+            settings["metadata"] = fire_metadata(module.strict)
         if not module.has_synapse:
             return (self.nir.LIF if fires else self.nir.LI)(tau=full(tau), **settings)
         kind = self.nir.CubaLIF if fires else self.nir.CubaLI

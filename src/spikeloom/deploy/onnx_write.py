@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -173,9 +174,16 @@ class _Unrolling:
 
 def _without_values(neuron: Neuron) -> str:
     """What determines the graph of some neurons: their kind and constants, and the shapes of their tensors."""
-    constants = {k: v.tolist() if isinstance(v, Tensor) else v for k, v in vars(neuron).items() if k[0] != "_"}
+    constants = {k: _plain(v) for k, v in vars(neuron).items() if k[0] != "_"}
     tensors = [(k, v.dtype, v.shape) for k, v in (*neuron.named_parameters(), *neuron.named_buffers())]
     return f"{type(neuron)} {constants} {tensors}"
+
+
+def _plain(value: Any) -> Any:
+    """A constant with all its digits: numpy and PyTorch print large arrays in part."""
+    if isinstance(value, dict):
+        return {key: _plain(each) for key, each in value.items()}
+    return value.tolist() if isinstance(value, Tensor | np.ndarray | np.generic) else value
 
 
 def _refuse_random(program: torch.export.ExportedProgram, layer: str = "") -> None:
