@@ -15,7 +15,7 @@ import spikeloom.bench  # noqa: F401  # pyright: ignore[reportUnusedImport] - re
 from spikeloom.analyse import MEASUREMENTS, Measured, count_cost, training_curves
 from spikeloom.errors import UsageError
 from spikeloom.train.build import build_datasets, build_model, seed_everything
-from spikeloom.train.checkpoint import write_json
+from spikeloom.train.checkpoint import PathLike, write_json
 from spikeloom.train.environments import train_accuracies
 from spikeloom.train.loop import Progress, train
 from spikeloom.train.recipe import (
@@ -38,8 +38,8 @@ def reproduce(
     rows: Iterable[str],
     budget: Budget,
     overrides: Json,
-    runs: Path,
-    results: Path,
+    runs: PathLike,
+    results: PathLike,
     progress: Progress,
     stop: Callable[[], bool],
 ) -> list[Json]:
@@ -59,6 +59,7 @@ def reproduce(
     Returns:
         One record a row: published and measured numbers, settings, environment.
     """
+    runs, results = Path(runs), Path(results)
     name = _name(recipe)
     records: list[Json] = []
     # All rows are checked before the first one runs.

@@ -6,7 +6,6 @@ import contextlib
 import math
 from collections.abc import Generator, Iterable
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -17,6 +16,7 @@ from spikeloom.analyse.cost import evaluating
 from spikeloom.analyse.measure import MEASUREMENTS, Measured
 from spikeloom.errors import UsageError
 from spikeloom.layers import SpikingSelfAttention
+from spikeloom.train.checkpoint import PathLike
 
 
 @dataclass
@@ -114,7 +114,7 @@ def draw_block_inputs(found: list[BlockInput], title: str) -> Any:
 
 
 @MEASUREMENTS.register
-def attention_inputs(run: str, root: str | None = None, subset: int = 256, batch_size: int = 16) -> Measured:
+def attention_inputs(run: PathLike, root: PathLike | None = None, subset: int = 256, batch_size: int = 16) -> Measured:
     """What enters Q, K and V of every block of a trained transformer, over its test images.
 
     Args:
@@ -133,15 +133,15 @@ def attention_inputs(run: str, root: str | None = None, subset: int = 256, batch
 
     if not run:
         raise UsageError("give the folder of a trained transformer as measure.run=RUN")
-    opened = Run.open(Path(run))
+    opened = Run.open(run)
     place = {"test_subset": subset} if root is None else {"test_subset": subset, "root": root}
-    settings = check_settings(merge(opened.settings.model_dump(), {"data": place}), run)
+    settings = check_settings(merge(opened.settings.model_dump(), {"data": place}), str(opened.folder))
     _, dataset = build_datasets(settings, train=False)
     model = load_run(opened, dataset.in_channels, len(dataset.classes))
     indices = torch.arange(len(dataset)).split(batch_size)
     found = block_inputs(model, (dataset.encode(dataset.batch(part.tolist())[0]) for part in indices))
     if not found:
-        raise UsageError(f"{run} trained {settings.model.name}, which has no spiking self-attention")
+        raise UsageError(f"{opened.folder} trained {settings.model.name}, which has no spiking self-attention")
     values: dict[str, float | str | bool | None] = {
         f"nonzero_percent_block_{i}": 100 * entry.nonzero for i, entry in enumerate(found, start=1)
     }

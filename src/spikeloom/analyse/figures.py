@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from dataclasses import asdict
 from typing import Any
@@ -28,6 +29,7 @@ from spikeloom.analyse.target import Target, open_target
 from spikeloom.analyse.trains import draw_raster, draw_responses, draw_spike_maps, probe_current, responses, spike_train
 from spikeloom.errors import UsageError
 from spikeloom.neurons import NEURONS
+from spikeloom.train.checkpoint import PathLike
 from spikeloom.train.losses import sdt
 
 Json = dict[str, Any]
@@ -221,7 +223,7 @@ def landscape(networks: list[str], data: dict[str, Any] | None = None, images: i
 
 
 @MEASUREMENTS.register
-def confusions(runs: list[str], images: int = 1 << 30) -> Measured:
+def confusions(runs: list[PathLike], images: int = 1 << 30) -> Measured:
     """Confusion matrices of trained runs, the classes in which the last is better than the first (003, figure 7).
 
     Args:
@@ -231,7 +233,7 @@ def confusions(runs: list[str], images: int = 1 << 30) -> Measured:
     if not runs:
         raise UsageError('name the runs to compare: measure.runs=["runs/BASE", "runs/OTHER"]')
     measured, found = Measured(), []
-    for index, folder in enumerate(runs):
+    for index, folder in enumerate([os.fspath(run) for run in runs]):
         target = open_target(folder, {"images": images})
         found.append(confusion(target.model, target.batches(), target.classes))
         measured.values[f"accuracy of {folder}"] = found[-1].accuracy

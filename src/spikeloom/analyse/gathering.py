@@ -28,7 +28,7 @@ from spikeloom.analyse.target import Target, open_target
 from spikeloom.analyse.trains import spike_train
 from spikeloom.errors import DataFileError, UsageError
 from spikeloom.record import RateMeter
-from spikeloom.train.checkpoint import atomic, read_json
+from spikeloom.train.checkpoint import PathLike, atomic, read_json
 from spikeloom.train.pretrain import Reconstructs
 from spikeloom.train.recipe import Row, Settings, load_recipe, parse_overrides
 from spikeloom.train.run import Run, read_metrics
@@ -180,7 +180,7 @@ class Gathered:
             return default
 
 
-def gather(folder: Path, values: Json, work: Work) -> Gathered:
+def gather(folder: PathLike, values: Json, work: Work) -> Gathered:
     """Reads a run's folder, and measures what its report needs unless that was done before.
 
     Args:
@@ -191,6 +191,7 @@ def gather(folder: Path, values: Json, work: Work) -> Gathered:
     Raises:
         UsageError: the folder holds nothing of a run.
     """
+    folder = Path(folder)
     if not any((folder / name).is_file() for name in _FILES):
         raise UsageError(f"{folder} is not a run: it has no {_FILES[0]} and no other file of a run")
     found = Gathered(folder, folder.name or str(folder))
@@ -309,13 +310,13 @@ def _measurements(found: Gathered, run: Run, values: Json, work: Work) -> Measur
     return measured
 
 
-def write_signed(path: Path, values: Json) -> None:
+def write_signed(path: PathLike, values: Json) -> None:
     """Writes JSON with a checksum of it."""
     with atomic(path) as temporary:
         temporary.write_text(json.dumps({**values, "crc32": _crc(values)}) + "\n")
 
 
-def read_signed(path: Path) -> Json:
+def read_signed(path: PathLike) -> Json:
     """What `write_signed` wrote.
 
     Raises:

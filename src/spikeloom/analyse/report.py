@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib import resources
@@ -18,7 +19,7 @@ from spikeloom.analyse.gathering import Gathered, Raster, Work, changes, gather,
 from spikeloom.analyse.rates import draw_layer_rates
 from spikeloom.analyse.trains import draw_raster
 from spikeloom.errors import UsageError
-from spikeloom.train.checkpoint import atomic
+from spikeloom.train.checkpoint import PathLike, atomic
 from spikeloom.train.environments import train_accuracies
 
 Json = dict[str, Any]
@@ -48,11 +49,13 @@ class Plot:
     square: bool = False
 
 
-def write_report(folders: Sequence[Path], values: Json, work: Work, out: Path | None = None) -> tuple[Path, list[str]]:
+def write_report(
+    folders: PathLike | Sequence[PathLike], values: Json, work: Work, out: PathLike | None = None
+) -> tuple[Path, list[str]]:
     """Writes the report of some runs, side by side.
 
     Args:
-        folders: of the runs, unfinished and damaged ones too.
+        folders: of a run or of several, unfinished and damaged ones too.
         values: `data.*` and `images`: what to measure anew; empty to keep what was measured before.
         work: is told how it goes.
         out: the file to write; in the first folder `report.html`, or `compared.html` of several runs, if None.
@@ -63,9 +66,10 @@ def write_report(folders: Sequence[Path], values: Json, work: Work, out: Path | 
     Raises:
         UsageError: a folder that is no run, the same one twice, or a place that cannot be written.
     """
+    folders = [Path(folder) for folder in ([folders] if isinstance(folders, str | os.PathLike) else folders)]
     if len({folder.resolve() for folder in folders}) < len(folders):
         raise UsageError("a run is named twice: name each run once")
-    out = out or folders[0] / ("report.html" if len(folders) == 1 else "compared.html")
+    out = Path(out) if out else folders[0] / ("report.html" if len(folders) == 1 else "compared.html")
     runs = [gather(folder, values, work) for folder in folders]
     page = render(runs)
     with atomic(out) as temporary:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +18,7 @@ from spikeloom.errors import UsageError
 from spikeloom.models import MODELS
 from spikeloom.registry import nearest
 from spikeloom.train.build import build_datasets, build_model
+from spikeloom.train.checkpoint import PathLike
 from spikeloom.train.evaluate import load_run
 from spikeloom.train.recipe import check_settings, merge
 from spikeloom.train.run import Run
@@ -55,7 +57,7 @@ class Target:
         return self.model.eval() if self.trained else calibrated(self.model, x)
 
 
-def open_target(name: str, values: Json) -> Target:
+def open_target(name: PathLike, values: Json) -> Target:
     """A run by its folder, or a model by its name, with test data.
 
     Args:
@@ -66,6 +68,7 @@ def open_target(name: str, values: Json) -> Target:
     Raises:
         UsageError: no such run or model, a wrong key or value, or data that are not there.
     """
+    name = os.fspath(name)
     folder = Path(name)
     is_run = folder.is_dir() or "/" in name
     known = ("data", "images", "batch") if is_run else ("data", "images", "batch", "model", "neuron", "seed", "input")

@@ -13,6 +13,7 @@ from spikeloom.bench.timing import medians
 from spikeloom.data import Events, event_frames, read_events
 from spikeloom.data.frames import Slicing
 from spikeloom.errors import UsageError
+from spikeloom.train.checkpoint import PathLike
 
 Json = dict[str, Any]
 
@@ -28,11 +29,12 @@ def made(n: int = 1_000_000, side: int = 128) -> Events:
     return Events(np.sort(rng.integers(0, 10**6, n)), x, y, rng.integers(0, 2, n, np.uint8), side, side)
 
 
-def recordings(root: Path | None) -> dict[str, list[Path]]:
+def recordings(root: PathLike | None) -> dict[str, list[Path]]:
     """Event files under a folder, by the folder that they lie in; of each the first 20."""
     found: dict[str, list[Path]] = {}
     if root is None:
         return found
+    root = Path(root)
     for path in sorted(root.rglob("*")):
         if path.suffix.lower() in ENDINGS and path.is_file():
             of = found.setdefault(str(path.parent.relative_to(root)), [])
@@ -43,7 +45,7 @@ def recordings(root: Path | None) -> dict[str, list[Path]]:
     return found
 
 
-def frame_rows(root: Path | None, repeats: int) -> Iterator[Json]:
+def frame_rows(root: PathLike | None, repeats: int) -> Iterator[Json]:
     """Ten frames of every recording, by count and by time: millions of events a second, one thread."""
     groups = {name: [read_events(path) for path in paths] for name, paths in recordings(root).items()}
     for name, group in {"made, 128x128": [made()], **groups}.items():
@@ -60,7 +62,7 @@ def frame_rows(root: Path | None, repeats: int) -> Iterator[Json]:
             yield row
 
 
-def read_rows(root: Path | None, repeats: int) -> Iterator[Json]:
+def read_rows(root: PathLike | None, repeats: int) -> Iterator[Json]:
     """The first file of every folder, from disk (in the system's cache) to checked arrays."""
     for name, paths in recordings(root).items():
         events = read_events(paths[0])

@@ -8,11 +8,12 @@ from typing import Any
 
 from spikeloom.bench import audit, events, methods, neurons
 from spikeloom.bench.write import plot_psn_grid, write_results
+from spikeloom.train.checkpoint import PathLike
 
 Json = dict[str, Any]
 
 
-def bench_neurons(folder: Path, quick: bool, tell: Callable[[Json], None] | None) -> dict[str, list[Json]]:
+def bench_neurons(folder: PathLike, quick: bool, tell: Callable[[Json], None] | None) -> dict[str, list[Json]]:
     """Measures every neuron and writes tables, and unless `quick` the plot of the PSN paper's speed figure.
 
     Args:
@@ -34,12 +35,13 @@ def bench_neurons(folder: Path, quick: bool, tell: Callable[[Json], None] | None
         tables["serial LIF over PSN"] = _collect(neurons.psn_grid(repeats), tell)
     write_results(folder, "neurons", tables)
     if not quick:
-        plot_psn_grid(tables["serial LIF over PSN"]).write_html(str(folder / "psn_speed.html"), include_plotlyjs=True)
+        plot = plot_psn_grid(tables["serial LIF over PSN"])
+        plot.write_html(str(Path(folder) / "psn_speed.html"), include_plotlyjs=True)
     return tables
 
 
 def bench_events(
-    folder: Path, quick: bool, tell: Callable[[Json], None] | None, data: Path | None = None
+    folder: PathLike, quick: bool, tell: Callable[[Json], None] | None, data: PathLike | None = None
 ) -> dict[str, list[Json]]:
     """Measures how fast recordings are cut into frames and read.
 
@@ -57,7 +59,7 @@ def bench_events(
     return tables
 
 
-def bench_audit(folder: Path, quick: bool, tell: Callable[[Json], None] | None) -> dict[str, list[Json]]:
+def bench_audit(folder: PathLike, quick: bool, tell: Callable[[Json], None] | None) -> dict[str, list[Json]]:
     """Measures what `analyse.audit` costs over a plain inference of the same batches.
 
     Args:
@@ -81,7 +83,7 @@ def _collect(rows: Iterable[Json], tell: Callable[[Json], None] | None) -> list[
 
 
 def bench_methods(
-    folder: Path, quick: bool, tell: Callable[[Json], None] | None, model: str = "report_sew_resnet34"
+    folder: PathLike, quick: bool, tell: Callable[[Json], None] | None, model: str = "report_sew_resnet34"
 ) -> dict[str, list[Json]]:
     """Measures time and peak memory of a training step over T: BPTT, SLTT, and SpikingJelly with BPTT.
 
@@ -99,5 +101,5 @@ def bench_methods(
     ]
     tables = {"time and peak memory of a training step": found, "highest over lowest peak memory": spreads}
     write_results(folder, f"methods-{model}", tables)
-    methods.plot(found).write_html(str(folder / f"methods-{model}.html"), include_plotlyjs=True)
+    methods.plot(found).write_html(str(Path(folder) / f"methods-{model}.html"), include_plotlyjs=True)
     return tables

@@ -8,18 +8,19 @@ from typing import Any
 
 from spikeloom.analyse.curves import COLORS
 from spikeloom.errors import UsageError
-from spikeloom.train.checkpoint import write_json
+from spikeloom.train.checkpoint import PathLike, write_json
 from spikeloom.train.run import environment
 
 Json = dict[str, Any]
 
 
-def write_results(folder: Path, name: str, tables: dict[str, list[Json]]) -> None:
+def write_results(folder: PathLike, name: str, tables: dict[str, list[Json]]) -> None:
     """Writes `name`.json and `name`.md into a folder.
 
     Raises:
         UsageError: the folder cannot be written.
     """
+    folder = Path(folder)
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -32,9 +33,9 @@ def write_results(folder: Path, name: str, tables: dict[str, list[Json]]) -> Non
     (folder / f"{name}.md").write_text("\n".join(parts))
 
 
-def earlier_results(folder: Path, name: str) -> dict[str, list[Json]]:
+def earlier_results(folder: PathLike, name: str) -> dict[str, list[Json]]:
     """The tables that `write_results` wrote before, rows with the kernels that ran; none where it did not."""
-    file = folder / f"{name}.json"
+    file = Path(folder) / f"{name}.json"
     tables = json.loads(file.read_text()) if file.is_file() else {}
     kernels = tables.pop("environment", {}).get("native")
     return {title: [{"kernels": kernels, **row} for row in rows] for title, rows in tables.items()}

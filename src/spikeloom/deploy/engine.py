@@ -22,7 +22,7 @@ from spikeloom.deploy.plan import Conv, Plan, PlanError, Step, Value
 from spikeloom.deploy.workspace import States, Workspace, pack
 from spikeloom.errors import UsageError
 from spikeloom.ops import dispatch
-from spikeloom.train.checkpoint import read_safetensors, write_safetensors
+from spikeloom.train.checkpoint import PathLike, read_safetensors, write_safetensors
 
 # Images that go through all layers together: weights are read and every layer is started for all of them, and their
 # largest map fits in cache.
@@ -209,12 +209,12 @@ class Engine:
         """The steps of the plan."""
         return self._plan.steps
 
-    def save(self, path: str | Path) -> None:
+    def save(self, path: PathLike) -> None:
         """Writes weights and plan as one safetensors file, whole or not at all."""
-        write_safetensors(Path(path), self._tensors, {"format": _FORMAT, "plan": self._plan.model_dump_json()})
+        write_safetensors(path, self._tensors, {"format": _FORMAT, "plan": self._plan.model_dump_json()})
 
 
-def load(path: str | Path) -> Engine:
+def load(path: PathLike) -> Engine:
     """An engine from the file that `Engine.save` wrote. Nothing in the file is executed; everything is checked.
 
     Raises:

@@ -10,10 +10,11 @@ from torch import Tensor, nn
 from spikeloom.deploy.nir_write import to_nir, write_nir
 from spikeloom.deploy.onnx_write import to_onnx
 from spikeloom.errors import UsageError
+from spikeloom.train.checkpoint import PathLike
 
 
 def export_file(
-    model: nn.Module, example: Tensor, sequence: bool, to: str, path: Path, steps: int | None
+    model: nn.Module, example: Tensor, sequence: bool, to: str, path: PathLike, steps: int | None
 ) -> dict[str, Any]:
     """Writes a network and says what was written.
 
@@ -39,7 +40,7 @@ def export_file(
         graph = to_nir(model, example)
         write_nir(graph, path)
         found = {"T": graph.metadata["T"], "nodes": len(graph.nodes), "edges": len(graph.edges)}
-    return {"format": to, "path": str(path), "bytes": path.stat().st_size, **found}
+    return {"format": to, "path": str(path), "bytes": Path(path).stat().st_size, **found}
 
 
 def _of_steps(model: nn.Module, example: Tensor, sequence: bool, steps: int) -> Tensor:

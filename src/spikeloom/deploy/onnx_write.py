@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from spikeloom.deploy.tracing import described, input_of, name_neurons, needed, quiet, reason_of, repeats_of, trace
 from spikeloom.errors import UsageError
 from spikeloom.neurons import Neuron
-from spikeloom.train.checkpoint import atomic
+from spikeloom.train.checkpoint import PathLike, atomic
 
 OPSET = 18
 """Version of the operators."""
@@ -44,7 +44,7 @@ class OnnxFile:
     bytes: int
 
 
-def to_onnx(model: nn.Module, example: Tensor, path: Path) -> OnnxFile:
+def to_onnx(model: nn.Module, example: Tensor, path: PathLike) -> OnnxFile:
     """Writes the network in eval mode, for as many steps as the example has or `model.T` says.
 
     The graph holds the reference equations of every layer, step after step, in operators of the standard opset alone;
@@ -62,6 +62,7 @@ def to_onnx(model: nn.Module, example: Tensor, path: Path) -> OnnxFile:
     """
     onnx = needed("onnx")
     needed("onnxscript")
+    path = Path(path)
     model = copy.deepcopy(model).cpu().float()
     neurons = name_neurons(model)
     example = example.cpu().float()

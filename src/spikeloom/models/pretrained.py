@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import warnings
 from collections.abc import Mapping
@@ -14,7 +15,7 @@ from spikeloom.errors import UsageError
 from spikeloom.layers import NormSpike
 from spikeloom.models.residual import ResidualNet
 
-PretrainedANN = str | Path | Mapping[str, Tensor] | None
+PretrainedANN = str | os.PathLike[str] | Mapping[str, Tensor] | None
 """A state dict of a torchvision ResNet, a safetensors or `torch.save` file of one, or None."""
 
 
@@ -34,7 +35,7 @@ def load_ann(model: ResidualNet, weights: PretrainedANN) -> None:
     """
     if weights is None:
         return
-    state = _read(weights) if isinstance(weights, str | Path) else weights
+    state = _read(weights) if isinstance(weights, str | os.PathLike) else weights
     blocks = sorted({(int(m[1]), int(m[2])) for key in state if (m := re.match(r"layer(\d+)\.(\d+)\.", key))})
     places: dict[str, nn.Module] = {"conv1": model.stem, "bn1": model.stem_spike.norm}
     places["fc"] = model.head[-1] if isinstance(model.head, nn.Sequential) else model.head
@@ -74,7 +75,7 @@ def _places(block: nn.Module) -> dict[str, nn.Module]:
     return named
 
 
-def _read(path: str | Path) -> Mapping[str, Tensor]:
+def _read(path: str | os.PathLike[str]) -> Mapping[str, Tensor]:
     path = Path(path)
     if not path.is_file():
         raise UsageError(f"pretrained_ann: there is no file {path}")

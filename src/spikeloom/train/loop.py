@@ -452,7 +452,8 @@ def _end_epoch(s: Setup, state: TrainState, clock: _Clock, progress: Progress) -
     if s.validation_set is not None and record["validation_accuracy"] > state.best:
         state.best = record["validation_accuracy"]
         if s.accelerator.is_main_process:
-            save_tensors(s.run.best, s.accelerator.unwrap_model(s.trained).state_dict(), s.run.about_weights(s.train_set))
+            best = s.accelerator.unwrap_model(s.trained)
+            save_tensors(s.run.best, best.state_dict(), s.run.about_weights(s.train_set))
     if state.epoch == 0:
         _warn_after_the_first_epoch(s, record, seen, progress)
     return record
@@ -496,7 +497,9 @@ def _load_checkpoint(run: Run, model: nn.Module, ema: Any, optimizer: Any) -> Tr
     for name, tensor in tensors.items():
         part, _, key = name.partition(".")
         parts.setdefault(part, {})[key] = tensor
-    if len(parts) > 2 or information.keys() != {"position", "optimizer"}:
+    position = information.get("position")
+    known = {field.name for field in dataclasses.fields(TrainState)}
+    if len(parts) > 3 or not isinstance(position, dict) or not known >= position.keys():
         raise DataFileError(f"{run.checkpoint} is not the checkpoint of a run")
     load_weights(model, parts["model"], run.checkpoint, run.settings.model.name)
     if ema is not None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any, Protocol, cast, runtime_checkable
 
 import numpy as np
@@ -10,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from spikeloom.errors import DataFileError
-from spikeloom.train.checkpoint import atomic, load_tensors
+from spikeloom.train.checkpoint import PathLike, atomic, load_tensors
 from spikeloom.train.run import Run
 
 
@@ -23,7 +22,7 @@ class Reconstructs(Protocol):
         ...
 
 
-def start_from(model: nn.Module, folder: str) -> list[str]:
+def start_from(model: nn.Module, folder: PathLike) -> list[str]:
     """Puts the weights of a finished run into a model, where names and shapes agree.
 
     Returns:
@@ -32,7 +31,7 @@ def start_from(model: nn.Module, folder: str) -> list[str]:
     Raises:
         DataFileError: no finished run, or one of whose weights none fits.
     """
-    run = Run.open(Path(folder))
+    run = Run.open(folder)
     tensors, _ = load_tensors(run.weights)
     own = model.state_dict()
     fitting = {name: tensors[name] for name in own if name in tensors and tensors[name].shape == own[name].shape}
@@ -44,7 +43,7 @@ def start_from(model: nn.Module, folder: str) -> list[str]:
     return [name for name, _ in model.named_parameters() if name not in fitting]
 
 
-def write_pictures(model: nn.Module, dataset: Any, path: Path, count: int = 8, zoom: int = 4) -> None:
+def write_pictures(model: nn.Module, dataset: Any, path: PathLike, count: int = 8, zoom: int = 4) -> None:
     """Writes a PNG of the first images of a data set, a row each: original, masked, reconstructed.
 
     Args:

@@ -8,15 +8,16 @@ from __future__ import annotations
 
 import functools
 import inspect
+import os
 import tomllib
 import typing
 from collections.abc import Callable, Mapping
 from importlib import resources
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import pydantic
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 from spikeloom.errors import UsageError
 from spikeloom.registry import nearest
@@ -24,6 +25,13 @@ from spikeloom.registry import nearest
 Budget = Literal["smoke", "short", "hours", "full"]
 BUDGETS: tuple[Budget, ...] = typing.get_args(Budget)
 Json = dict[str, Any]
+
+
+def _as_text(value: Any) -> Any:
+    """A value with paths as strings, which settings on disk are."""
+    if isinstance(value, list):
+        return [_as_text(each) for each in value]
+    return os.fspath(value) if isinstance(value, os.PathLike) else value
 
 
 class _Strict(BaseModel):
@@ -40,6 +48,8 @@ class Named(BaseModel):
     @model_validator(mode="before")
     @classmethod
     def _from_name(cls, value: Any) -> Any:
+        if isinstance(value, Mapping):
+            return {key: _as_text(each) for key, each in value.items()}
         return {"name": value} if isinstance(value, str) else value
 
     @property
@@ -119,7 +129,9 @@ class TrainSettings(_Strict):
         None, gt=0, lt=1, description="firing rate at which every neuron layer starts, set on the first batch"
     )
     ema: float | None = Field(None, gt=0, lt=1, description="decay of averaged weights, which become the run's")
-    start_from: str | None = Field(None, description="folder of a finished run whose weights this one starts from")
+    start_from: Annotated[str | None, BeforeValidator(_as_text)] = Field(
+        None, description="folder of a finished run whose weights this one starts from"
+    )
     precision: Literal["fp32", "bf16"] = "fp32"
     channels_last: bool = True
     sync_norm: bool = Field(False, description="batch statistics of all processes, not of each by itself")
@@ -344,12 +356,13 @@ def list_recipes() -> list[str]:
     )
 
 
-def load_recipe(name: str) -> Recipe:
+def load_recipe(name: str | os.PathLike[str]) -> Recipe:
     """A recipe of the package by name, or a TOML file by its path.
 
     Raises:
         UsageError: no such recipe, not TOML, or a wrong key.
     """
+    name = os.fspath(name)
     if name.endswith(".toml"):
         path = Path(name)
         if not path.is_file():

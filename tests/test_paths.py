@@ -1,0 +1,256 @@
+"""Every function that takes a file or a folder takes a string, a `Path` and any other `os.PathLike`."""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import json
+import os
+import pkgutil
+import re
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import spikeloom
+from spikeloom import analyse, deploy
+from spikeloom.analyse.block_inputs import attention_inputs
+from spikeloom.analyse.figures import confusions
+from spikeloom.analyse.gathering import gather, read_signed, write_signed
+from spikeloom.analyse.target import open_target
+from spikeloom.bench import events as bench_events
+from spikeloom.bench.write import earlier_results, write_results
+from spikeloom.deploy.export import export_file
+from spikeloom.layers import Conv2d, Flatten, Linear
+from spikeloom.models.pretrained import load_ann
+from spikeloom.neurons import LIF
+from spikeloom.reproduce import reproduce
+from spikeloom.show import Quiet
+from spikeloom.train import checkpoint
+from spikeloom.train.loop import build_model, train
+from spikeloom.train.pretrain import start_from, write_pictures
+from spikeloom.train.recipe import check_settings, load_recipe
+from spikeloom.train.run import Run, read_metrics
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+# The readers of data have a test of their own; the command line takes words.
+ELSEWHERE = ("spikeloom.data", "spikeloom.cli", "spikeloom.__main__", "spikeloom._native")
+# Records of what was found; the folder of a `Run`; settings, which `start_from` below has; and benchmarks that take
+# seconds or minutes, whose files go through `recordings` and `write_results`.
+RECORDS = {"Gathered", "OnnxFile", "locked", "DataSettings"}
+BENCHMARKS = {"bench_audit", "bench_events", "bench_methods", "bench_neurons", "frame_rows"}
+OF_FILES = {"path", "file", "folder", "folders", "out", "root", "run", "runs", "results"}
+
+
+class Named:
+    """A path of somebody else's kind."""
+
+    def __init__(self, path: Path):
+        self.path = path
+
+    def __fspath__(self) -> str:
+        return str(self.path)
+
+
+def functions() -> Iterator[tuple[str, Callable[..., Any]]]:
+    """The public functions of the package, and the public methods of its classes, by `name` or `Class.name`."""
+    for module in pkgutil.walk_packages(spikeloom.__path__, "spikeloom."):
+        if module.name.startswith(ELSEWHERE):
+            continue
+        for name, entry in vars(importlib.import_module(module.name)).items():
+            if name.startswith("_") or getattr(entry, "__module__", None) != module.name:
+                continue
+            if inspect.isfunction(entry):
+                yield name, entry
+            elif inspect.isclass(entry):
+                yield name, entry
+                for own in vars(entry):
+                    if not own.startswith("_") and inspect.isroutine(getattr(entry, own)):
+                        yield f"{name}.{own}", getattr(entry, own)
+
+
+def hints() -> dict[str, list[str]]:
+    """The annotations of parameters that are files, by function."""
+    found: dict[str, list[str]] = {}
+    for name, function in functions():
+        try:
+            parameters = inspect.signature(function).parameters.values()
+        except ValueError:  # of a class that has none
+            continue
+        for parameter in parameters:
+            hint = str(parameter.annotation)
+            if re.search(r"Path\b|PathLike", hint) or (parameter.name in OF_FILES and re.search(r"\bstr\b", hint)):
+                found.setdefault(name, []).append(hint)
+    return found
+
+
+# Parameters that only sound like files.
+OTHERS = {"metric_curves": "runs", "changes": "path"}
+
+
+def test_signatures_say_so() -> None:
+    wrong = {
+        name: [hint for hint in found if "PathLike" not in hint]
+        for name, found in hints().items()
+        if name not in OTHERS
+    }
+    assert {name for name, found in wrong.items() if found} == {"Run", *RECORDS}
+
+
+def test_all_are_called_below() -> None:
+    assert set(hints()) - set(OTHERS) - RECORDS - BENCHMARKS == set(CALLS) - {"load_ann"}
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished run, a model file, an engine, a graph, and a folder of events."""
+    home = tmp_path_factory.mktemp("home")
+    settings = {
+        "data": {"name": "digits", "subset": 32, "test_subset": 20, "size": 16},
+        "model": {"name": "colored_mnist_net", "T": 2, "image_size": 16},
+        "train": {"batch_size": 16, "epochs": 1, "lr": 0.01},
+    }  # fmt: skip
+    train(Run.plan(home / "run", "quickstart/digits", "main", "full", check_settings(settings, "here")), Quiet())
+    analyse.write_report([home / "run"], {}, Quiet())
+    x = torch.rand(2, 3, 2, 8, 8)
+    deploy.compile(network(), x, tune=False).save(home / "engine.safetensors")
+    deploy.write_nir(deploy.to_nir(network(), x), home / "net.nir")
+    write_results(home, "bench", {"table": [{"a": 1}]})
+    (home / "events").mkdir()
+    (home / "events" / "one.bin").write_bytes(bytes([1, 2, 128, 0, 1] * 20))
+    source = Path(spikeloom.__file__).parent / "recipes" / "quickstart" / "digits.toml"
+    shutil.copy(source, home / "mine.toml")
+    return home
+
+
+def network() -> nn.Module:
+    torch.manual_seed(0)
+    return nn.Sequential(Conv2d(2, 4, 3), LIF(), Flatten(), Linear(144, 3))
+
+
+SEQUENCE = torch.ones(2, 3, 2, 8, 8)
+TENSORS = {"a": torch.arange(3)}
+
+
+class Pictures(nn.Module):
+    """Draws what it sees."""
+
+    mean, std = (0.0,), (1.0,)
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(()))
+
+    def pictures(self, x: Tensor) -> Tensor:
+        return torch.stack([x] * 3, 1)
+
+    def __len__(self) -> int:
+        return 2
+
+    def __getitems__(self, indices: list[int]) -> tuple[Tensor, Tensor]:
+        return torch.rand(len(indices), 1, 4, 4), torch.zeros(len(indices))
+
+    def encode(self, x: Tensor) -> Tensor:
+        return x
+
+
+def plan(at: Any) -> Run:
+    settings = Run.open(at("run")).settings
+    return Run.plan(at("new"), "quickstart/digits", "main", "full", settings)
+
+
+def rerun(at: Any) -> Any:
+    words = {"data": {"subset": 32, "test_subset": 20}, "train": {"epochs": 1}, "model": {"T": 1}}
+    [record] = reproduce(
+        load_recipe("quickstart/digits"), ["main"], "smoke", words, at("runs"), at("results"), Quiet(), lambda: False
+    )
+    return record["measured"]["acc"]
+
+
+def started(at: Any) -> Any:
+    settings = Run.open(at("run")).settings.model_dump()
+    settings["train"]["start_from"] = at("run")
+    checked = check_settings(settings, "here")
+    assert type(checked.train.start_from) is str
+    json.dumps(checked.model_dump())
+    return start_from(build_model(checked, 1, 10), at("run"))
+
+
+def without_attention(at: Any) -> str:
+    with pytest.raises(spikeloom.UsageError) as info:
+        attention_inputs(at("run"), at("events"))
+    return str(info.value)
+
+
+def atomically(at: Any) -> str:
+    with checkpoint.atomic(at("new")) as temporary:
+        temporary.write_text("text")
+    return Path(at("new")).read_text()
+
+
+def pretrained(at: Any) -> float:
+    model = spikeloom.create_model("sew_resnet18", num_classes=10)
+    torch.save({"conv1.weight": torch.ones_like(model.stem.weight)}, at("new"))  # pyright: ignore
+    load_ann(model, at("new"))  # pyright: ignore[reportArgumentType]
+    return float(model.stem.weight.detach().mean())  # pyright: ignore
+
+
+# What a function says when it is given files by `at`, which names those of `home` or, where nothing is there, new ones.
+CALLS: dict[str, Callable[[Any], Any]] = {
+    "Engine.save": lambda at: deploy.load(at("engine.safetensors")).save(at("new")) or Path(at("new")).read_bytes(),
+    "Run": lambda at: Run(at("run"), "a", "b", "full", Run.open(at("run")).settings).weights.name,
+    "Run.open": lambda at: Run.open(at("run")).metrics(),
+    "Run.plan": lambda at: plan(at).folder.name,
+    "atomic": atomically,
+    "attention_inputs": without_attention,
+    "confusions": lambda at: sorted(map(os.path.basename, confusions([at("run")], 10).tables)),
+    "earlier_results": lambda at: earlier_results(at("."), "bench"),
+    "export_file": lambda at: {
+        **export_file(network(), SEQUENCE, True, "nir", at("new"), None), "path": None, "bytes": None},
+    "gather": lambda at: gather(at("run"), {}, Quiet()).records,
+    "load": lambda at: deploy.load(at("engine.safetensors"))(SEQUENCE).tolist(),
+    "load_ann": pretrained,
+    "load_recipe": lambda at: load_recipe(at("mine.toml")).title,
+    "load_tensors": lambda at: sorted(checkpoint.load_tensors(at("run/model.safetensors"))[0]),
+    "load_weights": lambda at: checkpoint.load_weights(network(), dict(network().state_dict()), at("new"), "x"),
+    "open_target": lambda at: open_target(at("run"), {"images": 2}).title,
+    "read_json": lambda at: checkpoint.read_json(at("run/summary.json")),
+    "read_metrics": lambda at: read_metrics(at("run")),
+    "read_nir": lambda at: sorted(deploy.read_nir(at("net.nir")).nodes),
+    "read_rows": lambda at: [row["file"] for row in bench_events.read_rows(at("events"), 1)],
+    "read_safetensors": lambda at: sorted(checkpoint.read_safetensors(at("run/model.safetensors"))[0]),
+    "read_signed": lambda at: sorted(read_signed(at("run/report.json"))),
+    "recordings": lambda at: [path.name for paths in bench_events.recordings(at("events")).values() for path in paths],
+    "reproduce": rerun,
+    "save_tensors": lambda at: checkpoint.save_tensors(at("new"), TENSORS, {}) or Path(at("new")).read_bytes(),
+    "start_from": started,
+    "to_onnx": lambda at: deploy.to_onnx(nn.Sequential(nn.Linear(8, 2)), SEQUENCE, at("new")).bytes,
+    "write_json": lambda at: checkpoint.write_json(at("new"), [1]) or Path(at("new")).read_text(),
+    "write_nir": lambda at: deploy.write_nir(deploy.read_nir(at("net.nir")), at("new")) or Path(at("new")).is_file(),
+    "write_pictures": lambda at: write_pictures(Pictures(), Pictures(), at("new")) or Path(at("new")).is_file(),
+    "write_report": lambda at: [
+        analyse.write_report(runs, {}, Quiet(), at("new"))[0].name for runs in (at("run"), [at("run")])],
+    "write_results": lambda at: write_results(at("new"), "x", {}) or sorted(os.listdir(at("new"))),
+    "write_safetensors": lambda at: checkpoint.write_safetensors(at("new"), TENSORS, {"a": "b"}),
+    "write_signed": lambda at: write_signed(at("new"), {}) or Path(at("new")).read_text(),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", CALLS)
+def test_a_string_a_path_and_anything_like_one(name: str, home: Path, tmp_path: Path) -> None:
+    said: list[Any] = []
+    for kind in (Path, str, Named):
+        folder = tmp_path / kind.__name__
+        folder.mkdir()
+
+        def at(name: str, kind: Any = kind, folder: Path = folder) -> Any:
+            return kind(home / name if (home / name).exists() else folder / name)
+
+        said.append(CALLS[name](at))
+    assert said[0] == said[1] == said[2]
