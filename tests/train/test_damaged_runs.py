@@ -212,6 +212,20 @@ def test_a_checkpoint_of_something_else(home: Path, tmp_path: Path) -> None:
         resume(folder)
 
 
+@pytest.mark.parametrize("name", ["tensorboard", "seconds.json", "model.safetensors", "summary.json", ".lock"])
+def test_something_else_in_the_place_of_a_file(home: Path, tmp_path: Path, name: str) -> None:
+    folder = Path(shutil.copytree(home / "broken_off", tmp_path / "run"))
+    if name == "tensorboard":
+        shutil.rmtree(folder / name)
+        (folder / name).touch()
+    else:
+        (folder / name).unlink(missing_ok=True)
+        (folder / name).mkdir()
+    with pytest.raises(UsageError, match=rf"^cannot (write|make) .*{'run' if name == '.lock' else name}: ") as info:
+        resume(folder)
+    assert "\n" not in str(info.value)
+
+
 @pytest.mark.parametrize("content", ["null", "[]", '{"epochs": 4}', "[" * 100_000])
 def test_a_damaged_summary(home: Path, tmp_path: Path, content: str) -> None:
     folder = Path(shutil.copytree(home / "whole", tmp_path / "run"))

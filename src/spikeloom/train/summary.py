@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import nn
 
-from spikeloom.errors import DataFileError
+from spikeloom.errors import DataFileError, UsageError
 from spikeloom.train.checkpoint import save_tensors, write_json
 from spikeloom.train.environments import select_epoch, train_accuracies
 from spikeloom.train.pretrain import write_pictures
@@ -73,8 +73,12 @@ def open_tensorboard(run: Run, epochs_done: int) -> Any:
     """A writer of the run's curves."""
     from torch.utils.tensorboard import SummaryWriter
 
-    # purge_step hides what an interrupted run wrote beyond its checkpoint.
-    return SummaryWriter(str(run.folder / "tensorboard"), purge_step=epochs_done + 1)
+    folder = run.folder / "tensorboard"
+    try:
+        # purge_step hides what an interrupted run wrote beyond its checkpoint.
+        return SummaryWriter(str(folder), purge_step=epochs_done + 1)
+    except OSError as error:
+        raise UsageError(f"cannot write {folder}: {error.strerror or error}; remove what is there") from None
 
 
 def write_tensorboard(writer: Any, record: Json) -> None:
