@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -12,6 +14,29 @@ class Frames(int):
     A plain T says that a still image is repeated so many times. This one does not: of [8, C, H, W] nobody knows
     whether it is eight images or one recording of eight frames.
     """
+
+
+def floating(x: Any, owner: object = None) -> Tensor:
+    """x as layers and neurons take it: integers (counts of events) and booleans become the default float type.
+
+    Args:
+        x: a real tensor.
+        owner: what takes x, for the message.
+
+    Raises:
+        TypeError: x is no tensor, or complex.
+    """
+    if isinstance(x, Tensor) and x.is_floating_point():
+        return x
+    taker = "a network" if owner is None else type(owner).__name__
+    if not isinstance(x, Tensor):
+        raise TypeError(
+            f"{taker} takes a tensor, got a {type(x).__name__}: torch.as_tensor(numpy.asarray(x)) makes one of arrays, "
+            "lists and images"
+        )
+    if x.is_complex():
+        raise TypeError(f"{taker} takes real numbers, got {x.dtype}: split x into x.real and x.imag")
+    return x.to(torch.get_default_dtype())
 
 
 def repeat(x: Tensor, T: int) -> Tensor:
@@ -27,12 +52,18 @@ def repeat(x: Tensor, T: int) -> Tensor:
 def as_sequence(x: Tensor, T: int, dims: int) -> Tensor:
     """A batch as a sequence: x with `dims` axes is repeated T times, x with one more axis is taken as it is.
 
-    Integers and booleans, which counts of events are, become numbers of the default type.
+    Integers and booleans, which counts of events are, become numbers of the default type; bytes are refused, because
+    pictures of 0 to 255 are not what a network was trained on.
 
     Raises:
-        TypeError: x is no tensor.
+        TypeError: x is no real tensor.
         ValueError: any other number of axes, bytes, or a batch of images where T is `Frames`.
     """
+    if isinstance(x, Tensor) and x.dtype == torch.uint8:  # pyright: ignore[reportUnnecessaryIsInstance]
+        raise ValueError(
+            "a network takes floating-point numbers, got uint8: use x.float() for counts of events, and for images "
+            "x.float() / 255, normalised as in training"
+        )
     x = floating(x)
     if x.dim() == dims + 1:
         return x
@@ -48,27 +79,3 @@ def as_sequence(x: Tensor, T: int, dims: int) -> Tensor:
         f"this network takes sequences [T, N, {maps}], got shape {tuple(x.shape)}: give one recording as "
         "x[:, None]; to show it images T times each, make it with create_model(..., T=...)"
     )
-
-
-def floating(x: object) -> Tensor:
-    """x as floating-point numbers.
-
-    Raises:
-        TypeError: x is no tensor.
-        ValueError: x holds bytes or complex numbers.
-    """
-    if not isinstance(x, Tensor):
-        kind = type(x)
-        remedy = {"numpy": "torch.from_numpy(x).float()", "PIL": "torchvision.transforms.functional.to_tensor(x)[None]"}
-        fix = remedy.get(kind.__module__.partition(".")[0], "torch.stack(...)" if isinstance(x, list | tuple) else "")
-        raise TypeError(f"expected a tensor of floating-point numbers, got {kind.__name__}" + (fix and f": use {fix}"))
-    if x.is_floating_point():
-        return x
-    if x.dtype == torch.uint8:
-        raise ValueError(
-            "expected floating-point numbers, got uint8: use x.float() for counts of events, and for images "
-            "x.float() / 255, normalised as in training"
-        )
-    if x.is_complex():
-        raise ValueError(f"expected floating-point numbers, got {x.dtype}")
-    return x.to(torch.get_default_dtype())

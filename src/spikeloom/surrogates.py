@@ -11,12 +11,16 @@ its derivative. `formula` names the built-in derivatives that the native kernels
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from spikeloom.checks import number
+from spikeloom.errors import UsageError
+from spikeloom.modes import tracing, transformed
 from spikeloom.registry import Registry
 
 
@@ -36,12 +40,39 @@ class _Spike(torch.autograd.Function):
     def forward(ctx: Any, x: Tensor, surrogate: Surrogate, strict: bool) -> Tensor:
         ctx.save_for_backward(x)
         ctx.surrogate = surrogate
-        return (x > 0 if strict else x >= 0).to(x.dtype)
+        return _theta(x, strict)
 
     @staticmethod
     def backward(ctx: Any, *grads: Any) -> tuple[Tensor, None, None]:
         (x,) = ctx.saved_tensors
         return grads[0] * ctx.surrogate.derivative(x), None, None
+
+
+class _TransformedSpike(torch.autograd.Function):
+    """`_Spike` in the form that transforms of `torch.func` want; a call takes three times as long."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(x: Tensor, surrogate: Surrogate, strict: bool) -> Tensor:
+        return _theta(x, strict)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, Surrogate, bool], output: Tensor) -> None:
+        x, ctx.surrogate, _ = inputs
+        ctx.save_for_backward(x)
+        ctx.save_for_forward(x)
+
+    backward = _Spike.backward
+
+    @staticmethod
+    def jvp(ctx: Any, *tangents: Any) -> Tensor:
+        (x,) = ctx.saved_tensors
+        return tangents[0] * ctx.surrogate.derivative(x)
+
+
+def _theta(x: Tensor, strict: bool) -> Tensor:
+    return (x > 0 if strict else x >= 0).to(x.dtype)
 
 
 @dataclass(frozen=True)
@@ -52,7 +83,12 @@ class Surrogate:
     """
 
     def __call__(self, x: Tensor, strict: bool = False) -> Tensor:
-        return _Spike.apply(x, self, strict)
+        if torch.compiler.is_compiling():
+            return _Spike.apply(x, self, strict)  # pyright: ignore[reportReturnType]
+        if tracing() and not torch.is_grad_enabled():
+            return _theta(x, strict)  # a trace with Python functions in it cannot be saved
+        function = _TransformedSpike if transformed() else _Spike
+        return function.apply(x, self, strict)  # pyright: ignore[reportReturnType]
 
     def primitive(self, x: Tensor) -> Tensor:
         """The smooth function that stands in for the step, for any x."""
@@ -68,12 +104,44 @@ class Surrogate:
         return None
 
 
-def _positive(name: str, value: float) -> None:
-    if not value > 0 or not math.isfinite(value):
-        raise ValueError(f"{name} must be a positive number, got {value}")
-
-
 SURROGATES: Registry[type[Surrogate]] = Registry("surrogate")
+
+
+def as_surrogate(value: Any) -> Surrogate:
+    """The surrogate of a neuron: a `Surrogate` as it is, or a name in `SURROGATES`, in letters of any case.
+
+    Raises:
+        UsageError: an unknown name, something that is no surrogate, or one with values to train. A surrogate is a
+            constant of the backward pass: nothing would train them.
+    """
+    if isinstance(value, str):
+        names = {name.lower(): name for name in SURROGATES}
+        return SURROGATES[names.get(value.lower(), value)]()
+    if not isinstance(value, Surrogate):
+        given = f"the class {value.__name__}" if isinstance(value, type) else f"a {type(value).__name__}"
+        raise UsageError(
+            f"surrogate must be a name such as 'ATan', or an instance of spikeloom.surrogates.Surrogate such as "
+            f"ATan(alpha=2.0), got {given}"
+        )
+    learned = [name for name, held in _held(value) if _is_learned(held)]
+    if learned:
+        raise UsageError(
+            f"surrogate {type(value).__name__} has values to train ({', '.join(learned)}), and they would get no "
+            "gradient: a surrogate is a constant of the backward pass; give it numbers"
+        )
+    return value
+
+
+def _held(surrogate: Surrogate) -> Iterable[tuple[str, Any]]:
+    """What a surrogate holds, by name."""
+    own = surrogate.named_parameters() if isinstance(surrogate, nn.Module) else ()
+    return (*vars(surrogate).items(), *own)
+
+
+def _is_learned(value: Any) -> bool:
+    if isinstance(value, nn.Module):
+        return any(p.requires_grad for p in value.parameters())
+    return isinstance(value, Tensor) and value.requires_grad
 
 
 @SURROGATES.register
@@ -84,7 +152,7 @@ class ATan(Surrogate):
     alpha: float = 2.0
 
     def __post_init__(self) -> None:
-        _positive("alpha", self.alpha)
+        number("alpha", self.alpha, above=0)
 
     def primitive(self, x: Tensor) -> Tensor:
         return torch.atan(math.pi / 2 * self.alpha * x) / math.pi + 0.5
@@ -121,7 +189,7 @@ class Sigmoid(Surrogate):
     alpha: float = 4.0
 
     def __post_init__(self) -> None:
-        _positive("alpha", self.alpha)
+        number("alpha", self.alpha, above=0)
 
     def primitive(self, x: Tensor) -> Tensor:
         return torch.sigmoid(self.alpha * x)
@@ -149,7 +217,7 @@ class Rectangular(Surrogate):
     closed: bool = False
 
     def __post_init__(self) -> None:
-        _positive("width", self.width)
+        number("width", self.width, above=0)
 
     def primitive(self, x: Tensor) -> Tensor:
         return torch.clamp(x / self.width + 0.5, 0, 1)
@@ -161,7 +229,8 @@ class Rectangular(Surrogate):
     @property
     def formula(self) -> Formula:
         half = self.width / 2
-        edge = float(torch.nextafter(torch.tensor(half), torch.tensor(math.inf))) if self.closed else half
+        ends = torch.tensor([half, math.inf], dtype=torch.float32, device="cpu")
+        edge = torch.nextafter(ends[0], ends[1]).item() if self.closed else half
         return Formula(_RECTANGLE, 1 / self.width, edge)
 
 
@@ -189,7 +258,7 @@ class Triangle(Surrogate):
     gamma: float = 1.0
 
     def __post_init__(self) -> None:
-        _positive("gamma", self.gamma)
+        number("gamma", self.gamma, above=0)
 
     def primitive(self, x: Tensor) -> Tensor:
         y = torch.clamp(x / self.gamma, -1, 1)
@@ -216,7 +285,7 @@ class QuadraticGate(Surrogate):
     alpha: float = 1.0
 
     def __post_init__(self) -> None:
-        _positive("alpha", self.alpha)
+        number("alpha", self.alpha, above=0)
 
     def primitive(self, x: Tensor) -> Tensor:
         y = torch.clamp(self.alpha * x, -1, 1)
@@ -238,7 +307,7 @@ class FastSigmoid(Surrogate):
     scale: float = 100.0
 
     def __post_init__(self) -> None:
-        _positive("scale", self.scale)
+        number("scale", self.scale, above=0)
 
     def primitive(self, x: Tensor) -> Tensor:
         return 0.5 + x / (self.scale * x.abs() + 1)

@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from spikeloom.encode import floating
+from spikeloom.errors import UsageError
 from spikeloom.stream import State, detach, detaching, exchange, streaming
 
 
@@ -18,18 +20,30 @@ class Neuron(nn.Module):
     A subclass defines `run`. It keeps no state: a plain call starts from rest, and under a `Stream` the state
     comes from, and goes back to, the Stream.
 
-    Shapes: input [T, N, ...] -> output [T, N, ...].
+    Shapes: input [T, N, ...] -> output [T, N, ...]. Integers and booleans become the default float type.
     """
 
     def run(self, x: Tensor, state: State, keep: bool) -> tuple[Tensor, State]:
         """Runs x from `state` (None: rest); returns the output and, if `keep`, the state after the last step."""
         raise NotImplementedError
 
-    def potentials(self, x: Tensor, state: State = None) -> Tensor:
-        """The potentials [T, N, ...] that decide the spikes of `run(x, state)`, without gradients."""
+    def trace(self, x: Tensor, state: State) -> Tensor:
+        """What `potentials` gives, of a floating-point x."""
         raise NotImplementedError(f"{type(self).__name__} does not expose its potentials")
 
+    def potentials(self, x: Tensor, state: State = None) -> Tensor:
+        """The potentials [T, N, ...] that decide the spikes of `run(x, state)`, without gradients."""
+        with torch.no_grad():
+            return self.trace(floating(x, self), state)
+
     def forward(self, x: Tensor) -> Tensor:
+        """The output of a sequence.
+
+        Raises:
+            TypeError: x is no real tensor.
+            ValueError: x has no steps, or a shape that the neurons do not take.
+        """
+        x = floating(x, self)
         if x.dim() < 2 or x.shape[0] == 0:
             raise ValueError(f"neurons take a sequence [T, N, ...] of at least one step, got shape {tuple(x.shape)}")
         if streaming():
@@ -55,17 +69,29 @@ def check_state(module: nn.Module, state: Tensor | None, x: Tensor, extra: tuple
         )
 
 
+def check_factory(factory: object) -> None:
+    """Refuses what cannot make a layer of neurons for every place in a network.
+
+    Raises:
+        UsageError: a name, a layer, or anything else that is not a class or function.
+    """
+    if callable(factory) and not isinstance(factory, nn.Module):
+        return
+    given = repr(factory) if isinstance(factory, str) else f"a {type(factory).__name__}"
+    raise UsageError(
+        f"neuron must be a class or function that makes a new layer for every place in the network, such as "
+        f"spikeloom.neurons.LIF or `lambda: LIF(tau=4.0)`, got {given}"
+    )
+
+
 def make_neuron(factory: Callable[..., nn.Module], channels: int) -> nn.Module:
     """A neuron layer from a factory; one that takes `channels` or `features` (GLIF, recurrent layers) is told.
 
     Raises:
-        TypeError: factory is a name or a layer, needs other arguments, or makes no layer.
+        UsageError: it is no factory (`check_factory`).
+        TypeError: it needs other arguments, or makes no layer.
     """
-    if isinstance(factory, nn.Module) or not callable(factory):
-        raise TypeError(
-            "neuron must be what makes a layer of neurons, one for each place in a network, such as "
-            f"spikeloom.neurons.LIF or lambda: LIF(tau=3.0); got {' '.join(repr(factory).split())}"
-        )
+    check_factory(factory)
     parameters = inspect.signature(factory).parameters
     told = {name: channels for name in ("channels", "features") if name in parameters}
     needs = [

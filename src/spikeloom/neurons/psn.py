@@ -11,10 +11,12 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from spikeloom.checks import count, number
+from spikeloom.modes import transformed
 from spikeloom.neurons.base import Neuron, check_state, describe
 from spikeloom.ops.band import band_mask, over_time, psn, sliding_matrix, sliding_psn
 from spikeloom.ops.scan import fire
-from spikeloom.surrogates import ATan, Surrogate
+from spikeloom.surrogates import ATan, Surrogate, as_surrogate
 
 
 def check_length(module: nn.Module, steps: int, x: Tensor) -> None:
@@ -34,11 +36,9 @@ class PSN(Neuron):
     Under a Stream it raises: it needs the whole sequence.
     """
 
-    def __init__(self, T: int, surrogate: Surrogate = ATan()):  # noqa: B008
+    def __init__(self, T: int, surrogate: Surrogate | str = ATan()):  # noqa: B008
         super().__init__()
-        if T < 1:
-            raise ValueError(f"T must be at least 1, got {T}")
-        self.T, self.surrogate = T, surrogate
+        self.T, self.surrogate = count("T", T), as_surrogate(surrogate)
         self.weight = nn.Parameter(torch.empty(T, T))
         self.bias = nn.Parameter(torch.full((T,), -1.0))
         nn.init.kaiming_uniform_(self.weight, a=math.sqrt(5))
@@ -51,9 +51,8 @@ class PSN(Neuron):
         check_length(self, self.T, x)
         return psn(x, self.weight, self.bias, self.surrogate), None
 
-    def potentials(self, x: Tensor, state: None = None) -> Tensor:
-        with torch.no_grad():
-            return over_time(x, self.weight, self.bias)
+    def trace(self, x: Tensor, state: None) -> Tensor:
+        return over_time(x, self.weight, self.bias)
 
     def extra_repr(self) -> str:
         return describe(T=self.T, surrogate=self.surrogate)
@@ -74,13 +73,12 @@ class MaskedPSN(Neuron):
 
     lam: Tensor
 
-    def __init__(self, T: int, order: int, lam: float = 1.0, surrogate: Surrogate = ATan()):  # noqa: B008
+    def __init__(self, T: int, order: int, lam: float = 1.0, surrogate: Surrogate | str = ATan()):  # noqa: B008
         super().__init__()
-        if T < 1 or order < 1:
-            raise ValueError(f"T and order must be at least 1, got {T} and {order}")
-        if not 0 <= lam <= 1:
+        self.T, self.order = count("T", T), count("order", order)
+        if not 0 <= number("lam", lam) <= 1:
             raise ValueError(f"lam must lie from 0 to 1, got {lam}")
-        self.T, self.order, self.surrogate = T, order, surrogate
+        self.surrogate = as_surrogate(surrogate)
         self.weight = nn.Parameter(torch.empty(T, T))
         self.bias = nn.Parameter(torch.full((T,), -1.0))
         self.register_buffer("lam", torch.tensor(float(lam)))
@@ -97,7 +95,7 @@ class MaskedPSN(Neuron):
     def run(self, x: Tensor, state: tuple[Tensor, int] | None, keep: bool) -> tuple[Tensor, tuple[Tensor, int] | None]:
         if not keep:
             check_length(self, self.T, x)
-            if torch.compiler.is_compiling() or float(self.lam) < 1:
+            if torch.compiler.is_compiling() or transformed() or float(self.lam) < 1:
                 return fire(over_time(x, self._masked(), self.bias), self.surrogate).to(x.dtype), None
             return psn(x, self.weight, self.bias, self.surrogate, self.order), None
         if float(self.lam) < 1:
@@ -120,9 +118,8 @@ class MaskedPSN(Neuron):
         weight = self._masked()[first:last, last - seen.shape[0] : last]
         return over_time_of(seen, weight, self.bias[first:last]), seen, last
 
-    def potentials(self, x: Tensor, state: tuple[Tensor, int] | None = None) -> Tensor:
-        with torch.no_grad():
-            return self._continue(x, state)[0]
+    def trace(self, x: Tensor, state: tuple[Tensor, int] | None) -> Tensor:
+        return self._continue(x, state)[0]
 
     def extra_repr(self) -> str:
         return describe(T=self.T, order=self.order, surrogate=self.surrogate)
@@ -152,14 +149,12 @@ class SlidingPSN(Neuron):
         self,
         order: int,
         init: Literal["kaiming", "exponential"] = "kaiming",
-        surrogate: Surrogate = ATan(),  # noqa: B008
+        surrogate: Surrogate | str = ATan(),  # noqa: B008
     ):
         super().__init__()
-        if order < 1:
-            raise ValueError(f"order must be at least 1, got {order}")
         if init not in ("kaiming", "exponential"):
             raise ValueError(f"init must be 'kaiming' or 'exponential', got {init!r}")
-        self.order, self.surrogate = order, surrogate
+        self.order, self.surrogate = count("order", order), as_surrogate(surrogate)
         self.bias = nn.Parameter(torch.tensor(-1.0))
         if init == "exponential":
             self.weight = nn.Parameter(0.5 ** torch.arange(order - 1, -1, -1, dtype=torch.float32))
@@ -175,12 +170,11 @@ class SlidingPSN(Neuron):
         spikes = sliding_psn(seen, self.weight, self.bias, self.surrogate)
         return spikes[seen.shape[0] - x.shape[0] :], seen[max(0, seen.shape[0] - self.order + 1) :]
 
-    def potentials(self, x: Tensor, state: Tensor | None = None) -> Tensor:
-        with torch.no_grad():
-            seen = x if state is None else torch.cat([state, x])
-            steps = seen.shape[0]
-            h = over_time(seen, sliding_matrix(self.weight, steps), self.bias.expand(steps))
-            return h[steps - x.shape[0] :]
+    def trace(self, x: Tensor, state: Tensor | None) -> Tensor:
+        seen = x if state is None else torch.cat([state, x])
+        steps = seen.shape[0]
+        h = over_time(seen, sliding_matrix(self.weight, steps), self.bias.expand(steps))
+        return h[steps - x.shape[0] :]
 
     def extra_repr(self) -> str:
         return describe(order=self.order, surrogate=self.surrogate)

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from spikeloom.errors import UsageError
+from spikeloom.modes import tracing, transformed
 
 Backend = Literal["reference", "native", "compiled"]
 
@@ -62,24 +63,45 @@ def backend(name: Backend) -> Generator[None]:
         _forced = outer
 
 
+def _onnx_of_a_trace() -> bool:
+    # ONNX has no operators of ours.
+    return tracing() and torch.onnx.is_in_onnx_export()
+
+
+def _onnx_of_a_program() -> bool:
+    return not torch.compiler.is_dynamo_compiling() and torch.onnx.is_in_onnx_export()
+
+
 def choose(op: str, x: Tensor, native_dtypes: tuple[torch.dtype, ...], compiled: bool = False) -> Backend:
     """The backend for an op on x, logged once per op; a forced one that cannot take x is an error.
 
     An op that has no compiled path (`compiled` False) is parallel over time already: its reference runs instead.
+    Transforms of `torch.func` and forward-mode differentiation are served by the reference.
+
+    Raises:
+        TypeError: x is not of a floating-point type.
+        UsageError: the forced backend cannot take x, or cannot be transformed.
     """
     able = native is not None and x.is_cpu and x.dtype in native_dtypes
-    if _forced is not None:
+    if not able and not x.is_floating_point():
+        raise TypeError(f"{op} takes floating-point tensors, got {x.dtype}: convert with x.float()")
+    compiling = torch.compiler.is_compiling()
+    if _onnx_of_a_program() if compiling else (transformed() or _onnx_of_a_trace()):
+        if _forced == "native" or (_forced == "compiled" and compiled):
+            raise UsageError(f"{op}: torch.func and ONNX need plain PyTorch; leave out backend({_forced!r})")
+        chosen: Backend = "reference"
+    elif _forced is not None:
         if _forced == "native" and not able:
             raise UsageError(f"{op}: no native kernel for {x.dtype} on {x.device.type}; use backend('reference')")
         chosen = _forced if compiled or _forced != "compiled" else "reference"
     elif able:
-        chosen: Backend = "native"
-    elif compiled and x.device.type not in ("cpu", "meta") and not torch.compiler.is_compiling():
+        chosen = "native"
+    elif compiled and x.device.type not in ("cpu", "meta") and not compiling:
         chosen = "compiled"
     else:
         # Inside a user's own torch.compile the reference is traced and fused with its neighbours.
         chosen = "reference"
-    if not torch.compiler.is_compiling() and (op, chosen) not in _logged:
+    if not compiling and (op, chosen) not in _logged:
         _logged.add((op, chosen))
         _log.info("%s: %s backend (%s, %s)", op, chosen, x.device.type, x.dtype)
     return chosen

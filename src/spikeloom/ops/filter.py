@@ -49,7 +49,7 @@ def leaky_filter(
 
 def as_constants(alpha: Constant, beta: Constant, x: Tensor) -> tuple[Tensor, Tensor]:
     """Both as float32, scalars or both of the shape of a step."""
-    a, b = (torch.as_tensor(c, dtype=torch.float32) for c in (alpha, beta))
+    a, b = (torch.as_tensor(c, dtype=torch.float32, device=x.device) for c in (alpha, beta))
     if a.dim() == 0 and b.dim() == 0:
         return a, b
     return a.expand(x.shape[1:]), b.expand(x.shape[1:])
@@ -61,7 +61,7 @@ def leaky_filter_reference(
     """`leaky_filter` in plain PyTorch: the definition, differentiated by autograd."""
     dtype = torch.float64 if x.dtype == torch.float64 else torch.float32
     synapse, membrane = x.new_zeros((2, *x.shape[1:]), dtype=dtype) if state is None else state.to(dtype)
-    alpha, beta = (c.to(dtype) if isinstance(c, Tensor) else c for c in (alpha, beta))
+    alpha, beta = (c.to(x.device, dtype) if isinstance(c, Tensor) else c for c in (alpha, beta))
     trace: list[Tensor] = []
     for x_t in x.to(dtype):
         synapse = alpha * synapse + x_t

@@ -66,8 +66,8 @@ def filter_fire(
         spikes, last = fire_by(firing, m, threshold, surrogate, before)
         return spikes, (filters, last)
     numbers = [float(_MAPS.index(kind)), float(_RULES.index(rule)), *(formula or (0, 0.0, 0.0))]
-    seed = torch.randint(2**31, ()) if random else None
-    threshold = torch.as_tensor(0.0 if random else threshold, dtype=torch.float32)
+    seed = torch.randint(2**31, (), device=x.device) if random else None
+    threshold = torch.as_tensor(0.0 if random else threshold, dtype=torch.float32, device=x.device)
     before = None if before is None else before.float()
     spikes, filters, last = _filter_fire(
         x, *as_constants(alpha, beta, x), threshold, None if filters is None else filters.float(), before, seed,
@@ -143,7 +143,7 @@ def _backward(
     grad_state = last_state(step, state is not None)
     grad_before = torch.empty_like(step) if before is not None else step.new_empty(0)
     constants = rows_like(2, step, torch.float32) if learn else step.new_zeros(2)
-    grad_threshold = torch.zeros((), dtype=torch.float64)
+    grad_threshold = x.new_zeros((), dtype=torch.float64)
     _, _, kind, p, q = numbers
     dispatch.native.filter_fire_backward(
         **filter_fields(x, alpha, beta, state), **_fields(numbers, threshold, before, seed),

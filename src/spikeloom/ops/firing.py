@@ -43,15 +43,26 @@ FIRING: dict[str, tuple[str, str]] = {
 
 
 class _Bernoulli(torch.autograd.Function):
+    generate_vmap_rule = True
+
     @staticmethod
-    def forward(ctx: Any, p: Tensor) -> Tensor:
-        ctx.save_for_backward(p)
+    def forward(p: Tensor) -> Tensor:
         return torch.bernoulli(p)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor], output: Tensor) -> None:
+        ctx.save_for_backward(*inputs)
+        ctx.save_for_forward(*inputs)
 
     @staticmethod
     def backward(ctx: Any, *grads: Any) -> Tensor:
         (p,) = ctx.saved_tensors
         return grads[0] * p
+
+    @staticmethod
+    def jvp(ctx: Any, *tangents: Any) -> Tensor:
+        (p,) = ctx.saved_tensors
+        return tangents[0] * p
 
 
 def bernoulli(p: Tensor) -> Tensor:
@@ -107,6 +118,8 @@ def fire_by(
 
 
 def _above(u: Tensor, threshold: float | Tensor, surrogate: Surrogate) -> Tensor:
-    if isinstance(threshold, Tensor):  # a learned one
+    if isinstance(threshold, Tensor):  # a learned one, or one a feature
+        if threshold.dim():
+            threshold = threshold.to(u.device, u.dtype)
         return fire(u - threshold, surrogate, strict=True)
     return fire(u, surrogate, strict=True, threshold=threshold)

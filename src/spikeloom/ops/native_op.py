@@ -8,18 +8,20 @@ from typing import Any, get_args, get_origin, get_type_hints
 
 import torch
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
+
+from spikeloom.modes import tracing, transformed
 
 _PLAIN = (Tensor, nn.Parameter)
 
 
 def eager(x: Tensor) -> bool:
-    """Whether x is computed here and now: no compiler, export, transform or dispatch mode."""
+    """Whether x is computed here and now: no compiler, export, trace, transform or dispatch mode."""
     return (
         type(x) in _PLAIN
         and not torch.compiler.is_compiling()
         and torch._C._len_torch_dispatch_stack() == 0  # pyright: ignore[reportPrivateUsage]
-        and not torch._C._are_functorch_transforms_active()  # pyright: ignore[reportPrivateUsage, reportAttributeAccessIssue]
+        and not tracing()
+        and not transformed()
     )
 
 
@@ -57,8 +59,9 @@ class NativeOp:
         self._custom.register_fake(_of_tensors(fake))
         self._forward: Callable[..., Any] = forward
         if save is not None and differentiate is not None:
+            differentiate = first_order(name)(differentiate)
             self._custom.register_autograd(differentiate, setup_context=save)
-            self._forward = autograd_function(name, forward, save, differentiate)
+            self._forward = _function(name, forward, save, differentiate)
 
     def __call__(self, x: Tensor, *inputs: Any) -> Any:
         return self._forward(x, *inputs) if direct(x) else self._custom(x, *inputs)
@@ -115,23 +118,62 @@ def _of_tensors(forward: Callable[..., Any]) -> Callable[..., Any]:
     return run
 
 
+class _Final(torch.autograd.Function):
+    """Gradients as they are; they depend on all that they were made from, and differentiating them is an error."""
+
+    @staticmethod
+    def forward(ctx: Any, name: str, count: int, *tensors: Tensor) -> tuple[Tensor, ...]:
+        ctx.name = name
+        return tensors[:count]
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Any) -> Any:
+        raise RuntimeError(
+            f"{ctx.name} has no second derivative: for gradients of gradients run the forward pass inside "
+            "`with spikeloom.backend('reference'):`"
+        )
+
+
+def first_order(name: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """Decorates the `backward` of an autograd function whose gradients cannot be differentiated: any attempt raises.
+
+    `once_differentiable` is not enough: it lets constant gradients pass, as those of a sum are, and its error is not
+    on the way to inputs that `torch.autograd.grad` is asked for.
+    """
+
+    def decorate(backward: Callable[..., Any]) -> Callable[..., Any]:
+        def back(ctx: Any, *grads: Any) -> Any:
+            if not torch.is_grad_enabled():
+                return backward(ctx, *grads)
+            # A graph of the gradient is made: somebody wants to differentiate twice.
+            with torch.no_grad():
+                found = backward(ctx, *grads)
+            made = [gradient for gradient in found if gradient is not None]
+            causes = [t for t in (*ctx.saved_tensors, *grads) if t is not None]
+            final = iter(_Final.apply(name, len(made), *made, *causes))  # pyright: ignore[reportArgumentType]
+            return tuple(None if gradient is None else next(final) for gradient in found)
+
+        return back
+
+    return decorate
+
+
 def autograd_function(
     name: str, forward: Callable[..., Any], save: Callable[..., None], differentiate: Callable[..., Any]
 ) -> Callable[..., Any]:
     """What a `NativeOp` of these functions is in plain eager mode (`direct`)."""
+    return _function(name, forward, save, first_order(name)(differentiate))
 
+
+def _function(
+    name: str, forward: Callable[..., Any], save: Callable[..., None], backward: Callable[..., Any]
+) -> Callable[..., Any]:
     def run(ctx: Any, *inputs: Any) -> Any:
         output = forward(*inputs)
         save(ctx, inputs, output)
         return output
 
-    strict = once_differentiable(differentiate)
-
-    def back(ctx: Any, *grads: Any) -> Any:
-        # Only where a graph of the gradient is made can somebody try to differentiate twice, and is then told.
-        return strict(ctx, *grads) if torch.is_grad_enabled() else differentiate(ctx, *grads)
-
-    methods = {"forward": staticmethod(run), "backward": staticmethod(back)}
+    methods = {"forward": staticmethod(run), "backward": staticmethod(backward)}
     function = type(name, (torch.autograd.Function,), methods)
     # Without what `Function.apply` does for transforms: there are none here.
     apply = super(torch.autograd.Function, function).apply  # pyright: ignore[reportAttributeAccessIssue]

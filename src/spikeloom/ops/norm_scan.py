@@ -96,7 +96,8 @@ def _repeats(x: Tensor) -> bool:
 
 def _moments(x: Tensor, layout: dict[str, int]) -> tuple[Tensor, Tensor]:
     """Mean and variance (factor 1 / n) of every channel, float32."""
-    mean, variance = torch.empty(layout["channels"]), torch.empty(layout["channels"])
+    mean = x.new_empty(layout["channels"], dtype=torch.float32)
+    variance = torch.empty_like(mean)
     fields = steps_by_channels(x, layout)
     if _repeats(x):
         fields["steps"] = 1
@@ -203,7 +204,7 @@ def _backward(
     if states is not None:
         v = None if v is None else ordered(v, states)
         grad_last = None if grad_last is None else ordered(grad_last, states, torch.float32)
-    sums = torch.empty(2, C, dtype=torch.float64)
+    sums = x.new_empty(2, C, dtype=torch.float64)
     constants = x.new_empty(3 if learn else 0, dtype=torch.float64)
     fields = steps_by_channels(x, layout)
     dispatch.native.scan_backward(

@@ -6,9 +6,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from spikeloom.ops import dispatch
+from spikeloom.ops.native_op import eager, first_order
 from spikeloom.surrogates import Surrogate
 
 State = tuple[Tensor, Tensor, Tensor]
@@ -40,7 +40,7 @@ def recurrent_scan(
     Returns:
         Spikes [T, N, features], and the last state.
     """
-    if dispatch.choose("recurrent_scan", x, (torch.float32,)) == "reference" or torch.compiler.is_compiling():
+    if dispatch.choose("recurrent_scan", x, (torch.float32,)) == "reference" or not eager(x):
         return recurrent_scan_reference(x, weight, bias, alpha, beta, v_threshold, surrogate, relu, state)
     start = (x.new_zeros(x.shape[1:]),) * 3 if state is None else state
     spikes, *last = _Recurrent.apply(x, weight, bias, *start, (float(alpha), float(beta), v_threshold, surrogate, relu))
@@ -70,6 +70,25 @@ def recurrent_scan_reference(
         membrane = m * (1 - s.detach())
         fed = torch.relu(membrane) if relu else s
     return torch.stack(spikes), (synapse, membrane, fed)
+
+
+def recurrent_potentials(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    alpha: float | Tensor,
+    beta: float | Tensor,
+    v_threshold: float,
+    relu: bool,
+    state: State | None = None,
+) -> Tensor:
+    """The membranes M [T, N, features] at which `recurrent_scan` decides to fire, without gradients."""
+    zero = x.new_zeros(x.shape[1:])
+    start = (zero, zero, zero) if state is None else state
+    ms = torch.empty_like(x)
+    with torch.no_grad():
+        _run(x, weight, bias, start, (float(alpha), float(beta), v_threshold, None, relu), ms)
+    return ms
 
 
 def _run(
@@ -103,7 +122,7 @@ class _Recurrent(torch.autograd.Function):
         return spikes, *last
 
     @staticmethod
-    @once_differentiable
+    @first_order("recurrent_scan")
     def backward(ctx: Any, *grads: Any) -> tuple[Any, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
         grad_spikes, grad_synapse, grad_membrane, grad_fed = grads
         x, weight, bias, *state = ctx.saved_tensors

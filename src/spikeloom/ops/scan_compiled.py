@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from spikeloom.ops.native_op import first_order
 from spikeloom.ops.scan_reference import Constant, per_level, run_steps, state_dtype, theta
 from spikeloom.surrogates import Surrogate
 
@@ -89,7 +90,8 @@ class _Compiled(torch.autograd.Function):
         return torch.cat(spikes), v
 
     @staticmethod
-    def backward(ctx: Any, *grads: Any) -> tuple[Any, ...]:
+    @first_order("scan")  # what is kept of a chunk is its start, without the graph that made it
+    def backward(ctx: Any, *grads: Any) -> tuple[Any, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
         grad_spikes, grad_v = grads
         x, decay, gain, scale, *starts = ctx.saved_tensors
         grad_x: list[Tensor] = []

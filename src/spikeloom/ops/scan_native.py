@@ -61,8 +61,8 @@ class Firing(NamedTuple):
 def firing(numbers: Numbers) -> Firing:
     """The fields of some packed numbers."""
     v_reset, strict, detach_reset, kind, p, q, *thresholds = numbers
-    threshold = torch.tensor(thresholds, dtype=torch.float32)
-    fire_at = torch.nextafter(threshold, torch.tensor(math.inf)) if strict else threshold
+    threshold = torch.tensor(thresholds, dtype=torch.float32, device="cpu")
+    fire_at = torch.nextafter(threshold, torch.full_like(threshold, math.inf)) if strict else threshold
     soft = math.isnan(v_reset)
     forward = {
         "v_rest": 0.0 if soft else v_reset, "hard": not soft, "levels": len(thresholds),
@@ -72,14 +72,20 @@ def firing(numbers: Numbers) -> Firing:
     return Firing(len(thresholds), forward, backward, (threshold, fire_at))
 
 
-@lru_cache(maxsize=1024)
 def _scalar(value: float) -> Tensor:
-    return torch.tensor(value, dtype=torch.float64)
+    return torch.tensor(value, dtype=torch.float64, device="cpu")
+
+
+_kept_scalar = lru_cache(maxsize=1024)(_scalar)
 
 
 def as_tensor(value: Constant) -> Tensor:
     """A constant as the ops take it: a scalar tensor."""
-    return value if isinstance(value, Tensor) else _scalar(float(value))
+    if isinstance(value, Tensor):
+        return value
+    # While something traces it may be a fake tensor, which the next call could not use.
+    traced = torch.compiler.is_compiling() or torch._C._len_torch_dispatch_stack()  # pyright: ignore
+    return (_scalar if traced else _kept_scalar)(float(value))
 
 
 def starts_like(levels: int, spikes: Tensor) -> Tensor | None:

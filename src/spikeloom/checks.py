@@ -1,0 +1,40 @@
+"""Arguments of constructors, checked in one wording."""
+
+from __future__ import annotations
+
+import math
+from numbers import Integral, Real
+from typing import Any
+
+_KINDS: dict[float | None, str] = {None: "a finite number", 0: "a positive number"}
+
+
+def number(name: str, value: Any, above: float | None = None, hint: str = "") -> float:
+    """A finite number, greater than `above` if given, as a float.
+
+    Raises:
+        ValueError: it is none; the message has the name, the limit, the value and the hint.
+    """
+    if isinstance(value, Real) and math.isfinite(value):
+        found = float(value)
+        if above is None or found > above:
+            return found
+    kind = _KINDS.get(above) or f"greater than {above}"
+    raise ValueError(f"{name} must be {kind}, got {_shown(value)}{hint and f'; {hint}'}")
+
+
+def count(name: str, value: Any) -> int:
+    """An integer of at least 1.
+
+    Raises:
+        ValueError: it is none; the message has the name and the value.
+    """
+    whole = isinstance(value, Integral)
+    if whole and int(value) >= 1:
+        return int(value)
+    raise ValueError(f"{name} must be {'' if whole else 'an integer of '}at least 1, got {_shown(value)}")
+
+
+def _shown(value: Any) -> str:
+    """A value as a message can hold it, in one line: a tensor or an object by its type."""
+    return repr(value) if isinstance(value, Real | str) or value is None else f"a {type(value).__name__}"
