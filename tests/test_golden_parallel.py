@@ -382,8 +382,6 @@ def check_paralif(case: Case) -> None:
         s["firing"], **times(s), v_threshold=s["spk_threshold"], learn_threshold=s.get("learn_threshold", False),
         learn_tau=s.get("learn_tau", False), surrogate=case.surrogate,
     )  # fmt: skip
-    if isinstance(s["spk_threshold"], list):
-        neuron.v_threshold = torch.tensor(s["spk_threshold"], dtype=case.dtype)
     neuron = neuron.to(case.dtype)
     if isinstance(neuron.v_threshold, nn.Parameter):
         neuron.v_threshold.data = case["param__spk_threshold"]

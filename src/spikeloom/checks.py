@@ -29,9 +29,9 @@ def count(name: str, value: Any) -> int:
     Raises:
         ValueError: it is none; the message has the name and the value.
     """
-    whole = isinstance(value, Integral)
+    whole = isinstance(value, Integral) and not isinstance(value, bool)
     if whole and int(value) >= 1:
-        return int(value)
+        return value if isinstance(value, int) else int(value)  # `encode.Frames` stays what it is
     raise ValueError(f"{name} must be {'' if whole else 'an integer of '}at least 1, got {_shown(value)}")
 
 

@@ -98,10 +98,11 @@ def test_a_static_image_passes_the_stem_once(tmp_path: Path) -> None:
 
 
 def test_layers_share_a_graph_but_not_their_values(tmp_path: Path) -> None:
-    """Neurons of one kind with other parameters, buffers and shapes; a sequence, not an image."""
+    """Neurons of one kind with other parameters, constants and shapes; a sequence, not an image."""
     layers = [
-        Linear(6, 8), PLIF(tau=1.5), Linear(8, 8), PLIF(tau=4.0), Linear(8, 9), SynapticLIF(0.002, 0.003),
-        Linear(9, 5), SynapticLIF(0.02, 0.001), Linear(5, 4),
+        Linear(6, 8), PLIF(tau=1.5), Linear(8, 8), PLIF(tau=4.0), Linear(8, 9),
+        SynapticLIF(0.002, 0.003, learn_tau=True), Linear(9, 5), SynapticLIF(0.02, 0.001, learn_tau=True),
+        Linear(5, 5), SynapticLIF(0.002, 0.003), Linear(5, 5), SynapticLIF(0.02, 0.001), Linear(5, 4),
     ]  # fmt: skip
     for layer in layers[::2]:
         nn.init.normal_(layer.weight, 0.3)  # pyright: ignore

@@ -193,8 +193,8 @@ def test_glif_takes_fewer_steps_and_no_more() -> None:
     for shape in ((4, 3), (4, 3, 5), (4, 2, 3, 3)):
         with pytest.raises(ValueError, match=r"made for \[T, N, 2, \.\.\.\], got"):
             neuron(torch.zeros(shape))
-    for C, T in ((0, 3), (3, 0)):
-        with pytest.raises(ValueError, match=f"channels and T must be at least 1, got {C} and {T}"):
+    for C, T, name in ((0, 3, "channels"), (3, 0, "T")):
+        with pytest.raises(ValueError, match=f"{name} must be at least 1, got 0"):
             GLIF(C, T)
 
 

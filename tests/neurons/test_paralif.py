@@ -120,10 +120,10 @@ def test_constants_follow_the_precision_of_the_input() -> None:
 def test_invalid_settings() -> None:
     with pytest.raises(UsageError, match=r"unknown firing function 'ts'; .*tt"):
         ParaLIF("ts")
-    with pytest.raises(ValueError, match="time_step must be positive, got 0"):
+    with pytest.raises(ValueError, match="time_step must be a positive number, got 0"):
         ParaLIF(time_step=0)
     for tau in (0.0, -1.0, [0.02, 0.0]):
-        with pytest.raises(ValueError, match="time constants must be positive, got"):
+        with pytest.raises(ValueError, match="a time constant must be a positive number, got"):
             LeakyIntegrator(tau)
 
 

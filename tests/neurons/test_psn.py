@@ -339,8 +339,8 @@ def test_channels_last_steps(dyadic: Any, make: Any) -> None:
 def test_invalid_settings() -> None:
     with pytest.raises(ValueError, match="T must be at least 1, got 0"):
         PSN(0)
-    for T, order in ((0, 1), (3, 0)):
-        with pytest.raises(ValueError, match=f"T and order must be at least 1, got {T} and {order}"):
+    for T, order, name in ((0, 1, "T"), (3, 0, "order")):
+        with pytest.raises(ValueError, match=f"{name} must be at least 1, got 0"):
             MaskedPSN(T, order)
     for lam in (-0.1, 1.5):
         with pytest.raises(ValueError, match=f"lam must lie from 0 to 1, got {lam}"):

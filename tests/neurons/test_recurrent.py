@@ -72,13 +72,16 @@ def test_recurrent_lif_by_hand(feedback: str) -> None:
     alpha, beta = (d.item() for d in neuron.decays())
     weight, bias = neuron.recurrent.weight.detach(), neuron.recurrent.bias.detach()
     x = torch.randn(15, 4, F, dtype=torch.float64) * 1.5 + 0.5
-    out = neuron(x)
+    out, potentials, stream = neuron(x), neuron.potentials(x), Stream(neuron)
     synapse = m = fed = torch.zeros(4, F, dtype=torch.float64)
     for t in range(15):
         synapse = alpha * synapse + x[t] + fed @ weight.T + bias
         m = beta * m + (1 - beta) * synapse
         s = (m > 0.5).double()
         assert torch.equal(out[t], s)
+        torch.testing.assert_close(potentials[t], m)
+        torch.testing.assert_close(neuron.potentials(x[t : t + 1], stream.state(neuron))[0], m)
+        stream(x[t : t + 1])
         m = m * (1 - s)
         fed = s if feedback == "spikes" else m.clamp_min(0)
     assert out.sum() > 50

@@ -96,7 +96,7 @@ class SynapticAttention(nn.Module):
         self.gate = gate
 
     def forward(self, x: Tensor) -> Tensor:
-        check_axes(self, x, 5)
+        x = check_axes(self, x, 5)
         if streaming():
             raise RuntimeError(
                 "attention needs the whole sequence at once and cannot run under a Stream; a model without it can step"
@@ -117,5 +117,5 @@ class SpatialAttention(nn.Module):
         self.conv = _space_conv(kernel)
 
     def forward(self, x: Tensor) -> Tensor:
-        check_axes(self, x, 5)
+        x = check_axes(self, x, 5)
         return each_step(lambda y: torch.sigmoid(self.conv(_mean_and_max(y))) * y, x)

@@ -11,6 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from spikeloom.checks import number
+from spikeloom.encode import floating
 from spikeloom.errors import UsageError
 from spikeloom.layers.processes import moments, processes
 from spikeloom.layers.steps import axes_of, each_step, repeats, watched
@@ -71,7 +73,7 @@ class BatchNorm(nn.BatchNorm2d):
         return self.weight
 
     def forward(self, input: Tensor) -> Tensor:
-        self.check(input)
+        input = self.check(input)
         # PyTorch's gradient of images in channels-last memory takes all of these for contiguous.
         weight, old_mean, old_variance = (
             each.contiguous() for each in (self.scaled_weight(), self.running_mean, self.running_var)
@@ -99,11 +101,12 @@ class BatchNorm(nn.BatchNorm2d):
 
         return each_step(normalise, input)
 
-    def check(self, x: object) -> None:
-        """Refuses what is no sequence [T, N, C, ...] of as many channels."""
+    def check(self, x: object) -> Tensor:
+        """x as floating-point numbers; refuses what is no sequence [T, N, C, ...] of as many channels."""
         if not isinstance(x, Tensor) or x.dim() < 3 or x.shape[2] != self.num_features:
             got = f"shape {tuple(x.shape)}" if isinstance(x, Tensor) else type(x).__name__
             raise ValueError(f"{type(self).__name__} takes a sequence [T, N, {self.num_features}, ...], got {got}")
+        return floating(x, self)
 
     def _moments(self, y: Tensor, steps: int) -> tuple[Tensor, Tensor]:
         """Mean and variance [C] of a batch y that counts `steps` times, by which the running ones are moved."""
@@ -165,10 +168,11 @@ class TdBN(BatchNorm):
         super().__init__(channels, eps, momentum)
         if form not in ("multiplier", "affine"):
             raise ValueError(f"form must be 'multiplier' or 'affine', got {form!r}")
-        self.scale = alpha * v_threshold if form == "multiplier" else 1.0
+        scale = number("alpha", alpha, above=0) * number("v_threshold", v_threshold, above=0)
+        self.scale = scale if form == "multiplier" else 1.0
         self.eps_outside = eps_outside
         if form == "affine":
-            nn.init.constant_(self.weight, alpha * v_threshold)
+            nn.init.constant_(self.weight, scale)
 
     def scaled_weight(self) -> Tensor:
         return self.weight * self.scale
@@ -176,7 +180,7 @@ class TdBN(BatchNorm):
     def forward(self, input: Tensor) -> Tensor:
         if not self.eps_outside:
             return super().forward(input)
-        self.check(input)
+        input = self.check(input)
         steps = input.shape[0] if repeats(input) else 1
 
         def normalise(y: Tensor) -> Tensor:
@@ -223,7 +227,7 @@ class NormSpike(nn.Module):
         return self._run(x, residual, None, True)
 
     def _run(self, x: Tensor, residual: Tensor | None, add: Tensor | None, wanted: bool) -> tuple[Tensor, Tensor]:
-        norm, neuron = self.norm, self.neuron
+        norm, neuron, x = self.norm, self.neuron, floating(x, self)
         if isinstance(norm, BatchNorm) and isinstance(neuron, Threshold) and _one_op(norm, neuron, x, residual, add):
             return _fused(norm, neuron, x, residual, add, wanted)
         u = norm(x)

@@ -18,6 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from spikeloom.encode import floating
 from spikeloom.errors import UsageError
 from spikeloom.layers.norm import BatchNorm, NormSpike
 from spikeloom.layers.steps import AvgPool2d, Conv2d, check_axes, each_step, watched
@@ -239,8 +240,7 @@ class PadShortcut(nn.Module):
         self.padding = (before, out_channels - in_channels - before)
 
     def forward(self, x: Tensor) -> Tensor:
-        check_axes(self, x, 5)
-        return each_step(self._step, x)
+        return each_step(self._step, check_axes(self, x, 5))
 
     def _step(self, x: Tensor) -> Tensor:
         if eager(x) and dispatch.choose("every_second", x, NATIVE_DTYPES) == "native":

@@ -1,4 +1,4 @@
-"""Layers without memory, applied to every step of a sequence [T, N, ...].
+"""Layers without memory, applied to every step of a sequence [T, N, ...]; integers become the default float type.
 
 Weights have the names and shapes of `torch.nn`, so those of an ordinary network load. A sequence that repeats one
 image (its steps share memory, as `encode.repeat` makes them) is computed once and repeated again.
@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from spikeloom.encode import floating
 from spikeloom.ops import depthwise, dispatch
 from spikeloom.ops.layout import NATIVE_DTYPES, in_channels_last, settled
 from spikeloom.ops.max_pool import max_pool
@@ -42,8 +43,11 @@ def axes_of(x: object) -> int:
     return x.dim() if isinstance(x, Tensor) else -1
 
 
-def check_axes(layer: nn.Module, x: object, axes: int, more: bool = False) -> None:
-    """Refuses what is no sequence of so many axes, or `more`: images [N, C, H, W] would be taken for steps."""
+def check_axes(layer: nn.Module, x: object, axes: int, more: bool = False) -> Tensor:
+    """x as floating-point numbers; refuses what is no sequence of so many axes, or `more`.
+
+    Images [N, C, H, W] would be taken for steps.
+    """
     if not isinstance(x, Tensor):
         raise TypeError(f"{type(layer).__name__} takes a tensor [T, N, {_MAPS[axes]}], got {type(x).__name__}")
     if x.dim() < axes or (x.dim() > axes and not more):
@@ -51,6 +55,7 @@ def check_axes(layer: nn.Module, x: object, axes: int, more: bool = False) -> No
             f"{type(layer).__name__} takes a sequence [T, N, {_MAPS[axes]}], got shape {tuple(x.shape)}: one step is "
             "x[None], and layers.Repeat(net, T) shows it images T times"
         )
+    return x if x.is_floating_point() else floating(x, layer)
 
 
 class _Repeat(torch.autograd.Function):
@@ -117,7 +122,7 @@ class Conv1d(nn.Conv1d):
     """`torch.nn.Conv1d` on each step: [T, N, C, L] -> [T, N, C', L']."""
 
     def forward(self, input: Tensor) -> Tensor:
-        check_axes(self, input, 4)
+        input = check_axes(self, input, 4)
         return each_step(lambda x: product(self._conv_forward, x, self.weight, self.bias), input)
 
 
@@ -134,12 +139,12 @@ class Conv2d(nn.Conv2d):
     dense: bool = False
 
     def forward(self, input: Tensor) -> Tensor:
-        check_axes(self, input, 5)
+        input = check_axes(self, input, 5)
         return each_step(self._step, input)
 
     def through(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """The convolution of x, and x for a shortcut, whose gradient is then added inside the convolution's own."""
-        check_axes(self, x, 5)
+        x = check_axes(self, x, 5)
         if repeats(x) or watched(self) or self.bias is not None:
             return self(x), x
         flat = fold(x)
@@ -187,7 +192,7 @@ class Linear(nn.Linear):
     """`torch.nn.Linear` on each step: [T, N, ..., features] -> [T, N, ..., features']."""
 
     def forward(self, input: Tensor) -> Tensor:
-        check_axes(self, input, 3, more=True)
+        input = check_axes(self, input, 3, more=True)
         if input.shape[-1] != self.in_features:
             raise ValueError(
                 f"Linear takes a sequence [T, N, {self.in_features}], got shape {tuple(input.shape)}: it is made for "
@@ -200,7 +205,7 @@ class MaxPool2d(nn.MaxPool2d):
     """`torch.nn.MaxPool2d` on each step; spikes in, spikes out. Channels-last memory of a CPU has `ops.max_pool`."""
 
     def forward(self, input: Tensor) -> Tensor:
-        check_axes(self, input, 5)
+        input = check_axes(self, input, 5)
         return each_step(self._step, input)
 
     def _step(self, x: Tensor) -> Tensor:
@@ -223,7 +228,7 @@ class AvgPool2d(nn.AvgPool2d):
     """`torch.nn.AvgPool2d` on each step."""
 
     def forward(self, input: Tensor) -> Tensor:
-        check_axes(self, input, 5)
+        input = check_axes(self, input, 5)
         return each_step(super().forward, input)
 
 
@@ -231,7 +236,7 @@ class AvgPool1d(nn.AvgPool1d):
     """`torch.nn.AvgPool1d` on each step."""
 
     def forward(self, input: Tensor) -> Tensor:
-        check_axes(self, input, 4)
+        input = check_axes(self, input, 4)
         return each_step(super().forward, input)
 
 
@@ -239,7 +244,7 @@ class Dropout(nn.Dropout):
     """`torch.nn.Dropout` with one mask for all steps, so that a mean over time is dropped as a whole."""
 
     def forward(self, input: Tensor) -> Tensor:
-        check_axes(self, input, 3, more=True)
+        input = check_axes(self, input, 3, more=True)
         return input * super().forward(torch.ones_like(input[0])) if self.training else input
 
 
@@ -264,7 +269,7 @@ class GlobalAvgPool(_OfMaps):
     """
 
     def forward(self, x: Tensor) -> Tensor:
-        check_axes(self, x, self.dims + 2)
+        x = check_axes(self, x, self.dims + 2)
         return each_step(lambda y: y.flatten(2).mean(2), x)
 
 

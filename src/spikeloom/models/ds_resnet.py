@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import nn
@@ -48,13 +48,19 @@ def ds_mlf() -> MLF:
     return MLF(strict=True)
 
 
-def input_norm(channels: int) -> TdBN:
-    """`ds_norm` whose weight 1 and bias 0 are constants."""
-    norm = ds_norm(channels)
-    for name, value in (("weight", 1.0), ("bias", 0.0)):
-        delattr(norm, name)
-        norm.register_buffer(name, torch.full((channels,), value), persistent=False)
-    return norm
+class InputNorm(TdBN):
+    """`ds_norm` whose weight 1 and bias 0 are constants, made where they are used."""
+
+    def __init__(self, channels: int):
+        super().__init__(channels, v_threshold=0.6, eps_outside=True)
+        del self.weight, self.bias
+
+    def __getattr__(self, name: str) -> Any:
+        if name == "weight":
+            return torch.ones_like(self.running_mean)
+        if name == "bias":
+            return torch.zeros_like(self.running_mean)
+        return super().__getattr__(name)
 
 
 def ds_block(
@@ -92,7 +98,7 @@ def _network(
         stages.insert(2 * blocks, SpatialAttention())
         stages.insert(blocks, SpatialAttention())
     model = ResidualNet(
-        stem=nn.Sequential(input_norm(in_channels), convolution) if normed_input else convolution,
+        stem=nn.Sequential(InputNorm(in_channels), convolution) if normed_input else convolution,
         stem_spike=NormSpike(widths[0], neuron, ds_norm),
         blocks=stages,
         head=Linear(widths[-1], num_classes),

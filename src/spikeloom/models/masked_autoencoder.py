@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from spikeloom.checks import count
 from spikeloom.encode import floating, repeat
 from spikeloom.layers import channels_last
 from spikeloom.models.registry import MODELS
@@ -66,7 +67,7 @@ class MaskedAutoencoder(nn.Module):
         super().__init__()
         self.stem, self.blocks = cast("nn.Sequential", encoder.stem), encoder.blocks
         self.patch = 2 ** len(self.stem)
-        self.T, self.normalise, self.image_size = T, normalise, image_size
+        self.T, self.normalise, self.image_size = count("T", T), normalise, image_size
         if image_size % self.patch or not 0 < ratio < 1:
             raise ValueError(
                 f"image_size must be a multiple of the patch's side {self.patch} and ratio between 0 and 1, "

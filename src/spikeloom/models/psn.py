@@ -7,6 +7,7 @@ from collections.abc import Callable
 
 from torch import Tensor, nn
 
+from spikeloom.checks import count
 from spikeloom.encode import Frames, as_sequence
 from spikeloom.layers import AvgPool1d, AvgPool2d, Conv1d, Conv2d, Flatten, Linear, NormSpike, channels_last
 from spikeloom.models.registry import MODELS
@@ -25,7 +26,7 @@ class SequentialNet(nn.Module):
         self, in_channels: int, num_classes: int, neuron: Callable[[], nn.Module], T: int, channels: int, length: int
     ):
         super().__init__()
-        self.T = T
+        self.T = count("T", T)
         layers: list[nn.Module] = []
         for width in (in_channels, channels, channels):
             layers += [Conv1d(width, channels, 3, padding=1, bias=False), NormSpike(channels, neuron)]
@@ -78,7 +79,7 @@ class StaticNet(nn.Module):
         image_size: int,
     ):
         super().__init__()
-        self.T = T
+        self.T = count("T", T)
         layers: list[nn.Module] = []
         width = in_channels
         for _ in range(2):

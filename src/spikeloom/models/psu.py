@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 from torch import Tensor, nn
 
+from spikeloom.checks import count
 from spikeloom.encode import Frames, as_sequence, floating
 from spikeloom.layers import AvgPool2d, Conv2d, GlobalAvgPool, Linear, NormSpike, channels_last
 from spikeloom.models.registry import MODELS
@@ -30,7 +31,7 @@ class CIFARNet(nn.Module):
         self, widths: tuple[int, ...], in_channels: int, num_classes: int, neuron: Callable[[], nn.Module], T: int
     ):
         super().__init__()
-        self.T = T
+        self.T = count("T", T)
         self.features = nn.Sequential()
         channels = in_channels
         for stage, width in enumerate(widths):
@@ -73,7 +74,7 @@ class FullyConnected(nn.Module):
         readout: Callable[[], nn.Module] | None = None,
     ):
         super().__init__()
-        self.T = T
+        self.T = count("T", T)
         layers: list[nn.Module] = []
         features = in_channels
         for width in widths:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import inspect
-import numbers
 from collections.abc import Callable
 from typing import Any
 
 from torch import nn
 
+from spikeloom.checks import count
 from spikeloom.errors import UsageError
+from spikeloom.neurons.base import check_factory
 from spikeloom.registry import Registry, nearest
 
 MODELS: Registry[Callable[..., nn.Module]] = Registry("model")
@@ -28,21 +29,20 @@ def create_model(name: str, **overrides: Any) -> nn.Module:
         T is `encode.Frames` by default, take images only where a T is given.
 
     Raises:
-        UsageError: unknown name or argument, with the nearest known ones, or a number that is none.
-        TypeError: `neuron` is a name or a layer, not what makes layers.
+        UsageError: unknown name or argument, with the nearest known ones; or a neuron that is no factory.
+        ValueError: a value that the network cannot have, such as T = 0 or half a channel.
     """
     builder = MODELS[name]
     known = inspect.signature(builder).parameters
     for key in overrides:
         if key not in known:
             raise UsageError(f"model {name} has no argument {key!r}; {nearest(key, known)}")
-        if key in ("T", "in_channels", "num_classes") and not _counts(overrides[key]):
-            raise UsageError(f"model {name}: {key} must be a whole number from 1, got {overrides[key]!r}")
+    if "neuron" in overrides:
+        check_factory(overrides["neuron"])
+    for key in ("T", "in_channels", "num_classes"):
+        if key in overrides:
+            count(key, overrides[key])
     return builder(**overrides)
-
-
-def _counts(value: object) -> bool:
-    return isinstance(value, numbers.Integral) and value is not True and int(value) >= 1
 
 
 def list_models(pattern: str = "*") -> list[str]:

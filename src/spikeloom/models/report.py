@@ -11,6 +11,7 @@ from typing import Literal
 
 from torch import Tensor, nn
 
+from spikeloom.checks import count
 from spikeloom.encode import as_sequence
 from spikeloom.layers import (
     Conv2d,
@@ -56,7 +57,7 @@ class SpikingVGG(nn.Module):
         spiking_output: bool,
     ):
         super().__init__()
-        self.T = T
+        self.T = count("T", T)
         self.features = nn.Sequential()
         channels = in_channels
         for width in widths:
@@ -169,7 +170,7 @@ class ColoredMNISTNet(nn.Module):
 
     def __init__(self, in_channels: int, num_classes: int, neuron: Callable[[], nn.Module], T: int, image_size: int):
         super().__init__()
-        self.T, self.image_size = T, image_size
+        self.T, self.image_size = count("T", T), image_size
         side = ((image_size - 4) // 2 - 4) // 2
         if side < 1:
             raise ValueError(f"image_size must be at least 16, got {image_size}")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
+from spikeloom.checks import count
 from spikeloom.encode import as_sequence
 from spikeloom.layers import GlobalAvgPool, MembraneBlock, NormSpike, channels_last
 
@@ -34,7 +35,7 @@ class ResidualNet(nn.Module):
         stem_pool: nn.Module | None = None,
     ):
         super().__init__()
-        self.T = T
+        self.T = count("T", T)
         self.stem, self.stem_spike, self.stem_pool = stem, stem_spike, stem_pool or nn.Identity()
         self.blocks = blocks
         self.pool = GlobalAvgPool()

@@ -16,6 +16,7 @@ from typing import Literal
 
 from torch import Tensor, nn
 
+from spikeloom.checks import count
 from spikeloom.encode import Frames, as_sequence
 from spikeloom.layers import (
     Block,
@@ -228,7 +229,7 @@ class BlockNet(nn.Module):
         image_size: int,
     ):
         super().__init__()
-        self.T, self.window = T, 2 ** layout.count("M")
+        self.T, self.window = count("T", T), 2 ** layout.count("M")
         self.side = image_size // self.window
         if self.side < 1:
             raise ValueError(f"image_size must be at least {self.window}, got {image_size}")

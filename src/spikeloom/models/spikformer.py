@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable
 
 from torch import Tensor, nn
 
+from spikeloom.checks import count
 from spikeloom.encode import Frames, as_sequence
 from spikeloom.layers import Conv2d, GlobalAvgPool, Linear, NormSpike, SEWBlock, channels_last
 from spikeloom.layers.spiking_attention import SpikingSelfAttention, Variant, mlp_branch, patch_units
@@ -32,7 +33,7 @@ class Spikformer(nn.Module):
 
     def __init__(self, stem: nn.Module, blocks: Iterable[nn.Module], channels: int, num_classes: int, T: int):
         super().__init__()
-        self.T = T
+        self.T = count("T", T)
         self.stem, self.blocks = stem, nn.Sequential(*blocks)
         self.pool, self.head = GlobalAvgPool(), classifier(channels, num_classes)
 

@@ -7,6 +7,7 @@ from typing import Literal
 
 from torch import Tensor, nn
 
+from spikeloom.checks import count
 from spikeloom.encode import Frames, as_sequence
 from spikeloom.layers import Conv2d, MembraneBlock, NormSpike, channels_last
 from spikeloom.layers.spiking_attention import SpikingSelfAttention, mlp_branch, patch_units
@@ -50,7 +51,7 @@ class Spikingformer(nn.Module):
         pools: tuple[bool, ...],
     ):
         super().__init__()
-        self.T = T
+        self.T = count("T", T)
         self.pools_first = head.endswith("AvgPooling-FC")
         self.stem = nn.Sequential(
             *patch_units(in_channels, channels, pools, neuron), Conv2d(channels, channels, 3, padding=1, bias=False)

@@ -11,6 +11,7 @@ from typing import Literal
 
 from torch import Tensor, nn
 
+from spikeloom.checks import count
 from spikeloom.encode import Frames, as_sequence
 from spikeloom.layers import (
     AvgPool2d,
@@ -93,7 +94,7 @@ class VGGSNN(nn.Module):
         super().__init__()
         if image_size < 16 or image_size % 16:
             raise ValueError(f"image_size must be a multiple of 16, got {image_size}")
-        self.T, self.image_size = T, image_size
+        self.T, self.image_size = count("T", T), image_size
         self.features = nn.Sequential()
         channels = in_channels
         for first, second in ((64, 128), (256, 256), (512, 512), (512, 512)):

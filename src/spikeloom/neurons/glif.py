@@ -10,9 +10,10 @@ import math
 import torch
 from torch import Tensor, nn
 
+from spikeloom.checks import count
 from spikeloom.neurons.base import Neuron, check_state, describe
 from spikeloom.ops.gated import gated_scan
-from spikeloom.surrogates import Rectangular, Surrogate
+from spikeloom.surrogates import Rectangular, Surrogate, as_surrogate
 
 # sigmoid^-1 of where each constant starts (released code).
 _STARTS = {"alpha": 0.55, "beta": 0.65, "gamma": 0.55, "tau": 0.25, "v_threshold": 0.5, "leak": 0.0625, "v_drop": 0.5}
@@ -48,14 +49,13 @@ class GLIF(Neuron):
         self,
         channels: int,
         T: int,
-        surrogate: Surrogate = Rectangular(),  # noqa: B008
+        surrogate: Surrogate | str = Rectangular(),  # noqa: B008
         hard_gates: bool = True,
         strict: bool = True,
     ):
         super().__init__()
-        if channels < 1 or T < 1:
-            raise ValueError(f"channels and T must be at least 1, got {channels} and {T}")
-        self.channels, self.T, self.surrogate = channels, T, surrogate
+        self.channels, self.T = count("channels", channels), count("T", T)
+        self.surrogate = as_surrogate(surrogate)
         self.hard_gates, self.strict = hard_gates, strict
         for name, start in _STARTS.items():
             setattr(self, name, nn.Parameter(torch.full((channels,), math.log(start / (1 - start)))))

@@ -8,11 +8,12 @@ import math
 import torch
 from torch import Tensor, nn
 
+from spikeloom.checks import number
 from spikeloom.neurons.base import Neuron, check_state, describe
 from spikeloom.ops import scan as scan_op
 from spikeloom.ops.scan import potentials
 from spikeloom.ops.scan_native import Numbers, firing_numbers
-from spikeloom.surrogates import ATan, Rectangular, Surrogate
+from spikeloom.surrogates import ATan, Rectangular, Surrogate, as_surrogate
 
 
 class Threshold(Neuron):
@@ -21,7 +22,7 @@ class Threshold(Neuron):
     Args:
         v_threshold: potential at which a neuron fires, in the unit of its input.
         v_reset: potential after a spike (hard reset); None subtracts `v_threshold` instead (soft reset).
-        surrogate: spike function; frozen, hence safe as a default.
+        surrogate: spike function, or its name in `SURROGATES`; frozen, hence safe as a default.
         detach_reset: no gradient through the reset.
         strict: fire on `>` instead of `>=`, as several released codes do.
 
@@ -32,17 +33,22 @@ class Threshold(Neuron):
         self,
         v_threshold: float = 1.0,
         v_reset: float | None = 0.0,
-        surrogate: Surrogate = ATan(),  # noqa: B008
+        surrogate: Surrogate | str = ATan(),  # noqa: B008
         detach_reset: bool = True,
         strict: bool = False,
     ):
         super().__init__()
-        if v_reset is not None and v_reset >= v_threshold:
-            raise ValueError(
-                f"v_reset must be below v_threshold, got {v_reset} and {v_threshold}: the neuron would never be silent"
-            )
+        # A soft reset subtracts the threshold; a hard one may have both below 0, as membranes in millivolts do.
+        v_threshold = number("v_threshold", v_threshold, above=0 if v_reset is None else None)
+        if v_reset is not None:
+            v_reset = number("v_reset", v_reset)
+            if v_reset >= v_threshold:
+                raise ValueError(
+                    f"v_reset must be below v_threshold, got {v_reset} and {v_threshold}: the neuron would never be "
+                    "silent"
+                )
         self.v_threshold: float | tuple[float, ...] = v_threshold
-        self.v_reset, self.surrogate = v_reset, surrogate
+        self.v_reset, self.surrogate = v_reset, as_surrogate(surrogate)
         self.detach_reset, self.strict = detach_reset, strict
 
     def charge(self) -> tuple[float | Tensor, float | Tensor]:
@@ -67,7 +73,7 @@ class Threshold(Neuron):
             return_v=keep, scale=self.scale(), strict=self.strict,
         )  # fmt: skip
 
-    def potentials(self, x: Tensor, state: Tensor | None = None) -> Tensor:
+    def trace(self, x: Tensor, state: Tensor | None) -> Tensor:
         return potentials(x, state, *self.charge(), self.v_threshold, self.v_reset, self.scale(), self.strict)
 
     def extra_repr(self) -> str:
@@ -86,9 +92,7 @@ class IF(Threshold):
 
 def leak(tau: float, instead: str) -> float:
     """The decay factor `1 - 1 / tau`; refuses tau <= 1 with a hint at what to do instead."""
-    if not tau > 1 or not math.isfinite(tau):
-        raise ValueError(f"tau must be greater than 1, got {tau}; {instead}")
-    return 1 - 1 / tau
+    return 1 - 1 / number("tau", tau, above=1, hint=instead)
 
 
 class LIF(Threshold):
@@ -110,7 +114,7 @@ class LIF(Threshold):
         decay_input: bool = True,
         v_threshold: float = 1.0,
         v_reset: float | None = 0.0,
-        surrogate: Surrogate = ATan(),  # noqa: B008
+        surrogate: Surrogate | str = ATan(),  # noqa: B008
         detach_reset: bool = True,
         strict: bool = False,
     ):
@@ -141,7 +145,7 @@ class PLIF(Threshold):
         decay_input: bool = True,
         v_threshold: float = 1.0,
         v_reset: float | None = 0.0,
-        surrogate: Surrogate = ATan(),  # noqa: B008
+        surrogate: Surrogate | str = ATan(),  # noqa: B008
         detach_reset: bool = True,
         strict: bool = False,
     ):
@@ -176,13 +180,14 @@ class MLF(Threshold):
     def __init__(
         self,
         tau: float = 4 / 3,
-        v_threshold: tuple[float, ...] = (0.6, 1.6, 2.6),
-        surrogate: Surrogate = Rectangular(),  # noqa: B008
+        v_threshold: tuple[float, ...] | float = (0.6, 1.6, 2.6),
+        surrogate: Surrogate | str = Rectangular(),  # noqa: B008
         detach_reset: bool = False,
         strict: bool = False,
     ):
-        thresholds = tuple(v_threshold)
-        if not thresholds or thresholds[0] <= 0 or any(a >= b for a, b in itertools.pairwise(thresholds)):
+        levels = v_threshold if isinstance(v_threshold, tuple | list) else (v_threshold,)
+        thresholds = tuple(number("v_threshold", level, above=0) for level in levels)
+        if not thresholds or any(a >= b for a, b in itertools.pairwise(thresholds)):
             raise ValueError(f"v_threshold must be positive and ascending, got {thresholds}")
         super().__init__(thresholds[0], 0.0, surrogate, detach_reset, strict)
         self.v_threshold = thresholds
@@ -207,7 +212,7 @@ class KLIF(LIF):
         decay_input: bool = True,
         v_threshold: float = 1.0,
         v_reset: float | None = 0.0,
-        surrogate: Surrogate = ATan(),  # noqa: B008
+        surrogate: Surrogate | str = ATan(),  # noqa: B008
         detach_reset: bool = True,
         strict: bool = False,
     ):

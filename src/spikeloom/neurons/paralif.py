@@ -8,6 +8,7 @@ import math
 import torch
 from torch import Tensor, nn
 
+from spikeloom.checks import number
 from spikeloom.errors import UsageError
 from spikeloom.neurons.base import Neuron, check_state, describe
 from spikeloom.ops.filter import leaky_filter
@@ -16,7 +17,7 @@ from spikeloom.ops.firing import FIRING
 from spikeloom.ops.scan import potentials, scan
 from spikeloom.registry import nearest
 from spikeloom.stream import State
-from spikeloom.surrogates import FastSigmoid, Surrogate
+from spikeloom.surrogates import FastSigmoid, Surrogate, as_surrogate
 
 
 class LeakyIntegrator(Neuron):
@@ -45,17 +46,16 @@ class LeakyIntegrator(Neuron):
         learn_tau: bool = False,
     ):
         super().__init__()
-        if not time_step > 0:
-            raise ValueError(f"time_step must be positive, got {time_step}")
-        self.learn_tau, self.time_step = learn_tau, time_step
+        self.learn_tau, self.time_step = learn_tau, number("time_step", time_step, above=0)
         self.has_synapse = tau_syn is not None
         for name, tau in (("beta", tau_mem), ("alpha", tau_syn)):
-            value = torch.tensor(0.0, dtype=torch.float64) if tau is None else _decay(tau, time_step)
+            value = _decay(tau, time_step)
             if learn_tau and tau is not None:
-                setattr(self, name, nn.Parameter(torch.logit(value).float()))
+                setattr(self, name, nn.Parameter(torch.tensor(torch.logit(value).tolist())))
             else:
-                # Constants, made again from the settings: not part of the saved weights. Cast where they are used.
-                self.register_buffer(name, value, persistent=False)
+                # Not a buffer: it would lose digits in `module.bfloat16()` and its value on the meta device, and
+                # saved weights would not bring them back.
+                setattr(self, name, value)
 
     def decays(self) -> tuple[Tensor, Tensor]:
         """alpha and beta as they act."""
@@ -71,21 +71,29 @@ class LeakyIntegrator(Neuron):
     def run(self, x: Tensor, state: State, keep: bool) -> tuple[Tensor, State]:
         return self.membrane(x, state, keep)
 
-    def potentials(self, x: Tensor, state: State = None) -> Tensor:
-        with torch.no_grad():
-            return self.membrane(x, state, False)[0]
+    def trace(self, x: Tensor, state: State) -> Tensor:
+        return self.membrane(x, state, False)[0]
 
     def extra_repr(self) -> str:
         return describe(time_step=self.time_step, learn_tau=self.learn_tau)
 
 
-def _decay(tau: float | list[float], time_step: float) -> Tensor:
+def _decay(tau: float | list[float] | None, time_step: float) -> Tensor:
+    """The decay factors of a step, float64; 0 for None."""
+    if tau is None:
+        return torch.zeros((), dtype=torch.float64, device="cpu")
     values = tau if isinstance(tau, list) else [tau]
-    for value in values:
-        if not value > 0:
-            raise ValueError(f"time constants must be positive, got {value}")
-    decays = torch.tensor([math.exp(-time_step / value) for value in values], dtype=torch.float64)
+    factors = [1.0 if v == math.inf else math.exp(-time_step / number("a time constant", v, above=0)) for v in values]
+    decays = torch.tensor(factors, dtype=torch.float64, device="cpu")
     return decays if isinstance(tau, list) else decays[0]
+
+
+def _threshold(value: float | list[float], learned: bool) -> float | Tensor:
+    values = [number("v_threshold", v, above=0) for v in (value if isinstance(value, list) else [value])]
+    found = values if isinstance(value, list) else values[0]
+    if learned:
+        return nn.Parameter(torch.tensor(found))
+    return torch.tensor(found, dtype=torch.float64, device="cpu") if isinstance(found, list) else found
 
 
 class ParaLIF(LeakyIntegrator):
@@ -95,6 +103,7 @@ class ParaLIF(LeakyIntegrator):
         firing: gs, sb, trb, d, sd, td, t, st or tt (or trd, trt).
         tau_mem, tau_syn, time_step, learn_tau: as `LeakyIntegrator`.
         v_threshold: of the functions that end in t, 1 by default; of those in d, the rise in one step, 0.1 by default.
+            Or one for each feature.
         learn_threshold: train it, through a ReLU.
         surrogate: of the threshold and difference rules.
 
@@ -107,17 +116,18 @@ class ParaLIF(LeakyIntegrator):
         tau_mem: float | list[float] = 0.02,
         tau_syn: float | list[float] | None = 0.02,
         time_step: float = 0.001,
-        v_threshold: float | None = None,
+        v_threshold: float | list[float] | None = None,
         learn_threshold: bool = False,
         learn_tau: bool = False,
-        surrogate: Surrogate = FastSigmoid(),  # noqa: B008
+        surrogate: Surrogate | str = FastSigmoid(),  # noqa: B008
     ):
         super().__init__(tau_mem, tau_syn, time_step, learn_tau)
         if firing not in FIRING:
             raise UsageError(f"unknown firing function {firing!r}; {nearest(firing, FIRING)}")
-        threshold = (0.1 if FIRING[firing][1] == "difference" else 1.0) if v_threshold is None else v_threshold
-        self.firing, self.surrogate = firing, surrogate
-        self.v_threshold = nn.Parameter(torch.tensor(threshold)) if learn_threshold else threshold
+        if v_threshold is None:
+            v_threshold = 0.1 if FIRING[firing][1] == "difference" else 1.0
+        self.firing, self.surrogate = firing, as_surrogate(surrogate)
+        self.v_threshold = _threshold(v_threshold, learn_threshold)
 
     def threshold(self) -> float | Tensor:
         """The threshold as it acts."""
@@ -131,9 +141,8 @@ class ParaLIF(LeakyIntegrator):
         )
         return spikes, after if keep else None
 
-    def potentials(self, x: Tensor, state: State = None) -> Tensor:
-        with torch.no_grad():
-            return self.membrane(x, None if state is None else state[0], False)[0]
+    def trace(self, x: Tensor, state: State) -> Tensor:
+        return self.membrane(x, None if state is None else state[0], False)[0]
 
     def extra_repr(self) -> str:
         return f"{describe(firing=self.firing, surrogate=self.surrogate)}, {super().extra_repr()}"
@@ -158,11 +167,12 @@ class SynapticLIF(LeakyIntegrator):
         time_step: float = 0.001,
         v_threshold: float = 1.0,
         learn_tau: bool = False,
-        surrogate: Surrogate = FastSigmoid(),  # noqa: B008
+        surrogate: Surrogate | str = FastSigmoid(),  # noqa: B008
         strict: bool = True,
     ):
         super().__init__(tau_mem, tau_syn, time_step, learn_tau)
-        self.v_threshold, self.surrogate, self.strict = v_threshold, surrogate, strict
+        self.v_threshold = number("v_threshold", v_threshold, above=0)
+        self.surrogate, self.strict = as_surrogate(surrogate), strict
 
     def current(self, x: Tensor, state: Tensor | None, keep: bool) -> tuple[Tensor, Tensor | None]:
         """I [T, N, ...]: it does not know of spikes, so it is a filter of its own."""
@@ -182,9 +192,8 @@ class SynapticLIF(LeakyIntegrator):
         )
         return spikes, (synapse, v) if keep else None
 
-    def potentials(self, x: Tensor, state: State = None) -> Tensor:
-        with torch.no_grad():
-            synapse, v = (None, None) if state is None else state
-            beta = self.decays()[1]
-            current = self.current(x, synapse, False)[0]
-            return potentials(current, v, beta, 1 - beta, self.v_threshold, 0.0, strict=self.strict)
+    def trace(self, x: Tensor, state: State) -> Tensor:
+        synapse, v = (None, None) if state is None else state
+        beta = self.decays()[1]
+        current = self.current(x, synapse, False)[0]
+        return potentials(current, v, beta, 1 - beta, self.v_threshold, 0.0, strict=self.strict)

@@ -21,6 +21,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from spikeloom.checks import count, number
 from spikeloom.neurons.base import Neuron, check_state, describe
 from spikeloom.neurons.if_lif import leak
 from spikeloom.neurons.psn import check_length
@@ -28,7 +29,7 @@ from spikeloom.ops.band import over_time
 from spikeloom.ops.estimate import estimate_fire, estimate_potentials
 from spikeloom.ops.filter import leaky_filter
 from spikeloom.ops.filter_fire import filter_fire
-from spikeloom.surrogates import ATan, Surrogate
+from spikeloom.surrogates import ATan, Surrogate, as_surrogate
 
 
 class PSU(Neuron):
@@ -47,12 +48,13 @@ class PSU(Neuron):
         self,
         tau: float = 2.0,
         v_threshold: float = 1.0,
-        surrogate: Surrogate = ATan(),  # noqa: B008
+        surrogate: Surrogate | str = ATan(),  # noqa: B008
         strict: bool = False,
     ):
         super().__init__()
         self.decay = leak(tau, "it is the decay of the leaky integration")
-        self.tau, self.v_threshold, self.surrogate, self.strict = tau, v_threshold, surrogate, strict
+        self.v_threshold = number("v_threshold", v_threshold, above=0)
+        self.tau, self.surrogate, self.strict = tau, as_surrogate(surrogate), strict
 
     def currents(self, x: Tensor) -> tuple[Tensor, Tensor | None, bool, bool]:
         """X, Z, and whether to integrate X and to take Z as it is, of `ops.estimate`."""
@@ -69,9 +71,8 @@ class PSU(Neuron):
             u, z, self.decay, self.drop(), self.v_threshold, self.surrogate, integrate, raw, self.strict, state, keep
         )
 
-    def potentials(self, x: Tensor, state: Tensor | None = None) -> Tensor:
-        with torch.no_grad():
-            u, z, integrate, raw = self.currents(x)
+    def trace(self, x: Tensor, state: Tensor | None) -> Tensor:
+        u, z, integrate, raw = self.currents(x)
         return estimate_potentials(u, z, self.decay, self.drop(), integrate, raw, state)
 
     def extra_repr(self) -> str:
@@ -88,16 +89,14 @@ class _Learned(PSU):
         T: int,
         tau: float = 2.0,
         v_threshold: float = 1.0,
-        surrogate: Surrogate = ATan(),  # noqa: B008
+        surrogate: Surrogate | str = ATan(),  # noqa: B008
         strict: bool = False,
         bias: bool = True,
         scaled_reset: bool = True,
     ):
         super().__init__(tau, v_threshold, surrogate, strict)
-        if T < 1:
-            raise ValueError(f"T must be at least 1, got {T}")
-        self.T = T
-        self.reset_threshold = v_threshold if scaled_reset else 1.0
+        self.T = count("T", T)
+        self.reset_threshold = self.v_threshold if scaled_reset else 1.0
         self.weight = nn.Parameter(torch.randn(T, T) * math.sqrt(2 / T))
         self.bias = nn.Parameter(torch.zeros(T)) if bias else None
 
@@ -130,7 +129,7 @@ class IPSU(_Learned):
         T: int,
         tau: float = 2.0,
         v_threshold: float = 1.0,
-        surrogate: Surrogate = ATan(),  # noqa: B008
+        surrogate: Surrogate | str = ATan(),  # noqa: B008
         strict: bool = False,
         bias: bool = True,
         scaled_reset: bool = True,
@@ -185,9 +184,8 @@ class SPSN(Neuron):
         spikes, (state, _) = filter_fire(x, 0.0, self.decay, "sb", 0.0, ATan(), (state, None), keep)
         return spikes, state
 
-    def potentials(self, x: Tensor, state: Tensor | None = None) -> Tensor:
-        with torch.no_grad():
-            return leaky_filter(x, 0.0, self.decay, state)[0]
+    def trace(self, x: Tensor, state: Tensor | None) -> Tensor:
+        return leaky_filter(x, 0.0, self.decay, state)[0]
 
     def extra_repr(self) -> str:
         return describe(tau=self.tau)

@@ -8,17 +8,18 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from spikeloom.checks import count, number
 from spikeloom.neurons.base import check_state, describe
 from spikeloom.neurons.paralif import LeakyIntegrator, ParaLIF
 from spikeloom.ops.filter_fire import filter_fire
-from spikeloom.ops.recurrent import recurrent_scan
+from spikeloom.ops.recurrent import recurrent_potentials, recurrent_scan
 from spikeloom.stream import State
-from spikeloom.surrogates import FastSigmoid, Surrogate
+from spikeloom.surrogates import FastSigmoid, Surrogate, as_surrogate
 
 
 def _recurrent(features: int) -> nn.Linear:
     # Kaiming uniform, fan-in, linear gain: bound sqrt(3 / fan_in).
-    layer = nn.Linear(features, features)
+    layer = nn.Linear(count("features", features), features)
     nn.init.uniform_(layer.weight, -math.sqrt(3 / features), math.sqrt(3 / features))
     nn.init.zeros_(layer.bias)
     return layer
@@ -45,13 +46,14 @@ class RecurrentLIF(LeakyIntegrator):
         tau_syn: float | None = 0.02,
         time_step: float = 0.001,
         v_threshold: float = 1.0,
-        surrogate: Surrogate = FastSigmoid(),  # noqa: B008
+        surrogate: Surrogate | str = FastSigmoid(),  # noqa: B008
         feedback: str = "spikes",
     ):
         super().__init__(tau_mem, tau_syn, time_step)
         if feedback not in ("spikes", "relu"):
             raise ValueError(f"feedback must be 'spikes' or 'relu', got {feedback!r}")
-        self.v_threshold, self.surrogate, self.feedback = v_threshold, surrogate, feedback
+        self.v_threshold = number("v_threshold", v_threshold, above=0)
+        self.surrogate, self.feedback = as_surrogate(surrogate), feedback
         self.recurrent = _recurrent(features)
 
     def run(self, x: Tensor, state: Any, keep: bool) -> tuple[Tensor, Any]:
@@ -61,6 +63,12 @@ class RecurrentLIF(LeakyIntegrator):
             self.surrogate, self.feedback == "relu", state,
         )  # fmt: skip
         return spikes, last if keep else None
+
+    def trace(self, x: Tensor, state: Any) -> Tensor:
+        return recurrent_potentials(
+            x, self.recurrent.weight, self.recurrent.bias, self.alpha, self.beta, self.v_threshold,
+            self.feedback == "relu", state,
+        )  # fmt: skip
 
     def extra_repr(self) -> str:
         return f"{describe(v_threshold=self.v_threshold, feedback=self.feedback)}, {super().extra_repr()}"
@@ -89,10 +97,10 @@ class RecurrentParaLIF(ParaLIF):
         tau_mem: float = 0.02,
         tau_syn: float | None = 0.02,
         time_step: float = 0.001,
-        v_threshold: float | None = None,
+        v_threshold: float | list[float] | None = None,
         learn_threshold: bool = False,
         learn_tau: bool = False,
-        surrogate: Surrogate = FastSigmoid(),  # noqa: B008
+        surrogate: Surrogate | str = FastSigmoid(),  # noqa: B008
         feedback: str = "spikes",
         add_hidden: bool = True,
     ):

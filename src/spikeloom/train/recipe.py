@@ -302,7 +302,7 @@ def _options_model(builder: Callable[..., Any], supplied: frozenset[str]) -> typ
     for name, parameter in inspect.signature(builder).parameters.items():
         if name in supplied:
             continue
-        hint = Named if hints[name] is Surrogate else hints[name]
+        hint = Named if Surrogate in typing.get_args(hints[name]) else hints[name]
         fields[name] = (hint, ... if parameter.default is parameter.empty else parameter.default)
     return pydantic.create_model(
         builder.__name__,
