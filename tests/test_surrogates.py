@@ -127,6 +127,14 @@ def test_invalid_constants(make: Any, name: str, value: float) -> None:
         make(value)
 
 
+@pytest.mark.parametrize("name", [n for n in SURROGATES if SURROGATES[n] not in (FlatATan, ConstantOne)])
+def test_constants_are_numbers(name: str) -> None:
+    """A parameter would be read once, as a number, and get no gradient."""
+    for value, shown in ((torch.nn.Parameter(torch.tensor(2.0)), "a Parameter"), ("2", "'2'"), (None, "None")):
+        with pytest.raises(ValueError, match=f"must be a positive number, got {shown}$"):
+            SURROGATES[name](value)  # pyright: ignore[reportCallIssue]
+
+
 def test_frozen_and_equal_by_value() -> None:
     surrogate = ATan(2.0)
     with pytest.raises(FrozenInstanceError):

@@ -76,6 +76,11 @@ def detached_steps() -> Generator[None]:
         _local.detached = outer
 
 
+def at_rest() -> bool:
+    """Whether neurons of this thread run whole sequences from rest: no Stream, no detached steps."""
+    return torch.compiler.is_compiling() or (_local.states is None and not _local.detached)
+
+
 def detaching() -> bool:
     """Whether this thread is inside `detached_steps`: a neuron then runs step by step, with `detach` between."""
     return not torch.compiler.is_compiling() and _local.detached

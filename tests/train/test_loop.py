@@ -324,8 +324,8 @@ def test_a_silent_layer_is_named(tmp_path: Path) -> None:
 
 def test_a_saturated_layer_is_named(tmp_path: Path) -> None:
     told = Told()
-    # A soft reset by a negative threshold raises the potential.
-    run = run_of(tmp_path / "run", SMALL, neuron={"name": "LIF", "v_threshold": -100.0, "v_reset": None})
+    # A sigmoid is above next to nothing at every step.
+    run = run_of(tmp_path / "run", SMALL, neuron={"name": "ParaLIF", "firing": "st", "v_threshold": 1e-30})
     train(run, told)
     saturated = [warning for warning in told.warnings if "saturated" in warning]
     assert saturated

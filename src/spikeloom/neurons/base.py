@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from spikeloom.encode import floating
 from spikeloom.errors import UsageError
-from spikeloom.stream import State, detach, detaching, exchange, streaming
+from spikeloom.stream import State, at_rest, detach, exchange, streaming
 
 
 class Neuron(nn.Module):
@@ -27,14 +27,14 @@ class Neuron(nn.Module):
         """Runs x from `state` (None: rest); returns the output and, if `keep`, the state after the last step."""
         raise NotImplementedError
 
-    def trace(self, x: Tensor, state: State) -> Tensor:
+    def _potentials(self, x: Tensor, state: State) -> Tensor:
         """What `potentials` gives, of a floating-point x."""
         raise NotImplementedError(f"{type(self).__name__} does not expose its potentials")
 
     def potentials(self, x: Tensor, state: State = None) -> Tensor:
         """The potentials [T, N, ...] that decide the spikes of `run(x, state)`, without gradients."""
         with torch.no_grad():
-            return self.trace(floating(x, self), state)
+            return self._potentials(floating(x, self), state)
 
     def forward(self, x: Tensor) -> Tensor:
         """The output of a sequence.
@@ -43,14 +43,15 @@ class Neuron(nn.Module):
             TypeError: x is no real tensor.
             ValueError: x has no steps, or a shape that the neurons do not take.
         """
-        x = floating(x, self)
+        if not isinstance(x, Tensor) or not x.is_floating_point():  # pyright: ignore[reportUnnecessaryIsInstance]
+            x = floating(x, self)
         if x.dim() < 2 or x.shape[0] == 0:
             raise ValueError(f"neurons take a sequence [T, N, ...] of at least one step, got shape {tuple(x.shape)}")
+        if at_rest():
+            return self.run(x, None, False)[0]
         if streaming():
             return exchange(self, lambda state: self.run(x, state, True))
-        if detaching():
-            return self._run_detached(x)
-        return self.run(x, None, False)[0]
+        return self._run_detached(x)
 
     def _run_detached(self, x: Tensor) -> Tensor:
         state, outputs = None, list[Tensor]()

@@ -73,7 +73,7 @@ class Threshold(Neuron):
             return_v=keep, scale=self.scale(), strict=self.strict,
         )  # fmt: skip
 
-    def trace(self, x: Tensor, state: Tensor | None) -> Tensor:
+    def _potentials(self, x: Tensor, state: Tensor | None) -> Tensor:
         return potentials(x, state, *self.charge(), self.v_threshold, self.v_reset, self.scale(), self.strict)
 
     def extra_repr(self) -> str:

@@ -71,7 +71,7 @@ class LeakyIntegrator(Neuron):
     def run(self, x: Tensor, state: State, keep: bool) -> tuple[Tensor, State]:
         return self.membrane(x, state, keep)
 
-    def trace(self, x: Tensor, state: State) -> Tensor:
+    def _potentials(self, x: Tensor, state: State) -> Tensor:
         return self.membrane(x, state, False)[0]
 
     def extra_repr(self) -> str:
@@ -141,7 +141,7 @@ class ParaLIF(LeakyIntegrator):
         )
         return spikes, after if keep else None
 
-    def trace(self, x: Tensor, state: State) -> Tensor:
+    def _potentials(self, x: Tensor, state: State) -> Tensor:
         return self.membrane(x, None if state is None else state[0], False)[0]
 
     def extra_repr(self) -> str:
@@ -192,7 +192,7 @@ class SynapticLIF(LeakyIntegrator):
         )
         return spikes, (synapse, v) if keep else None
 
-    def trace(self, x: Tensor, state: State) -> Tensor:
+    def _potentials(self, x: Tensor, state: State) -> Tensor:
         synapse, v = (None, None) if state is None else state
         beta = self.decays()[1]
         current = self.current(x, synapse, False)[0]

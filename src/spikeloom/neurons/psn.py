@@ -51,7 +51,7 @@ class PSN(Neuron):
         check_length(self, self.T, x)
         return psn(x, self.weight, self.bias, self.surrogate), None
 
-    def trace(self, x: Tensor, state: None) -> Tensor:
+    def _potentials(self, x: Tensor, state: None) -> Tensor:
         return over_time(x, self.weight, self.bias)
 
     def extra_repr(self) -> str:
@@ -118,7 +118,7 @@ class MaskedPSN(Neuron):
         weight = self._masked()[first:last, last - seen.shape[0] : last]
         return over_time_of(seen, weight, self.bias[first:last]), seen, last
 
-    def trace(self, x: Tensor, state: tuple[Tensor, int] | None) -> Tensor:
+    def _potentials(self, x: Tensor, state: tuple[Tensor, int] | None) -> Tensor:
         return self._continue(x, state)[0]
 
     def extra_repr(self) -> str:
@@ -170,7 +170,7 @@ class SlidingPSN(Neuron):
         spikes = sliding_psn(seen, self.weight, self.bias, self.surrogate)
         return spikes[seen.shape[0] - x.shape[0] :], seen[max(0, seen.shape[0] - self.order + 1) :]
 
-    def trace(self, x: Tensor, state: Tensor | None) -> Tensor:
+    def _potentials(self, x: Tensor, state: Tensor | None) -> Tensor:
         seen = x if state is None else torch.cat([state, x])
         steps = seen.shape[0]
         h = over_time(seen, sliding_matrix(self.weight, steps), self.bias.expand(steps))

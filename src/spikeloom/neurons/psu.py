@@ -71,7 +71,7 @@ class PSU(Neuron):
             u, z, self.decay, self.drop(), self.v_threshold, self.surrogate, integrate, raw, self.strict, state, keep
         )
 
-    def trace(self, x: Tensor, state: Tensor | None) -> Tensor:
+    def _potentials(self, x: Tensor, state: Tensor | None) -> Tensor:
         u, z, integrate, raw = self.currents(x)
         return estimate_potentials(u, z, self.decay, self.drop(), integrate, raw, state)
 
@@ -184,7 +184,7 @@ class SPSN(Neuron):
         spikes, (state, _) = filter_fire(x, 0.0, self.decay, "sb", 0.0, ATan(), (state, None), keep)
         return spikes, state
 
-    def trace(self, x: Tensor, state: Tensor | None) -> Tensor:
+    def _potentials(self, x: Tensor, state: Tensor | None) -> Tensor:
         return leaky_filter(x, 0.0, self.decay, state)[0]
 
     def extra_repr(self) -> str:

@@ -64,7 +64,7 @@ class RecurrentLIF(LeakyIntegrator):
         )  # fmt: skip
         return spikes, last if keep else None
 
-    def trace(self, x: Tensor, state: Any) -> Tensor:
+    def _potentials(self, x: Tensor, state: Any) -> Tensor:
         return recurrent_potentials(
             x, self.recurrent.weight, self.recurrent.bias, self.alpha, self.beta, self.v_threshold,
             self.feedback == "relu", state,

@@ -63,15 +63,6 @@ def backend(name: Backend) -> Generator[None]:
         _forced = outer
 
 
-def _onnx_of_a_trace() -> bool:
-    # ONNX has no operators of ours.
-    return tracing() and torch.onnx.is_in_onnx_export()
-
-
-def _onnx_of_a_program() -> bool:
-    return not torch.compiler.is_dynamo_compiling() and torch.onnx.is_in_onnx_export()
-
-
 def choose(op: str, x: Tensor, native_dtypes: tuple[torch.dtype, ...], compiled: bool = False) -> Backend:
     """The backend for an op on x, logged once per op; a forced one that cannot take x is an error.
 
@@ -86,7 +77,9 @@ def choose(op: str, x: Tensor, native_dtypes: tuple[torch.dtype, ...], compiled:
     if not able and not x.is_floating_point():
         raise TypeError(f"{op} takes floating-point tensors, got {x.dtype}: convert with x.float()")
     compiling = torch.compiler.is_compiling()
-    if _onnx_of_a_program() if compiling else (transformed() or _onnx_of_a_trace()):
+    # ONNX has no operators of ours; of its two exporters one traces and one compiles, but not by dynamo.
+    onnx = (not torch.compiler.is_dynamo_compiling() if compiling else tracing()) and torch.onnx.is_in_onnx_export()
+    if onnx or (not compiling and transformed()):
         if _forced == "native" or (_forced == "compiled" and compiled):
             raise UsageError(f"{op}: torch.func and ONNX need plain PyTorch; leave out backend({_forced!r})")
         chosen: Backend = "reference"
