@@ -18,7 +18,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from spikeloom.encode import floating
 from spikeloom.errors import UsageError
 from spikeloom.layers.norm import BatchNorm, NormSpike
 from spikeloom.layers.steps import AvgPool2d, Conv2d, check_axes, each_step, watched
