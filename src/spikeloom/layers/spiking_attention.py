@@ -136,7 +136,6 @@ class SpikingSelfAttention(nn.Module):
         def unit(spiking: bool) -> nn.Module:
             return NormSpike(channels, neuron) if spiking else BatchNorm(channels)
 
-        # A norm is registered right behind its convolution: by this order `deploy.fold` knows the pairs.
         self.q, self.q_spike = linear(), unit(variant == "ssa")
         self.k, self.k_spike = linear(), unit(variant == "ssa")
         self.v, self.v_spike = linear(), unit(variant != "softmax_float_v")
