@@ -16,6 +16,9 @@
 #ifdef __linux__
 #include <sys/mman.h>
 #endif
+#ifndef _WIN32
+#include <pthread.h>
+#endif
 
 namespace nb = nanobind;
 using namespace spikeloom;
@@ -38,6 +41,10 @@ std::vector<const Kernels*> supported() {
 
 const std::vector<const Kernels*> levels = supported();
 const Kernels* active = levels.back();
+
+// Whether this process was forked from one that had loaded the kernels. OpenMP's threads do not survive a fork, and the
+// child would wait for them: it runs everything on the thread that it has.
+bool forked = false;
 
 void set_level(const std::string& name) {
   for (const Kernels* k : levels)
@@ -254,7 +261,10 @@ template <class Arguments>
 using Kernel = int (*Kernels::*)(const Arguments&);
 
 template <class Arguments>
-void run(Kernel<Arguments> kernel, const Arguments& a) {
+void run(Kernel<Arguments> kernel, Arguments& a) {
+  if constexpr (requires { a.threads; }) {
+    if (forked) a.threads = 1;
+  }
   nb::gil_scoped_release release;
   check((active->*kernel)(a));
 }
@@ -272,7 +282,8 @@ template <class Arguments>
 void bind(nb::module_& m, const char* name, Kernel<Arguments> kernel) {
   m.def(name, [kernel](const nb::kwargs& values) {
     std::vector<Late> none;
-    run(kernel, arguments<Arguments>(values, none));
+    auto a = arguments<Arguments>(values, none);
+    run(kernel, a);
   });
 }
 
@@ -312,6 +323,10 @@ NB_MODULE(_native, m) {
     return 0;
 #endif
   });
+#ifndef _WIN32
+  pthread_atfork(nullptr, nullptr, [] { forked = true; });
+#endif
+  m.def("forked", [] { return forked; });
   m.def("advise_huge", [](uintptr_t p, size_t bytes) {
 #ifdef __linux__
     // A fresh tensor of many megabytes costs more in page faults than the scan that fills it; with large pages, a

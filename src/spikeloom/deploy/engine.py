@@ -8,9 +8,9 @@ Layers whose inputs are real values (the first, a gate) are PyTorch's, inside th
 from __future__ import annotations
 
 import json
-import threading
 from collections.abc import Generator, Iterable, Mapping
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -18,8 +18,8 @@ import pydantic
 import torch
 from torch import Tensor, nn
 
-from spikeloom.deploy.plan import Conv, Plan, PlanError, Step, Value
-from spikeloom.deploy.workspace import States, Workspace, pack
+from spikeloom.deploy.plan import Conv, Cost, Plan, PlanError, Step, Value
+from spikeloom.deploy.workspace import Arena, States, Workspace, pack
 from spikeloom.errors import UsageError
 from spikeloom.ops import dispatch
 from spikeloom.train.checkpoint import PathLike, read_safetensors, write_safetensors
@@ -27,8 +27,9 @@ from spikeloom.train.checkpoint import PathLike, read_safetensors, write_safeten
 # Images that go through all layers together: weights are read and every layer is started for all of them, and their
 # largest map fits in cache.
 FEWEST, MOST, MAP_BYTES = 16, 64, 6 << 20
+MOST_BYTES = 4 << 30  # of all maps of the images that go together, unless one needs more
 _FORMAT = "spikeloom event engine 1"
-_MOST_BYTES = 1 << 34  # of a file
+_FILE_BYTES = 1 << 34
 
 
 class Engine:
@@ -52,6 +53,7 @@ class Engine:
             max((v.size * (1 if v.spikes else 4) for v in self._values if v.static == static), default=0)
             for static in (True, False)
         )
+        self._cost = plan.cost(self._values, tensors)
         self._plan, self._tensors = plan, dict(tensors)
         self._level = dispatch.native.level()
         self._packed = {
@@ -59,8 +61,9 @@ class Engine:
             for i, step in enumerate(plan.steps)
             if isinstance(step, Conv)
         }
-        self._idle: dict[tuple[int, int, int, bool], list[Workspace]] = {}
-        self._lock = threading.Lock()
+        # A call takes an arena and puts it back: there are as many as calls at the same time. Lists do so at once, so
+        # that no lock can be held by a thread that a fork leaves behind.
+        self._idle: list[Arena] = []
         self._timings: dict[int, dict[str, float | None]] = {}
 
     def __repr__(self) -> str:
@@ -72,14 +75,21 @@ class Engine:
         )
 
     def __call__(self, x: Tensor) -> Tensor:
-        """Logits [T, N, classes] of [N, ...], an image repeated T times, or [T, N, ...]."""
+        """Logits of [N, ...], an image repeated T times, or [T, N, ...]: [T, N, classes], or [N, classes] of a network
+        that joins its steps."""
         sequence, T = self._sequence(x)
         parts = -(-sequence.shape[1] // self._most(T))
         logits = [self._run(part, T) for part in sequence.tensor_split(parts, 1)]
-        return logits[0] if len(logits) == 1 else torch.cat(logits, 1)
+        return logits[0] if len(logits) == 1 else torch.cat(logits, 1 if self._plan.per_step else 0)
 
     def _most(self, T: int) -> int:
-        return min(max(MAP_BYTES // max(self._static_bytes, T * self._step_bytes), FEWEST), MOST)
+        fit = min(max(MAP_BYTES // max(self._static_bytes, T * self._step_bytes), FEWEST), MOST)
+        return max(1, min(fit, MOST_BYTES * self._plan.T // (self._cost.bytes * T)))
+
+    @property
+    def cost(self) -> Cost:
+        """What one image costs, with as many steps as the example had."""
+        return self._cost
 
     def stream(self) -> EngineStream:
         """The engine with neurons that remember: a call continues where the one before it ended."""
@@ -97,6 +107,8 @@ class Engine:
         for shape in shapes:
             lead = x.dim() - len(shape)
             if tuple(x.shape[lead:]) == shape and lead == (1 if value.static else 2) and x.numel():
+                if self._plan.fixed_T and x.shape[0] != self._plan.T:
+                    raise ValueError(f"this network takes sequences of {self._plan.T} steps, got {x.shape[0]}")
                 y = x.detach().reshape(*(x.shape[:lead] if lead == 2 else (1, x.shape[0])), *wanted)
                 y = y.to(torch.float32).permute(0, 1, 3, 4, 2)
                 return y, self._plan.T if value.static else x.shape[0]
@@ -110,24 +122,28 @@ class Engine:
         return self._run(sequence, 1 if self._plan.input.static else T, states)
 
     def _run(self, x: Tensor, T: int, states: States | None = None) -> Tensor:
-        with self._workspace(T, x.shape[1], states is not None) as workspace:
+        with self.workspace(T, x.shape[1]) as workspace:
             return workspace(x, states)
 
     @contextmanager
-    def _workspace(self, T: int, N: int, carries: bool) -> Generator[Workspace]:
+    def workspace(self, T: int, N: int) -> Generator[Workspace]:
+        """Buffers and calls of T steps of N images, which nobody else has until the block ends."""
         if dispatch.native.level() != self._level:
             raise RuntimeError("the instruction level of the kernels changed after the engine was made: make it anew")
         threads = torch.get_num_threads()
-        key = (T, N, threads, carries)
-        with self._lock:
-            idle = self._idle.setdefault(key, [])
-            workspace = idle.pop() if idle else None
-        workspace = workspace or Workspace(self._plan, self._values, self._tensors, self._packed, T, N, threads)
+        alone = threads > 1 and dispatch.native.forked()
         try:
-            yield workspace
+            arena = self._idle.pop()
+        except IndexError:
+            arena = Arena(partial(Workspace, self._plan, self._values, self._tensors, self._packed))
+        try:
+            if alone:  # PyTorch's layers too would wait for threads that did not survive the fork
+                torch.set_num_threads(1)
+            yield arena.workspace(T, N, 1 if alone else threads)
         finally:
-            with self._lock:
-                idle.append(workspace)
+            if alone:
+                torch.set_num_threads(threads)
+            self._idle.append(arena)
 
     # --- choosing, showing, saving ------------------------------------------------------------------------------------
 
@@ -136,7 +152,7 @@ class Engine:
         elements in every value."""
         sequence, T = self._sequence(x)
         part = sequence[:, :images]
-        with self._workspace(T, part.shape[1], False) as workspace:
+        with self.workspace(T, part.shape[1]) as workspace:
             runs = [workspace.timed(part) for _ in range(repeats + 1)][1:]
             return [min(times) for times in zip(*runs, strict=True)], workspace.densities()
 
@@ -209,34 +225,64 @@ class Engine:
         """The steps of the plan."""
         return self._plan.steps
 
+    @property
+    def tensors(self) -> Mapping[str, Tensor]:
+        """The weights and constants by their names in the plan."""
+        return self._tensors
+
     def save(self, path: PathLike) -> None:
         """Writes weights and plan as one safetensors file, whole or not at all."""
         write_safetensors(path, self._tensors, {"format": _FORMAT, "plan": self._plan.model_dump_json()})
 
 
-def load(path: PathLike) -> Engine:
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _restored, (self._plan.model_dump_json(), self._tensors, self._timings)
+
+
+def _restored(plan: str, tensors: dict[str, Tensor], timings: dict[int, dict[str, float | None]]) -> Engine:
+    """An engine from what its file holds, for pickle and copy."""
+    engine = Engine(Plan.model_validate_json(plan, strict=False), tensors)
+    engine._timings = timings
+    return engine
+
+
+def load(path: PathLike, max_bytes: int = 2 << 30, max_operations: int = 200 * 10**9) -> Engine:
     """An engine from the file that `Engine.save` wrote. Nothing in the file is executed; everything is checked.
 
+    Args:
+        path: of the file.
+        max_bytes, max_operations: the most that one image may cost (`Engine.cost`).
+
     Raises:
-        UsageError: the file is not there or not whole, or its plan and weights do not fit together.
+        UsageError: the file is not there or not whole, its plan and weights do not fit together, or an image costs more
+            than is allowed.
     """
     path = Path(path)
     if not path.is_file():
         raise UsageError(f"{path}: no such file; an engine is written by `spikeloom run RUN --save FILE`")
-    if path.stat().st_size > _MOST_BYTES:
-        raise UsageError(f"{path}: larger than {_MOST_BYTES >> 30} GiB, which no engine is")
+    if path.stat().st_size > _FILE_BYTES:
+        raise UsageError(f"{path}: larger than {_FILE_BYTES >> 30} GiB, which no engine is")
     tensors, metadata = read_safetensors(path)
     if metadata.get("format") != _FORMAT:
         raise UsageError(f"{path}: not an event engine ({_FORMAT!r} is missing in its header)")
     try:
-        plan = Plan.model_validate(json.loads(metadata.get("plan", "")), strict=False)
+        read = json.loads(metadata.get("plan", ""))
+    except (ValueError, RecursionError) as error:  # a number of thousands of digits is a ValueError
+        raise UsageError(f"{path}: its plan is not JSON: {error}") from error
+    try:
+        plan = Plan.model_validate(read, strict=False)
+        cost = plan.cost(plan.values(tensors), tensors)
+        for found, most, unit, name in (
+            (cost.bytes, max_bytes, "bytes of maps", "max_bytes"),
+            (cost.operations, max_operations, "operations", "max_operations"),
+        ):
+            if found > most:
+                raise PlanError(f"one image takes {found:,} {unit}, more than {most:,}: raise the limit by load(..., {name}=)")
         return Engine(plan, {name: tensor.contiguous() for name, tensor in tensors.items()})
     except pydantic.ValidationError as error:
         first = error.errors()[0]
         place = ".".join(map(str, first["loc"]))
         raise UsageError(f"{path}: plan: {place}: {first['msg']}") from error
-    except (json.JSONDecodeError, RecursionError) as error:
-        raise UsageError(f"{path}: its plan is not JSON: {error}") from error
     except PlanError as error:
         raise UsageError(f"{path}: plan: {error}") from error
 
@@ -245,23 +291,31 @@ def compile(model: nn.Module, example: Tensor, tune: bool = True, weights: Liter
     """An engine that runs a trained model by its spikes.
 
     Args:
-        model: takes [N, ...] or [T, N, ...], gives logits [T, N, classes]; runs in eval mode, with norms folded.
+        model: takes [N, ...] or [T, N, ...], gives logits [T, N, classes] or, of all steps, [N, classes]; runs in eval
+            mode, with norms folded.
         example: real inputs: which layers run by events is decided by their time on the first images of these.
         tune: decide so; else all layers that can run by events do.
         weights: "bf16" rounds the weights of convolutions and linear layers: half the file, less to read where a
             layer's weights are many (`workspace.FAR`), and logits that differ as rounded weights do. Sums stay float32.
 
+    Every step of the engine is then run on what the network has there for two images of the example, and must give what
+    the network gives: sums but for rounding, neurons the very spikes of these sums.
+
     Raises:
-        UsageError: a layer that the engine does not know, or no native kernels.
+        UsageError: a layer that the engine does not know, or that says something else there; or no native kernels.
     """
+    from spikeloom.deploy.compare import compare
     from spikeloom.deploy.lower import lower
 
-    plan, tensors = lower(model, example)
+    lowered = lower(model, example)
+    plan, tensors = lowered.plan, lowered.tensors
     if weights == "bf16":
         rounded = {step.weight for step in plan.steps if isinstance(step, Conv)}
         tensors = {k: v.to(torch.bfloat16) if k in rounded else v for k, v in tensors.items()}
     engine = Engine(plan, tensors)
-    return engine.tuned(example) if tune else engine.with_ways("event")
+    engine = engine.tuned(example) if tune else engine.with_ways("event")
+    compare(engine, lowered)
+    return engine
 
 
 class EngineStream:
@@ -275,7 +329,7 @@ class EngineStream:
         return f"EngineStream({self._engine!r}, {'neurons remember' if self._states else 'at rest'})"
 
     def __call__(self, x: Tensor) -> Tensor:
-        """Logits [T, N, classes] of the next steps; of a static image T = 1 step, [N, ...] -> [1, N, classes]."""
+        """Logits of the next steps, as the engine's; of a static image T = 1 step, [N, ...] -> [1, N, classes]."""
         images = next(iter(self._states.values())).shape[1] if self._states else None
         axis = 0 if self._engine.values[0].static else 1
         if images not in (None, x.shape[axis]):

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import copy
+
 import torch
 from torch import Tensor
 
 from spikeloom.deploy.fold import Model, fold
-from spikeloom.deploy.lower import lower
+from spikeloom.deploy.lower import lower, two_images
 from spikeloom.deploy.plan import Conv
 from spikeloom.errors import UsageError
 from spikeloom.layers import Conv2d
@@ -35,10 +37,11 @@ def exact(model: Model, example: Tensor) -> Model:
     Raises:
         UsageError: as `compile`, and where a layer's weights are not the network's own parameters.
     """
-    twin = fold(model).float()
-    plan, tensors = lower(twin, example)
-    values, state = plan.values(tensors), twin.state_dict()
-    for step in plan.steps:
+    twin = copy.deepcopy(model).eval().float()
+    twin = fold(twin, two_images(twin, example.detach().float())[1])
+    lowered = lower(twin, example)
+    values, state = lowered.plan.values(lowered.tensors), twin.state_dict()
+    for step in lowered.plan.steps:
         if not isinstance(step, Conv):
             continue
         most = values[step.x].most

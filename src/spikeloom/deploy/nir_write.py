@@ -59,7 +59,7 @@ def to_nir(model: nn.Module, example: Tensor, dt: float = DT, soft_reset: bool =
     needed("nir")
     if not dt > 0:
         raise UsageError(f"dt must be a positive number of seconds, got {dt}")
-    folded = fold(model).cpu().float()
+    folded = fold(model, example).cpu().float()
     neurons = name_neurons(folded)
     return _Writer(neurons, trace(folded, example.cpu().float()), dt, soft_reset).graph()
 
@@ -275,7 +275,7 @@ class _Writer:
         raise UsageError(f"{described(node)}: NIR has no max pool; train the network with average pools")
 
     def norm(self, node: Node) -> _Value:
-        raise UsageError(f"{described(node)}: NIR has no norm, and this one stands behind no convolution to fold it in")
+        raise UsageError(f"{described(node)}: NIR has no norm, and this one cannot be folded: it is not all that reads a convolution")
 
     def product(self, node: Node) -> _Value:
         raise UsageError(f"{described(node)}: NIR has no product of two signals, as attention, AND and IAND take it")

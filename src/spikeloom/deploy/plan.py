@@ -8,7 +8,7 @@ here once: lowering makes values by them, and loading checks a file by them, bef
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Annotated, Literal
+from typing import Annotated, Literal, NamedTuple
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field
@@ -94,6 +94,10 @@ class _Step(_Strict):
         """
         raise NotImplementedError
 
+    def operations(self, values: Sequence[Value], tensors: Mapping[str, Tensor]) -> int:
+        """Of one step of one image; `values` are those that it reads and makes."""
+        return sum(value.size for value in values)
+
     def _need(self, fits: bool, what: str) -> None:
         if not fits:
             raise PlanError(f"{self.layer}: {what}")
@@ -161,6 +165,9 @@ class Conv(_Fired):
         sums = Value(height=sides[0], width=sides[1], channels=out, static=x.static)
         return self._fired(sums, values)
 
+    def operations(self, values: Sequence[Value], tensors: Mapping[str, Tensor]) -> int:
+        return super().operations(values, tensors) + values[-1].size * tensors[self.weight][0].numel()
+
     def depthwise(self, weight: Tensor) -> bool:
         """Whether every channel has one filter of its own."""
         return self.groups > 1 and self.groups == weight.shape[0] and weight.shape[1] == 1
@@ -213,6 +220,9 @@ class Pool(_One):
         return [x.model_copy(update=update)]
 
 
+    def operations(self, values: Sequence[Value], tensors: Mapping[str, Tensor]) -> int:
+        return super().operations(values, tensors) + values[-1].size * self.kernel**2
+
 class PadChannels(_One):
     """Channels of zeros before and behind."""
 
@@ -259,8 +269,43 @@ class Map(_One):
         return [x.model_copy(update={"most": None})]
 
 
+class Affine(_One):
+    """`x weight + bias` or `x / weight` with constants of [H or 1, W or 1, C or 1]; real.
+
+    Attributes:
+        weight, bias: None for 1 and 0.
+    """
+
+    op: Literal["affine", "divide"]
+    weight: str | None = None
+    bias: str | None = None
+
+    def tensors(self) -> tuple[str, ...]:
+        return tuple(name for name in (self.weight, self.bias) if name is not None)
+
+    def infer(self, values: Sequence[Value], tensors: Mapping[str, Tensor]) -> list[Value]:
+        x = values[0]
+        self._need(self.op == "affine" or (self.weight is not None and self.bias is None), "a division by nothing")
+        constants = [tensors[name] for name in self.tensors()]
+        self._need(all(k.dtype == torch.float32 and k.dim() == 3 for k in constants), "its constants are no float32 maps")
+        sides = [_spread([side, *(k.shape[i] for k in constants)]) for i, side in enumerate((*x.places, x.channels))]
+        self._need(None not in sides, "its constants do not fit the map")
+        return [Value.model_validate({**dict(zip(("height", "width", "channels"), sides, strict=True)), "static": x.static})]
+
+
+class Time(_One):
+    """The mean, sum or last of all steps: the same at every step from there on."""
+
+    op: Literal["time_mean", "time_sum", "time_last"]
+
+    def infer(self, values: Sequence[Value], tensors: Mapping[str, Tensor]) -> list[Value]:
+        x = values[0]
+        self._need(not x.static, "there are no steps to join")
+        return [x.model_copy(update={"static": True, "most": x.most if self.op == "time_last" else None})]
+
+
 class Join(_Step):
-    """Two values element by element, or more side by side along the channels. A map of one place is spread."""
+    """Two values element by element, where axes of one are spread, or more side by side along the channels."""
 
     op: Literal["add", "mul", "or", "cat"]
     xs: Annotated[tuple[Index, ...], Field(min_length=2, max_length=64)]
@@ -269,23 +314,24 @@ class Join(_Step):
         return self.xs
 
     def infer(self, values: Sequence[Value], tensors: Mapping[str, Tensor]) -> list[Value]:
-        first = max(values, key=lambda value: value.height * value.width)
-        alike = all(value.places in (first.places, (1, 1)) for value in values)
-        self._need(alike and (self.op != "cat" or all(v.places == first.places for v in values)), "places differ")
+        height, width = (_spread([value.places[i] for value in values]) for i in range(2))
+        alike = None not in (height, width) and (self.op != "cat" or len({value.places for value in values}) == 1)
+        self._need(alike, "places differ")
         most = [value.most for value in values if value.most is not None]
         spikes = len(most) == len(values)
+        bound = max(most, default=0)
         if self.op == "cat":
-            channels, bound = sum(value.channels for value in values), max(most, default=0)
+            channels = sum(value.channels for value in values)
         else:
-            channels = first.channels
-            self._need(len(values) == 2 and all(value.channels == channels for value in values), "channels differ")
-            bound = max(most, default=0)
+            channels = _spread([value.channels for value in values])
+            self._need(len(values) == 2 and channels is not None, "channels differ")
             if spikes:
                 bound = {"add": sum(most), "mul": most[0] * most[1], "or": 1}[self.op]
         self._need(self.op != "or" or (spikes and max(most) == 1), "`or` of what is not 0 or 1")
         kind = bound if spikes and bound <= MOST else None
         static = all(value.static for value in values)
-        return [first.model_copy(update={"channels": channels, "most": kind, "static": static})]
+        sides = {"height": height, "width": width, "channels": channels}
+        return [Value.model_validate({**sides, "most": kind, "static": static})]
 
 
 class Attention(_Step):
@@ -308,8 +354,31 @@ class Attention(_Step):
         self._need(q.channels % self.heads == 0, "channels are no multiple of the heads")
         return [q.model_copy(update={"most": None})]
 
+    def operations(self, values: Sequence[Value], tensors: Mapping[str, Tensor]) -> int:
+        return super().operations(values, tensors) + 2 * values[0].size * (values[0].channels // self.heads)
 
-Step = Annotated[Conv | Fire | Pool | PadChannels | Mean | Flatten | Map | Join | Attention, Field(discriminator="op")]
+
+def _spread(sides: Sequence[int]) -> int | None:
+    """The side of which all others are, or 1."""
+    longest = max(sides)
+    return longest if all(side in (1, longest) for side in sides) else None
+
+
+Step = Annotated[
+    Conv | Fire | Pool | PadChannels | Mean | Flatten | Map | Affine | Time | Join | Attention, Field(discriminator="op")
+]
+
+
+class Cost(NamedTuple):
+    """What one image costs an engine.
+
+    Attributes:
+        bytes: of all maps.
+        operations: multiplications and additions, if no input were zero, and elements that are read or written.
+    """
+
+    bytes: int
+    operations: int
 
 
 class Plan(_Strict):
@@ -317,11 +386,15 @@ class Plan(_Strict):
 
     Attributes:
         input: of the input: real, static where an image is repeated.
-        T: how often a static image is repeated.
+        T: how often a static image is repeated; of a sequence, the steps of the example.
+        per_step: logits are [T, N, classes]; else the network joins its steps, and they are [N, classes].
+        fixed_T: the network takes sequences of T steps alone.
     """
 
     input: Value
     T: Annotated[int, Field(ge=1, le=1 << 16)]
+    per_step: bool = True
+    fixed_T: bool = False
     steps: Annotated[tuple[Step, ...], Field(min_length=1, max_length=1 << 14)]
 
     def values(self, tensors: Mapping[str, Tensor]) -> list[Value]:
@@ -346,7 +419,26 @@ class Plan(_Strict):
                 raise PlanError(f"{step.layer}: more than {MOST_ELEMENTS} elements for one image")
         if values[-1].places != (1, 1):
             raise PlanError("the last step must make logits, a map of one place")
+        if not (self.per_step or values[-1].static):
+            raise PlanError("the last step must join the steps in time")
         return values
+
+    def cost(self, values: Sequence[Value], tensors: Mapping[str, Tensor]) -> Cost:
+        """What one image costs, with T steps.
+
+        Args:
+            values: as the method of this name gives them.
+            tensors: the weights.
+        """
+        steps = [1 if value.static else self.T for value in values]
+        size = sum(n * value.size * (1 if value.spikes else 4) for n, value in zip(steps, values, strict=True))
+        operations = 0
+        for step in self.steps:
+            n = max(steps[index] for index in (*step.reads(), *step.out))
+            operations += n * step.operations([values[i] for i in (*step.reads(), *step.out)], tensors)
+            if isinstance(step, Conv) and values[step.x].spikes:
+                size += 4 * n * values[step.x].size  # as numbers, where the layer runs densely
+        return Cost(size, operations)
 
     def in_place(self, values: Sequence[Value]) -> list[tuple[int, int]]:
         """Sums that can be written over their shortcut, which no step reads later: (sum, shortcut)."""

@@ -12,6 +12,11 @@ from torch import Tensor, nn
 Json = dict[str, Any]
 
 
+def _joined(logits: Tensor) -> Tensor:
+    """The mean over all steps, [N, classes], where the network has not joined them itself."""
+    return logits.mean(0) if logits.dim() == 3 else logits
+
+
 def run_by_events(
     engine: Callable[[Tensor], Tensor],
     batches: Iterable[tuple[Tensor, Tensor]],
@@ -42,14 +47,14 @@ def run_by_events(
                 if model is not None:
                     model(x)
             start = time.perf_counter()
-            logits = engine(x).mean(0)
+            logits = _joined(engine(x))
             seconds += time.perf_counter() - start
             predicted = logits.argmax(1)
             images += len(y)
             right += int((predicted == y).sum())
             if model is not None:
                 start = time.perf_counter()
-                expected = model(x).mean(0)
+                expected = _joined(model(x))
                 model_seconds += time.perf_counter() - start
                 model_right += int((expected.argmax(1) == y).sum())
                 same += int((expected.argmax(1) == predicted).sum())

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from spikeloom.errors import UsageError
 from spikeloom.neurons import Neuron
 from spikeloom.ops import backend
+from spikeloom.ops.dispatch import Backend
 
 torch.library.define("spikeloom::neurons", "(Tensor x, str name) -> Tensor")
 
@@ -50,19 +51,22 @@ def name_neurons(model: nn.Module) -> dict[str, Neuron]:
     return neurons
 
 
-def trace(model: nn.Module, example: Tensor, dynamic: Any = None) -> torch.export.ExportedProgram:
-    """The graph of a module in eval mode, of the ops' references, without gradients.
+def trace(
+    model: nn.Module, example: Tensor, dynamic: Any = None, ops: Backend = "reference"
+) -> torch.export.ExportedProgram:
+    """The graph of a module in eval mode, without gradients.
 
     Args:
         model: is put into eval mode.
         example: its input.
         dynamic: the axes of it that may have any size, as `torch.export` takes them.
+        ops: the backend that is traced: "reference" gives the ops' equations, "native" one node for each op.
 
     Raises:
         UsageError: the module cannot be traced with this input; the message has the first line of the reason.
     """
     try:
-        with quiet(), backend("reference"), torch.no_grad():
+        with quiet(), backend(ops), torch.no_grad():
             return torch.export.export(model.eval(), (example,), dynamic_shapes=None if dynamic is None else (dynamic,))
     except Exception as error:
         raise UsageError(
@@ -114,6 +118,32 @@ def described(node: torch.fx.Node) -> str:
     """A layer for error messages, as `layer blocks.0.pool (MaxPool2d)`."""
     name, kind = place(node)
     return f"layer {name or 'the network itself'} ({kind})"
+
+
+class Aliases:
+    """Which tensors of a graph lie in the same memory."""
+
+    def __init__(self, graph: torch.fx.Graph):
+        self.position = {node: i for i, node in enumerate(graph.nodes)}
+        self.root: dict[torch.fx.Node, torch.fx.Node] = {}
+        self.same: dict[torch.fx.Node, list[torch.fx.Node]] = {}
+        for node in graph.nodes:
+            target: Any = node.target
+            schema = getattr(target, "_schema", None)
+            alias = schema is not None and (any(r.alias_info for r in schema.returns) or "dropout" in schema.name)
+            sources = node.all_input_nodes if alias else []
+            self.root[node] = self.root[sources[0]] if sources else node
+            self.same.setdefault(self.root[node], []).append(node)
+
+    def written_and_read(self, node: torch.fx.Node) -> bool:
+        """Whether a node writes into its first input, and the memory is read later but by what it returns."""
+        target: Any = node.target
+        schema = getattr(target, "_schema", None)
+        if schema is None or not schema.is_mutable:
+            return False
+        now = self.position[node]
+        before = (one for one in self.same[self.root[node]] if self.position[one] < now)
+        return any(self.position[user] > now for one in before for user in one.users)
 
 
 def needed(name: str) -> Any:

@@ -2,20 +2,38 @@
 
 from __future__ import annotations
 
+import math
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections import OrderedDict
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from spikeloom.deploy.plan import Attention, Conv, Fire, Join, Map, Neuron, PadChannels, Plan, Pool, Step, Value
+from spikeloom.deploy.plan import (
+    Affine,
+    Attention,
+    Conv,
+    Fire,
+    Join,
+    Map,
+    Neuron,
+    PadChannels,
+    Plan,
+    Pool,
+    Step,
+    Time,
+    Value,
+)
 from spikeloom.ops import dispatch
 from spikeloom.ops.scan_native import firing, firing_numbers
 from spikeloom.surrogates import SLOPE
 
 FAR = 8 << 20  # bytes of a layer's weights that a core reads anew for every batch
+
+SHAPES = 32  # whose calls an arena keeps
 
 States = dict[int, Tensor]
 """Potentials [levels, N, H, W, C] by step."""
@@ -44,45 +62,98 @@ def pack(step: Conv, x: Value, tensors: Mapping[str, Tensor]) -> tuple[Tensor, T
     return halves if halves.numel() else packed, bias
 
 
+class Arena:
+    """The memory of one run at a time, whatever its steps and images: buffers are as large as the largest run needed.
+
+    Args:
+        make: a workspace of T steps of N images on some threads, in this arena.
+    """
+
+    def __init__(self, make: Callable[[Arena, int, int, int], Workspace]):
+        self._make = make
+        self._buffers: dict[int, Tensor] = {}
+        self._workspaces: OrderedDict[tuple[int, int, int], Workspace] = OrderedDict()
+        self.last: Workspace | None = None  # that ran here
+
+    def workspace(self, T: int, N: int, threads: int) -> Workspace:
+        """The calls of T steps of N images; those of the last few shapes are kept."""
+        key = (T, N, threads)
+        found = self._workspaces.pop(key, None) or self._make(self, T, N, threads)
+        self._workspaces[key] = found
+        if len(self._workspaces) > SHAPES:
+            self._workspaces.popitem(last=False)[1].release()
+        return found
+
+    def buffer(self, key: int, shape: Sequence[int], dtype: torch.dtype) -> Tensor:
+        """Memory by a number: the same at every call, unless a larger shape is asked for."""
+        size = math.prod(shape)
+        found = self._buffers.get(key)
+        if found is None or found.numel() < size:
+            for workspace in self._workspaces.values():
+                workspace.release()  # it has the smaller one
+            self._workspaces.clear()
+            self.last = None
+            self._buffers.pop(key, None)
+            found = self._buffers[key] = torch.empty(size, dtype=dtype)
+        return found[:size].view(*shape)
+
+    def bytes(self) -> int:
+        """Of all buffers."""
+        return sum(buffer.nbytes for buffer in self._buffers.values())
+
+
 class Workspace:
-    """Buffers for T steps of N images, and the calls that fill them: nothing is allocated after the first run.
+    """The calls that run T steps of N images in the buffers of an arena: nothing is allocated after the first run.
 
     (But for what PyTorch's own layers allocate for themselves.)
     """
 
     def __init__(
         self, plan: Plan, values: Sequence[Value], tensors: Mapping[str, Tensor],
-        packed: Mapping[int, tuple[Tensor, Tensor]], T: int, N: int, threads: int,
+        packed: Mapping[int, tuple[Tensor, Tensor]], arena: Arena, T: int, N: int, threads: int,
     ):  # fmt: skip
         self.T, self.N = T, N
-        self._values, self._tensors, self._packed = values, tensors, packed
-        self._maps: list[Tensor] = [self._buffer(value) for value in values]
-        for out, residual in plan.in_place(values):
-            self._maps[out] = self._maps[residual]
-        self._threads = threads
+        self._plan, self._values, self._tensors, self._packed = plan, values, tensors, packed
+        self._arena, self._threads = arena, threads
+        shared = dict(plan.in_place(values))
+        self._maps: list[Tensor] = []
+        for index, value in enumerate(values):
+            other = shared.get(index)
+            self._maps.append(self._buffer(index, value) if other is None else self._maps[other])
+        self._zeroed: list[Tensor] = []
         self._kept: list[Any] = []
         self._states: States | None = None
         self._calls = [self._call(i, step) for i, step in enumerate(plan.steps)]
 
-    def _buffer(self, value: Value) -> Tensor:
-        steps = 1 if value.static else self.T
-        return torch.empty(
-            steps, self.N, *value.places, value.channels, dtype=torch.uint8 if value.spikes else torch.float32
-        )  # fmt: skip
+    def _buffer(self, index: int, value: Value) -> Tensor:
+        shape = (1 if value.static else self.T, self.N, *value.places, value.channels)
+        return self._arena.buffer(index, shape, torch.uint8 if value.spikes else torch.float32)
+
+    def release(self) -> None:
+        """Forgets all buffers."""
+        self._calls.clear()
+        self._maps.clear()
+        self._zeroed.clear()
+
+    def _start(self, x: Tensor, states: States | None) -> None:
+        self._states = states
+        if self._arena.last is not self:  # another shape has written here
+            self._arena.last = self
+            for zeros in self._zeroed:
+                zeros.zero_()
+        self._maps[0].copy_(x)
 
     def __call__(self, x: Tensor, states: States | None = None) -> Tensor:
-        self._states = states
-        self._maps[0].copy_(x)
+        self._start(x, states)
         with torch.no_grad():
             for call in self._calls:
                 call()
         logits = self._maps[-1].flatten(2)
-        return logits.expand(self.T, *logits.shape[1:]).clone()
+        return logits.expand(self.T, *logits.shape[1:]).clone() if self._plan.per_step else logits[0].clone()
 
     def timed(self, x: Tensor) -> list[float]:
         """Seconds of every step."""
-        self._states = None
-        self._maps[0].copy_(x)
+        self._start(x, None)
         times: list[float] = []
         with torch.no_grad():
             for call in self._calls:
@@ -90,6 +161,22 @@ class Workspace:
                 call()
                 times.append(time.perf_counter() - start)
         return times
+
+    def each_step(
+        self, x: Tensor, given: Mapping[int, Tensor]
+    ) -> Iterator[tuple[Step, list[Tensor], list[Tensor]]]:
+        """Runs the steps one after the other, each on the given values, where there are some, instead of its own.
+
+        Yields the step, what it read and what it made.
+        """
+        self._start(x, None)
+        for step, call in zip(self._plan.steps, self._calls, strict=True):
+            for index in step.reads():
+                if index in given:
+                    self._maps[index].copy_(given[index])
+            read = [given[index] if index in given else self._maps[index].clone() for index in step.reads()]
+            call()
+            yield step, read, [self._maps[index] for index in step.out]
 
     def densities(self) -> list[float]:
         """The share of nonzeros of every value after a run."""
@@ -112,11 +199,15 @@ class Workspace:
             return _join(step, [maps[index] for index in step.xs], y)
         x = maps[step.x]
         if isinstance(step, PadChannels):
-            y.zero_()
+            self._zeroed.append(y)
             inner = y[..., step.before : step.before + x.shape[-1]]
             return lambda: _void(inner.copy_(x))
         if isinstance(step, Map):
             return _map(step, x, y)
+        if isinstance(step, Affine):
+            return _affine(step, x, y, self._tensors)
+        if isinstance(step, Time):
+            return _time(step, x, y)
         if step.op == "mean":
             places = y.flatten(2)
             return lambda: _void(torch.mean(x.flatten(2, 3), 2, dtype=torch.float32, out=places))
@@ -169,8 +260,10 @@ class Workspace:
     def _dense(self, i: int, step: Conv) -> Callable[[], None]:
         x, (weight, bias) = self._maps[step.x], self._packed[i]
         images = x.flatten(0, 1).permute(0, 3, 1, 2)
-        real = None if images.dtype == torch.float32 else torch.empty_like(images, dtype=torch.float32)
-        linear = self._values[step.x].places == (1, 1) and weight.shape[2:] == (1, 1)
+        real = None
+        if images.dtype != torch.float32:
+            real = self._arena.buffer(~i, x.flatten(0, 1).shape, torch.float32).permute(0, 3, 1, 2)
+        linear = self._values[step.x].places == (1, 1) and weight.shape[2:] == (1, 1) and step.padding == (0, 0)
         matrix = weight.flatten(1)
 
         def sums() -> Tensor:
@@ -256,6 +349,24 @@ def _map(step: Map, x: Tensor, y: Tensor) -> Callable[[], None]:
     }  # fmt: skip
     function = functions[step.op]
     return lambda: _void(function(y.copy_(x)))
+
+
+def _affine(step: Affine, x: Tensor, y: Tensor, tensors: Mapping[str, Tensor]) -> Callable[[], None]:
+    weight, bias = (None if name is None else tensors[name] for name in (step.weight, step.bias))
+    if step.op == "divide":
+        return lambda: _void(torch.div(x, weight, out=y))  # pyright: ignore[reportCallIssue, reportArgumentType]
+    if weight is None:
+        return lambda: _void(torch.add(x, 0.0 if bias is None else bias, out=y))  # pyright: ignore
+    if bias is None:
+        return lambda: _void(torch.mul(x, weight, out=y))
+    return lambda: _void(torch.mul(x, weight, out=y).add_(bias))
+
+
+def _time(step: Time, x: Tensor, y: Tensor) -> Callable[[], None]:
+    if step.op == "time_last":
+        return lambda: _void(y.copy_(x[-1:]))
+    function = torch.mean if step.op == "time_mean" else torch.sum
+    return lambda: _void(function(x, 0, keepdim=True, dtype=torch.float32, out=y))
 
 
 def _join(step: Join, xs: Sequence[Tensor], y: Tensor) -> Callable[[], None]:
