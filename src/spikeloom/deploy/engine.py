@@ -108,7 +108,7 @@ class Engine:
             lead = x.dim() - len(shape)
             if tuple(x.shape[lead:]) == shape and lead == (1 if value.static else 2) and x.numel():
                 if self._plan.fixed_T and x.shape[0] != self._plan.T:
-                    raise ValueError(f"this network takes sequences of {self._plan.T} steps, got {x.shape[0]}")
+                    raise ValueError(f"this engine takes sequences of {self._plan.T} steps, got {x.shape[0]}")
                 y = x.detach().reshape(*(x.shape[:lead] if lead == 2 else (1, x.shape[0])), *wanted)
                 y = y.to(torch.float32).permute(0, 1, 3, 4, 2)
                 return y, self._plan.T if value.static else x.shape[0]
@@ -266,25 +266,29 @@ def load(path: PathLike, max_bytes: int = 2 << 30, max_operations: int = 200 * 1
     if metadata.get("format") != _FORMAT:
         raise UsageError(f"{path}: not an event engine ({_FORMAT!r} is missing in its header)")
     try:
-        read = json.loads(metadata.get("plan", ""))
-    except (ValueError, RecursionError) as error:  # a number of thousands of digits is a ValueError
-        raise UsageError(f"{path}: its plan is not JSON: {error}") from error
-    try:
-        plan = Plan.model_validate(read, strict=False)
+        plan = Plan.model_validate(_json(metadata.get("plan", "")), strict=False)
         cost = plan.cost(plan.values(tensors), tensors)
         for found, most, unit, name in (
             (cost.bytes, max_bytes, "bytes of maps", "max_bytes"),
             (cost.operations, max_operations, "operations", "max_operations"),
         ):
             if found > most:
-                raise PlanError(f"one image takes {found:,} {unit}, more than {most:,}: raise the limit by load(..., {name}=)")
+                raise PlanError(f"an image takes {found:,} {unit}, the limit is {most:,}: raise it by load(..., {name}=...)")
         return Engine(plan, {name: tensor.contiguous() for name, tensor in tensors.items()})
     except pydantic.ValidationError as error:
         first = error.errors()[0]
-        place = ".".join(map(str, first["loc"]))
-        raise UsageError(f"{path}: plan: {place}: {first['msg']}") from error
+        reason = f"{'.'.join(map(str, first['loc']))}: {first['msg']}"
     except PlanError as error:
-        raise UsageError(f"{path}: plan: {error}") from error
+        reason = str(error)
+    # The reason may quote the file.
+    raise UsageError(f"{path}: plan: {' '.join(reason.split())[:300]}")
+
+
+def _json(text: str) -> Any:
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError) as error:  # a number of thousands of digits is a ValueError
+        raise PlanError(f"it is not JSON: {error}") from error
 
 
 def compile(model: nn.Module, example: Tensor, tune: bool = True, weights: Literal["fp32", "bf16"] = "fp32") -> Engine:

@@ -263,7 +263,8 @@ class Workspace:
         real = None
         if images.dtype != torch.float32:
             real = self._arena.buffer(~i, x.flatten(0, 1).shape, torch.float32).permute(0, 3, 1, 2)
-        linear = self._values[step.x].places == (1, 1) and weight.shape[2:] == (1, 1) and step.padding == (0, 0)
+        alone = self._values[step.x].places == (1, 1) and weight.shape[2:] == (1, 1)
+        linear = alone and step.padding == (0, 0) and step.groups == 1
         matrix = weight.flatten(1)
 
         def sums() -> Tensor:
