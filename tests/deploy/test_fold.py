@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from spikeloom.deploy import fold
 from spikeloom.deploy.fold import affine
 from spikeloom.errors import UsageError
-from spikeloom.layers import BatchNorm, Conv1d, Conv2d, Linear, TdBN
+from spikeloom.layers import BatchNorm, Conv1d, Conv2d, Flatten, Linear, TdBN
 from spikeloom.layers.steps import each_step
 from spikeloom.models import create_model, list_models
 from spikeloom.neurons import LIF
@@ -175,6 +175,31 @@ def test_a_wrong_fold_names_the_layer(monkeypatch: pytest.MonkeyPatch) -> None:
         fold(model, torch.randn(2, 3, 4, 4, 4))
 
 
+# A norm behind a Ghost module's concatenation, on the input itself, or on visible places alone, stands behind no convolution.
+NOT_ALL = {"report_sew_resnet34_ghost", "ds_resnet20_gesture", "masked_autoencoder"}
+
+
+DEEP = ("ms_resnet482", "ms_resnet110", "ms_resnet104", "ds_resnet68", "ds_resnet44", *list_models("*_resnet1[05]*"))
+
+
+def test_without_an_example() -> None:
+    """Linear layers behind a flattened map depend on the size of the images, which nobody says here."""
+    layers = [Conv2d(2, 4, 3, padding=1), BatchNorm(4), LIF(), Flatten(), Linear(4 * 7 * 9, 6), BatchNorm(6)]
+    model = shaken(nn.Sequential(*layers)).double()
+    folded = fold(model)
+    assert norms_of(folded) == 0
+    x = torch.randn(3, 2, 2, 7, 9).double()
+    with torch.no_grad():
+        torch.testing.assert_close(folded(x), model(x), rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", [name for name in list_models() if name not in DEEP])
+def test_every_network_without_an_example(name: str) -> None:
+    folded = fold(create_model(name, **SMALL.get(name, {})))
+    assert (norms_of(folded) > 0) == (name in NOT_ALL)
+
+
 def test_a_network_that_takes_no_usual_input() -> None:
     model = Graph(lambda m, x: m.norm(m.conv(x)) if x.shape[-1] == 5 else 1 / 0, conv=conv(), norm=BatchNorm(4))
     with pytest.raises(UsageError, match=r"Graph takes none of \[2, 1, 4, 32, 32\], .* give fold an input"):
@@ -184,13 +209,6 @@ def test_a_network_that_takes_no_usual_input() -> None:
 
 def norms_of(model: nn.Module) -> int:
     return sum(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in model.modules())
-
-
-# A norm behind a Ghost module's concatenation, on the input itself, or on visible places alone, stands behind no convolution.
-NOT_ALL = {"report_sew_resnet34_ghost", "ds_resnet20_gesture", "masked_autoencoder"}
-
-
-DEEP = ("ms_resnet482", "ms_resnet110", "ms_resnet104", "ds_resnet68", "ds_resnet44", *list_models("*_resnet1[05]*"))
 
 
 @pytest.mark.parametrize(

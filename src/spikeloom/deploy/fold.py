@@ -10,8 +10,9 @@ which its layers are registered.
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Sequence
-from contextlib import ExitStack
+from collections.abc import Generator, Iterator, Sequence
+from contextlib import ExitStack, contextmanager, nullcontext
+from types import MethodType
 from typing import Any, TypeVar
 
 import torch
@@ -20,13 +21,14 @@ from torch.utils._pytree import tree_leaves
 
 from spikeloom.deploy.fold_pairs import Layer, Norm, Pair, find_pairs
 from spikeloom.errors import UsageError
+from spikeloom.layers import Linear
 
 Model = TypeVar("Model", bound=nn.Module)
 
 _ROUNDING = 100
 """Errors of the last place, of the largest term of a sum, by which a folded layer may differ."""
 
-_SIDES = (32, 28, 34, 48, 64, 128, 224)
+_SIDES = (32, 28, 34, 48, 64, 128, 224, 16)
 """Heights and widths of the images that are tried where no example is given."""
 
 
@@ -44,21 +46,21 @@ def fold(model: Model, example: Tensor | None = None) -> Model:
     Args:
         model: in any mode; it is not changed.
         example: an input, [N, ...] or [T, N, ...]; one or two images are enough. Without it random inputs are tried,
-            of as many channels as the first layer takes: [T, 1, ...] and [1, ...], with T = `model.T`, else 2.
+            of as many channels as the first layer takes and of any size, linear layers standing for themselves:
+            [T, 1, ...] and [1, ...], with T = `model.T`, else 2.
 
     Raises:
         UsageError: no example is given and the network takes none of the inputs that are tried; or a folded layer, which
             the message names, says something else than before by more than rounding.
     """
     folded = copy.deepcopy(model).eval()
-    x = _some_input(folded) if example is None else _as_weights(example, folded)
-    found = find_pairs(folded, x)
-    if not found:
-        return folded
-    with torch.no_grad(), torch.random.fork_rng(devices=[]):
-        before, wanted = _norm_outputs(folded, found, x)
-        terms = {pair: _merge(folded, pair) for pair in found}
-        _compare(folded, terms, before, wanted, x)
+    with torch.no_grad(), torch.random.fork_rng(devices=[]), nullcontext() if example is not None else _sizeless(folded):
+        x = _some_input(folded) if example is None else _as_weights(example, folded)
+        found = find_pairs(folded, x)
+        if found:
+            before, wanted = _norm_outputs(folded, found, x)
+            terms = {pair: _merge(folded, pair) for pair in found}
+            _compare(folded, terms, before, wanted, x)
     return folded
 
 
@@ -182,6 +184,27 @@ def _as_weights(x: Tensor, model: nn.Module) -> Tensor:
     return x.detach().to(weight.device, weight.dtype)
 
 
+@contextmanager
+def _sizeless(model: nn.Module) -> Generator[None]:
+    """Lets linear layers take any number of features, which depends on the size of an image; then they give their
+    bias."""
+
+    def forward(self: nn.Linear, x: Tensor) -> Tensor:
+        if x.shape[-1] == self.in_features:
+            return type(self).forward(self, x)
+        bias = x.new_zeros(self.out_features) if self.bias is None else self.bias
+        return bias.expand(*x.shape[:-1], -1).clone()
+
+    layers = [m for m in model.modules() if type(m) in (nn.Linear, Linear)]
+    for layer in layers:
+        layer.forward = MethodType(forward, layer)
+    try:
+        yield
+    finally:
+        for layer in layers:
+            del layer.forward
+
+
 def _some_input(model: nn.Module) -> Tensor:
     """A random input that the network takes."""
     tried: list[str] = []
@@ -189,8 +212,7 @@ def _some_input(model: nn.Module) -> Tensor:
         x = _as_weights(torch.rand(shape, generator=torch.Generator().manual_seed(0)), model)
         tried.append(str(list(shape)))
         try:
-            with torch.no_grad(), torch.random.fork_rng(devices=[]):
-                model(x)
+            model(x)
         except Exception:  # noqa: S112 - whatever a network raises on an input that is not for it
             continue
         return x
@@ -207,7 +229,9 @@ def _shapes(model: nn.Module) -> Iterator[tuple[int, ...]]:
     if isinstance(first, nn.Linear):
         shapes: list[tuple[int, ...]] = [(first.in_features,)]
     else:
-        shapes = [(first.in_channels, *(side,) * len(first.kernel_size)) for side in _SIDES]
+        own = getattr(model, "image_size", None)
+        sides = (own, *_SIDES) if isinstance(own, int) else _SIDES
+        shapes = [(first.in_channels, *(side,) * len(first.kernel_size)) for side in sides]
     for shape in shapes:
         yield steps, 1, *shape
         yield 1, *shape
