@@ -5,19 +5,22 @@ An event is a pixel's change of brightness: (t, x, y, p). `docs/events.md` lists
 
 from __future__ import annotations
 
+import operator
 import os
 import struct
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, cast, get_args
 
 import numpy as np
 import numpy.typing as npt
 
-from spikeloom.errors import DataFileError
+from spikeloom.errors import DataFileError, UsageError
 
 Array = npt.NDArray[Any]
+Outside = Literal["error", "drop"]
+Evt3Time = Literal["specification", "expelliarmus"]
 
 # Cameras read out rows in bursts and merge streams: an event may carry a time this much before the latest one.
 TOLERANCE_US = 1000
@@ -39,6 +42,7 @@ class Events:
         x, y: int16 [N], column and row, as stored: 0 is the left and, except in Event Stream files, the top.
         p: uint8 [N], 1 where the brightness rose, as stored.
         width, height: of the sensor.
+        dropped: how many events outside the sensor were left out.
     """
 
     t: Array
@@ -47,6 +51,7 @@ class Events:
     p: Array
     width: int
     height: int
+    dropped: int = 0
 
     def __len__(self) -> int:
         return len(self.t)
@@ -153,17 +158,47 @@ def _joined(parts: list[Array]) -> Array:
     return whole
 
 
-def read_events(path: str | os.PathLike[str], sensor: tuple[int, int] | None = None) -> Events:
-    """Reads one recording: AEDAT 2, 3.1 and 4, Prophesee EVT2, EVT3 and DAT, Event Stream, the 5-byte records of
-    N-MNIST and N-Caltech101 (.bin), ST-MNIST (.mat) and N-TIDIGITS (.bs1).
+def unwrap(t: Array, period: int) -> Array:
+    """Times, int64, of a counter that starts again at 0 after `period`, more than twice `TOLERANCE_US`.
+
+    A step back by more than half of the period is such a start, and a step forward to within `TOLERANCE_US` of it an
+    event of before. Other steps forward are taken as they are, so recordings may be silent for long. A time far ahead
+    of both its neighbours is left as it is: it is damage, and what follows it goes back.
+    """
+    t = t.astype(np.int64, copy=False)
+    step = t[1:] - t[:-1]
+    if step.min(initial=0) >= -(period // 2) and step.max(initial=0) < period - TOLERANCE_US:
+        return t
+    back, late = step < -(period // 2), step >= period - TOLERANCE_US
+    back[1:] &= (step[:-1] <= period // 2) | late[:-1]
+    turns = np.cumsum(back, dtype=np.int64)
+    turns -= np.cumsum(late, dtype=np.int64)
+    turns *= period
+    turns += t[1:]
+    return np.concatenate([t[:1], turns])
+
+
+def read_events(
+    path: str | os.PathLike[str],
+    sensor: tuple[int, int] | None = None,
+    *,
+    outside: Outside = "error",
+    evt3_time: Evt3Time = "specification",
+) -> Events:
+    """Reads one recording: AEDAT 2, 3.1 and 4, Prophesee EVT2, EVT2.1, EVT3 and DAT, Event Stream, the 5-byte records
+    of N-MNIST and N-Caltech101 (.bin), ST-MNIST (.mat) and N-TIDIGITS (.bs1).
 
     The format is told by content, only .bs1 by name. Needs memory of a few times the file, not for what its counts
-    claim.
+    claim. Warns (`UserWarning`) where an AEDAT 2 header names a chip of another size than `sensor`.
 
     Args:
         path: the file.
         sensor: (width, height), where the file does not say; elsewhere it must hold all events. Without it headerless
             files get the smallest of `SENSORS` that does, Prophesee files their camera's.
+        outside: what becomes of events outside the sensor: "error" refuses the file, "drop" leaves them out and counts
+            them in `Events.dropped`.
+        evt3_time: "specification" decodes EVT3 times as Prophesee's openeb does, "expelliarmus" as expelliarmus 1.1
+            does, whose times run up to twice as fast; only to compare with what was made with it.
 
     Returns:
         All pixel events; frames, IMU samples and triggers are left out.
@@ -171,10 +206,15 @@ def read_events(path: str | os.PathLike[str], sensor: tuple[int, int] | None = N
     Raises:
         EventFileError: not an event file, truncated, damaged, events outside the sensor, or times that go back by more
             than `TOLERANCE_US`.
+        UsageError: an unknown value of `outside` or `evt3_time`.
     """
     from spikeloom.data.event_formats import decode
 
+    for name, value, known in (("outside", outside, Outside), ("evt3_time", evt3_time, Evt3Time)):
+        if value not in get_args(known):
+            raise UsageError(f"{name} must be {' or '.join(map(repr, get_args(known)))}, got {value!r}")
     place = Path(path)
+    sensor = sensor if sensor is None else _sides(place, sensor)
     try:
         data = np.fromfile(place, np.uint8)
     except OSError as error:
@@ -182,32 +222,58 @@ def read_events(path: str | os.PathLike[str], sensor: tuple[int, int] | None = N
     file = EventFile(place, data)
     if not len(data):
         raise file.error(0, "the file is empty")
-    if sensor is not None and not all(0 < side < 2**15 for side in sensor):
-        raise EventFileError(f"{place}: sensor must be (width, height) of at least 1, got {sensor!r}")
-    return checked(file, decode(file, sensor), sensor)
+    return checked(file, decode(file, sensor, evt3_time), sensor, outside)
 
 
-def checked(file: EventFile, found: Decoded, sensor: tuple[int, int] | None) -> Events:
+def _sides(path: Path, sensor: object) -> tuple[int, int]:
+    try:
+        width, height = (operator.index(side) for side in cast("tuple[int, int]", sensor))
+    except (TypeError, ValueError):
+        width, height = 0, 0
+    if not (0 < width < 2**15 and 0 < height < 2**15):
+        raise EventFileError(f"{path}: sensor must be (width, height), each from 1 to {2**15 - 1}, got {sensor!r}")
+    return width, height
+
+
+def checked(file: EventFile, found: Decoded, sensor: tuple[int, int] | None, outside: Outside = "error") -> Events:
     """The events, if they are possible.
 
     Raises:
-        EventFileError: coordinates outside the sensor, or times that go back.
+        EventFileError: coordinates outside the sensor, unless they are dropped, or times that go back.
     """
-    x, y = found.x, found.y
-    if sensor is not None:
-        width, height = sensor
-    elif found.size is not None:
-        width, height = found.size
-    else:
-        most = (int(x.max(initial=0)), int(y.max(initial=0)))
-        fits = [size for size in SENSORS if most[0] < size[0] and most[1] < size[1]]
-        width, height = fits[0] if fits else (most[0] + 1, most[1] + 1)
+    width, height = sensor or found.size or _smallest(found)
+    t, x, y, p, place = found.t, found.x, found.y, found.p, found.place
+    dropped = 0
     if len(x) and (int(x.max()) >= width or int(y.max()) >= height or int(x.min()) < 0 or int(y.min()) < 0):
-        i = int(np.flatnonzero((x >= width) | (y >= height) | (x < 0) | (y < 0))[0])
-        raise file.error(
-            found.place(i), f"event {i} is at x = {x[i]}, y = {y[i]}, outside the sensor of {width}x{height}"
-        )
-    t = found.t.astype(np.int64, copy=False)
+        wrong = (x >= width) | (y >= height) | (x < 0) | (y < 0)
+        if outside == "error":
+            i = int(np.argmax(wrong))
+            raise file.error(
+                place(i), f"event {i} is at x = {x[i]}, y = {y[i]}, outside the sensor of {width}x{height}"
+            )
+        kept = np.flatnonzero(~wrong)
+        dropped = len(x) - len(kept)
+        t, x, y, p, place = t[kept], x[kept], y[kept], p[kept], lambda i: found.place(int(kept[i]))
+    t = t.astype(np.int64, copy=False)
+    _check_order(file, t, place)
+    return Events(
+        t,
+        x.astype(np.int16, copy=False),
+        y.astype(np.int16, copy=False),
+        p.astype(np.uint8, copy=False),
+        width,
+        height,
+        dropped,
+    )
+
+
+def _smallest(found: Decoded) -> tuple[int, int]:
+    """The smallest usual sensor that holds all events, or one made for them."""
+    width, height = int(found.x.max(initial=0)) + 1, int(found.y.max(initial=0)) + 1
+    return next((size for size in SENSORS if width <= size[0] and height <= size[1]), (width, height))
+
+
+def _check_order(file: EventFile, t: Array, place: Callable[[int], int]) -> None:
     latest = np.iinfo(np.int64).min
     for begin in range(0, len(t), 1 << 16):  # in blocks: no second array of times
         block = t[begin : begin + (1 << 16)]
@@ -217,11 +283,7 @@ def checked(file: EventFile, found: Decoded, sensor: tuple[int, int] | None) -> 
         if late.max() > TOLERANCE_US:
             i = int(np.argmax(late > TOLERANCE_US))
             raise file.error(
-                found.place(begin + i),
+                place(begin + i),
                 f"event {begin + i} is {late[i]} us earlier than one before it, more than the {TOLERANCE_US} us that "
                 "cameras are out of order",
             )
-    return Events(
-        t, x.astype(np.int16, copy=False), y.astype(np.int16, copy=False), found.p.astype(np.uint8, copy=False),
-        width, height,
-    )  # fmt: skip
