@@ -165,7 +165,8 @@ def test_dvs_gesture_originals(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("line", "reason"),
     [("12,1,2", "line 2: class 12, expected 1 to 11"), ("0,1,2", "class 0"), ("3,9,9", "before its start"),
-     ("a,1,2", "line 2 is 'a,1,2'"), ("3,1", "expected class,start,end"),
+     ("a,1,2", "line 2 is 'a,1,2'"), ("²,1,2", "line 2 is '²,1,2'"),
+     ("1 2 3", "line 2 is '1 2 3'"), ("3,1", "expected class,start,end"),
      ("3,90000,99999", "of 0 events is too short")],
 )  # fmt: skip
 def test_dvs_gesture_wrong_labels(tmp_path: Path, cache: Path, line: str, reason: str) -> None:
@@ -174,6 +175,61 @@ def test_dvs_gesture_wrong_labels(tmp_path: Path, cache: Path, line: str, reason
         create_dataset("dvs_gesture", root)
     assert "user01_led" in str(caught.value)
     assert not list(cache.glob("*"))
+
+
+@pytest.mark.parametrize(
+    "labels",
+    [
+        "class, startTime_usec, endTime_usec\n8, 1000, 3000\n11,\t3000, 9000 \n 8,9000,9900\n\n",
+        "\ufeffclass,start,end\r\n8,1000,3000\r\n\r\n11,3000,9000\r\n8,9000,9900",
+    ],
+    ids=["spaces", "as a spreadsheet writes it"],
+)
+def test_dvs_gesture_labels_as_people_write_them(tmp_path: Path, labels: str) -> None:
+    (tmp_path / "a").mkdir()
+    (tmp_path / "b").mkdir()
+    data = loaded("dvs_gesture", gesture_root(tmp_path / "a", labels), T=4)
+    plain = loaded("dvs_gesture", gesture_root(tmp_path / "b"), T=4)
+    assert data.labels.tolist() == plain.labels.tolist()
+    assert all(torch.equal(data[i][0], plain[i][0]) for i in range(len(plain)))
+
+
+@pytest.mark.parametrize("name", ["nmnist", "cifar10_dvs", "dvs_gesture", "tonic's dvs_gesture", "n_caltech101"])
+def test_events_outside_are_dropped_where_asked(tmp_path: Path, name: str) -> None:
+    """One event of one recording lies outside: it refuses the set, or is left out and counted."""
+    kind = name.split()[-1]
+    t, one = np.arange(100), np.ones(100, np.int16)
+    e = Events(t, one.copy(), one.copy(), one.copy(), 256, 256)
+    e.x[50] = 250
+    if name == "nmnist":
+        path, data = nmnist_root(tmp_path, 1) / "NMNIST" / "Train" / "3" / "00009.bin", five_bytes(e)
+    elif name == "cifar10_dvs":
+        path, data = cifar10_dvs_root(tmp_path, 10, ".aedat4") / "CIFAR10DVS" / "cat" / "cifar10_cat_3.aedat4", None
+        data = aedat4(e)
+    elif name == "dvs_gesture":
+        root = gesture_root(tmp_path, "class,start,end\n3,0,100\n")
+        path, data = root / "DVSGesture" / "DvsGesture" / "user01_led.aedat", aedat3(e)
+    elif name == "n_caltech101":
+        for i in range(101):
+            (tmp_path / "Caltech101" / f"class_{i:03}").mkdir(parents=True)
+            (tmp_path / "Caltech101" / f"class_{i:03}" / "image_0001.bin").write_bytes(five_bytes(made(9, 150, 170)))
+        path, data = tmp_path / "Caltech101" / "class_007" / "image_0001.bin", five_bytes(e)
+    else:
+        tonic_gestures(tmp_path, np.stack([e.x, e.y, e.p, e.t // 10], 1))
+        path, data = tmp_path / "DVSGesture" / "ibmGestureTrain" / "user01_led" / "3.npy", None
+    if data is not None:
+        path.write_bytes(data)
+    with pytest.raises(EventFileError, match="x = 250, y = 1, outside the sensor"):
+        create_dataset(kind, tmp_path, T=1)
+    with pytest.warns(
+        UserWarning, match=r"left out 1 of 100 events, which lie outside the sensor of \d+x\d+"
+    ) as warned:
+        found = loaded(kind, tmp_path, T=1, outside="drop")
+    assert str(path) in str(warned[0].message)
+    assert found.title.endswith(", without events outside the sensor")
+    assert 99 in [int(found[i][0].sum()) for i in range(len(found))]
+    with pytest.raises(UsageError, match="outside must be 'error' or 'drop', got 'clip'"):
+        create_dataset(kind, tmp_path, outside="clip")
 
 
 def tonic_gestures(root: Path, rows: np.ndarray, label: str = "3") -> Path:

@@ -123,7 +123,7 @@ def aedat2(file: EventFile, sensor: tuple[int, int] | None) -> Decoded:
             f"is not sensor={sensor}",
             stacklevel=4,  # whoever called read_events
         )
-    kept = np.flatnonzero((address & (0x80008000 if dvs128 else 0x80000400)) == 0)
+    kept = np.flatnonzero((address & (0x8000 if dvs128 else 0x80000400)) == 0)
     address, t = address[kept].astype(np.uint32), unwrap(t[kept], 2**32)
     if dvs128:
         x, y, p = address >> 1 & 0x7F, address >> 8 & 0x7F, address & 1

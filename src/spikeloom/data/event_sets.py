@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import os
 import re
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Literal, get_args
 
 import numpy as np
 import torch
 
-from spikeloom.data.events import Array, Decoded, EventFile, EventFileError, Events, checked, read_events
+from spikeloom.data.events import Array, Decoded, EventFile, EventFileError, Events, Outside, checked, read_events
 from spikeloom.data.frame_sets import FrameDataset, Resize, cached, chosen
 from spikeloom.data.frames import Slicer, Slicing, accumulate, check_number
 from spikeloom.data.options import check_integer
@@ -43,6 +44,41 @@ class Cut:
     label: int
     start: int = 0
     end: int | None = None
+
+
+@dataclass(frozen=True)
+class Reader:
+    """Reads the recordings of a set.
+
+    Args:
+        sensor: (width, height) that they must fit.
+        outside: what becomes of events outside the sensor, see `read_events`.
+
+    Raises:
+        UsageError: another `outside`.
+    """
+
+    sensor: tuple[int, int]
+    outside: Outside = "error"
+
+    def __post_init__(self):
+        if self.outside not in get_args(Outside):
+            raise UsageError(f"outside must be 'error' or 'drop', got {self.outside!r}")
+
+    def __call__(self, path: Path) -> Events:
+        """The events of a file; warns where some were dropped."""
+        return self.told(path, read_events(path, self.sensor, outside=self.outside))
+
+    def told(self, path: Path, events: Events) -> Events:
+        """The events, after a warning if some were dropped."""
+        if events.dropped:
+            width, height = self.sensor
+            warnings.warn(
+                f"{path}: left out {events.dropped} of {len(events) + events.dropped} events, which lie outside the "
+                f"sensor of {width}x{height}",
+                stacklevel=2,
+            )
+        return events
 
 
 @dataclass(frozen=True)
@@ -92,7 +128,7 @@ def _dataset(
     cuts: Sequence[Cut],
     subset: int | None,
     classes: Sequence[str],
-    sensor: tuple[int, int],
+    reader: Reader,
     framing: Framing,
     read: Callable[[Cut], Events],
     size: int | None = None,
@@ -103,10 +139,13 @@ def _dataset(
         check_integer("size", size, 1, 4096)
     which, title = chosen(title, len(cuts), subset)
     cuts = [cuts[i] for i in which]
-    key = {"framing": repr(framing), "cuts": [(str(c.path), c.start, c.end) for c in cuts], "sensor": sensor}
+    key = {"framing": repr(framing), "cuts": [(str(c.path), c.start, c.end) for c in cuts], "sensor": reader.sensor}
+    if reader.outside == "drop":
+        key["outside"] = "drop"
+        title += ", without events outside the sensor"
     sources = sorted({cut.path for cut in cuts})
     counts = cached(
-        name, key, sources, len(cuts), framing.shape(sensor), lambda i: framing(read(cuts[i]), cuts[i].path)
+        name, key, sources, len(cuts), framing.shape(reader.sensor), lambda i: framing(read(cuts[i]), cuts[i].path)
     )
     labels = torch.tensor([cut.label for cut in cuts], dtype=torch.int64)
     return FrameDataset(
@@ -126,6 +165,7 @@ def nmnist(
     size: int | None = None,
     resize: Resize = "bilinear",
     flatten: bool = False,
+    outside: Outside = "error",
     download: bool = False,
 ) -> FrameDataset:
     """N-MNIST: MNIST digits seen by an event camera in three saccades, 34x34, frames [T, 2, 34, 34].
@@ -141,9 +181,10 @@ def nmnist(
         polarity: 0 or 1 takes only these events, as one channel.
         size, resize: as `cifar10_dvs`.
         flatten: give a frame as one axis.
+        outside: "drop" leaves out events outside the sensor, and warns how many there were; "error" refuses the file.
         download: fetch missing files with tonic.
     """
-    slicer = Slicer.filled(frames, T, dt)
+    slicer, reader = Slicer.filled(frames, T, dt), Reader((34, 34), outside)
     folder = data_root(root, "N-MNIST", NMNIST_SOURCE)
     part = folder / "NMNIST" / split.capitalize()
     if download and not part.is_dir():
@@ -155,8 +196,8 @@ def nmnist(
     whole = len(cuts) == {"train": 60_000, "test": 10_000}[split]
     title = "N-MNIST" if whole else f"N-MNIST files of {len(cuts)} recordings"
     return _dataset(
-        "nmnist", title, cuts, subset, [str(digit) for digit in range(10)], (34, 34),
-        Framing(slicer, polarity=polarity), lambda cut: read_events(cut.path, (34, 34)), size, resize, flatten,
+        "nmnist", title, cuts, subset, [str(digit) for digit in range(10)], reader,
+        Framing(slicer, polarity=polarity), lambda cut: reader(cut.path), size, resize, flatten,
     )  # fmt: skip
 
 
@@ -172,6 +213,7 @@ def cifar10_dvs(
     downsample: float | None = None,
     size: int | None = None,
     resize: Resize = "bilinear",
+    outside: Outside = "error",
     download: bool = False,
 ) -> FrameDataset:
     """CIFAR10-DVS: 10,000 moving CIFAR-10 pictures seen by a DVS128, 128x128, frames [T, 2, 128, 128].
@@ -180,14 +222,14 @@ def cifar10_dvs(
     split. Originals are turned upright and their polarity made 1 for brighter, as the field's loaders do.
 
     Args:
-        subset, frames, T, dt, download: as `nmnist`.
+        subset, frames, T, dt, outside, download: as `nmnist`.
         test_part: a tenth of every class, in the order of the files' numbers: "last" (Spikformer, SEW), "first" (PSN:
             files 0 to 99), or "random", the same at every call.
         downsample: divide coordinates by this number and round down (3.04 gives 42x42).
         size: side to resize frames to as they are read.
         resize: how: "nearest", "bilinear" or "bilinear_corners", which aligns the corners.
     """
-    slicer = Slicer.filled(frames, T, dt)
+    slicer, reader = Slicer.filled(frames, T, dt), Reader((128, 128), outside)
     folder = data_root(root, "CIFAR10-DVS", CIFAR10_DVS_SOURCE)
     base = folder / "CIFAR10DVS"
     if download and not base.is_dir():
@@ -196,13 +238,13 @@ def cifar10_dvs(
                      CIFAR10_DVS_SOURCE)  # fmt: skip
 
     def read(cut: Cut) -> Events:
-        events = read_events(cut.path, (128, 128))
+        events = reader(cut.path)
         if cut.path.suffix == ".aedat4":
             return events
         return Events(events.t, 127 - events.y, 127 - events.x, 1 - events.p, 128, 128)
 
     title = f"CIFAR10-DVS ({test_part} tenth for testing)"
-    return _dataset("cifar10_dvs", title, cuts, subset, CIFAR10_CLASSES, (128, 128), Framing(slicer, downsample),
+    return _dataset("cifar10_dvs", title, cuts, subset, CIFAR10_CLASSES, reader, Framing(slicer, downsample),
                     read, size, resize)  # fmt: skip
 
 
@@ -217,6 +259,7 @@ def n_caltech101(
     test_part: Part = "last",
     size: int | None = None,
     resize: Resize = "bilinear",
+    outside: Outside = "error",
     download: bool = False,
 ) -> FrameDataset:
     """N-Caltech101: Caltech-101 pictures seen by an event camera, frames [T, 2, 180, 240], 101 classes.
@@ -225,10 +268,10 @@ def n_caltech101(
     official split. Pictures differ in size: all lie at the top left of a frame.
 
     Args:
-        subset, frames, T, dt, download: as `nmnist`.
+        subset, frames, T, dt, outside, download: as `nmnist`.
         test_part, size, resize: as `cifar10_dvs`.
     """
-    slicer = Slicer.filled(frames, T, dt)
+    slicer, reader = Slicer.filled(frames, T, dt), Reader((240, 180), outside)
     folder = data_root(root, "N-Caltech101", CALTECH_SOURCE)
     base = next(
         (p for p in (folder / "NCALTECH101" / "Caltech101", folder / "Caltech101") if p.is_dir()),
@@ -242,8 +285,8 @@ def n_caltech101(
                       f"{CALTECH_SOURCE} (there are {len(classes)} of 101 classes)")  # fmt: skip
     cuts = _by_class(base, classes, ("*.bin",), split, test_part, "N-Caltech101", folder, CALTECH_SOURCE)
     title = f"N-Caltech101 ({test_part} tenth for testing)"
-    return _dataset("n_caltech101", title, cuts, subset, classes, (240, 180), Framing(slicer),
-                    lambda cut: read_events(cut.path, (240, 180)), size, resize)  # fmt: skip
+    return _dataset("n_caltech101", title, cuts, subset, classes, reader, Framing(slicer),
+                    lambda cut: reader(cut.path), size, resize)  # fmt: skip
 
 
 # --- DVS128 Gesture ---------------------------------------------------------------------------------------------------
@@ -262,6 +305,7 @@ def dvs_gesture(
     size: int | None = None,
     resize: Resize = "bilinear",
     flatten: bool = False,
+    outside: Outside = "error",
     download: bool = False,
 ) -> FrameDataset:
     """DVS128 Gesture: 11 gestures of 29 people under 3 lights, 128x128, frames [T, 2, 128, 128].
@@ -271,20 +315,20 @@ def dvs_gesture(
     milliseconds.
 
     Args:
-        subset, frames, T, dt, flatten, download: as `nmnist`.
+        subset, frames, T, dt, flatten, outside, download: as `nmnist`.
         other: with the eleventh class, "other gestures".
         downsample, size, resize: as `cifar10_dvs`.
     """
-    slicer = Slicer.filled(frames, T, dt)
+    slicer, reader = Slicer.filled(frames, T, dt), Reader((128, 128), outside)
     folder = data_root(root, "DVS128 Gesture", GESTURE_SOURCE)
     base = folder / "DVSGesture"
     original, copies = base / "DvsGesture", base / f"ibmGesture{split.capitalize()}"
     if download and not original.is_dir() and not copies.is_dir():
         fetch_with_tonic("DVSGesture", folder, train=split == "train")
     if original.is_dir():
-        cuts, read = _original_gestures(original, split), _gesture_reader()
+        cuts, read = _original_gestures(original, split), _gesture_reader(reader)
     elif copies.is_dir():
-        cuts, read = _tonic_gestures(copies), _read_tonic_gesture
+        cuts, read = _tonic_gestures(copies), lambda cut: _read_tonic_gesture(cut, reader)
     else:
         raise missing("DVS128 Gesture", folder, original / "user01_natural.aedat", GESTURE_SOURCE)
     if not cuts:
@@ -292,7 +336,7 @@ def dvs_gesture(
     classes = GESTURES if other else GESTURES[:-1]
     cuts = [cut for cut in cuts if cut.label < len(classes)]
     title = "DVS128 Gesture" if other else "DVS128 Gesture without other gestures"
-    return _dataset("dvs_gesture", title, cuts, subset, classes, (128, 128), Framing(slicer, downsample), read,
+    return _dataset("dvs_gesture", title, cuts, subset, classes, reader, Framing(slicer, downsample), read,
                     size, resize, flatten)  # fmt: skip
 
 
@@ -306,12 +350,14 @@ def _original_gestures(folder: Path, split: str) -> list[Cut]:
             continue
         labels = path.with_name(f"{path.stem}_labels.csv")
         try:
-            lines = labels.read_text().split()
+            lines = labels.read_text("utf-8-sig").splitlines()
         except (OSError, UnicodeDecodeError) as error:
             raise DataFileError(f"{labels}: cannot be read: {error}") from None
         for number, line in enumerate(lines[1:], 2):
-            values = line.split(",")
-            if len(values) != 3 or not all(value.isdigit() and len(value) < 16 for value in values):
+            values = [value.strip() for value in line.split(",")]
+            if values == [""]:
+                continue
+            if len(values) != 3 or not all(value.isdecimal() and len(value) < 16 for value in values):
                 raise DataFileError(f"{labels}: line {number} is {line!r}, expected class,start,end")
             label, start, end = map(int, values)
             if not 1 <= label <= 11:
@@ -322,13 +368,13 @@ def _original_gestures(folder: Path, split: str) -> list[Cut]:
     return cuts
 
 
-def _gesture_reader() -> Callable[[Cut], Events]:
+def _gesture_reader(reader: Reader) -> Callable[[Cut], Events]:
     held: dict[Path, Events] = {}  # one: the gestures of a file come in turn
 
     def read(cut: Cut) -> Events:
         if cut.path not in held:
             held.clear()
-            held[cut.path] = read_events(cut.path, (128, 128))
+            held[cut.path] = reader(cut.path)
         events = held[cut.path]
         inside = (events.t >= cut.start) & (events.t < (cut.end or 0))
         t, x, y, p = (column[inside] for column in (events.t, events.x, events.y, events.p))
@@ -340,13 +386,13 @@ def _gesture_reader() -> Callable[[Cut], Events]:
 def _tonic_gestures(folder: Path) -> list[Cut]:
     cuts: list[Cut] = []
     for path in sorted(folder.glob("user*/*.npy")):
-        if not (path.stem.isdigit() and int(path.stem) < len(GESTURES)):
+        if not (path.stem.isdecimal() and int(path.stem) < len(GESTURES)):
             raise DataFileError(f"{path}: label {path.stem!r} out of range, expected 0.npy to 10.npy")
         cuts.append(Cut(path, int(path.stem)))
     return cuts
 
 
-def _read_tonic_gesture(cut: Cut) -> Events:
+def _read_tonic_gesture(cut: Cut, reader: Reader) -> Events:
     """tonic's copies: [N, 4] of x, y, polarity and milliseconds."""
     try:
         with cut.path.open("rb") as stream:
@@ -362,8 +408,8 @@ def _read_tonic_gesture(cut: Cut) -> Events:
     x, y, p, t = rows.T.astype(np.int64)
     file = EventFile(cut.path, np.zeros(cut.path.stat().st_size, np.uint8))
     start = len(file.data) - rows.nbytes
-    found = Decoded(1000 * t, x, y, p, (128, 128), lambda i: start + i * rows.strides[0])
-    return checked(file, found, (128, 128))
+    found = Decoded(1000 * t, x, y, p, reader.sensor, lambda i: start + i * rows.strides[0])
+    return reader.told(cut.path, checked(file, found, reader.sensor, reader.outside))
 
 
 # --- folders ----------------------------------------------------------------------------------------------------------
@@ -381,7 +427,7 @@ def _files(folder: Path, *patterns: str) -> list[Path]:
 
 def _only_digits(folder: Path) -> None:
     for path in sorted(folder.iterdir()):
-        if path.is_dir() and not (path.name.isdigit() and int(path.name) < 10):
+        if path.is_dir() and not (path.name.isdecimal() and int(path.name) < 10):
             raise DataFileError(f"{path}: label {path.name!r} out of range, expected folders 0 to 9")
 
 
