@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import wave
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from made_sets import write_wav
 
 from spikeloom.data import create_dataset
 from spikeloom.data.audio import mel_bank, mel_spikes
@@ -112,14 +112,6 @@ def test_the_real_recordings(real_data: Callable[[str], Path]) -> None:
     assert torch.bincount(test.labels).tolist() == [30] * 10
     assert train.title == "FSDD, first 200 recordings"
     assert 0.05 < test.spikes.float().mean() < 0.3
-
-
-def write_wav(path: Path, samples: np.ndarray, rate: int = 8000) -> None:
-    with wave.open(str(path), "wb") as file:
-        file.setnchannels(1)
-        file.setsampwidth(samples.itemsize)
-        file.setframerate(rate)
-        file.writeframes(samples.tobytes())
 
 
 def test_wav_files_are_the_container(tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from made_sets import TIMES, UNITS, shd_root
 
 from spikeloom.data import FrameDataset, create_dataset
 from spikeloom.errors import DataFileError, UsageError
@@ -21,21 +22,6 @@ h5py: Any = pytest.importorskip("h5py")
 @pytest.fixture(autouse=True)
 def _cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SPIKELOOM_CACHE", str(tmp_path / "cache"))
-
-
-TIMES = [[0.0, 0.1, 0.2, 0.3], [0.5, 0.25], [0.0, 0.9375]]
-UNITS = [[0, 699, 5, 5], [3, 4], [10, 11]]
-
-
-def shd_root(root: Path, times: Any = None, units: Any = None, labels: Any = (19, 0, 7)) -> Path:
-    (root / "SHD").mkdir()
-    with h5py.File(root / "SHD" / "shd_train.h5", "w") as file:
-        for name, rows, dtype in (("times", times or TIMES, np.float16), ("units", units or UNITS, np.uint16)):
-            column = file.create_dataset(f"spikes/{name}", (len(rows),), h5py.vlen_dtype(dtype))
-            for i, row in enumerate(rows):
-                column[i] = np.array(row, dtype)
-        file["labels"] = np.array(labels, np.int64)
-    return root
 
 
 def test_shd(tmp_path: Path) -> None:

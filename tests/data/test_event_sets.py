@@ -13,10 +13,10 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from made_events import aedat2, aedat3, aedat4, five_bytes, made
+from made_events import aedat3, aedat4, five_bytes, made
+from made_sets import cifar10_dvs_root, gesture_root, nmnist_root, tonic_gestures
 
 from spikeloom.data import DATASETS, EventFileError, Events, FrameDataset, create_dataset, event_frames
-from spikeloom.data.event_sets import CIFAR10_CLASSES
 from spikeloom.data.frame_sets import cache_folder
 from spikeloom.errors import DataFileError, UsageError
 
@@ -28,16 +28,6 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     folder = tmp_path / "cache"
     monkeypatch.setenv("SPIKELOOM_CACHE", str(folder))
     return folder
-
-
-def nmnist_root(root: Path, each: int = 3, n: int = 300) -> Path:
-    for part in ("Train", "Test"):
-        for digit in range(10):
-            folder = root / "NMNIST" / part / str(digit)
-            folder.mkdir(parents=True)
-            for i in range(each):
-                (folder / f"{10 * i + 9:05}.bin").write_bytes(five_bytes(made(n, 34, 34, 10 * i + digit)))
-    return root
 
 
 def loaded(name: str, root: Path, split: str = "train", **options: object) -> FrameDataset:
@@ -89,16 +79,6 @@ def test_windows_of_fixed_length_are_padded_in_front(tmp_path: Path) -> None:
     assert torch.equal(long.long().view(20, 34, 34), event_frames(e, "bins", dt=5.0)[:, 0])
 
 
-def cifar10_dvs_root(root: Path, each: int = 20, ending: str = ".aedat") -> Path:
-    for label, name in enumerate(CIFAR10_CLASSES):
-        (root / "CIFAR10DVS" / name).mkdir(parents=True)
-        for i in range(each):
-            e = made(60, 128, 128, 100 * label + i)
-            data = aedat2(e) if ending == ".aedat" else aedat4(e)
-            (root / "CIFAR10DVS" / name / f"cifar10_{name}_{i}{ending}").write_bytes(data)
-    return root
-
-
 def test_cifar10_dvs_splits(tmp_path: Path) -> None:
     root = cifar10_dvs_root(tmp_path)
     names = {"last": ([*range(18)], [18, 19]), "first": ([*range(2, 20)], [0, 1])}
@@ -136,17 +116,6 @@ def test_cifar10_dvs_sizes(tmp_path: Path) -> None:
     for options, reason in (({"downsample": 0.5}, "downsample must be a number from 1"), ({"size": 0}, "size must be")):
         with pytest.raises(UsageError, match=reason):
             create_dataset("cifar10_dvs", root, **options)
-
-
-def gesture_root(
-    root: Path, labels: str = "class,startTime_usec,endTime_usec\n8,1000,3000\n11,3000,9000\n8,9000,9900\n"
-) -> Path:
-    folder = root / "DVSGesture" / "DvsGesture"
-    folder.mkdir(parents=True)
-    for person in (1, 23, 24):
-        (folder / f"user{person:02}_led.aedat").write_bytes(aedat3(made(500, 128, 128, person, 10_000)))
-        (folder / f"user{person:02}_led_labels.csv").write_text(labels)
-    return root
 
 
 def test_dvs_gesture_originals(tmp_path: Path) -> None:
@@ -230,13 +199,6 @@ def test_events_outside_are_dropped_where_asked(tmp_path: Path, name: str) -> No
     assert 99 in [int(found[i][0].sum()) for i in range(len(found))]
     with pytest.raises(UsageError, match="outside must be 'error' or 'drop', got 'clip'"):
         create_dataset(kind, tmp_path, outside="clip")
-
-
-def tonic_gestures(root: Path, rows: np.ndarray, label: str = "3") -> Path:
-    folder = root / "DVSGesture" / "ibmGestureTrain" / "user01_led"
-    folder.mkdir(parents=True)
-    np.save(folder / f"{label}.npy", rows, allow_pickle=True)
-    return root
 
 
 def test_dvs_gesture_of_tonic(tmp_path: Path) -> None:

@@ -60,7 +60,7 @@ def test_what_is_wrong(root: Path) -> None:
     with pytest.raises(UsageError, match="resize must be an integer of at least 64, size, got 32"):
         create_dataset("imagenet", root, "train", size=64, resize=32)
     (root / "imagenet" / "train" / "n01" / "0.png").write_bytes(b"no picture")
-    with pytest.raises(DataFileError, match=r"0\.png: not a whole picture"):
+    with pytest.raises(DataFileError, match=r"0\.png: not a whole JPEG or PNG picture"):
         create_dataset("imagenet", root, "train", size=32).batch([0])
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import re
 import wave
@@ -160,11 +161,12 @@ def _read_wavs(folder: Path, split: str) -> list[npt.NDArray[Any]]:
 
 def _read_wav(path: Path) -> npt.NDArray[np.int16]:
     try:
-        with wave.open(str(path), "rb") as file:
+        # From memory, where no more is read than there is: from a file, as much is allocated as a chunk claims.
+        with wave.open(io.BytesIO(path.read_bytes()), "rb") as file:
             kind = (file.getframerate(), file.getnchannels(), 8 * file.getsampwidth())
             wanted, data = 2 * file.getnframes(), file.readframes(file.getnframes())
-    except (OSError, EOFError, wave.Error) as error:
-        raise DataFileError(f"{path}: not a readable WAV file: {str(error) or 'truncated'}") from None
+    except Exception as error:  # OSError, EOFError, wave.Error, a bare RuntimeError for a chunk that is cut, ...
+        raise DataFileError(f"{path}: not a readable WAV file: {str(error) or 'damaged or truncated'}") from None
     if kind != (RATE, 1, 16):
         raise DataFileError(f"{path}: {kind[0]} Hz, {kind[1]} channels, {kind[2]} bits; expected {RATE} Hz, 1, 16")
     if not data or len(data) != wanted:

@@ -16,7 +16,7 @@ IMAGES_MAGIC, LABELS_MAGIC = 2051, 2049
 SIDE, CLASSES = 28, 10
 
 
-def read(images_path: Path, labels_path: Path) -> tuple[Tensor, Tensor]:
+def read(images_path: str | os.PathLike[str], labels_path: str | os.PathLike[str]) -> tuple[Tensor, Tensor]:
     """Images uint8 [N, 1, 28, 28], 0 black to 255 white, and labels int64 [N], 0 to 9.
 
     Raises:
@@ -24,6 +24,7 @@ def read(images_path: Path, labels_path: Path) -> tuple[Tensor, Tensor]:
     """
     from torchvision.datasets.mnist import read_image_file, read_label_file
 
+    images_path, labels_path = Path(images_path), Path(labels_path)
     count = _count(images_path, IMAGES_MAGIC, (SIDE, SIDE))
     labelled = _count(labels_path, LABELS_MAGIC, ())
     if count != labelled:

@@ -45,14 +45,20 @@ class Pictures:
     def __getitem__(self, index: int | Tensor) -> Tensor:
         if isinstance(index, Tensor):
             return torch.stack([self[i] for i in index.tolist()])
-        from PIL import Image, UnidentifiedImageError
+        from PIL import Image
 
         path = self._paths[index]
         try:
-            with Image.open(path) as file:
+            # The formats of ImageNet. Sizes are compared before pixels are decoded.
+            with Image.open(path, formats=("JPEG", "PNG")) as file:
+                shorter, longer = sorted(file.size)
+                most = Image.MAX_IMAGE_PIXELS or 2**31
+                if shorter < 1 or shorter * longer > most or self._resize**2 * longer > most * shorter:
+                    raise ValueError(f"{file.width}x{file.height} pixels")
                 picture = file.convert("RGB")
-        except (OSError, UnidentifiedImageError) as error:
-            raise DataFileError(f"{path}: not a whole picture: {error}") from None
+        except Exception as error:  # Pillow raises OSError, SyntaxError, ValueError, its own, ...
+            reason = " ".join(str(error).split()) or type(error).__name__
+            raise DataFileError(f"{path}: not a whole JPEG or PNG picture: {reason}") from None
         factor = self._resize / min(picture.size)
         picture = picture.resize(
             (round(picture.width * factor), round(picture.height * factor)), Image.Resampling.BICUBIC

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -64,7 +65,7 @@ class Container:
         raise DataFileError(f"{self.path}: image {i} is {found}, expected {self.side}x{self.side} RGB")
 
 
-def read(path: Path, side: int, classes: int) -> Container:
+def read(path: str | os.PathLike[str], side: int, classes: int) -> Container:
     """Reads the arrays `jpeg`, `offsets` and `labels` (see `Container`), nothing decoded yet; others are ignored.
 
     Args:
@@ -75,6 +76,7 @@ def read(path: Path, side: int, classes: int) -> Container:
         DataFileError: not an .npz file, truncated or corrupted, an array missing, pickled, of another type or length,
             offsets that do not ascend from 0 to the end of `jpeg`, or a label out of range.
     """
+    path = Path(path)
     jpeg, offsets, labels = _arrays(path)
     if len(labels) == 0 or len(offsets) != len(labels) + 1:
         raise DataFileError(
