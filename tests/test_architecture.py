@@ -28,7 +28,7 @@ STAGES = [
     {"train"},
     {"analyse", "deploy"},
     {"bench"},
-    {"doctor", "reproduce", "show"},
+    {"doctor", "reproduce"},
     {"cli"},
     {"__main__"},
 ]

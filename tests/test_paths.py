@@ -30,7 +30,7 @@ from spikeloom.layers import Conv2d, Flatten, Linear
 from spikeloom.models.pretrained import load_ann
 from spikeloom.neurons import LIF
 from spikeloom.reproduce import reproduce
-from spikeloom.show import Quiet
+from spikeloom.cli.progress import Quiet
 from spikeloom.train import checkpoint
 from spikeloom.train.loop import build_model, train
 from spikeloom.train.pretrain import start_from, write_pictures

@@ -16,9 +16,9 @@ from made_files import idx_bytes
 
 from spikeloom import cli
 from spikeloom import reproduce as module
+from spikeloom.cli.progress import Quiet
 from spikeloom.errors import UsageError
 from spikeloom.reproduce import reproduce
-from spikeloom.show import Quiet
 from spikeloom.train.loop import Interrupted
 from spikeloom.train.recipe import list_recipes, load_recipe
 from spikeloom.train.run import Run

@@ -19,7 +19,7 @@ from torch import nn
 from spikeloom import deploy
 from spikeloom.layers import BatchNorm, Conv2d, Flatten, Linear
 from spikeloom.neurons import LIF
-from spikeloom.show import Quiet
+from spikeloom.cli.progress import Quiet
 from spikeloom.train.loop import train
 from spikeloom.train.recipe import check_settings
 from spikeloom.train.run import Run

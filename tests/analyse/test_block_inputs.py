@@ -11,9 +11,9 @@ from torch import nn
 
 from spikeloom.analyse import BlockInput, block_inputs, draw_block_inputs
 from spikeloom.analyse.block_inputs import attention_inputs
+from spikeloom.cli.progress import Quiet
 from spikeloom.errors import UsageError
 from spikeloom.models import create_model
-from spikeloom.show import Quiet
 from spikeloom.train.loop import train
 from spikeloom.train.recipe import check_settings
 from spikeloom.train.run import Run

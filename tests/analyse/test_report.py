@@ -18,8 +18,8 @@ import torch
 from spikeloom import analyse
 from spikeloom.analyse.gathering import Measurements, _spread, changes, gather, read_signed, write_signed
 from spikeloom.analyse.report import render, write_report
+from spikeloom.cli.progress import Quiet
 from spikeloom.errors import UsageError
-from spikeloom.show import Quiet
 from spikeloom.train.loop import train
 from spikeloom.train.recipe import check_settings, load_recipe, parse_overrides
 from spikeloom.train.run import Run

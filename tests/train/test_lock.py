@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from spikeloom.errors import UsageError
-from spikeloom.show import Quiet
+from spikeloom.cli.progress import Quiet
 from spikeloom.train import lock
 from spikeloom.train.lock import locked
 from spikeloom.train.loop import train

@@ -10,10 +10,11 @@ import numpy as np
 import pytest
 import torch
 
+from spikeloom.cli.progress import Quiet
 from spikeloom.errors import DataFileError, UsageError
 from spikeloom.models import create_model
 from spikeloom.reproduce import reproduce
-from spikeloom.show import Quiet
+from spikeloom.cli.progress import Quiet
 from spikeloom.train import build
 from spikeloom.train.batches import mixing
 from spikeloom.train.build import build_datasets

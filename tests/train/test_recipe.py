@@ -12,10 +12,11 @@ import pytest
 import torch
 from golden_vectors import shared_folder
 
+from spikeloom.cli.progress import Quiet
 from spikeloom.data import DATASETS
 from spikeloom.errors import UsageError
 from spikeloom.models import MODELS
-from spikeloom.show import Quiet
+from spikeloom.cli.progress import Quiet
 from spikeloom.train.build import build_datasets, build_model, neuron_factory
 from spikeloom.train.checkpoint import load_tensors
 from spikeloom.train.loop import train

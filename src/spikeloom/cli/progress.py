@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
+import signal
 import sys
-from typing import Any
+from collections.abc import Callable, Generator
+from typing import TYPE_CHECKING, Any
 
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+if TYPE_CHECKING:
+    from rich.progress import Progress
 
-from spikeloom.train.run import Run
+    from spikeloom.train.run import Run
 
 Json = dict[str, Any]
 
@@ -34,6 +38,9 @@ class Quiet:
     def note(self, message: str) -> None:
         pass
 
+    def note(self, message: str) -> None:
+        pass
+
     def warn(self, message: str) -> None:
         print(f"spikeloom: warning: {message}", file=sys.stderr)
 
@@ -42,6 +49,8 @@ class Shown:
     """A progress bar on standard error, and a line an epoch; without a terminal, the lines alone."""
 
     def __init__(self) -> None:
+        from rich.console import Console
+
         self._console = Console(stderr=True, highlight=False, soft_wrap=True)
         self._bar: Progress | None = None
         self._task: Any = None
@@ -74,6 +83,8 @@ class Shown:
     def _begin(self, total: int, done: int, text: str) -> None:
         if not self._console.is_terminal:
             return
+        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
         self._bar = Progress(
             TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn(text),
             TextColumn("left"), TimeRemainingColumn(), console=self._console, transient=True,
@@ -105,6 +116,10 @@ class Shown:
         """Something that was done."""
         self._console.print(message, markup=False)
 
+    def note(self, message: str) -> None:
+        """Something that was done."""
+        self._console.print(message, markup=False)
+
     def warn(self, message: str) -> None:
         """Something the user should know."""
         self._console.print(f"warning: {message}", style="yellow", markup=False)
@@ -114,3 +129,34 @@ class Shown:
         if self._bar is not None:
             self._bar.stop()
             self._bar = None
+
+
+@contextlib.contextmanager
+def show_progress(quiet: bool) -> Generator[Any]:
+    if quiet or int(os.environ.get("RANK", "0")) > 0:
+        yield Quiet()
+        return
+    shown = Shown()
+    try:
+        yield shown
+    finally:
+        shown.close()
+
+
+@contextlib.contextmanager
+def stop_on_signal() -> Generator[Callable[[], bool]]:
+    """Ctrl-C and SIGTERM end a run at the next step, with a checkpoint; a second one ends it at once."""
+    asked = False
+
+    def ask(number: int, frame: Any) -> None:
+        nonlocal asked
+        if asked:
+            raise KeyboardInterrupt
+        asked = True
+
+    before = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield lambda: asked
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

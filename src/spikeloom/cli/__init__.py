@@ -1,0 +1,55 @@
+"""The command line. Nothing heavy is imported until a command needs it, so that `--help` answers at once."""
+
+from __future__ import annotations
+
+import sys
+
+import typer
+
+from spikeloom.cli import audit, bench, doctor, evaluate, export, report, reproduce, run, train
+from spikeloom.cli import list as list_
+from spikeloom.errors import UsageError
+from spikeloom.memory import keep_memory
+
+app = typer.Typer(
+    name="spikeloom",
+    help="Deep spiking neural networks: train them, measure them, reproduce published tables.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    add_completion=False,
+    rich_markup_mode=None,
+)
+
+app.command()(train.train)
+app.command()(evaluate.evaluate)
+app.command()(audit.audit)
+app.command()(run.run)
+app.command()(export.export)
+app.command()(report.report)
+app.command()(reproduce.reproduce)
+app.command()(bench.bench)
+app.command(name="list")(list_.list_)
+app.command()(doctor.doctor)
+
+
+def main() -> None:
+    """The `spikeloom` command: a user's mistake is one line on standard error and exit code 2."""
+    keep_memory()
+    try:
+        code = app(sys.argv[1:] or ["--help"], prog_name="spikeloom", standalone_mode=False)
+    except UsageError as error:
+        code = _fail(str(error))
+    except (KeyboardInterrupt, typer.Abort):
+        code = 130
+    except Exception as error:
+        # A wrong command or option: an exception of click's, of which typer may carry a copy of its own.
+        describe = getattr(error, "format_message", None)
+        if describe is None:
+            raise
+        code = _fail(f"{describe()} (see 'spikeloom --help')")
+    sys.exit(code if isinstance(code, int) else 0)
+
+
+def _fail(message: str) -> int:
+    print(f"spikeloom: error: {' '.join(message.split())}", file=sys.stderr)
+    return 2

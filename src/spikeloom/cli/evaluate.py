@@ -1,0 +1,45 @@
+"""`spikeloom evaluate`: the accuracy of a trained run, and the firing rate of every layer."""
+
+from __future__ import annotations
+
+import json
+from typing import Annotated
+
+import typer
+
+from spikeloom.cli.arguments import AsJson, open_run
+from spikeloom.cli.progress import show_progress
+from spikeloom.errors import UsageError
+
+
+def evaluate(
+    run: Annotated[str, typer.Argument(metavar="RUN", help="The folder of a finished run.")],
+    words: Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="data.* settings.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Evaluate a trained run on its test data, with the firing rate of every layer.
+
+    \b
+    spikeloom evaluate RUN
+    spikeloom evaluate RUN data.root=DATA --json
+    """
+    from spikeloom.train.recipe import check_settings, merge, parse_overrides
+
+    opened = open_run(run)
+    overrides = parse_overrides(words or [])
+    for key in overrides:
+        if key != "data":
+            raise UsageError(f"evaluate takes data.* settings only, got {key!r}")
+    settings = check_settings(merge(opened.settings.model_dump(), overrides), run)
+    from spikeloom.train.evaluate import evaluate_run
+
+    with show_progress(as_json) as progress:
+        result = evaluate_run(opened, settings, progress)
+    if as_json:
+        print(json.dumps(result))
+        return
+    accuracy = "" if result["test_accuracy"] is None else f"accuracy {result['test_accuracy']:.2f} %, "
+    print(f"{opened.title}: {accuracy}loss {result['test_loss']:.4f} on {result['data']}")
+    print("  firing rate (spikes per neuron and step)")
+    for layer, rate in result["rates"].items():
+        print(f"  {100 * rate:6.2f} %  {layer}")

@@ -1,0 +1,74 @@
+"""`spikeloom run`: a trained network by its spikes, beside the network itself."""
+
+from __future__ import annotations
+
+import json
+from typing import Annotated
+
+import typer
+
+from spikeloom.cli.arguments import AsJson, running
+from spikeloom.cli.progress import show_progress
+from spikeloom.errors import UsageError
+
+
+def run(
+    target: Annotated[str, typer.Argument(metavar="RUN|MODEL", help="The folder of a run, or a model's name.")],
+    words: Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Settings.")] = None,
+    show_plan: Annotated[bool, typer.Option("--plan", help="Show every layer: how it runs, and why.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Run a trained network by its spikes on the test data, beside the network itself.
+
+    \b
+    spikeloom run RUN images=1000 data.root=DATA
+    spikeloom run RUN save=engine.safetensors --plan
+    spikeloom run RUN engine=engine.safetensors compare=false
+
+    Keys: images (of the test data, 1000), batch (32), data.*; save (write the engine to a file), engine (take it from
+    one), weights (fp32; bf16: half the file, other roundings; exact: rounded until no sum of spikes rounds,
+    and the engine says to the bit what PyTorch says), compare (run the network itself as well, true); for a model also
+    model.*, neuron.*, seed and input.
+    """
+    from spikeloom import deploy
+    from spikeloom.analyse.target import open_target
+    from spikeloom.deploy.running import run_by_events
+    from spikeloom.train.recipe import parse_overrides
+
+    values = parse_overrides(words or [])
+    save, file, compare = values.pop("save", None), values.pop("engine", None), values.pop("compare", True)
+    weights = values.pop("weights", "fp32")
+    if weights not in ("fp32", "bf16", "exact"):
+        raise UsageError(f"weights must be fp32, bf16 or exact, got {weights!r}")
+    if file is not None and weights == "bf16":
+        raise UsageError("weights=bf16 says how an engine is made; engine= has its own: leave one of them out")
+    if not isinstance(compare, bool):
+        raise UsageError(f"compare must be true or false, got {compare!r}")
+    opened = open_target(target, values)
+    with show_progress(as_json) as progress, running(opened):
+        progress.work("running", opened.images)
+        example = next(opened.batches())[0]
+        model = opened.ready(example)
+        if weights == "exact":
+            model = deploy.exact(model, example)
+        made = "bf16" if weights == "bf16" else "fp32"
+        engine = deploy.compile(model, example, weights=made) if file is None else deploy.load(str(file))
+        if save is not None:
+            engine.save(str(save))
+        found = run_by_events(engine, opened.batches(), model if compare else None, progress.advance)
+    if as_json:
+        print(json.dumps({"target": opened.title, "data": opened.data, **found, "plan": engine.layers()}))
+        return
+    if show_plan:
+        print(engine.plan())
+    print(f"{opened.title} on {opened.data}")
+    print(f"  by events   accuracy {found['accuracy']:6.2f} %   {found['ms']:8.3f} ms an image")
+    if compare:
+        name = "the network" if weights != "exact" else "in PyTorch "
+        print(f"  {name} accuracy {found['model_accuracy']:6.2f} %   {found['model_ms']:8.3f} ms an image")
+        print(
+            f"  the same prediction for {found['same']:.2f} % of images; mean logits within 1e-4 for "
+            f"{found['close']:.2f} %, largest difference {found['difference']:.2g}"
+        )
+    if save is not None:
+        print(f"  written: {save}")

@@ -1,0 +1,99 @@
+"""The tables that commands print."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from spikeloom.analyse import Audit, BlockInput
+
+Json = dict[str, Any]
+
+
+def print_table(title: str, paper: str, budget: str, records: list[Json]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(title=f"{title} (budget: {budget})", caption=f"{paper}. Published, then measured.")
+    for column in ("row", "system", "params M", "FLOPs M", "MACs M", "accuracy %", "data", "time"):
+        table.add_column(column, justify="left" if column in ("row", "system", "data") else "right", overflow="fold")
+
+    def pair(record: Json, key: str, digits: int) -> str:
+        published, measured = record["published"].get(key), record["measured"][key]
+        shown = "-" if measured is None else f"{measured:.{digits}f}"
+        return f"{'-' if published is None else published}\n{shown}"
+
+    for record in records:
+        table.add_row(
+            record["row"], record["system"], pair(record, "params_M", 3), pair(record, "flops_M", 2),
+            f"\n{record['measured']['macs_M']:.2f}", pair(record, "acc", 2), record["data"]["train"],
+            f"\n{record['seconds']:.0f} s",
+        )  # fmt: skip
+    Console().print(table)
+
+
+def print_measured(title: str, paper: str, budget: str, records: list[Json]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    console = Console()
+    table = Table(title=f"{title} (budget: {budget})", caption=paper)
+    for column in ("row", "system", "quantity", "published", "measured"):
+        table.add_column(column, overflow="fold")
+
+    def shown(value: Any) -> str:
+        return "-" if value is None else f"{value:.4g}" if isinstance(value, float) else str(value)
+
+    for record in records:
+        names = dict.fromkeys([*record["published"], *record["measured"]])
+        for index, name in enumerate(names):
+            first = (record["row"], record["system"]) if index == 0 else ("", "")
+            table.add_row(*first, name, shown(record["published"].get(name)), shown(record["measured"].get(name)))
+    console.print(table)
+    for record in records:
+        for figure in record["figures"]:
+            console.print(f"figure: {figure}", markup=False)
+
+
+def print_audit(title: str, data: str, found: Audit, blocks: list[BlockInput]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    console = Console()
+    table = Table(title=f"{title}: what enters each layer, for one image of {found.steps:g} steps")
+    for column in ("layer", "input", "max", "rate %", "MACs M", "ACs M", "uJ", "dead"):
+        table.add_column(column, justify="left" if column in ("layer", "input") else "right", overflow="fold")
+    for row in found.rows:
+        table.add_row(
+            row.name, row.input, f"{row.max:.3g}", f"{100 * row.rate:.2f}", f"{row.macs / 1e6:.3f}",
+            f"{row.acs / 1e6:.3f}", f"{row.energy_pj / 1e6:.3f}", f"{row.dead}/{row.channels}" if row.channels else "",
+            style="red" if row.breaks else None,
+        )  # fmt: skip
+    console.print(table)
+    if blocks:
+        console.print(_block_table(blocks))
+    energies = Table(title="energy of one image, by rule")
+    for column in ("rule", "MACs M", "ACs M", "uJ"):
+        energies.add_column(column, justify="left" if column == "rule" else "right")
+    for name, energy in found.energies().items():
+        energies.add_row(name, f"{energy.macs / 1e6:.3f}", f"{energy.acs / 1e6:.3f}", f"{energy.pj / 1e6:.3f}")
+    console.print(energies)
+    console.print(f"measured on {data}; {found.parameters:,} parameters", markup=False)
+    for line in found.verdict():
+        console.print(line, markup=False)
+
+
+def _block_table(blocks: list[BlockInput]) -> Any:
+    """The histogram of every block, in per cent of its values."""
+    from rich.table import Table
+
+    table = Table(title="what enters q, k and v of each block: % of values")
+    shown = min(max(len(block.counts) for block in blocks), 10)
+    rest = any(len(block.counts) > shown or block.others for block in blocks)
+    for column in ("block", "not 0", *map(str, range(shown)), *(["other"] if rest else [])):
+        table.add_column(column, justify="left" if column == "block" else "right", overflow="fold")
+    for block in blocks:
+        counts = block.counts + [0] * (shown - len(block.counts))
+        parts = [block.total - counts[0], *counts[:shown], *([block.total - sum(counts[:shown])] if rest else [])]
+        table.add_row(block.name, *(f"{100 * part / max(1, block.total):.2f}" for part in parts))
+    return table
