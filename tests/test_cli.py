@@ -6,6 +6,8 @@ import contextlib
 import io
 import json
 import os
+import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -17,6 +19,7 @@ import numpy as np
 import pytest
 from made_files import idx_bytes, jpeg_bytes, pack
 
+import spikeloom as package
 from spikeloom import cli
 from spikeloom.neurons import Neuron
 from spikeloom.train.build import build_model
@@ -88,10 +91,10 @@ def halve(path: Path) -> None:
 def places(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Data and runs, whole and damaged."""
     home = tmp_path_factory.mktemp("places")
-    result = spikeloom("train", *SMALL, f"run={home / 'run'}", "--json")
+    result = spikeloom("train", *SMALL, f"--run={home / 'run'}", "--json")
     assert result.code == 0, result.err
     result = spikeloom("train", *SMALL, "model.T=1", "train.epochs=1", "data.size=20", "model.image_size=20",
-                       f"run={home / 'run20'}", "--json")  # fmt: skip
+                       f"--run={home / 'run20'}", "--json")  # fmt: skip
     assert result.code == 0, result.err
     for name in ("truncated", "flipped", "foreign", "unfinished", "odd"):
         shutil.copytree(home / "run", home / f"run_{name}")
@@ -189,6 +192,56 @@ def test_list(what: str, some: list[str]) -> None:
     assert as_json.err == ""
 
 
+@pytest.mark.parametrize("what", ["surrogates", "losses", "methods", "penalties", "transforms", "measurements"])
+def test_list_of_what_settings_name(what: str) -> None:
+    found = json.loads(spikeloom("list", what, "--json").out)
+    some = {"surrogates": "ATan", "losses": "tet", "methods": "sltt", "penalties": "irm", "transforms": "random_crop",
+            "measurements": "energy"}  # fmt: skip
+    assert some[what] in found
+    assert all(found.values())
+
+
+def test_bare_list_and_bench_say_what_there_is() -> None:
+    kinds = json.loads(spikeloom("list", "--json").out)
+    assert {"recipes", "models", "surrogates", "losses", "methods"} <= set(kinds)
+    assert all(spikeloom("list", kind).code == 0 for kind in kinds)
+    assert [line.split()[0] for line in spikeloom("list").out.splitlines()] == list(kinds)
+    bench = spikeloom("bench")
+    assert bench.code == 0
+    assert [line.split()[0] for line in bench.out.splitlines()] == ["neurons", "methods", "events", "audit"]
+    assert not Path("results").exists()
+
+
+def test_version_and_short_help() -> None:
+    assert spikeloom("--version").out == f"spikeloom {package.__version__}\n"
+    assert spikeloom("-h").out == spikeloom("--help").out
+    assert spikeloom("train", "-h").out == spikeloom("train", "--help").out
+
+
+@pytest.mark.parametrize(
+    ("line", "offered", "not_offered"),
+    [
+        ("spikeloom tr", {"train"}, {"audit"}),
+        ("spikeloom train quick", {"quickstart/digits", "quickstart/mnist"}, {"report/table2"}),
+        ("spikeloom reproduce report/table2#", {"report/table2#s0t2a", "report/table2#s0t2b"}, {"report/table2"}),
+        ("spikeloom train quickstart/digits q", set(), {"quickstart/digits"}),
+        ("spikeloom list su", {"surrogates"}, {"models"}),
+        ("spikeloom run RUN --weights ", {"fp32", "bf16", "exact"}, set()),
+    ],
+)
+def test_the_tab_key(line: str, offered: set[str], not_offered: set[str]) -> None:
+    words = line.split(" ")
+    variables = {"_SPIKELOOM_COMPLETE": "complete_bash", "COMP_WORDS": line, "COMP_CWORD": str(len(words) - 1)}
+    done = subprocess.run(
+        [sys.executable, "-X", "importtime", "-m", "spikeloom"],
+        env={**os.environ, **variables}, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    found = set(done.stdout.split())
+    assert offered <= found
+    assert not (not_offered & found)
+    assert not any(line.endswith(("| torch", "| numpy", "| pydantic")) for line in done.stderr.splitlines())
+
+
 def test_doctor() -> None:
     text = spikeloom("doctor")
     assert text.code == 0
@@ -198,8 +251,67 @@ def test_doctor() -> None:
         assert any(line.startswith(key) and str(found[key]) in line for line in text.out.splitlines())
 
 
+def suggested(text: str) -> list[list[str]]:
+    """The words, as a shell splits them, of every command that a text tells the user to type."""
+    commands = re.findall(r"(?:with:|next: +|make it with:|use:) (spikeloom [^\n;]*)|^ +(tensorboard .*)$", text, re.M)
+    return [shlex.split(a or b) for a, b in commands]
+
+
+def test_a_path_with_spaces_can_be_pasted(tmp_path: Path) -> None:
+    run = tmp_path / "a run's folder"
+    result = spikeloom("train", *SMALL, "train.epochs=1", f"--run={run}")
+    assert result.code == 0, result.err
+    assert suggested(result.out) == [
+        ["spikeloom", "evaluate", str(run)], ["tensorboard", "--logdir", str(run / "tensorboard")]
+    ]  # fmt: skip
+    assert suggested(spikeloom("train", f"--resume={run}").err) == [["spikeloom", "evaluate", str(run)]]
+    again = spikeloom("train", *SMALL, f"--run={run}").err
+    assert suggested(again) == [["spikeloom", "train", "--resume", str(run)]]
+    (run / "summary.json").unlink()
+    (run / "model.safetensors").unlink()
+    for command in ("evaluate", "audit", "run"):
+        assert suggested(spikeloom(command, str(run)).err) == [["spikeloom", "train", "--resume", str(run)]]
+    problem = spikeloom("report", str(run), f"--out={tmp_path / 'page.html'}").err
+    assert suggested(problem) == [["spikeloom", "train", "--resume", str(run)]]
+
+
+@pytest.mark.parametrize("place", ["./own", "own/../own", "/absolute"])
+def test_an_own_recipe_gives_its_file_s_name_to_the_run(place: str, tmp_path: Path) -> None:
+    folder = tmp_path if place == "/absolute" else Path(place)
+    Path("own").mkdir()
+    shutil.copy(Path(package.__file__).parent / "recipes" / "quickstart" / "digits.toml", folder / "mine.toml")
+    result = spikeloom("train", f"{folder if place == '/absolute' else place}/mine.toml", *SMALL[1:], "train.epochs=1")
+    assert result.code == 0, result.err
+    [run] = Path("runs").iterdir()
+    assert run.name.startswith("mine-2")
+
+
+def test_json_leaves_progress_on_standard_error(tmp_path: Path) -> None:
+    result = spikeloom("train", *SMALL, f"--run={tmp_path / 'run'}", "--json")
+    json.loads(result.out)
+    assert [line.split()[1] for line in result.err.splitlines() if line.startswith("epoch ")] == ["1/2", "2/2"]
+
+
+def test_the_bar_begins_without_numbers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FORCE_COLOR", "1")  # a bar although this is no terminal
+    result = spikeloom("train", *SMALL, "train.epochs=1", f"--run={tmp_path / 'run'}", "--json")
+    assert "epoch 1/1" in result.err
+    assert "loss" in result.err
+    assert "nan" not in result.err
+
+
+def test_piped_tables_keep_names_whole(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("COLUMNS", raising=False)
+    words = ["audit", "report_sew_resnet34", "model.T=1", "--images=1", "--input=1x16x16"]
+    rows = json.loads(spikeloom(*words, "--json").out)["rows"]
+    lines = spikeloom(*words).out.splitlines()
+    for row in rows:
+        [line] = [line for line in lines if line.startswith(f"│ {row['name']} ")]
+        assert f" {row['energy_pj'] / 1e6:.3f} " in line
+
+
 def test_train_prints_json(places: Path, tmp_path: Path) -> None:
-    result = spikeloom("train", *SMALL, f"run={tmp_path / 'run'}", "--json")
+    result = spikeloom("train", *SMALL, f"--run={tmp_path / 'run'}", "--json")
     assert result.code == 0
     summary = json.loads(result.out)
     assert summary.pop("run") == str(tmp_path / "run")
@@ -210,7 +322,7 @@ def test_train_prints_json(places: Path, tmp_path: Path) -> None:
 
 def test_train_prints_what_is_next(tmp_path: Path) -> None:
     run = tmp_path / "run"
-    result = spikeloom("train", *SMALL, f"run={run}")
+    result = spikeloom("train", *SMALL, f"--run={run}")
     assert result.code == 0
     summary = json.loads((run / "summary.json").read_text())
     assert f"test accuracy {summary['test_accuracy']:.2f} % on digits (scikit-learn), first 50 images" in result.out
@@ -223,13 +335,13 @@ def test_train_prints_what_is_next(tmp_path: Path) -> None:
 
 def test_train_ends_with_a_report(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run = tmp_path / "a run"
-    result = spikeloom("train", *SMALL, "train.epochs=1", f"run={run}")
+    result = spikeloom("train", *SMALL, "train.epochs=1", f"--run={run}")
     assert f"  report: {run}/report.html" in result.out
     assert (run / "report.html").stat().st_size > 4_000_000
     # A report that fails loses nothing: neither the numbers nor the exit code.
     monkeypatch.setattr("spikeloom.analyse.report.render", lambda runs: {}[0])
     other = tmp_path / "another"
-    result = spikeloom("train", *SMALL, "train.epochs=1", f"run={other}", "--json")
+    result = spikeloom("train", *SMALL, "train.epochs=1", f"--run={other}", "--json")
     assert result.code == 0
     assert json.loads(result.out)["epochs"] == 1
     assert result.err.splitlines()[-1] == (
@@ -241,13 +353,13 @@ def test_train_ends_with_a_report(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 
 def test_report_prints_the_file_and_what_is_missing(places: Path, tmp_path: Path) -> None:
     page = tmp_path / "page.html"
-    result = spikeloom("report", str(places / "run"), str(places / "run_unfinished"), f"out={page}", "--json")
+    result = spikeloom("report", str(places / "run"), str(places / "run_unfinished"), f"--out={page}", "--json")
     found = json.loads(result.out)
     assert found["report"] == str(page)
     [problem] = found["problems"]
     assert problem.startswith(f"{places}/run_unfinished: unfinished: 2 of 2 epochs")
     assert str(places / "run_unfinished") in page.read_text().split("<script>")[0]
-    result = spikeloom("report", str(places / "run"), f"out={page}", "images=7")
+    result = spikeloom("report", str(places / "run"), f"--out={page}", "--images=7")
     assert (result.code, result.out) == (0, f"report: {page}\n")
     assert "Measured on 7 of digits" in page.read_text()
 
@@ -300,13 +412,13 @@ def test_evaluate_takes_data_settings(places: Path) -> None:
 def test_data_come_from_the_environment(places: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SPIKELOOM_DATA", str(places / "data"))
     words = ["quickstart/mnist", "model.T=1", "data.subset=8", "data.test_subset=4", "train.batch_size=4"]
-    result = spikeloom("train", *words, "train.epochs=1", f"run={tmp_path / 'run'}", "--json")
+    result = spikeloom("train", *words, "train.epochs=1", f"--run={tmp_path / 'run'}", "--json")
     assert result.code == 0, result.err
     assert json.loads(result.out)["data"]["train"] == "MNIST files of 64 images, first 8 images"
 
 
 def test_audit_of_a_run(places: Path) -> None:
-    words = ["audit", str(places / "run"), "images=20", "batch=8"]
+    words = ["audit", str(places / "run"), "--images=20", "--batch=8"]
     found = json.loads(spikeloom(*words, "--json").out)
     assert found["target"] == "quickstart/digits (full)"
     assert found["data"] == "20 of digits (scikit-learn), first 50 images"
@@ -323,9 +435,9 @@ def test_audit_of_a_run(places: Path) -> None:
 
 
 def test_a_run_by_its_spikes(places: Path, tmp_path: Path) -> None:
-    words = ["run", str(places / "run"), "images=20", "batch=8"]
+    words = ["run", str(places / "run"), "--images=20", "--batch=8"]
     file = tmp_path / "net.safetensors"
-    found = json.loads(spikeloom(*words, f"save={file}", "--json").out)
+    found = json.loads(spikeloom(*words, f"--save={file}", "--json").out)
     assert (found["target"], found["images"]) == ("quickstart/digits (full)", 20)
     assert found["same"] == 100
     assert found["accuracy"] == found["model_accuracy"]
@@ -335,7 +447,7 @@ def test_a_run_by_its_spikes(places: Path, tmp_path: Path) -> None:
         "head.0",
         "head.2",
     ]
-    again = json.loads(spikeloom(*words, f"engine={file}", "compare=false", "--json").out)
+    again = json.loads(spikeloom(*words, f"--engine={file}", "--no-compare", "--json").out)
     assert again["accuracy"] == found["accuracy"]
     assert "model_ms" not in again
     text = spikeloom(*words, "--plan")
@@ -343,25 +455,25 @@ def test_a_run_by_its_spikes(places: Path, tmp_path: Path) -> None:
     assert "the same prediction for 100.00 % of images" in text.out
     for layer in found["plan"]:
         assert layer["layer"] in text.out
-    exact = spikeloom(*words, "weights=exact")
+    exact = spikeloom(*words, "--weights=exact")
     assert "within 1e-4 for 100.00 %, largest difference 0\n" in exact.out
-    mistake = spikeloom(*words, f"engine={file}", "weights=bf16")
+    mistake = spikeloom(*words, f"--engine={file}", "--weights=bf16")
     assert mistake.code == 2
-    assert "engine= has its own" in mistake.err
+    assert "--engine has its own" in mistake.err
 
 
 def test_mistakes_in_running(places: Path) -> None:
-    words = ["run", str(places / "run"), "images=20"]
+    words = ["run", str(places / "run"), "--images=20"]
     for word, message in (
-        ("engine=none", "none: no such file"), (f"engine={places / 'file'}", "not a safetensors file"),
-        ("compare=maybe", "compare must be true or false"), ("image=3", "unknown key 'image'"),
-        ("weights=half", "weights must be fp32, bf16 or exact"),
+        ("--engine=none", "none: no such file"), (f"--engine={places / 'file'}", "not a safetensors file"),
+        ("compare=false", "write --no-compare"), ("image=3", "unknown key 'image'; did you mean --images?"),
+        ("--weights=half", "weights must be fp32, bf16 or exact"),
     ):  # fmt: skip
         result = spikeloom(*words, word)
         assert result.code == 2
         assert message in result.err
         assert result.err.count("\n") == 1
-    result = spikeloom("run", "psn_cifar_net", "input=3x32x32", "images=2")
+    result = spikeloom("run", "psn_cifar_net", "--input=3x32x32", "--images=2")
     assert result.code == 2
     assert "features.1.neuron: the event engine has no step for spikeloom::band" in result.err
 
@@ -380,7 +492,7 @@ def test_export_of_a_run(places: Path) -> None:
 
 def test_export_of_a_model() -> None:
     nir = pytest.importorskip("nir", reason="the extra `exchange` is not installed")
-    words = ["export", "shd_net", "--to", "nir", "input=700", "neuron.name=LIF", "--T", "7"]
+    words = ["export", "shd_net", "--to", "nir", "--input=700", "neuron.name=LIF", "--T", "7"]
     result = spikeloom(*words)
     assert result.code == 0, result.err
     assert result.out.startswith("shd_net, untrained: NIR, 9 nodes, T = 7, 0.")
@@ -390,8 +502,8 @@ def test_export_of_a_model() -> None:
 
 
 def test_audit_of_a_model() -> None:
-    words = ["report_sew_resnet34", "model.T=2", "images=2"]
-    noise = json.loads(spikeloom("audit", *words, "input=1x16x16", "--json").out)
+    words = ["report_sew_resnet34", "model.T=2", "--images=2"]
+    noise = json.loads(spikeloom("audit", *words, "--input=1x16x16", "--json").out)
     assert noise["data"] == "random inputs 1x16x16"
     digits = json.loads(spikeloom("audit", *words, "data.name=digits", "data.size=16", "--json").out)
     assert digits["data"] == "2 of digits (scikit-learn)"
@@ -404,7 +516,7 @@ def test_audit_of_a_model() -> None:
 def test_audit_of_a_transformer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("COLUMNS", "120")
     page = tmp_path / "blocks.html"
-    small = ["model.channels=32", "model.heads=4", "model.depth=2", "images=2", f"histograms={page}"]
+    small = ["model.channels=32", "model.heads=4", "model.depth=2", "--images=2", f"--histograms={page}"]
     found: dict[str, list[Any]] = {}
     for name in ("spikformer_4_384", "spikingformer_4_384"):
         found[name] = json.loads(spikeloom("audit", name, *small, "--json").out)["block_inputs"]
@@ -427,7 +539,7 @@ MISTAKES: dict[str, tuple[str, list[str]]] = {
     "unknown option of list": ("list models --jsn", ["--jsn"]),
     "missing argument": ("evaluate", ["RUN"]),
     "surplus argument": ("list models neurons", ["neurons"]),
-    "unknown list": ("list modles", ["'modles'", "did you mean models?"]),
+    "unknown list": ("list modles", ["'modles'", "did you mean models or"]),
     "unknown recipe": ("train quickstart/digit", ["'quickstart/digit'", "did you mean quickstart/digits"]),
     "no recipe file": ("train none.toml", ["none.toml"]),
     "unknown row": ("train report/table2#s0t2d data.root={0}/data", ["'s0t2d'", "s0t2a"]),
@@ -437,6 +549,12 @@ MISTAKES: dict[str, tuple[str, list[str]]] = {
     "no table": ("reproduce data.root={0}/data", ["name a table"]),
     "unknown budget": ("train budget=smal", ["'smal'", "smoke"]),
     "unknown budget of reproduce": ("reproduce report/table2 budget=ful", ["'ful'", "did you mean full?"]),
+    "a setting without its table": ("train lr=0.1", ["unknown key 'lr'", "did you mean train.lr?"]),
+    "a misspelt setting without its table": ("train epoch=3", ["'epoch'", "did you mean train.epochs"]),
+    "an option of the model without its table": ("reproduce report/table2 T=8", ["did you mean model.T?"]),
+    "a setting as an option": ("train --batch-size=3", ["did you mean train.batch_size?", "spikeloom train --help"]),
+    "no images": ("audit report_vgg16 --images=0", ["--images", "1"]),
+    "an option of another benchmark": ("bench audit --model=x", ["--model", "spikeloom bench methods"]),
     "unknown top key": ("train sede=3", ["'sede'", "did you mean seed"]),
     "unknown nested key": ("train train.epohcs=3", ["'train.epohcs'", "did you mean epochs"]),
     "unknown option of the model": ("train model.block_bais=true", ["'block_bais'", "did you mean block_bias?"]),
@@ -467,17 +585,28 @@ MISTAKES: dict[str, tuple[str, list[str]]] = {
     "image size": ("train data.subset=64 model.name=colored_mnist_net model.T=1 model.image_size=8", ["at least 16"]),
     "model of another image size": ("train data.subset=64 model.name=colored_mnist_net model.T=1", ["28", "8"]),
     "images smaller than the model takes": ("train data.subset=64 model.name=report_vgg16 model.T=1", ["32", "8"]),
-    "run folder below a file": ("train run={0}/file/run", ["{0}/file/run", "run=PATH"]),
-    "run folder is a file": ("train run={0}/file", ["{0}/file", "run=PATH"]),
-    "run folder with a run": ("train run={0}/run", ["{0}/run is not empty", "resume={0}/run", "run=PATH"]),
-    "resume of no run": ("train resume={0}/empty", ["{0}/empty is not a run"]),
-    "resume of nothing": ("train resume={0}/nowhere", ["{0}/nowhere"]),
-    "resume of damaged settings": ("train resume={0}/run_odd", ["settings.json"]),
-    "resume of a finished run": ("train resume={0}/run", ["finished", "spikeloom evaluate {0}/run"]),
-    "resume of another model's checkpoint": ("train resume={0}/run_foreign", ["checkpoint.safetensors", "another"]),
+    "run folder below a file": ("train --run={0}/file/run", ["{0}/file/run", "--run"]),
+    "run folder is a file": ("train --run={0}/file", ["{0}/file", "--run"]),
+    "run folder with a run": ("train --run={0}/run", ["{0}/run is not empty", "--resume {0}/run", "--run"]),
+    "resume of no run": ("train --resume={0}/empty", ["{0}/empty is not a run"]),
+    "resume of nothing": ("train --resume={0}/nowhere", ["{0}/nowhere"]),
+    "resume of damaged settings": ("train --resume={0}/run_odd", ["settings.json"]),
+    "resume with a recipe": ("train quickstart/digits --resume={0}/run_unfinished", ["--resume RUN", "no recipe"]),
+    "resume with a budget": ("train budget=smoke --resume={0}/run_unfinished", ["--resume RUN", "no budget"]),
+    "resume into another folder": ("train --run=x --resume={0}/run_unfinished", ["--resume RUN", "no --run"]),
+    "resume with another model": ("train model.T=3 --resume={0}/run_unfinished", ["model.T cannot change", "train.lr"]),
+    "resume with another order": ("train seed=3 --resume={0}/run_unfinished", ["seed cannot change"]),
+    "resume with other batches": (
+        "train train.batch_size=8 --resume={0}/run_unfinished", ["train.batch_size cannot change"]
+    ),
+    "resume with other data": ("train data.subset=32 --resume={0}/run_unfinished", ["data.subset cannot change"]),
+    "resume with no such key": ("train train.loss.smooth=1 --resume={0}/run_unfinished", ["unknown key 'smooth'"]),
+    "resume with too few epochs": ("train train.epochs=1 --resume={0}/run_unfinished", ["2 epochs", "train.epochs"]),
+    "resume of a finished run": ("train --resume={0}/run", ["finished", "spikeloom evaluate {0}/run"]),
+    "resume of another model's checkpoint": ("train --resume={0}/run_foreign", ["checkpoint.safetensors", "another"]),
     "evaluation of no run": ("evaluate {0}/empty", ["{0}/empty is not a run"]),
     "evaluation of an unfinished run": (
-        "evaluate {0}/run_unfinished", ["not finished", "resume={0}/run_unfinished"]
+        "evaluate {0}/run_unfinished", ["not finished", "--resume {0}/run_unfinished"]
     ),
     "truncated weights": ("evaluate {0}/run_truncated", ["{0}/run_truncated/model.safetensors", "truncated"]),
     "damaged weights": ("evaluate {0}/run_flipped", ["{0}/run_flipped/model.safetensors", "damaged"]),
@@ -486,31 +615,70 @@ MISTAKES: dict[str, tuple[str, list[str]]] = {
     "unknown key of an evaluation": ("evaluate {0}/run data.rot=x", ["'rot'", "root"]),
     "audit of nothing": ("audit report_resnet", ["'report_resnet'", "neither", "did you mean"]),
     "audit of no run": ("audit {0}/empty", ["{0}/empty is not a run"]),
-    "audit of an unfinished run": ("audit {0}/run_unfinished", ["not finished", "resume={0}/run_unfinished"]),
+    "audit of an unfinished run": ("audit {0}/run_unfinished", ["not finished", "--resume {0}/run_unfinished"]),
     "report of no run": ("report {0}/empty", ["{0}/empty is not a run", "settings.json"]),
-    "report of nothing": ("report images=3", ["name the folder of a run"]),
-    "unknown key of a report": ("report {0}/run image=3", ["'image'", "did you mean images"]),
+    "report of nothing": ("report data.root=x", ["name the folder of a run"]),
+    "unknown key of a report": ("report {0}/run image=3", ["'image'", "did you mean --images?"]),
     "report of the same run": ("report {0}/run {0}/run", ["named twice"]),
-    "report to nowhere": ("report {0}/run out={0}/nowhere/page.html", ["cannot write {0}/nowhere/page.html"]),
-    "unknown key of an audit": ("audit {0}/run image=3", ["'image'", "did you mean images"]),
+    "report to nowhere": ("report {0}/run --out={0}/nowhere/page.html", ["there is no folder {0}/nowhere"]),
+    "unknown key of an audit": ("audit {0}/run image=3", ["'image'", "did you mean --images?"]),
     "unknown model option of an audit": ("audit report_vgg16 model.TT=3", ["'TT'"]),
     "histograms without attention": (
-        "audit report_vgg16 images=1 histograms={0}/x.html", ["report_vgg16", "no spiking self-attention"]
+        "audit report_vgg16 --images=1 --histograms={0}/x.html", ["report_vgg16", "no spiking self-attention"]
     ),
     "histograms nowhere": (
-        "audit spikformer_2_384 model.channels=24 images=1 histograms={0}/no/x.html", ["no/x.html", "No such file"]
+        "audit spikformer_2_384 model.channels=24 --images=1 --histograms={0}/no/x.html",
+        ["no/x.html", "there is no folder {0}/no"],
     ),
-    "audit on other inputs": ("audit report_vgg16 input=3x8x8 images=1", ["report_vgg16", "3x8x8"]),
+    "audit on other inputs": ("audit report_vgg16 --input=3x8x8 --images=1", ["report_vgg16", "3x8x8"]),
     "no data root of an audit": ("audit report_vgg16 data=mnist", ["data.root=", "SPIKELOOM_DATA"]),
     "unknown format of an export": ("export report_vgg16 --to nri", ["'nri'", "did you mean nir"]),
     "export of nothing": ("export report_resnet --to nir", ["'report_resnet'", "neither", "did you mean"]),
     "export of what NIR lacks": ("export {0}/run --to nir", ["layer features.", "(MaxPool2d)", "NIR has no max pool"]),
     "export of no steps": ("export {0}/run --to onnx --T 0", ["T must be at least 1, got 0"]),
-    "export on other inputs": ("export report_vgg16 --to onnx input=3x8x8", ["32x32, got 8x8"]),
+    "export on other inputs": ("export report_vgg16 --to onnx --input=3x8x8", ["32x32, got 8x8"]),
     "export to nowhere": (
-        "export shd_net --to nir --out {0}/nowhere/a.nir input=700 neuron.name=LIF", ["cannot write {0}/nowhere/a.nir"]
+        "export shd_net --to nir --out {0}/nowhere/a.nir --input=700 neuron.name=LIF",
+        ["cannot write {0}/nowhere/a.nir: there is no folder {0}/nowhere"],
     ),
 }  # fmt: skip
+
+
+OLD_SPELLINGS = {
+    "train run=here": "--run here",
+    "train resume=here": "--resume here",
+    "audit report_vgg16 images=3": "--images 3",
+    "audit report_vgg16 batch=3": "--batch 3",
+    "audit report_vgg16 input=3x8x8": "--input 3x8x8",
+    "audit spikformer_4_384 histograms=a.html": "--histograms a.html",
+    "run report_vgg16 save=a": "--save a",
+    "run report_vgg16 engine=a": "--engine a",
+    "run report_vgg16 weights=exact": "--weights exact",
+    "run report_vgg16 compare=false": "--no-compare",
+    "export report_vgg16 --to=nir input=3x8x8": "--input 3x8x8",
+    "export report_vgg16 --to=nir out=a": "--out a",
+    "report nowhere out=a": "--out a",
+    "report nowhere images=3": "--images 3",
+    "reproduce report/table2 run=a": "--run a",
+    "reproduce report/table2 results=a": "--results a",
+    "bench neurons quick=true": "--quick",
+    "bench neurons out=a": "--out a",
+    "bench methods model=a": "--model a",
+    "bench events data=a": "--data a",
+}
+
+
+@pytest.mark.parametrize("old", OLD_SPELLINGS)
+def test_an_option_written_as_a_setting_is_told_its_new_spelling(old: str) -> None:
+    result = spikeloom(*old.split())
+    assert result.code == 2
+    [line] = result.err.splitlines()
+    assert line.endswith(f"= is an option: write {OLD_SPELLINGS[old]}")
+    assert list(Path().iterdir()) == []
+
+
+def test_an_option_with_spaces_is_told_in_quotes() -> None:
+    assert spikeloom("train", "run=a b").err.endswith("write --run 'a b'\n")
 
 
 def listing(*folders: Path) -> dict[str, int]:
@@ -533,8 +701,8 @@ def test_a_mistake_is_one_line(mistake: str, places: Path) -> None:
 def test_a_mistake_leaves_nothing_behind(mistake: str, places: Path, tmp_path: Path) -> None:
     before = listing(places, tmp_path)
     words = MISTAKES[mistake][0].format(places).split(" ")
-    if words[0] == "train" and not any(word.startswith(("run=", "resume=", "-")) for word in words):
-        words.append(f"run={tmp_path / 'run'}")
+    if words[0] == "train" and not any(word.startswith("-") for word in words):
+        words.append(f"--run={tmp_path / 'run'}")
     with contextlib.suppress(Exception):  # the test above asks for the line
         spikeloom(*words)
     assert listing(places, tmp_path) == before
@@ -556,15 +724,15 @@ def test_a_mistake_in_a_process_of_its_own(mistake: str, places: Path) -> None:
 
 def test_a_corrected_mistake_may_use_the_folder(tmp_path: Path) -> None:
     run = tmp_path / "run"
-    assert spikeloom("train", *SMALL, "train.batch_size=128", f"run={run}").code == 2
-    result = spikeloom("train", *SMALL, "train.epochs=1", f"run={run}")
+    assert spikeloom("train", *SMALL, "train.batch_size=128", f"--run={run}").code == 2
+    result = spikeloom("train", *SMALL, "train.epochs=1", f"--run={run}")
     assert result.code == 0, result.err
 
 
 def test_a_name_with_odd_characters(tmp_path: Path) -> None:
     # What looks like markup or a number is a name like any other.
     for name in ("[bold]run[/bold]", "2026"):
-        result = spikeloom("train", *SMALL, "train.epochs=1", f"run={name}")
+        result = spikeloom("train", *SMALL, "train.epochs=1", f"--run={name}")
         assert result.code == 0, result.err
         assert Path(name, "summary.json").is_file()
         assert f"run:   {name}" in result.out

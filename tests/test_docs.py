@@ -5,7 +5,10 @@ import shlex
 from pathlib import Path
 
 import pytest
+import typer
 
+from spikeloom import cli
+from spikeloom.registry import list_recipes
 from spikeloom.reproduce import check_measure
 from spikeloom.train.recipe import load_recipe, parse_overrides
 
@@ -26,24 +29,42 @@ def test_python_examples_run(code):
     exec(compile(code, "example", "exec"), {"__name__": "example"})
 
 
-def _commands() -> list[str]:
+def _commands(names: str) -> list[str]:
     lines = [line for page in PAGES for line in page.read_text().splitlines()]
     found = [re.sub(r"^\$ ", "", line).split("#  ")[0].split("  # ")[0] for line in lines]
-    return sorted({line.strip() for line in found if re.match(r"spikeloom (train|reproduce) ", line)})
+    found += re.findall(r"`(spikeloom [^`]*)`", "".join(page.read_text().replace("\n", " ") for page in PAGES))
+    found += [load_recipe(name).command for name in list_recipes()]
+    return sorted({line.strip() for line in found if re.match(rf"spikeloom ({names}) ", line)})
 
 
-@pytest.mark.parametrize("command", _commands())
+def _split(command: str) -> tuple[list[str], set[str]]:
+    """The words of a command that are no options, and the names of its options."""
+    options = {option.split("=")[0] for option in re.findall(r" (--[^ ]+)", command)}
+    return shlex.split(re.sub(r" --(run|resume|results|out|to|T|images|input|save|engine|weights)[ =][^ ]+", "",
+                              command))[2:], options  # fmt: skip
+
+
+@pytest.mark.parametrize("command", _commands("[a-z]+"))
+def test_options_of_commands_exist(command):
+    name = command.split()[1]
+    [known] = [c for c in typer.main.get_command(cli.app).commands.values() if c.name == name]
+    options = {option for param in known.params for option in (*param.opts, *param.secondary_opts)}
+    words, used = _split(command)
+    assert used <= options
+    for word in words:
+        assert f"--{word.split('=')[0]}" not in options or "=" not in word, f"{word} is an option"
+
+
+@pytest.mark.parametrize("command", _commands("train|reproduce"))
 def test_commands_name_what_exists(command):
-    words = shlex.split(command)[2:]
-    recipe = words.pop(0) if "=" not in words[0] else "quickstart/digits"
+    words, options = _split(command)
+    recipe = words.pop(0) if words and "=" not in words[0] else "quickstart/digits"
     overrides = parse_overrides(words)
-    if "resume" in overrides or recipe.startswith("./"):
+    if "--resume" in options or recipe.startswith("./") or recipe == "RECIPE":
         return
     name, _, row = recipe.partition("#")
     loaded = load_recipe(name)
     budget = overrides.pop("budget", None)
-    for place in ("run", "results"):
-        overrides.pop(place, None)
     for each in [row] if row else loaded.rows:
         if loaded.measures:
             check_measure(loaded, each, budget, overrides)
@@ -53,4 +74,4 @@ def test_commands_name_what_exists(command):
 
 def test_there_are_examples():
     assert len(_blocks("python")) >= 4
-    assert len(_commands()) >= 4
+    assert len(_commands("[a-z]+")) >= 40

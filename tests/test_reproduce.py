@@ -223,7 +223,7 @@ def test_places_may_look_like_numbers(
     tmp_path: Path, root: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    places = ["run=2026", "results=11"]
+    places = ["--run=2026", "--results=11"]
     words = ["reproduce", "report/table2#s0t2b", *WORDS, f"data.root={root}", *places, "--json"]
     assert spikeloom(monkeypatch, *words) == 0, capsys.readouterr().err
     assert Path("11/report/table2/s0t2b.smoke.seed1.json").is_file()
@@ -248,7 +248,7 @@ def test_results_that_cannot_be_written(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     Path("file").write_text("a regular file")
-    words = ["reproduce", "report/table2#s0t2b", *WORDS, f"data.root={root}", "results=file/below"]
+    words = ["reproduce", "report/table2#s0t2b", *WORDS, f"data.root={root}", "--results=file/below"]
     assert spikeloom(monkeypatch, *words) == 2
     captured = capsys.readouterr()
     assert captured.out == ""
@@ -277,7 +277,7 @@ def test_every_measurement_takes_its_options(name: str) -> None:
 def test_a_measured_row_is_written(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    words = ["measure.lengths=[2, 5]", "measure.repeats=5", f"results={tmp_path}", "budget=smoke"]
+    words = ["measure.lengths=[2, 5]", "measure.repeats=5", f"--results={tmp_path}", "budget=smoke"]
     assert spikeloom(monkeypatch, "reproduce", "paralif/speed", *words, "--json") == 0
     [record] = json.loads(capsys.readouterr().out)
     assert record["measured"]["acceleration_plain_lif_at_5"] > 0

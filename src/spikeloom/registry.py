@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import fnmatch
 from collections.abc import Callable, Iterable, Iterator
+from importlib import resources
 from typing import Generic, TypeVar, cast
 
 from spikeloom.errors import UsageError
@@ -65,3 +66,20 @@ class Registry(Generic[Entry]):
     def names(self, pattern: str = "*") -> list[str]:
         """The names that match a shell pattern, sorted."""
         return sorted(fnmatch.filter(self._entries, pattern))
+
+
+def list_recipes() -> list[str]:
+    """Names of the recipes in the package, such as "report/table2"."""
+    root = resources.files("spikeloom") / "recipes"
+    return sorted(
+        f"{folder.name}/{file.name.removesuffix('.toml')}"
+        for folder in root.iterdir()
+        if folder.is_dir()
+        for file in folder.iterdir()
+        if file.name.endswith(".toml")
+    )
+
+
+def recipe_text(name: str) -> str:
+    """The TOML of a recipe of the package."""
+    return (resources.files("spikeloom") / "recipes" / f"{name}.toml").read_text()

@@ -60,7 +60,7 @@ def reproduce(
         One record a row: published and measured numbers, settings, environment.
     """
     runs, results = Path(runs), Path(results)
-    name = _name(recipe)
+    name = recipe.short_name
     records: list[Json] = []
     # All rows are checked before the first one runs.
     if recipe.measures:
@@ -101,16 +101,11 @@ def _trained(
         started, _ = _trained(first, base_row, budget, first_settings, runs, progress, stop)
         train_settings = settings.train.model_copy(update={"start_from": str(started.folder)})
         settings = settings.model_copy(update={"train": train_settings})
-    name = _name(recipe).replace("/", "-")
+    name = recipe.short_name.replace("/", "-")
     folder = runs / name / f"{row}-{budget}-{_digest(settings)}"
     begun = (folder / "settings.json").is_file()
     run = Run.open(folder) if begun else Run.plan(folder, recipe.name, row, budget, settings)
     return run, run.summary() or train(run, progress, stop)
-
-
-def _name(recipe: Recipe) -> str:
-    # A recipe of the user's own is named by its file.
-    return Path(recipe.name).stem if recipe.name.endswith(".toml") else recipe.name
 
 
 def check_measure(recipe: Recipe, row: str, budget: Budget | None, overrides: Json) -> MeasureSettings:
@@ -147,9 +142,7 @@ def _writable(folder: Path) -> Generator[None]:
     try:
         yield
     except OSError as error:
-        raise UsageError(
-            f"cannot write {folder}: {error.strerror or error}; choose another with results=PATH"
-        ) from None
+        raise UsageError(f"cannot write {folder}: {error.strerror or error}; choose another with --results") from None
 
 
 def _record(row: Row, recipe: Recipe, run: Run, summary: Json) -> Json:
@@ -168,6 +161,7 @@ def _record(row: Row, recipe: Recipe, run: Run, summary: Json) -> Json:
         "parameters": cost.parameters, "macs": cost.macs, "flops_s0": cost.flops_s0,
         "data": summary["data"], "epochs": summary["epochs"], "seconds": summary["seconds"],
         "settings": settings.model_dump(exclude={"data": {"root"}}),
+        **({"changes": list(run.changes)} if run.changes else {}),
         "environment": summary["environment"], "date": datetime.date.today().isoformat(),
     }  # fmt: skip
 

@@ -49,7 +49,7 @@ def test_every_contender_runs_every_batch(monkeypatch: pytest.MonkeyPatch) -> No
 
 def test_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.setattr(audit, "SMALL", TINY[:1])
-    monkeypatch.setattr(sys, "argv", ["spikeloom", "bench", "audit", "quick=true", f"out={tmp_path}"])
+    monkeypatch.setattr(sys, "argv", ["spikeloom", "bench", "audit", "--quick", f"--out={tmp_path}"])
     with pytest.raises(SystemExit) as exit_:
         cli.main()
     assert exit_.value.code == 0

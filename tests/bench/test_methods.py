@@ -73,7 +73,7 @@ def test_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.C
     assert tables["highest over lowest peak memory"] == spreads
     assert json.loads((tmp_path / "methods-anything.json").read_text())["highest over lowest peak memory"] == spreads
     assert "peak resident memory, MB" in (tmp_path / "methods-anything.html").read_text()
-    monkeypatch.setattr(sys, "argv", ["spikeloom", "bench", "methods", f"out={tmp_path}", "model=other"])
+    monkeypatch.setattr(sys, "argv", ["spikeloom", "bench", "methods", f"--out={tmp_path}", "--model=other"])
     with pytest.raises(SystemExit) as exit_:
         cli.main()
     assert exit_.value.code == 0

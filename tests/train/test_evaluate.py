@@ -137,7 +137,7 @@ def test_load_run(finished: Run) -> None:
 def test_an_unfinished_run(finished: Run, tmp_path: Path) -> None:
     shutil.copytree(finished.folder, tmp_path / "run")
     (tmp_path / "run" / "model.safetensors").unlink()
-    with pytest.raises(DataFileError, match="is not finished; continue it with 'spikeloom train resume="):
+    with pytest.raises(DataFileError, match="is not finished; continue it with: spikeloom train --resume "):
         load_run(Run.open(tmp_path / "run"), 1, 10)
 
 

@@ -300,14 +300,74 @@ def test_precisions_may_follow_each_other_in_one_process(tmp_path: Path) -> None
 # --- what goes wrong --------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("lr", [1e30, 1e38])
-def test_a_loss_that_is_no_number(tmp_path: Path, lr: float) -> None:
-    run = run_of(tmp_path / "run", NORMED, train={"lr": lr, "epochs": 1, "warmup_epochs": 0})
-    with pytest.raises(UsageError, match=r"^the loss is (nan|inf) at epoch 1, step \d: lower train.lr; ") as info:
+@pytest.mark.parametrize(("lr", "lower"), [(1e30, "1e+29"), (1e38, "1e+37")])
+def test_a_loss_that_is_no_number(tmp_path: Path, lr: float, lower: str) -> None:
+    run = run_of(tmp_path / "a run", NORMED, train={"lr": lr, "epochs": 1, "warmup_epochs": 0})
+    with pytest.raises(UsageError, match=r"^the loss is (nan|inf) at epoch 1, step \d: ") as info:
         train(run, Told())
     assert "\n" not in str(info.value)
+    assert "from its beginning, as it has no checkpoint yet, with a lower rate" in str(info.value)
+    assert str(info.value).endswith(f"spikeloom train --resume '{run.folder}' train.lr={lower}")
     assert not run.weights.exists()
     assert run.summary() is None
+    # The advice works: from the beginning, as nothing was kept.
+    calm = Run.open(run.folder).changed({"train": {"lr": 0.01}})
+    train(calm, Told())
+    fresh = run_of(tmp_path / "fresh", NORMED, train={"lr": 0.01, "epochs": 1, "warmup_epochs": 0})
+    train(fresh, Told())
+    assert equal(weights(calm), weights(fresh))
+
+
+def test_a_loss_that_is_no_number_after_a_checkpoint(tmp_path: Path) -> None:
+    run = run_of(tmp_path / "run", NORMED, train={"epochs": 2, "warmup_epochs": 0})
+    asked = iter([False, True])
+    with pytest.raises(Interrupted):
+        train(run, Told(), lambda: next(asked))
+    wild = Run.open(run.folder).changed({"train": {"lr": 1e38}})
+    with pytest.raises(UsageError, match=r"continue from its last checkpoint with a lower rate: .* train\.lr=1e\+37$"):
+        train(wild, Told())
+
+
+def test_settings_change_from_a_checkpoint_on(tmp_path: Path) -> None:
+    before = {"optimizer": "sgd", "lr": 0.1, "momentum": 0.9, "schedule": "constant", "epochs": 2}
+    after = {"lr": 0.02, "momentum": 0.5, "weight_decay": 0.1}
+    run = run_of(tmp_path / "run", SMALL, train=before)
+    asked = iter([False, True])
+    with pytest.raises(Interrupted):
+        train(run, Told(), lambda: next(asked))
+    changed = Run.open(run.folder).changed({"train": after})
+    told = Told()
+    summary = train(changed, told)
+    assert told.started == [(8, 2)]
+    assert [record["lr"] for record in told.records] == [0.02, 0.02]
+    # The same by hand: one optimiser, its constants set anew after two of eight steps.
+    images, _ = build_datasets(run.settings)
+    model = build_model(run.settings, 1, 10).to(memory_format=torch.channels_last)
+    optimizer = torch.optim.SGD(model.parameters(), 0.1, momentum=0.9)
+    for step, batch in enumerate([*epoch_order(64, 1, 0).split(16), *epoch_order(64, 1, 1).split(16)]):
+        if step == 2:
+            optimizer.param_groups[0].update(after)
+        x, y = images.__getitems__(batch.tolist())
+        optimizer.zero_grad()
+        sdt(model(x.contiguous(memory_format=torch.channels_last)), y).backward()
+        optimizer.step()
+    assert equal(weights(changed), dict(model.state_dict()))
+    # The run says so.
+    pairs = {"train.lr": [0.1, 0.02], "train.momentum": [0.9, 0.5], "train.weight_decay": [0.0, 0.1]}
+    changes = [{"after_epoch": 0, "settings": pairs}]
+    opened = Run.open(run.folder)
+    assert (opened.settings, list(opened.changes)) == (changed.settings, changes)
+    assert summary["changes"] == changes
+    assert "after epoch 0: train.lr 0.02 instead of 0.1" in opened.changes_in_words()[0]
+
+
+def test_a_refused_change_leaves_the_run_as_it_was(finished: Run) -> None:
+    before = (finished.folder / "settings.json").read_bytes()
+    for values in ({"seed": 3}, {"model": {"T": 4}}, {"train": {"optimizer": "adamw"}}, {"train": {"lr": -1.0}}):
+        with pytest.raises(UsageError):
+            finished.changed(values)
+    assert finished.changed({"train": {"lr": finished.settings.train.lr}}) is finished
+    assert (finished.folder / "settings.json").read_bytes() == before
 
 
 def test_a_silent_layer_is_named(tmp_path: Path) -> None:
@@ -413,7 +473,7 @@ def test_the_last_checkpoint_holds_the_trained_weights(finished: Run) -> None:
 
 
 def test_an_occupied_folder_is_refused(finished: Run) -> None:
-    with pytest.raises(UsageError, match="is not empty: continue it with resume="):
+    with pytest.raises(UsageError, match=r"is not empty: .* with: spikeloom train --resume "):
         Run.plan(finished.folder, "x", "main", "full", finished.settings)
 
 
@@ -510,7 +570,7 @@ TWO = [
 
 @pytest.mark.slow
 def test_two_processes(tmp_path: Path) -> None:
-    done = torchrun(tmp_path, *TWO, f"run={tmp_path / 'run'}", "--json")
+    done = torchrun(tmp_path, *TWO, f"--run={tmp_path / 'run'}", "--json")
     assert done.returncode == 0, done.stderr
     ranks = [json.loads((tmp_path / f"rank{rank}.json").read_text()) for rank in (0, 1)]
     assert ranks[0]["digest"] == ranks[1]["digest"]
@@ -539,7 +599,7 @@ def test_two_processes(tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_two_processes_take_the_steps_of_one(tmp_path: Path) -> None:
     # Two of 16 images each are one of 32, up to the order of additions.
-    done = torchrun(tmp_path, *TWO, "train.epochs=1", f"run={tmp_path / 'two'}", "--json")
+    done = torchrun(tmp_path, *TWO, "train.epochs=1", f"--run={tmp_path / 'two'}", "--json")
     assert done.returncode == 0, done.stderr
     two = Run.open(tmp_path / "two")
     train(run_of(tmp_path / "one", SMALL, data={"test_subset": 51}, train={"batch_size": 32}), Told())
@@ -568,7 +628,7 @@ def test_two_processes_with_synced_norms_take_the_steps_of_one(tmp_path: Path) -
 
 @pytest.mark.slow
 def test_a_mistake_ends_both_processes(tmp_path: Path) -> None:
-    done = torchrun(tmp_path, *TWO, "train.batch_size=64", f"run={tmp_path / 'run'}")
+    done = torchrun(tmp_path, *TWO, "train.batch_size=64", f"--run={tmp_path / 'run'}")
     assert done.returncode != 0
     lines = [line for line in done.stderr.splitlines() if line.startswith("spikeloom: error:")]
     assert lines
@@ -578,13 +638,13 @@ def test_a_mistake_ends_both_processes(tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_two_processes_continue(tmp_path: Path) -> None:
     whole, parts = tmp_path / "whole", tmp_path / "parts"
-    assert torchrun(tmp_path, *TWO, f"run={whole}", "--json").returncode == 0
-    stopped = torchrun(tmp_path, *TWO, f"run={parts}", "--json", STOP_AFTER="3")
+    assert torchrun(tmp_path, *TWO, f"--run={whole}", "--json").returncode == 0
+    stopped = torchrun(tmp_path, *TWO, f"--run={parts}", "--json", STOP_AFTER="3")
     assert stopped.returncode != 0
-    assert f"spikeloom train resume={parts}" in stopped.stderr
+    assert f"spikeloom train --resume {parts}" in stopped.stderr
     at = load_tensors(parts / "checkpoint.safetensors")[1]["position"]
     assert (at["epoch"], at["step"]) == (1, 1)  # in the middle of the second epoch
-    done = torchrun(tmp_path, "train", f"resume={parts}", "--json")
+    done = torchrun(tmp_path, "train", f"--resume={parts}", "--json")
     assert done.returncode == 0, done.stderr
     assert equal(weights(Run.open(parts)), weights(Run.open(whole)))
     for first, second in zip(timeless(Run.open(parts).metrics()), timeless(Run.open(whole).metrics()), strict=True):

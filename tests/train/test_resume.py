@@ -106,7 +106,7 @@ def wait_until_middle(process: subprocess.Popen[str], run: Path) -> None:
 
 
 def resume_here(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sys, "argv", ["spikeloom", "train", f"resume={run}", "--json"])
+    monkeypatch.setattr(sys, "argv", ["spikeloom", "train", f"--resume={run}", "--json"])
     with pytest.raises(SystemExit) as exit_:
         cli.main()
     assert exit_.value.code == 0
@@ -136,7 +136,7 @@ def assert_same_end(run: Path, unbroken: Path) -> None:
 @pytest.fixture(scope="module")
 def unbroken(tmp_path_factory: pytest.TempPathFactory) -> Path:
     run = tmp_path_factory.mktemp("unbroken") / "run"
-    code, out, err = finish(start("train", *SETTINGS, f"run={run}", "--json"))
+    code, out, err = finish(start("train", *SETTINGS, f"--run={run}", "--json"))
     assert code == 0, err
     assert json.loads(out)["epochs"] == EPOCHS
     return run
@@ -154,14 +154,14 @@ def test_the_comparison_can_fail(unbroken: Path) -> None:
 
 def test_sigkill_in_the_middle_of_an_epoch(unbroken: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
-    process = start("train", *SETTINGS, f"run={run}", "--json")
+    process = start("train", *SETTINGS, f"--run={run}", "--json")
     wait_until_middle(process, run)
     process.kill()
     assert finish(process)[0] == -signal.SIGKILL
     at = position(run)
     assert 0 < at["epoch"] < EPOCHS or 0 < at["step"] < STEPS
     assert not (run / "summary.json").exists()
-    code, out, err = finish(start("train", f"resume={run}", "--json"))
+    code, out, err = finish(start("train", f"--resume={run}", "--json"))
     assert code == 0, err
     assert json.loads(out)["run"] == str(run)
     assert_same_end(run, unbroken)
@@ -181,7 +181,7 @@ def test_sigkill_while_writing(
     step: int,
 ) -> None:  # fmt: skip
     run = tmp_path / "run"
-    words = ["train", *SETTINGS, f"run={run}", "--json"]
+    words = ["train", *SETTINGS, f"--run={run}", "--json"]
     code, _, err = finish(start(stage, name, str(nth), *words, script=SUICIDE))
     assert code == -signal.SIGKILL, err
     at = position(run)  # the checkpoint before is whole
@@ -212,7 +212,7 @@ def test_stop_by_signal(
     run = tmp_path / "run"
     # Without checkpoints by the clock: the signal itself must write one.
     rare = [*SETTINGS[:-1], "train.checkpoint_minutes=1000"]
-    process = start("train", *rare, f"run={run}", "--json")
+    process = start("train", *rare, f"--run={run}", "--json")
     deadline = time.monotonic() + 100
     while not (run / "checkpoint.safetensors").is_file() and process.poll() is None and time.monotonic() < deadline:
         time.sleep(0.005)
@@ -220,7 +220,7 @@ def test_stop_by_signal(
     code, out, err = finish(process)
     assert code == 130, err
     assert out == ""
-    assert f"spikeloom train resume={run}" in err.splitlines()[-1]
+    assert f"spikeloom train --resume {run}" in err.splitlines()[-1]
     assert "Traceback" not in err
     at = position(run)
     assert at["epoch"] >= 1
@@ -233,7 +233,7 @@ def test_a_finished_run_is_not_resumed(
     unbroken: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     before = {path.name: path.stat().st_mtime_ns for path in unbroken.iterdir()}
-    monkeypatch.setattr(sys, "argv", ["spikeloom", "train", f"resume={unbroken}"])
+    monkeypatch.setattr(sys, "argv", ["spikeloom", "train", f"--resume={unbroken}"])
     with pytest.raises(SystemExit) as exit_:
         cli.main()
     assert exit_.value.code == 2
@@ -243,31 +243,43 @@ def test_a_finished_run_is_not_resumed(
     assert {path.name: path.stat().st_mtime_ns for path in unbroken.iterdir()} == before
 
 
-@pytest.mark.parametrize("words", [["quickstart/digits"], ["train.lr=0.2"], ["seed=3"]])
-def test_a_run_is_resumed_with_its_own_settings(
-    unbroken: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], words: list[str]
+def test_a_run_continues_with_another_learning_rate_and_says_so(
+    unbroken: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(sys, "argv", ["spikeloom", "train", *words, f"resume={unbroken}"])
+    run = tmp_path / "run"
+    shutil.copytree(unbroken, run)
+    for name in ("summary.json", "model.safetensors", "report.json", "report.html"):
+        (run / name).unlink()
+    words = ["train", f"--resume={run}", "train.lr=0.003", f"train.epochs={EPOCHS + 1}"]
+    monkeypatch.setattr(sys, "argv", ["spikeloom", *words])
     with pytest.raises(SystemExit) as exit_:
         cli.main()
-    assert exit_.value.code == 2
-    [line] = capsys.readouterr().err.splitlines()
-    assert "resume=RUN continues a run with its own settings" in line
+    assert exit_.value.code == 0
+    said = f"after epoch {EPOCHS}: train.epochs {EPOCHS + 1} instead of {EPOCHS}, train.lr 0.003 instead of 0.1"
+    captured = capsys.readouterr()
+    assert f"changed {said}" in captured.err
+    assert f"changed {said}" in captured.out
+    assert f"continued after {EPOCHS * STEPS} of {(EPOCHS + 1) * STEPS} steps" in captured.err
+    records = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    assert [record["epoch"] for record in records] == list(range(1, EPOCHS + 2))
+    page = (run / "report.html").read_text()
+    assert f"Settings were changed {said}" in page
+    assert "No single command gives these settings" in page
 
 
 @pytest.mark.slow
 def test_sigkill_with_two_threads(tmp_path: Path) -> None:
     whole, run = tmp_path / "whole", tmp_path / "run"
-    assert finish(start("train", *SETTINGS, f"run={whole}", "--json", threads=2))[0] == 0
+    assert finish(start("train", *SETTINGS, f"--run={whole}", "--json", threads=2))[0] == 0
     for _ in range(2):
         process = (
-            start("train", f"resume={run}", "--json", threads=2)
+            start("train", f"--resume={run}", "--json", threads=2)
             if run.exists()
-            else start("train", *SETTINGS, f"run={run}", "--json", threads=2)
+            else start("train", *SETTINGS, f"--run={run}", "--json", threads=2)
         )
         wait_until_middle(process, run)
         process.kill()
         process.communicate()
-    code, _, err = finish(start("train", f"resume={run}", "--json", threads=2))
+    code, _, err = finish(start("train", f"--resume={run}", "--json", threads=2))
     assert code == 0, err
     assert_same_end(run, whole)

@@ -204,7 +204,7 @@ def gather(folder: PathLike, values: Json, work: Work) -> Gathered:
         if not (folder / "summary.json").is_file():
             found.problems.append(
                 f"unfinished: {len(found.records)} of {run.settings.train.epochs} epochs; "
-                f"continue with 'spikeloom train resume={shlex.quote(str(folder))}'"
+                f"continue with: spikeloom train --resume {shlex.quote(str(folder))}"
             )
         found.environment = found.read(lambda: dict(read_json(folder / "settings.json")["environment"]), {})
         found.read(lambda: _origin(found, run), None)
@@ -247,7 +247,7 @@ def _origin(found: Gathered, run: Run) -> None:
     found.row, found.about = recipe.rows[run.row], f"{recipe.title} ({recipe.paper})"
     budget: Any = run.budget
     words = changes(recipe.resolve(run.row, budget).model_dump(), run.settings.model_dump())
-    if recipe.resolve(run.row, budget, parse_overrides(words)) == run.settings:
+    if not run.changes and recipe.resolve(run.row, budget, parse_overrides(words)) == run.settings:
         name = run.recipe if len(recipe.rows) == 1 else f"{run.recipe}#{run.row}"
         found.command = shlex.join(["spikeloom", "train", name, f"budget={run.budget}", *words])
 

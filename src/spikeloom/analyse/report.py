@@ -131,6 +131,7 @@ def _run(run: Gathered, name: str, several: bool) -> Json:
     return {
         "name": name, "folder": str(run.folder), "problems": run.problems, "command": run.command,
         "settings": settings and json.dumps(settings, indent=2),
+        "changes": run.run.changes_in_words() if run.run is not None else [],
         "differs": _against_full(run), "row": run.row, "budget": run.budget,
         "confusion": _confusion(matrix, name if several else "Classes and predictions") if matrix else None,
         "mistakes": _mistakes(matrix) if matrix else None, "audit": _layers(audit) if audit else None,

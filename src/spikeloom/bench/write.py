@@ -14,8 +14,8 @@ from spikeloom.train.run import environment
 Json = dict[str, Any]
 
 
-def write_results(folder: PathLike, name: str, tables: dict[str, list[Json]]) -> None:
-    """Writes `name`.json and `name`.md into a folder.
+def make_folder(folder: PathLike) -> None:
+    """Makes a folder for results, unless it is there.
 
     Raises:
         UsageError: the folder cannot be written.
@@ -24,7 +24,13 @@ def write_results(folder: PathLike, name: str, tables: dict[str, list[Json]]) ->
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise UsageError(f"cannot write {folder}: {error.strerror or error}; choose another with out=PATH") from None
+        raise UsageError(f"cannot write {folder}: {error.strerror or error}; choose another with --out") from None
+
+
+def write_results(folder: PathLike, name: str, tables: dict[str, list[Json]]) -> None:
+    """Writes `name`.json and `name`.md into a folder; errors as `make_folder`."""
+    folder = Path(folder)
+    make_folder(folder)
     found = environment()
     write_json(folder / f"{name}.json", {"environment": found, **tables})
     machine = f"{found['processor']}, {found['threads']} threads, torch {found['torch']}, kernels {found['native']}"

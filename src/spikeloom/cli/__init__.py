@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import sys
+from typing import Annotated, Any
 
 import typer
 
-from spikeloom.cli import audit, bench, doctor, evaluate, export, report, reproduce, run, train
+import spikeloom
+from spikeloom.cli import arguments, audit, bench, doctor, evaluate, export, report, reproduce, run, train
 from spikeloom.cli import list as list_
 from spikeloom.errors import UsageError
 from spikeloom.memory import keep_memory
@@ -16,9 +18,25 @@ app = typer.Typer(
     help="Deep spiking neural networks: train them, measure them, reproduce published tables.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
-    add_completion=False,
     rich_markup_mode=None,
+    context_settings={"help_option_names": ["-h", "--help"]},
 )
+
+
+def _print_version(asked: bool) -> None:
+    if asked:
+        print(f"spikeloom {spikeloom.__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(  # pyright: ignore[reportUnusedFunction]
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Show the version and exit.")
+    ] = False,
+) -> None:
+    pass
+
 
 app.command()(train.train)
 app.command()(evaluate.evaluate)
@@ -46,8 +64,23 @@ def main() -> None:
         describe = getattr(error, "format_message", None)
         if describe is None:
             raise
-        code = _fail(f"{describe()} (see 'spikeloom --help')")
+        code = _fail(f"{describe()}{_advice(error)}")
     sys.exit(code if isinstance(code, int) else 0)
+
+
+def _advice(error: Any) -> str:
+    """What follows click's own words: the setting that an unknown option may be, and where help is."""
+    context = error.ctx
+    if context is None:
+        return " (see 'spikeloom --help')"
+    place = f" (see '{context.command_path} --help')"
+    option = getattr(error, "option_name", None)
+    if option is None or all(p.name != "words" for p in context.command.params):
+        return place
+    from spikeloom.train.recipe import nearest_key
+
+    found = nearest_key(option.lstrip("-").replace("-", "_"), arguments.RECIPE_KEYS)
+    return f"; settings are written KEY=VALUE: {found}{place}" if found.startswith("did you mean") else place
 
 
 def _fail(message: str) -> int:

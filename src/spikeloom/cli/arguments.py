@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Generator
+import shlex
+import tomllib
+from collections.abc import Generator, Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from spikeloom.errors import UsageError
+from spikeloom.errors import UsageError, cannot_write
+from spikeloom.registry import list_recipes, nearest, recipe_text
 
 if TYPE_CHECKING:
     from spikeloom.analyse import Target
@@ -18,41 +21,115 @@ if TYPE_CHECKING:
 
 Json = dict[str, Any]
 
+
+def complete_recipe(context: typer.Context, incomplete: str) -> list[str]:
+    """What the tab key offers for the first word: recipes, and behind a `#` the rows of one."""
+    if context.params.get("words"):
+        return []
+    recipe, sharp, _ = incomplete.partition("#")
+    names = list_recipes()
+    if sharp and recipe in names:
+        names = [f"{recipe}#{row}" for row in tomllib.loads(recipe_text(recipe))["rows"]]
+    return [name for name in names if name.startswith(incomplete)]
+
+
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object on standard output, nothing else.")]
 Words = Annotated[
     list[str] | None,
-    typer.Argument(metavar="[RECIPE[#ROW]] [KEY=VALUE]...", help="A recipe, and settings to override."),
+    typer.Argument(
+        metavar="RECIPE[#ROW] KEY=VALUE",
+        help="A recipe, and settings to override.",
+        autocompletion=complete_recipe,
+    ),
 ]
+Settings = Annotated[list[str] | None, typer.Argument(metavar="KEY=VALUE", help="Settings.")]
+RunFolder = Annotated[str, typer.Argument(metavar="RUN", help="The folder of a finished run.")]
+TargetName = Annotated[str, typer.Argument(metavar="RUN|MODEL", help="The folder of a run, or a model's name.")]
+Images = Annotated[
+    int | None, typer.Option("--images", min=1, metavar="N", help="How many test images: 1000; of random inputs 64.")
+]
+Batch = Annotated[int | None, typer.Option("--batch", min=1, metavar="N", help="Images at a time: 32.")]
+Input = Annotated[
+    str | None, typer.Option("--input", metavar="SHAPE", help="Of a model: random inputs of this shape, as 3x32x32.")
+]
+RECIPE_KEYS = ("seed", "budget", "data", "model", "neuron", "train", "measure")
+TARGET_KEYS = ("data", "model", "neuron", "seed")
 
 
-def parse(words: list[str] | None, *more: str) -> tuple[str | None, Json]:
-    """The recipe, if the first word is one, and the settings, with `more` keys of the command's own."""
-    from spikeloom.registry import nearest
-    from spikeloom.train.recipe import parse_overrides
+def read_settings(context: typer.Context, words: list[str] | None, keys: Iterable[str]) -> Json:
+    """The settings `KEY=VALUE` among the words of a command.
 
+    Args:
+        context: of the command, whose options are named where one is written as a setting.
+        words: what the user wrote.
+        keys: the first parts of the keys that the command takes.
+
+    Raises:
+        UsageError: another key, or an option of the command written `option=value`.
+    """
+    from spikeloom.train.recipe import nearest_key, parse_overrides
+
+    values = parse_overrides(words or [])
+    keys = tuple(keys)
+    for key, value in values.items():
+        if key in keys:
+            continue
+        for option in context.command.params:
+            if f"--{key}" in option.opts:
+                raise UsageError(f"{key}= is an option: {_as_option(option, key, value)}")
+        options = [name for option in context.command.params for name in option.opts if name.startswith("--")]
+        raise UsageError(f"unknown key {key!r}; {nearest_key(key, [*keys, *options])}")
+    return values
+
+
+def _as_option(option: Any, key: str, value: Any) -> str:
+    """How `key=value` is written as an option."""
+    if not getattr(option, "is_flag", False):
+        return f"write --{key} {'VALUE' if isinstance(value, dict | list) else shlex.quote(str(value))}"
+    if value is True:
+        return f"write --{key}"
+    return f"write {option.secondary_opts[0]}" if option.secondary_opts else f"write --{key}, or leave it out"
+
+
+def read_recipe(context: typer.Context, words: list[str] | None) -> tuple[str | None, Json]:
+    """The recipe, if the first word is one, and the settings."""
     words = list(words or [])
     name = words.pop(0) if words and "=" not in words[0] else None
-    values = parse_overrides(words)
-    known = ("seed", "budget", "data", "model", "neuron", "train", "measure", *more)
-    for key in values:
-        if key not in known:
-            raise UsageError(f"unknown key {key!r}; {nearest(key, known)}")
-    return name, values
+    return name, read_settings(context, words, RECIPE_KEYS)
+
+
+def read_target(
+    context: typer.Context, words: list[str] | None, images: int | None, batch: int | None, shape: str | None
+) -> Json:
+    """What `open_target` takes, from settings and options."""
+    values = read_settings(context, words, TARGET_KEYS)
+    options = {"images": images, "batch": batch, "input": shape}
+    return values | {name: value for name, value in options.items() if value is not None}
 
 
 def read_budget(values: Json) -> Budget | None:
-    from spikeloom.registry import nearest
-
+    """Takes the budget out of some settings."""
     budget = values.pop("budget", None)
     if budget not in (None, *BUDGETS):
         raise UsageError(f"unknown budget {budget!r}; {nearest(str(budget), BUDGETS)}")
     return budget
 
 
-def open_run(folder: str) -> Run:
+def open_run(folder: Path) -> Run:
+    """The run in a folder."""
     from spikeloom.train.run import Run
 
-    return Run.open(Path(folder))
+    return Run.open(folder)
+
+
+def check_output(path: Path | None) -> None:
+    """Checks before the work that a file can be written.
+
+    Raises:
+        UsageError: it is a folder, or there is no folder to hold it.
+    """
+    if path is not None and (path.is_dir() or not path.parent.is_dir()):
+        raise cannot_write(path)
 
 
 @contextlib.contextmanager

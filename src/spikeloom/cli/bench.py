@@ -3,60 +3,74 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
-from spikeloom.cli.arguments import AsJson
+from spikeloom.cli.arguments import AsJson, read_settings
+from spikeloom.cli.tables import print_names
 from spikeloom.errors import UsageError
+from spikeloom.registry import nearest
+
+BENCHMARKS = {
+    "neurons": "time and memory of every neuron, against the bytes that must move and SpikingJelly: minutes",
+    "methods": "a training step by BPTT and SLTT over T, of another network with --model NAME",
+    "events": "reading event files and cutting them into frames, beside tonic; files of your own with --data FOLDER",
+    "audit": "what an audit costs over an inference of the same batches",
+}
 
 
 def bench(
-    what: Annotated[str, typer.Argument(metavar="neurons|methods|events|audit", help="What to measure.")] = "neurons",
-    words: Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="quick=true, out=PATH.")] = None,
+    context: typer.Context,
+    what: Annotated[
+        str | None,
+        typer.Argument(metavar="|".join(BENCHMARKS), help="What to measure.", autocompletion=lambda: list(BENCHMARKS)),
+    ] = None,
+    words: Annotated[list[str] | None, typer.Argument(hidden=True)] = None,
+    quick: Annotated[bool, typer.Option("--quick", help="Seconds instead of minutes: fewer sizes, no plot.")] = False,
+    out: Annotated[Path, typer.Option("--out", metavar="FOLDER", help="Where the tables go.")] = Path("results/bench"),
+    model: Annotated[str | None, typer.Option("--model", metavar="NAME", help="Of `methods`: the network.")] = None,
+    data: Annotated[Path | None, typer.Option("--data", metavar="FOLDER", help="Of `events`: event files.")] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Measure this machine: time and memory of every neuron, against the bytes that must move and SpikingJelly.
+    """Measure this machine. Without a name, list what can be measured.
 
     \b
-    spikeloom bench neurons              # minutes; tables and a plot go to results/bench
-    spikeloom bench neurons quick=true   # seconds: T = 4 and 64, no plot
-    spikeloom bench methods              # BPTT and SLTT over T; another network with model=NAME
-    spikeloom bench events data=DATA     # reading event files and cutting them into frames, beside tonic
-    spikeloom bench audit                # what an audit costs over an inference of the same batches
+    spikeloom bench neurons              # tables and a plot go to results/bench
+    spikeloom bench neurons --quick
+    spikeloom bench methods --model spikformer_2_384
+    spikeloom bench events --data DATA
 
     Install the extra `bench` to have the rivals in the same run.
     """
-    from spikeloom.registry import nearest
-    from spikeloom.train.recipe import parse_overrides
+    read_settings(context, words, ())
+    if what is None:
+        print_names(BENCHMARKS, as_json)
+        return
+    if what not in BENCHMARKS:
+        raise UsageError(f"unknown benchmark {what!r}; {nearest(what, BENCHMARKS)}")
+    for option, value, owner in (("--model", model, "methods"), ("--data", data, "events")):
+        if value is not None and what != owner:
+            raise UsageError(f"{option} is an option of 'spikeloom bench {owner}', not of {what}")
+    tables, stem = _measure(what, quick, out, model or "report_sew_resnet34", data, as_json)
+    print(json.dumps(tables) if as_json else f"written: {out / stem}.md")
 
-    own = {"neurons": (), "methods": ("model",), "events": ("data",), "audit": ()}
-    if what not in own:
-        raise UsageError(f"unknown benchmark {what!r}; {nearest(what, own)}")
-    values = parse_overrides(words or [])
-    known = ("quick", "out", *own[what])
-    for key in values:
-        if key not in known:
-            raise UsageError(f"unknown key {key!r}; {nearest(key, known)}")
+
+def _measure(
+    what: str, quick: bool, out: Path, model: str, data: Path | None, as_json: bool
+) -> tuple[dict[str, list[dict[str, Any]]], str]:
+    """The tables of a benchmark, and the stem of the files that hold them; rows are printed as they are measured."""
     from spikeloom.bench.run import bench_audit, bench_events, bench_methods, bench_neurons
+    from spikeloom.bench.write import make_folder
 
-    quick = values.get("quick", False)
-    if not isinstance(quick, bool):
-        raise UsageError(f"quick must be true or false, got {quick!r}")
-    folder = Path(str(values.get("out", "results/bench")))
-    tell = None if as_json else lambda row: print(json.dumps(row), flush=True)
-    stem = what
+    def tell(row: dict[str, Any]) -> None:
+        print(json.dumps(row), file=sys.stderr if as_json else sys.stdout, flush=True)
+
+    make_folder(out)  # before minutes of work
     if what == "methods":
-        model = str(values.get("model", "report_sew_resnet34"))
-        tables, stem = bench_methods(folder, quick, tell, model), f"methods-{model}"
-    elif what == "events":
-        tables = bench_events(folder, quick, tell, Path(str(values["data"])) if "data" in values else None)
-    elif what == "audit":
-        tables = bench_audit(folder, quick, tell)
-    else:
-        tables = bench_neurons(folder, quick, tell)
-    if as_json:
-        print(json.dumps(tables))
-    else:
-        print(f"written: {folder / stem}.md")
+        return bench_methods(out, quick, tell, model), f"methods-{model}"
+    if what == "events":
+        return bench_events(out, quick, tell, data), what
+    return (bench_audit if what == "audit" else bench_neurons)(out, quick, tell), what

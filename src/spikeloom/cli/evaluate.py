@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from spikeloom.cli.arguments import AsJson, open_run
+from spikeloom.cli.arguments import AsJson, RunFolder, open_run
 from spikeloom.cli.progress import show_progress
 from spikeloom.errors import UsageError
 
 
 def evaluate(
-    run: Annotated[str, typer.Argument(metavar="RUN", help="The folder of a finished run.")],
-    words: Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="data.* settings.")] = None,
+    run: RunFolder,
+    words: Annotated[list[str] | None, typer.Argument(metavar="KEY=VALUE", help="data.* settings.")] = None,
     as_json: AsJson = False,
 ) -> None:
     """Evaluate a trained run on its test data, with the firing rate of every layer.
@@ -25,7 +26,7 @@ def evaluate(
     """
     from spikeloom.train.recipe import check_settings, merge, parse_overrides
 
-    opened = open_run(run)
+    opened = open_run(Path(run))
     overrides = parse_overrides(words or [])
     for key in overrides:
         if key != "data":
@@ -33,7 +34,7 @@ def evaluate(
     settings = check_settings(merge(opened.settings.model_dump(), overrides), run)
     from spikeloom.train.evaluate import evaluate_run
 
-    with show_progress(as_json) as progress:
+    with show_progress() as progress:
         result = evaluate_run(opened, settings, progress)
     if as_json:
         print(json.dumps(result))

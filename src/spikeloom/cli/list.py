@@ -2,43 +2,50 @@
 
 from __future__ import annotations
 
-import json
+import importlib
 from typing import Annotated
 
 import typer
 
 from spikeloom.cli.arguments import AsJson
+from spikeloom.cli.tables import print_names
 from spikeloom.errors import UsageError
+from spikeloom.registry import list_recipes, nearest
+
+# The module and the registry of each kind, and where a name of it goes.
+REGISTRIES = {
+    "models": ("spikeloom.models", "MODELS", "networks: model.name="),
+    "datasets": ("spikeloom.data", "DATASETS", "data sets: data.name="),
+    "neurons": ("spikeloom.neurons", "NEURONS", "neurons: neuron.name="),
+    "surrogates": ("spikeloom.surrogates", "SURROGATES", "surrogate gradients: neuron.surrogate="),
+    "losses": ("spikeloom.train.losses", "LOSSES", "losses: train.loss="),
+    "methods": ("spikeloom.train.methods", "METHODS", "training methods: train.method="),
+    "penalties": ("spikeloom.train.environments", "PENALTIES", "penalties over environments: train.penalty.name="),
+    "transforms": ("spikeloom.data", "TRANSFORMS", "augmentations: in train.augment"),
+    "measurements": ("spikeloom.reproduce", "MEASUREMENTS", "what a recipe can measure: measure.name="),
+}
+RECIPES = "published tables, for train and reproduce"
+KINDS = {"recipes": RECIPES, **{kind: line for kind, (_, _, line) in REGISTRIES.items()}}
 
 
 def list_(
-    what: Annotated[str, typer.Argument(metavar="models|recipes|datasets|neurons")],
+    what: Annotated[
+        str | None, typer.Argument(metavar="KIND", help=", ".join(KINDS), autocompletion=lambda: list(KINDS))
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """List what can be named: models, recipes, datasets, neurons."""
-    entries = _entries(what)
-    if as_json:
-        print(json.dumps(entries))
-        return
-    width = max(map(len, entries), default=0)
-    for name, line in entries.items():
-        print(f"{name:{width}}  {line}")
+    """List what can be named. Without a kind, list the kinds."""
+    print_names(KINDS if what is None else _entries(what), as_json)
 
 
-def _entries(what: str) -> dict[str, str]:
-    from spikeloom.registry import nearest
-
-    kinds = ("models", "recipes", "datasets", "neurons")
-    if what == "recipes":
-        from spikeloom.train.recipe import list_recipes, load_recipe
+def _entries(kind: str) -> dict[str, str]:
+    """A line about each thing of a kind, by its name."""
+    if kind not in KINDS:
+        raise UsageError(f"unknown list {kind!r}; {nearest(kind, KINDS)}")
+    if kind == "recipes":
+        from spikeloom.train.recipe import load_recipe
 
         return {name: load_recipe(name).title for name in list_recipes()}
-    if what == "models":
-        from spikeloom.models import MODELS as registry
-    elif what == "neurons":
-        from spikeloom.neurons import NEURONS as registry
-    elif what == "datasets":
-        from spikeloom.data import DATASETS as registry
-    else:
-        raise UsageError(f"unknown list {what!r}; {nearest(what, kinds)}")
+    module, name, _ = REGISTRIES[kind]
+    registry = getattr(importlib.import_module(module), name)
     return {name: (registry[name].__doc__ or "").strip().split("\n")[0] for name in registry}

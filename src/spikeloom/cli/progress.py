@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 import signal
 import sys
@@ -38,9 +39,6 @@ class Quiet:
     def note(self, message: str) -> None:
         pass
 
-    def note(self, message: str) -> None:
-        pass
-
     def warn(self, message: str) -> None:
         print(f"spikeloom: warning: {message}", file=sys.stderr)
 
@@ -67,7 +65,9 @@ class Shown:
             f"{t.epochs} epochs of {steps // t.epochs} steps, {t.precision}{resumed}\nrun: {run.folder}",
             markup=False,
         )
-        self._begin(steps, done, "loss {task.fields[loss]:.4f}  accuracy {task.fields[accuracy]:.2f} %")
+        for change in run.changes_in_words():
+            self._console.print(f"changed {change}", markup=False)
+        self._begin(steps, done, "")
 
     def work(self, what: str, total: int) -> None:
         """Begins the display of work other than training."""
@@ -80,24 +80,29 @@ class Shown:
         if self._bar is not None:
             self._bar.advance(self._task, count)
 
-    def _begin(self, total: int, done: int, text: str) -> None:
+    def _begin(self, total: int, done: int, state: str) -> None:
         if not self._console.is_terminal:
             return
         from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
         self._bar = Progress(
-            TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn(text),
-            TextColumn("left"), TimeRemainingColumn(), console=self._console, transient=True,
-        )  # fmt: skip
-        self._task = self._bar.add_task("", total=total, completed=done, loss=float("nan"), accuracy=float("nan"))
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[state]}"),
+            TextColumn("left"),
+            TimeRemainingColumn(),
+            console=self._console,
+            transient=True,
+        )
+        self._task = self._bar.add_task("", total=total, completed=done, state=state)
         self._bar.start()
 
     def step(self, epoch: int, loss: float, accuracy: float) -> None:
         """One optimiser step is done."""
         if self._bar is not None:
-            self._bar.update(
-                self._task, advance=1, description=f"epoch {epoch}/{self._epochs}", loss=loss, accuracy=accuracy
-            )
+            state = f"loss {loss:.4f}" if math.isnan(accuracy) else f"loss {loss:.4f}  accuracy {accuracy:.2f} %"
+            self._bar.update(self._task, advance=1, description=f"epoch {epoch}/{self._epochs}", state=state)
 
     def epoch(self, record: Json) -> None:
         """An epoch is done and evaluated."""
@@ -116,13 +121,9 @@ class Shown:
         """Something that was done."""
         self._console.print(message, markup=False)
 
-    def note(self, message: str) -> None:
-        """Something that was done."""
-        self._console.print(message, markup=False)
-
     def warn(self, message: str) -> None:
         """Something the user should know."""
-        self._console.print(f"warning: {message}", style="yellow", markup=False)
+        self._console.print(f"spikeloom: warning: {message}", style="yellow", markup=False)
 
     def close(self) -> None:
         """Removes the bar."""
@@ -132,8 +133,9 @@ class Shown:
 
 
 @contextlib.contextmanager
-def show_progress(quiet: bool) -> Generator[Any]:
-    if quiet or int(os.environ.get("RANK", "0")) > 0:
+def show_progress() -> Generator[Any]:
+    """Progress on standard error, of the main process alone."""
+    if int(os.environ.get("RANK", "0")) > 0:
         yield Quiet()
         return
     shown = Shown()

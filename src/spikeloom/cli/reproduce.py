@@ -5,26 +5,33 @@ from __future__ import annotations
 import json
 import sys
 from pathlib import Path
+from typing import Annotated
 
 import typer
 
-from spikeloom.cli.arguments import AsJson, Words, parse, read_budget
+from spikeloom.cli.arguments import AsJson, Words, read_budget, read_recipe
 from spikeloom.cli.progress import show_progress, stop_on_signal
 from spikeloom.cli.tables import print_measured, print_table
 from spikeloom.errors import UsageError
 
 
-def reproduce(words: Words = None, as_json: AsJson = False) -> None:
+def reproduce(
+    context: typer.Context,
+    words: Words = None,
+    runs: Annotated[Path, typer.Option("--run", metavar="PATH", help="Where run folders go.")] = Path("runs"),
+    results: Annotated[Path, typer.Option("--results", metavar="PATH", help="Where numbers go.")] = Path("results"),
+    as_json: AsJson = False,
+) -> None:
     """Train or measure every row of a published table and print published beside measured.
 
     \b
     spikeloom reproduce report/table2 budget=smoke data.root=DATA
     spikeloom reproduce report/table2#s0t2b budget=short data.root=DATA
 
-    Finished rows are taken from their run folders, interrupted ones are continued. Numbers go to results/ (or
-    results=PATH), run folders to runs/ (or run=PATH).
+    Finished rows are taken from their run folders, interrupted ones are continued. Keys: seed, budget (smoke, short,
+    full), and anything under data., model., neuron., train. and measure. that a recipe may set.
     """
-    name, values = parse(words, "run", "results")
+    name, values = read_recipe(context, words)
     if name is None:
         raise UsageError("name a table, for example 'spikeloom reproduce report/table2'; see 'spikeloom list recipes'")
     from spikeloom.train.recipe import load_recipe
@@ -32,11 +39,10 @@ def reproduce(words: Words = None, as_json: AsJson = False) -> None:
     recipe_name, _, row = name.partition("#")
     recipe = load_recipe(recipe_name)
     budget = read_budget(values) or recipe.budget
-    runs, results = Path(str(values.pop("run", "runs"))), Path(str(values.pop("results", "results")))
     from spikeloom.reproduce import reproduce as run_table
     from spikeloom.train.loop import Interrupted
 
-    with show_progress(as_json) as progress, stop_on_signal() as stop:
+    with show_progress() as progress, stop_on_signal() as stop:
         try:
             records = run_table(
                 recipe, [row] if row else list(recipe.rows), budget, values, runs, results, progress, stop
@@ -51,4 +57,4 @@ def reproduce(words: Words = None, as_json: AsJson = False) -> None:
         print_measured(recipe.title, recipe.paper, budget, records)
     else:
         print_table(recipe.title, recipe.paper, budget, records)
-    print(f"results: {results / recipe.name}")
+    print(f"results: {results / recipe.short_name}")

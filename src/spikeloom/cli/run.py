@@ -3,49 +3,74 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from spikeloom.cli.arguments import AsJson, running
+from spikeloom.cli.arguments import (
+    AsJson,
+    Batch,
+    Images,
+    Input,
+    Settings,
+    TargetName,
+    check_output,
+    read_target,
+    running,
+)
 from spikeloom.cli.progress import show_progress
 from spikeloom.errors import UsageError
 
+WEIGHTS = ("fp32", "bf16", "exact")
+
 
 def run(
-    target: Annotated[str, typer.Argument(metavar="RUN|MODEL", help="The folder of a run, or a model's name.")],
-    words: Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Settings.")] = None,
+    context: typer.Context,
+    target: TargetName,
+    words: Settings = None,
+    images: Images = None,
+    batch: Batch = None,
+    shape: Input = None,
+    save: Annotated[Path | None, typer.Option("--save", metavar="PATH", help="Write the engine to a file.")] = None,
+    file: Annotated[Path | None, typer.Option("--engine", metavar="PATH", help="Take the engine from a file.")] = None,
+    weights: Annotated[
+        str,
+        typer.Option(
+            "--weights",
+            metavar="fp32|bf16|exact",
+            help="bf16: half the file, other roundings; exact: rounded until no sum of spikes rounds.",
+            autocompletion=lambda: list(WEIGHTS),
+        ),
+    ] = "fp32",
+    compare: Annotated[
+        bool, typer.Option("--compare/--no-compare", help="Run the network itself as well, or not.")
+    ] = True,
     show_plan: Annotated[bool, typer.Option("--plan", help="Show every layer: how it runs, and why.")] = False,
     as_json: AsJson = False,
 ) -> None:
     """Run a trained network by its spikes on the test data, beside the network itself.
 
     \b
-    spikeloom run RUN images=1000 data.root=DATA
-    spikeloom run RUN save=engine.safetensors --plan
-    spikeloom run RUN engine=engine.safetensors compare=false
+    spikeloom run RUN --images 1000 data.root=DATA
+    spikeloom run RUN --save engine.safetensors --plan
+    spikeloom run RUN --engine engine.safetensors --no-compare
 
-    Keys: images (of the test data, 1000), batch (32), data.*; save (write the engine to a file), engine (take it from
-    one), weights (fp32; bf16: half the file, other roundings; exact: rounded until no sum of spikes rounds,
-    and the engine says to the bit what PyTorch says), compare (run the network itself as well, true); for a model also
-    model.*, neuron.*, seed and input.
+    Keys: data.*; for a model also model.*, neuron.* and seed. With exact weights the engine says to the bit what
+    PyTorch says.
     """
     from spikeloom import deploy
     from spikeloom.analyse.target import open_target
     from spikeloom.deploy.running import run_by_events
-    from spikeloom.train.recipe import parse_overrides
 
-    values = parse_overrides(words or [])
-    save, file, compare = values.pop("save", None), values.pop("engine", None), values.pop("compare", True)
-    weights = values.pop("weights", "fp32")
-    if weights not in ("fp32", "bf16", "exact"):
-        raise UsageError(f"weights must be fp32, bf16 or exact, got {weights!r}")
+    if weights not in WEIGHTS:
+        raise UsageError(f"--weights must be fp32, bf16 or exact, got {weights!r}")
     if file is not None and weights == "bf16":
-        raise UsageError("weights=bf16 says how an engine is made; engine= has its own: leave one of them out")
-    if not isinstance(compare, bool):
-        raise UsageError(f"compare must be true or false, got {compare!r}")
+        raise UsageError("--weights bf16 says how an engine is made; --engine has its own: leave one of them out")
+    values = read_target(context, words, images, batch, shape)
+    check_output(save)
     opened = open_target(target, values)
-    with show_progress(as_json) as progress, running(opened):
+    with show_progress() as progress, running(opened):
         progress.work("running", opened.images)
         example = next(opened.batches())[0]
         model = opened.ready(example)

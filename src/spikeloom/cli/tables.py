@@ -2,16 +2,39 @@
 
 from __future__ import annotations
 
+import json
+import os
+import sys
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from rich.console import Console
+
     from spikeloom.analyse import Audit, BlockInput
 
 Json = dict[str, Any]
 
 
-def print_table(title: str, paper: str, budget: str, records: list[Json]) -> None:
+def print_names(lines: Mapping[str, str], as_json: bool) -> None:
+    """Names in a column, a line about each beside it."""
+    if as_json:
+        print(json.dumps(lines))
+        return
+    width = max(map(len, lines), default=0)
+    for name, line in lines.items():
+        print(f"{name:{width}}  {line}")
+
+
+def _console() -> Console:
+    """As wide as the terminal; without one as wide as its lines, so that a name stays whole in a file or a pipe."""
     from rich.console import Console
+
+    known = sys.stdout.isatty() or "COLUMNS" in os.environ
+    return Console(width=None if known else 1000)
+
+
+def print_table(title: str, paper: str, budget: str, records: list[Json]) -> None:
     from rich.table import Table
 
     table = Table(title=f"{title} (budget: {budget})", caption=f"{paper}. Published, then measured.")
@@ -29,14 +52,13 @@ def print_table(title: str, paper: str, budget: str, records: list[Json]) -> Non
             f"\n{record['measured']['macs_M']:.2f}", pair(record, "acc", 2), record["data"]["train"],
             f"\n{record['seconds']:.0f} s",
         )  # fmt: skip
-    Console().print(table)
+    _console().print(table)
 
 
 def print_measured(title: str, paper: str, budget: str, records: list[Json]) -> None:
-    from rich.console import Console
     from rich.table import Table
 
-    console = Console()
+    console = _console()
     table = Table(title=f"{title} (budget: {budget})", caption=paper)
     for column in ("row", "system", "quantity", "published", "measured"):
         table.add_column(column, overflow="fold")
@@ -56,10 +78,9 @@ def print_measured(title: str, paper: str, budget: str, records: list[Json]) -> 
 
 
 def print_audit(title: str, data: str, found: Audit, blocks: list[BlockInput]) -> None:
-    from rich.console import Console
     from rich.table import Table
 
-    console = Console()
+    console = _console()
     table = Table(title=f"{title}: what enters each layer, for one image of {found.steps:g} steps")
     for column in ("layer", "input", "max", "rate %", "MACs M", "ACs M", "uJ", "dead"):
         table.add_column(column, justify="left" if column in ("layer", "input") else "right", overflow="fold")

@@ -7,11 +7,11 @@ import os
 import shlex
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from spikeloom.cli.arguments import AsJson, Json, Words, open_run, parse, read_budget
+from spikeloom.cli.arguments import AsJson, Json, Words, open_run, read_budget, read_recipe
 from spikeloom.cli.progress import show_progress, stop_on_signal
 from spikeloom.errors import UsageError
 
@@ -19,79 +19,59 @@ if TYPE_CHECKING:
     from spikeloom.train.run import Run
 
 
-def train(words: Words = None, as_json: AsJson = False) -> None:
+def train(
+    context: typer.Context,
+    words: Words = None,
+    folder: Annotated[Path | None, typer.Option("--run", metavar="PATH", help="The run's folder.")] = None,
+    resume: Annotated[Path | None, typer.Option("--resume", metavar="RUN", help="Continue this run.")] = None,
+    as_json: AsJson = False,
+) -> None:
     """Train a recipe (without one: quickstart/digits), or continue a run.
 
     \b
     spikeloom train
     spikeloom train quickstart/mnist data.root=DATA
     spikeloom train report/table2#s0t2b budget=smoke data.root=DATA train.precision=bf16
-    spikeloom train resume=RUN
+    spikeloom train --resume RUN
+    spikeloom train --resume RUN train.lr=0.01      # from its last checkpoint on
 
-    Keys: seed, budget (smoke, short, hours, full), run (the folder to write), resume, and anything under
-    data., model., neuron. and train. that a recipe may set.
+    Keys: seed, budget (smoke, short, hours, full), and anything under data., model., neuron. and train. that a recipe may
+    set.
     """
-    name, values = parse(words, "run", "resume")
-    resume = values.pop("resume", None)
-    if resume is not None:
-        if name is not None or values:
-            raise UsageError("resume=RUN continues a run with its own settings: give no recipe and no other key")
-        run = open_run(str(resume))
-        if run.summary() is not None:
-            raise UsageError(f"{run.folder} is finished; evaluate it with 'spikeloom evaluate {run.folder}'")
+    name, values = read_recipe(context, words)
+    if resume is None:
+        run = _new_run(name or "quickstart/digits", values, folder)
     else:
-        run = _new_run(name or "quickstart/digits", values)
+        run = _continued(resume, name, values, folder)
     from spikeloom.train.loop import Interrupted
     from spikeloom.train.loop import train as train_run
 
-    with show_progress(as_json) as progress, stop_on_signal() as stop:
+    with show_progress() as progress, stop_on_signal() as stop:
         try:
             summary = train_run(run, progress, stop)
         except Interrupted:
-            print(f"stopped; continue with: spikeloom train resume={run.folder}", file=sys.stderr)
+            print(f"stopped; continue with: spikeloom train --resume {_quoted(run.folder)}", file=sys.stderr)
             raise typer.Exit(130) from None
     if not summary:
         return  # not the main process
     if as_json:
         print(json.dumps({"run": str(run.folder), **summary}), flush=True)
-        _report_of_training(run, as_json)
-        return
-    classifies = summary["test_accuracy"] is not None
-    found = f"accuracy {summary['test_accuracy']:.2f} %" if classifies else f"loss {summary['test_loss']:.4f}"
-    best = f"best {summary['best_test_accuracy']:.2f} %" if classifies else "best loss"
-    print(f"\n{run.title} ({run.budget}): test {found} on {summary['data']['test']}")
-    print(f"  {best} at epoch {summary['best_epoch']} of {summary['epochs']}; "
-          f"{summary['parameters']:,} parameters; {summary['seconds']:.0f} s")  # fmt: skip
-    print(f"  run:   {run.folder}")
-    if classifies:
-        print(f"  next:  spikeloom evaluate {run.folder}")
     else:
-        print(f"  drawn: {run.folder / 'pictures.png'}")
-        print(f"  next:  another recipe with train.start_from={run.folder}")
-    print(f"         tensorboard --logdir {run.folder / 'tensorboard'}", flush=True)
-    _report_of_training(run, as_json)
+        _print_summary(run, summary)
+    _write_report(run, as_json)
 
 
-def _report_of_training(run: Run, as_json: bool) -> None:
-    """The last thing of `train`: whatever happens to it, the run is finished and its numbers are printed."""
-    from spikeloom.analyse.report import write_report
-
-    with show_progress(as_json) as progress:
-        try:
-            page, problems = write_report([run.folder], {}, progress)
-        except Exception as error:
-            progress.warn(
-                f"the run is complete, but not its report: {type(error).__name__}: {' '.join(str(error).split())}; "
-                f"make it with: spikeloom report {shlex.quote(str(run.folder))}"
-            )
-            return
-        for problem in problems:
-            progress.warn(problem)
-    if not as_json:
-        print(f"  report: {page}")
+def _continued(folder: Path, name: str | None, values: Json, other: Path | None) -> Run:
+    """An unfinished run, with settings that may change from its last checkpoint on."""
+    if name is not None or other is not None or "budget" in values:
+        raise UsageError("--resume RUN continues a run in its folder: give no recipe, no budget and no --run")
+    run = open_run(folder)
+    if run.summary() is not None:
+        raise UsageError(f"{folder} is finished; evaluate it with: spikeloom evaluate {_quoted(folder)}")
+    return run.changed(values)
 
 
-def _new_run(name: str, values: Json) -> Run:
+def _new_run(name: str, values: Json, folder: Path | None) -> Run:
     import datetime
 
     from spikeloom.train.recipe import load_recipe
@@ -101,18 +81,17 @@ def _new_run(name: str, values: Json) -> Run:
     recipe = load_recipe(recipe_name)
     if not row:
         if len(recipe.rows) > 1:
+            first = _quoted(f"{recipe_name}#{next(iter(recipe.rows))}")
             raise UsageError(
-                f"{recipe_name} has several rows: name one, as in '{recipe_name}#{next(iter(recipe.rows))}' "
-                f"({', '.join(recipe.rows)}), or use 'spikeloom reproduce {recipe_name}'"
+                f"{recipe_name} has several rows: name one, as in {first} ({', '.join(recipe.rows)}), "
+                f"or use: spikeloom reproduce {_quoted(recipe_name)}"
             )
         row = next(iter(recipe.rows))
     budget = read_budget(values) or recipe.budget
-    folder = values.pop("run", None)
     settings = recipe.resolve(row, budget, values)
     if folder is None:
         stamp = datetime.datetime.now().strftime("%Y%m%d-%H%M%S")
-        stem = "-".join([*recipe.name.removesuffix(".toml").split("/"), *([] if row == "main" else [row]), stamp])
-        folder = f"runs/{stem}"
+        folder = Path("runs", "-".join([*recipe.short_name.split("/"), *([] if row == "main" else [row]), stamp]))
     return Run.plan(Path(_agree(str(folder))), recipe.name, row, budget, settings)
 
 
@@ -128,3 +107,46 @@ def _agree(folder: str) -> str:
     shared: list[Any] = [folder]
     broadcast_object_list(shared)
     return str(shared[0])
+
+
+def _print_summary(run: Run, summary: Json) -> None:
+    classifies = summary["test_accuracy"] is not None
+    found = f"accuracy {summary['test_accuracy']:.2f} %" if classifies else f"loss {summary['test_loss']:.4f}"
+    best = f"best {summary['best_test_accuracy']:.2f} %" if classifies else "best loss"
+    print(f"\n{run.title} ({run.budget}): test {found} on {summary['data']['test']}")
+    print(
+        f"  {best} at epoch {summary['best_epoch']} of {summary['epochs']}; "
+        f"{summary['parameters']:,} parameters; {summary['seconds']:.0f} s"
+    )
+    for change in run.changes_in_words():
+        print(f"  changed {change}")
+    print(f"  run:   {run.folder}")
+    if classifies:
+        print(f"  next:  spikeloom evaluate {_quoted(run.folder)}")
+    else:
+        print(f"  drawn: {run.folder / 'pictures.png'}")
+        print(f"  next:  another recipe with {_quoted(f'train.start_from={run.folder}')}")
+    print(f"         tensorboard --logdir {_quoted(run.folder / 'tensorboard')}", flush=True)
+
+
+def _write_report(run: Run, as_json: bool) -> None:
+    """The last thing of `train`: whatever happens to it, the run is finished and its numbers are printed."""
+    from spikeloom.analyse.report import write_report
+
+    with show_progress() as progress:
+        try:
+            page, problems = write_report([run.folder], {}, progress)
+        except Exception as error:
+            progress.warn(
+                f"the run is complete, but not its report: {type(error).__name__}: {' '.join(str(error).split())}; "
+                f"make it with: spikeloom report {_quoted(run.folder)}"
+            )
+            return
+        for problem in problems:
+            progress.warn(problem)
+    if not as_json:
+        print(f"  report: {page}")
+
+
+def _quoted(value: Path | str) -> str:
+    return shlex.quote(str(value))

@@ -19,7 +19,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from spikeloom.errors import DataFileError, UsageError
+from spikeloom.errors import DataFileError, cannot_write
 
 Json = dict[str, Any]
 PathLike = str | os.PathLike[str]
@@ -43,13 +43,9 @@ def atomic(path: PathLike) -> Generator[Path]:
         finally:
             with contextlib.suppress(OSError):
                 temporary.unlink()
-    except OSError as error:
-        raise UsageError(
-            f"cannot write {path}: {error.strerror or error}; free some space or choose another place"
-        ) from None
-    except SafetensorError as error:
-        # The library reports a full or read-only disk as its own error.
-        raise UsageError(f"cannot write {path}: {error}; free some space or choose another place") from None
+    except (OSError, SafetensorError) as error:
+        # safetensors reports a full or read-only disk as its own error.
+        raise cannot_write(path, error) from None
 
 
 def write_json(path: PathLike, value: Any) -> None:

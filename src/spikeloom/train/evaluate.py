@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import os
+import shlex
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -147,7 +148,9 @@ def load(folder: str | os.PathLike[str]) -> torch.nn.Module:
 def _trained(run: Run) -> tuple[dict[str, Tensor], Json]:
     """The weights of a finished run, and what is known of them."""
     if not run.weights.is_file():
-        raise DataFileError(f"{run.folder} is not finished; continue it with 'spikeloom train resume={run.folder}'")
+        raise DataFileError(
+            f"{run.folder} is not finished; continue it with: spikeloom train --resume {shlex.quote(str(run.folder))}"
+        )
     return load_tensors(run.weights)
 
 

@@ -10,6 +10,7 @@ import contextlib
 import dataclasses
 import functools
 import itertools
+import shlex
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -391,7 +392,7 @@ def _train_epoch(
         state.penalty += penalty
         clock.step(count, batch.seconds, time.perf_counter() - started)
         if not np.isfinite(total):
-            raise UsageError(_not_finite(s.run, total / seen, state))
+            raise UsageError(_divergence(s.run, total / seen, state))
         found = accuracy(s.model, state.correct, state.seen)
         progress.step(state.epoch + 1, state.loss / state.seen, float("nan") if found is None else found)
         if any(shared([stop()], s.accelerator)):
@@ -401,11 +402,12 @@ def _train_epoch(
             _save(s, state, clock)
 
 
-def _not_finite(run: Run, loss: float, state: TrainState) -> str:
-    where = f"the loss is {loss} at epoch {state.epoch + 1}, step {state.step}: lower train.lr"
-    if not run.checkpoint.is_file():
-        return f"{where}; there is no checkpoint yet: begin again"
-    return f"{where}; the last checkpoint of {run.folder} is from before"
+def _divergence(run: Run, loss: float, state: TrainState) -> str:
+    begun = "its last checkpoint" if run.checkpoint.is_file() else "its beginning, as it has no checkpoint yet,"
+    return (
+        f"the loss is {loss} at epoch {state.epoch + 1}, step {state.step}: continue from {begun} with a lower rate: "
+        f"spikeloom train --resume {shlex.quote(str(run.folder))} train.lr={run.settings.train.lr / 10:g}"
+    )
 
 
 def _forward_backward(s: Setup, batch: Prepared) -> tuple[float, int]:
@@ -504,5 +506,10 @@ def _load_checkpoint(run: Run, model: nn.Module, ema: Any, optimizer: Any) -> Tr
     load_weights(model, parts["model"], run.checkpoint, run.settings.model.name)
     if ema is not None:
         load_weights(ema.module, parts["ema"], run.checkpoint, run.settings.model.name)
+    # Momentum, weight decay and the like are those of the settings, which may have changed since; the learning rate is
+    # the schedule's.
+    own = [{k: v for k, v in group.items() if k not in ("params", "lr")} for group in optimizer.param_groups]
     optimizer.load_state_dict(unpack_optimizer(parts["optimizer"], information["optimizer"]))
+    for group, settings in zip(optimizer.param_groups, own, strict=True):
+        group.update(settings)
     return TrainState(**position)

@@ -51,11 +51,12 @@ class OneCycle:
             lr = end + (top - end) * height
         for group in self._optimizer.param_groups:
             group["lr"] = lr
-            # What the momentum is when the learning rate is lowest stays in the group, and so in checkpoints.
-            key = "momentum" if "momentum" in group else "betas"
-            base = group.setdefault("base_momentum", group[key] if key == "momentum" else group[key][0])
-            momentum = base * (1 - (1 - 0.85 / 0.95) * height)
-            group[key] = momentum if key == "momentum" else (momentum, group[key][1])
+            fall = 1 - (1 - 0.85 / 0.95) * height
+            if "momentum" in group:
+                group["momentum"] = fall * self._momentum
+            else:
+                first, second = self._optimizer.defaults["betas"]
+                group["betas"] = (fall * first, second)
 
 
 def _half_cosine(part: float) -> float:

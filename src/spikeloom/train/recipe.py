@@ -6,13 +6,14 @@ override them, in this order. Keys that nothing reads are errors, with the neare
 
 from __future__ import annotations
 
+import difflib
 import functools
 import inspect
 import os
+import shlex
 import tomllib
 import typing
-from collections.abc import Callable, Mapping
-from importlib import resources
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -20,7 +21,7 @@ import pydantic
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 from spikeloom.errors import UsageError
-from spikeloom.registry import nearest
+from spikeloom.registry import list_recipes, nearest, recipe_text
 
 Budget = Literal["smoke", "short", "hours", "full"]
 BUDGETS: tuple[Budget, ...] = typing.get_args(Budget)
@@ -193,10 +194,15 @@ class Recipe(_Strict):
         """Whether its rows are measured, not trained."""
         return "measure" in self.settings
 
+    @property
+    def short_name(self) -> str:
+        """What folders of its runs and results are called: its name, or of a recipe of the user's own its file's."""
+        return Path(self.name).stem if self.name.endswith(".toml") else self.name
+
     def resolve(self, row: str, budget: Budget | None = None, overrides: Json | None = None) -> Settings:
         """The settings of one row under a budget, checked against what they name."""
         if self.measures:
-            raise UsageError(f"{self.name} is measured, not trained: use 'spikeloom reproduce {self.name}'")
+            raise UsageError(f"{self.name} is measured, not trained: use: spikeloom reproduce {shlex.quote(self.name)}")
         return check_settings(self._merged(row, budget, overrides), f"{self.name}#{row}")
 
     def resolve_measure(self, row: str, budget: Budget | None = None, overrides: Json | None = None) -> MeasureSettings:
@@ -233,6 +239,22 @@ def merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> Json:
     return merged
 
 
+def flatten(values: Mapping[str, Any], prefix: str = "") -> Json:
+    """Nested values by their dotted keys."""
+    found: Json = {}
+    for key, value in values.items():
+        found |= flatten(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {f"{prefix}{key}": value}
+    return found
+
+
+# Options of registered builders that training gives, not the user.
+_SUPPLIED = {
+    "data": {"split", "root"},
+    "model": {"neuron", "in_channels", "num_classes"},
+    "neuron": {"channels", "features"},
+}
+
+
 def check_settings(values: Json, where: str) -> Settings:
     """Settings from plain values, every key known and of its type.
 
@@ -247,10 +269,10 @@ def check_settings(values: Json, where: str) -> Settings:
     from spikeloom.train.losses import LOSSES, PER_STEP
     from spikeloom.train.methods import METHODS
 
-    check_options(settings.data, DATASETS, f"{where}: data", {"split", "root"})
-    check_options(settings.model, MODELS, f"{where}: model", {"neuron", "in_channels", "num_classes"})
+    check_options(settings.data, DATASETS, f"{where}: data", _SUPPLIED["data"])
+    check_options(settings.model, MODELS, f"{where}: model", _SUPPLIED["model"])
     if settings.neuron is not None:
-        check_options(settings.neuron, NEURONS, f"{where}: neuron", {"channels", "features"})
+        check_options(settings.neuron, NEURONS, f"{where}: neuron", _SUPPLIED["neuron"])
     check_options(settings.train.loss, LOSSES, f"{where}: train.loss", {"logits", "y"})
     check_options(settings.train.method, METHODS, f"{where}: train.method", {"model", "x", "y", "loss"})
     if settings.train.penalty is not None:
@@ -341,19 +363,36 @@ def _known_keys(model: type[BaseModel], path: list[str]) -> list[str]:
     return list(model.model_fields)
 
 
+def nearest_key(key: str, known: Iterable[str]) -> str:
+    """The end of an error message about an unknown key: where a setting of that name goes, or names like it.
+
+    Args:
+        key: what the user wrote, such as "lr".
+        known: the first parts of the keys that would be right, such as "train", and options such as "--run".
+    """
+    from spikeloom.data import DATASETS
+    from spikeloom.models import MODELS
+    from spikeloom.neurons import NEURONS
+
+    known = list(known)
+    names = {"train": set(TrainSettings.model_fields), "data": {"root", "test_subset"}}
+    for part, registry in (("model", MODELS), ("neuron", NEURONS), ("data", DATASETS)):
+        options = {name for entry in registry for name in inspect.signature(registry[entry]).parameters}
+        names[part] = names.get(part, set()) | (options - _SUPPLIED[part])
+    places: dict[str, str] = {}
+    for part in ("train", "model", "neuron", "data"):
+        if part in known:
+            places = {name: f"{part}.{name}" for name in sorted(names[part])} | places
+    if key in places:
+        return f"did you mean {places[key]}?"
+    if not (close := difflib.get_close_matches(key, known, cutoff=0.5)):
+        close = [places[name] for name in difflib.get_close_matches(key, places, cutoff=0.7)]
+    if close:
+        return f"did you mean {' or '.join(close)}?"
+    return nearest(key, [name for name in known if not name.startswith("-")])
+
+
 # --- where recipes are ------------------------------------------------------------------------------------------------
-
-
-def list_recipes() -> list[str]:
-    """Names of the recipes in the package, such as "report/table2"."""
-    root = resources.files("spikeloom") / "recipes"
-    return sorted(
-        f"{folder.name}/{file.name.removesuffix('.toml')}"
-        for folder in root.iterdir()
-        if folder.is_dir()
-        for file in folder.iterdir()
-        if file.name.endswith(".toml")
-    )
 
 
 def load_recipe(name: str | os.PathLike[str]) -> Recipe:
@@ -375,7 +414,7 @@ def load_recipe(name: str | os.PathLike[str]) -> Recipe:
         known = list_recipes()
         if name not in known:
             raise UsageError(f"unknown recipe {name!r}; {nearest(name, known)}")
-        text = (resources.files("spikeloom") / "recipes" / f"{name}.toml").read_text()
+        text = recipe_text(name)
     try:
         values = tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:

@@ -15,10 +15,12 @@ report.html, report.json the page of `spikeloom report`, and what was measured f
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import itertools
 import json
 import os
 import platform
+import shlex
 import subprocess
 import sys
 from collections.abc import Generator
@@ -31,7 +33,7 @@ import torch
 from spikeloom.errors import DataFileError, UsageError
 from spikeloom.train import lock
 from spikeloom.train.checkpoint import PathLike, atomic, read_json, write_json
-from spikeloom.train.recipe import Budget, Settings, check_settings
+from spikeloom.train.recipe import Budget, Settings, check_settings, flatten, merge
 
 Json = dict[str, Any]
 _RECORD = {"test_accuracy", "test_loss", "seconds"}  # what every epoch's record has
@@ -39,6 +41,31 @@ _SUMMARY: Json = {
     "test_accuracy": float | int | None, "best_test_accuracy": float | int | None, "data": dict, "epochs": int,
     "seconds": float | int, "environment": dict,
 }  # fmt: skip
+# What may change in a run that continues: neither the weights' shapes, nor the order of the data, nor the model.
+CHANGEABLE = (
+    "train.lr",
+    "train.schedule",
+    "train.warmup_epochs",
+    "train.warmup_lr",
+    "train.min_lr",
+    "train.cooldown_epochs",
+    "train.milestones",
+    "train.gamma",
+    "train.momentum",
+    "train.nesterov",
+    "train.weight_decay",
+    "train.epochs",
+    "train.loss",
+    "train.method",
+    "train.penalty",
+    "train.augment",
+    "train.mix",
+    "train.precision",
+    "train.workers",
+    "train.channels_last",
+    "train.checkpoint_minutes",
+    "data.root",
+)
 
 
 @dataclass(frozen=True)
@@ -49,6 +76,7 @@ class Run:
         folder: its path.
         recipe, row, budget: where the settings come from.
         settings: all that decides the weights.
+        changes: what was changed when the run was continued, each `{"after_epoch": n, "settings": {key: [old, new]}}`.
         new: whether the folder was empty when the run was planned.
     """
 
@@ -57,6 +85,7 @@ class Run:
     row: str
     budget: str
     settings: Settings
+    changes: tuple[Json, ...] = ()
     new: bool = field(default=False, compare=False, kw_only=True)
 
     def __post_init__(self) -> None:
@@ -77,7 +106,8 @@ class Run:
 
     def _occupied(self) -> UsageError:
         return UsageError(
-            f"{self.folder} is not empty: continue it with resume={self.folder}, or choose another run=PATH"
+            f"{self.folder} is not empty: choose another folder with --run, or continue its run with: "
+            f"spikeloom train --resume {shlex.quote(str(self.folder))}"
         )
 
     @contextlib.contextmanager
@@ -98,7 +128,7 @@ class Run:
             yield
 
     def begin(self) -> None:
-        """Makes the folder and writes the settings, unless the run has begun; clears what a killed process left.
+        """Makes the folder and writes the settings, unless they are there; clears what a killed process left.
 
         Raises:
             UsageError: the folder cannot be written.
@@ -108,14 +138,46 @@ class Run:
             for path in self.folder.iterdir():
                 if _is_leftover(path) and path.name != lock.NAME:
                     path.unlink(missing_ok=True)
-        if not (self.folder / "settings.json").is_file():
-            write_json(
-                self.folder / "settings.json",
-                {
-                    "recipe": self.recipe, "row": self.row, "budget": self.budget,
-                    "settings": self.settings.model_dump(), "environment": environment(),
-                },
-            )  # fmt: skip
+        file = self.folder / "settings.json"
+        if file.is_file() and len(read_json(file).get("changes", ())) == len(self.changes):
+            return
+        values: Json = {
+            "recipe": self.recipe,
+            "row": self.row,
+            "budget": self.budget,
+            "settings": self.settings.model_dump(),
+            "environment": environment(),
+        }
+        write_json(file, values | ({"changes": list(self.changes)} if self.changes else {}))
+
+    def changed(self, values: Json) -> Run:
+        """This run with other settings from its last checkpoint on; `begin` writes them down.
+
+        Args:
+            values: settings by their keys, of `train` those in `CHANGEABLE`, of `data` where the files are.
+
+        Raises:
+            UsageError: a setting that decides the model, the order of the data or the optimiser's state, a wrong value,
+                or fewer epochs than the run has.
+        """
+        for key in flatten(values):
+            if not f"{key}.".startswith(tuple(f"{name}." for name in CHANGEABLE)):
+                raise UsageError(
+                    f"a run that continues keeps its model, data and optimiser: {key} cannot change, only "
+                    f"{', '.join(CHANGEABLE)}; or start a new run with train.start_from={shlex.quote(str(self.folder))}"
+                )
+        settings = check_settings(merge(self.settings.model_dump(), values), str(self.folder))
+        before, after = flatten(self.settings.model_dump()), flatten(settings.model_dump())
+        changes = {
+            key: [before.get(key), after.get(key)] for key in before | after if before.get(key) != after.get(key)
+        }
+        epochs = len(self.metrics())
+        if settings.train.epochs < epochs:
+            raise UsageError(f"{self.folder} has {epochs} epochs already: train.epochs must be at least that")
+        if not changes:
+            return self
+        record: Json = {"after_epoch": epochs, "settings": changes}
+        return dataclasses.replace(self, settings=settings, changes=(*self.changes, record))
 
     @contextlib.contextmanager
     def _placing(self) -> Generator[None]:
@@ -123,7 +185,7 @@ class Run:
             yield
         except OSError as error:
             raise UsageError(
-                f"cannot make the run folder {self.folder}: {error.strerror or error}; choose another with run=PATH"
+                f"cannot make the run folder {self.folder}: {error.strerror or error}; choose another with --run"
             ) from None
 
     @classmethod
@@ -142,14 +204,23 @@ class Run:
             recipe, row, budget = saved["recipe"], saved["row"], saved["budget"]
             if not (isinstance(recipe, str) and isinstance(row, str) and budget in get_args(Budget)):
                 raise TypeError
-            return cls(folder, recipe, row, budget, check_settings(saved["settings"], str(path)))
-        except (KeyError, TypeError):
+            settings = check_settings(saved["settings"], str(path))
+            return cls(folder, recipe, row, budget, settings, _read_changes(saved))
+        except (KeyError, TypeError, AttributeError):
             raise DataFileError(f"{path} is not the settings of a run") from None
 
     @property
     def title(self) -> str:
         """`report/table2#s0t2b`, or without the row where there is only one."""
         return self.recipe if self.row == "main" else f"{self.recipe}#{self.row}"
+
+    def changes_in_words(self) -> list[str]:
+        """Each change of the settings, as "after epoch 3: train.lr 0.01 instead of 0.1"."""
+        return [
+            f"after epoch {change['after_epoch']}: "
+            + ", ".join(f"{key} {new} instead of {old}" for key, (old, new) in change["settings"].items())
+            for change in self.changes
+        ]
 
     @property
     def checkpoint(self) -> Path:
@@ -240,8 +311,16 @@ class Run:
         except OSError as error:
             raise UsageError(
                 f"cannot write {self.folder / 'metrics.jsonl'}: {error.strerror or error}; "
-                f"free some space and continue with resume={self.folder}"
+                f"free some space and continue with: spikeloom train --resume {shlex.quote(str(self.folder))}"
             ) from None
+
+
+def _read_changes(saved: Json) -> tuple[Json, ...]:
+    found: list[Json] = []
+    for change in saved.get("changes", ()):
+        pairs = {key: [pair[0], pair[1]] for key, pair in change["settings"].items()}
+        found.append({"after_epoch": change["after_epoch"], "settings": pairs})
+    return tuple(found)
 
 
 def read_metrics(folder: PathLike) -> list[Json | None]:

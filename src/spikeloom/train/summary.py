@@ -45,6 +45,8 @@ def summarise(run: Run, records: list[Json], train_title: str, test_title: str, 
     if "validation_accuracy" in chosen:
         chosen, rule = max(records, key=lambda r: r["validation_accuracy"]), "best validation accuracy"
     optional = {key: chosen[key] for key in ("validation_accuracy", "test_top5") if key in chosen}
+    if run.changes:
+        optional["changes"] = list(run.changes)
     if train_accuracies(records[-1]):
         optional |= {"last": records[-1], "selected": select_epoch(records)}
     return {
