@@ -462,6 +462,17 @@ def test_a_run_by_its_spikes(places: Path, tmp_path: Path) -> None:
     assert "--engine has its own" in mistake.err
 
 
+def test_random_inputs_have_no_accuracy() -> None:
+    words = ["run", "report_ms_resnet34", "model.T=1", "--input=1x16x16", "--images=2"]
+    found = json.loads(spikeloom(*words, "--json").out)
+    assert found["accuracy"] is None
+    assert found["model_accuracy"] is None
+    text = spikeloom(*words)
+    assert "accuracy" not in text.out
+    assert text.out.count("ms an image") == 2
+    assert "model_accuracy" not in json.loads(spikeloom(*words, "--no-compare", "--json").out)
+
+
 def test_mistakes_in_running(places: Path) -> None:
     words = ["run", str(places / "run"), "--images=20"]
     for word, message in (

@@ -34,6 +34,9 @@ def _commands(names: str) -> list[str]:
     found = [re.sub(r"^\$ ", "", line).split("#  ")[0].split("  # ")[0] for line in lines]
     found += re.findall(r"`(spikeloom [^`]*)`", "".join(page.read_text().replace("\n", " ") for page in PAGES))
     found += [load_recipe(name).command for name in list_recipes()]
+    # What messages advise, as far as it stands in one line.
+    source = [path.read_text() for path in (ROOT / "src").rglob("*.py")]
+    found += re.findall(r"(spikeloom [a-z]+ [^`'\"\n{]*--[a-z][a-z-]*)", "\n".join(source))
     return sorted({line.strip() for line in found if re.match(rf"spikeloom ({names}) ", line)})
 
 

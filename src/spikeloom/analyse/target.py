@@ -40,6 +40,7 @@ class Target:
         images: how many they hold.
         sequence: whether the inputs are [T, N, ...]; otherwise they are [N, ...].
         input_shape: of one image, or of one step of a sequence, as `count_cost` takes it.
+        labelled: whether the labels mean something; those of random inputs are all 0.
     """
 
     title: str
@@ -51,6 +52,7 @@ class Target:
     images: int
     sequence: bool
     input_shape: tuple[int, ...]
+    labelled: bool = True
 
     def ready(self, x: Tensor) -> nn.Module:
         """The network in eval mode; norms that were never trained take the statistics of x."""
@@ -113,7 +115,7 @@ def open_target(name: PathLike, values: Json) -> Target:
 
     names = tuple(map(str, range(classes)))
     data = f"random inputs {'x'.join(map(str, (*steps, *shape)))}"
-    return Target(f"{name}, untrained", False, data, names, model, batches, count, bool(steps), shape)
+    return Target(f"{name}, untrained", False, data, names, model, batches, count, bool(steps), shape, labelled=False)
 
 
 def _on_data(title: str, trained: bool, model: nn.Module, dataset: Any, images: int, batch: int) -> Target:

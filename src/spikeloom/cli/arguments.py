@@ -109,6 +109,8 @@ def read_target(
 
 def read_budget(values: Json) -> Budget | None:
     """Takes the budget out of some settings."""
+    from spikeloom.train.recipe import BUDGETS
+
     budget = values.pop("budget", None)
     if budget not in (None, *BUDGETS):
         raise UsageError(f"unknown budget {budget!r}; {nearest(str(budget), BUDGETS)}")

@@ -13,6 +13,7 @@ from spikeloom.cli.arguments import (
     Batch,
     Images,
     Input,
+    Json,
     Settings,
     TargetName,
     check_output,
@@ -81,19 +82,28 @@ def run(
         if save is not None:
             engine.save(str(save))
         found = run_by_events(engine, opened.batches(), model if compare else None, progress.advance)
+    if not opened.labelled:
+        found |= dict.fromkeys(name for name in ("accuracy", "model_accuracy") if name in found)
     if as_json:
         print(json.dumps({"target": opened.title, "data": opened.data, **found, "plan": engine.layers()}))
         return
     if show_plan:
         print(engine.plan())
     print(f"{opened.title} on {opened.data}")
-    print(f"  by events   accuracy {found['accuracy']:6.2f} %   {found['ms']:8.3f} ms an image")
-    if compare:
-        name = "the network" if weights != "exact" else "in PyTorch "
-        print(f"  {name} accuracy {found['model_accuracy']:6.2f} %   {found['model_ms']:8.3f} ms an image")
+    _print_found(found, "the network" if weights != "exact" else "in PyTorch ")
+    if save is not None:
+        print(f"  written: {save}")
+
+
+def _print_found(found: Json, model: str) -> None:
+    """Prints accuracy, where the inputs have labels, and time of the engine and of the network called `model`."""
+    for name, prefix in (("by events  ", ""), (model, "model_")):
+        if f"{prefix}ms" in found:
+            accuracy = found[f"{prefix}accuracy"]
+            shown = "" if accuracy is None else f"accuracy {accuracy:6.2f} %   "
+            print(f"  {name} {shown}{found[f'{prefix}ms']:8.3f} ms an image")
+    if "same" in found:
         print(
             f"  the same prediction for {found['same']:.2f} % of images; mean logits within 1e-4 for "
             f"{found['close']:.2f} %, largest difference {found['difference']:.2g}"
         )
-    if save is not None:
-        print(f"  written: {save}")

@@ -35,11 +35,9 @@ class OneCycle:
         self._optimizer = optimizer
         self._total = settings.epochs * steps_per_epoch
         self._rise = min(settings.warmup_epochs * steps_per_epoch, self._total - 1)
-        self._lr = (
-            settings.lr / 25 if settings.warmup_lr is None else settings.warmup_lr,
-            settings.lr,
-            settings.min_lr,
-        )
+        start = settings.lr / 25 if settings.warmup_lr is None else settings.warmup_lr
+        self._lr = (start, settings.lr, settings.min_lr)
+        self._momentum = settings.momentum
 
     def step_update(self, step: int) -> None:
         start, top, end = self._lr
