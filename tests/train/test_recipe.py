@@ -473,6 +473,22 @@ def test_a_mistake_in_the_settings_of_a_recipe_file(tmp_path: Path, old: str, ne
     one_line(info, "x.toml", *parts)
 
 
+def test_all_missing_keys_are_named_at_once(tmp_path: Path) -> None:
+    with pytest.raises(UsageError) as info:
+        load_recipe(write(tmp_path, 'title = "Mine"\n[settings]\nmodel = "report_vgg16"\ntrain.lr = 0.1\n'))
+    one_line(
+        info,
+        "x.toml: paper, command, budgets, rows, settings.data",
+        "settings.train.epochs, settings.train.batch_size are missing",
+    )
+    # What a row gives is not missing.
+    rest = MINIMAL.replace('paper = "A paper"', "").replace('data = "digits"', "")
+    with pytest.raises(UsageError, match=r"x\.toml: paper is missing$"):
+        load_recipe(write(tmp_path, rest.replace('system = "One"', 'system = "One"\ndata = "digits"')))
+    with pytest.raises(UsageError, match=r"x\.toml#one: data, train\.lr are missing$"):
+        load_recipe(write(tmp_path, MINIMAL.replace('data = "digits"', "").replace("lr = 0.1", ""))).resolve("one")
+
+
 def test_a_file_that_cannot_be_read(tmp_path: Path) -> None:
     with pytest.raises(UsageError) as info:
         load_recipe(str(tmp_path / "none.toml"))

@@ -348,9 +348,29 @@ def _validate(model: type[_Model], values: Json, where: str) -> _Model:
         if first["type"] == "extra_forbidden":
             known = _known_keys(model, path[:-1])
             raise UsageError(f"{where}: unknown key {key!r}; {nearest(path[-1], known)}") from None
-        if first["type"] == "missing":
-            raise UsageError(f"{where}: {key} is missing") from None
+        if missing := _missing(errors):
+            missing += _missing_settings(values) if model is Recipe else []
+            raise UsageError(f"{where}: {', '.join(missing)} {'is' if len(missing) == 1 else 'are'} missing") from None
         raise UsageError(f"{where}: {key}: {first['msg']}, got {first['input']!r}") from None
+
+
+def _missing(errors: Iterable[Any]) -> list[str]:
+    """The dotted keys that a validation found missing."""
+    return [".".join(map(str, error["loc"])) for error in errors if error["type"] == "missing"]
+
+
+def _missing_settings(recipe: Json) -> list[str]:
+    """The keys that the settings of an incomplete recipe lack, as its first row has them."""
+    settings, rows = recipe.get("settings", {}), recipe.get("rows", {})
+    if not isinstance(settings, dict) or not isinstance(rows, dict) or "measure" in settings:
+        return []
+    row = next(iter(rows.values()), {})
+    merged = merge({"train": {}}, merge(settings, row if isinstance(row, dict) else {}))
+    try:
+        Settings.model_validate({key: value for key, value in merged.items() if key in Settings.model_fields})
+    except pydantic.ValidationError as error:
+        return [f"settings.{key}" for key in _missing(error.errors())]
+    return []
 
 
 def _known_keys(model: type[BaseModel], path: list[str]) -> list[str]:
