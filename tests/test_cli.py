@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
-from made_files import idx_bytes, jpeg_bytes, pack
+from made_files import idx_bytes, write_cifar10
 
 import spikeloom as package
 from spikeloom import cli
@@ -72,15 +72,6 @@ def write_mnist(root: Path, images: int) -> None:
         (root / "MNIST" / "raw" / f"{stem}-images-idx3-ubyte").write_bytes(idx_bytes(pixels))
         labels = (np.arange(images) % 10).astype(np.uint8)
         (root / "MNIST" / "raw" / f"{stem}-labels-idx1-ubyte").write_bytes(idx_bytes(labels))
-
-
-def write_cifar10(root: Path, images: int) -> None:
-    rng = np.random.default_rng(0)
-    small = rng.integers(0, 256, (images, 4, 4, 3), np.uint8)
-    files = [jpeg_bytes(np.kron(image, np.ones((8, 8, 1), np.uint8))) for image in small]
-    (root / "CIFAR10").mkdir(parents=True)
-    for split in ("train", "test"):
-        np.savez(root / "CIFAR10" / f"{split}.npz", **pack(files))
 
 
 def halve(path: Path) -> None:

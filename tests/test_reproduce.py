@@ -12,11 +12,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from made_files import idx_bytes
+from made_files import idx_bytes, write_cifar10, write_fsdd
 
 from spikeloom import cli
 from spikeloom import reproduce as module
+from spikeloom.analyse import write_report
 from spikeloom.cli.progress import Quiet
+from spikeloom.cli.tables import print_table
 from spikeloom.errors import UsageError
 from spikeloom.reproduce import reproduce
 from spikeloom.train.loop import Interrupted
@@ -43,6 +45,8 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
             ("labels-idx1", np.arange(8, dtype=np.uint8)),
         ):
             (root / "MNIST" / "raw" / f"{stem}-{kind}-ubyte").write_bytes(idx_bytes(array))
+    write_cifar10(root, 8)
+    write_fsdd(root, 8)
     return root
 
 
@@ -168,6 +172,95 @@ def test_all_rows_are_checked_before_the_first_is_trained(tmp_path: Path, root: 
 def test_missing_data(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="MNIST is not in"):
         run_table(tmp_path, tmp_path / "nowhere")
+    assert list(tmp_path.iterdir()) == []
+
+
+class Told(Quiet):
+    """Remembers what it is warned of."""
+
+    def __init__(self) -> None:
+        self.warnings: list[str] = []
+
+    def warn(self, message: str) -> None:
+        self.warnings.append(message)
+
+
+def run_rows(home: Path, root: Path, name: str, rows: list[str], told: Told, **overrides: Any) -> list[dict[str, Any]]:
+    values = {**TINY, "data": {**TINY["data"], "root": str(root)}, **overrides}
+    recipe = load_recipe(name)
+    return reproduce(recipe, rows, "smoke", values, home / "runs", home / "results", told, lambda: False)
+
+
+SEQUENTIAL = ("lif_100", "lif_10", "klif_100")
+
+
+def test_rows_without_data_are_left_out(tmp_path: Path, root: Path) -> None:
+    told = Told()
+    records = run_rows(tmp_path, root, "psn/sequential", list(SEQUENTIAL), told, model={"channels": 8})
+    assert [record["row"] for record in records] == list(SEQUENTIAL)
+    missing = [warning for warning in told.warnings if "CIFAR-100" in warning]
+    assert len(missing) == 1
+    assert missing[0].startswith("psn/sequential without lif_100, klif_100: CIFAR-100 is not in")
+    for record in records[::2]:
+        assert record["missing"].startswith("CIFAR-100 is not in")
+        assert record["published"]["acc"] > 50
+        assert "measured" not in record
+    assert records[1]["measured"]["acc"] in (0, 25, 50, 75, 100)
+    [folder] = (tmp_path / "runs" / "psn-sequential").iterdir()
+    assert folder.name.startswith("lif_10-")
+    assert [path.name for path in (tmp_path / "results").rglob("*.json")] == ["lif_10.smoke.seed1.json"]
+
+
+def test_a_row_that_fails_leaves_the_others(tmp_path: Path, root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(run: Run, *args: Any) -> None:
+        if run.row == "s0t2b":
+            raise UsageError("the loss is nan")
+        real(run, *args)
+
+    real = module.train
+    told = Told()
+    monkeypatch.setattr(module, "train", lambda run, *args: fail(run, *args) or run.summary())
+    records = run_rows(tmp_path, root, "report/table2", ["s0t2b", "s0t2c"], told)
+    assert records[0]["failed"] == "the loss is nan"
+    assert "report/table2#s0t2b failed: the loss is nan" in told.warnings
+    assert records[1]["measured"]["acc"] >= 0
+    # Alone, or when no row is left, it is an error.
+    with pytest.raises(UsageError, match="the loss is nan"):
+        run_rows(tmp_path, root, "report/table2", ["s0t2b"], told)
+    monkeypatch.setattr(module, "train", lambda run, *args: real(run, *args) and fail(run, *args))
+    with pytest.raises(UsageError, match="no row 's0t2x'"):
+        run_rows(tmp_path, root, "report/table2", ["s0t2b", "s0t2x"], told)
+
+
+@pytest.mark.parametrize("row", ["psu", "ipsu", "rpsu"])
+def test_costs_are_those_of_the_data_s_steps(tmp_path: Path, root: Path, row: str) -> None:
+    # The network's own T is 15, the data have 100 steps, and IPSU has a weight for each of them.
+    [record] = run_rows(tmp_path, root, "psu/fsdd", [row], Told())
+    layers = [(80, 128), (128, 128), (128, 128), (128, 10)]
+    assert record["macs"] == sum(a * b for a, b in layers)
+    weights = 3 * (100 * 101 if row != "psu" else 0)  # gains of every pair of steps and their bias
+    assert record["parameters"] == sum(a * b + b for a, b in layers) + weights
+
+
+def test_operations_of_norms_count_the_data_s_steps(tmp_path: Path, root: Path) -> None:
+    # T is 32, the columns of an image, whatever the network's own is.
+    small = {"name": "sequential_cifar_net", "channels": 8, "T": 4}
+    [record] = run_rows(tmp_path, root, "psn/sequential", ["lif_10"], Told(), model=small)
+    norms, pooled = 3 * 8 * 32 + 3 * 8 * 16, 8 * 32 + 8 * 16  # elements of one step
+    assert record["flops_s0"] - record["macs"] == 2 * 32 * norms + pooled
+    [folder] = (tmp_path / "runs" / "psn-sequential").iterdir()
+    write_report([folder], {}, Quiet())
+    measured = json.loads((folder / "report.json").read_text())
+    assert measured["cost"]["flops_M"] == record["measured"]["flops_M"]
+
+
+def test_pre_training_is_reproduced(tmp_path: Path, root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    [record] = run_rows(tmp_path, root, "spikformer_v2/pretrain", ["main"], Told())
+    assert record["measured"]["acc"] is None
+    assert record["macs"] is None
+    assert record["parameters"] > 10_000
+    print_table("a title", "a paper", "smoke", [record])
+    assert "spikformer" in capsys.readouterr().out.lower()
 
 
 # --- on the command line ----------------------------------------------------------------------------------------------
@@ -202,6 +295,58 @@ def test_the_printed_table(
     captured = capsys.readouterr()
     assert json.loads(captured.out) == [record]
     assert captured.err == ""
+
+
+OWN = """
+title = "A table"
+paper = "a paper"
+command = "spikeloom reproduce own.toml"
+
+[settings]
+model = { name = "sequential_cifar_net", channels = 8 }
+train = { epochs = 1, batch_size = 4, lr = 0.01, channels_last = false }
+
+[budgets]
+
+[rows.there]
+system = "with data"
+data = { name = "sequential_cifar10", subset = 4, test_subset = 4 }
+
+[rows.absent]
+system = "without data"
+data = { name = "sequential_cifar100", subset = 4, test_subset = 4 }
+published = { acc = 62.21 }
+
+[rows.wild]
+system = "too fast"
+data = { name = "sequential_cifar10", subset = 8, test_subset = 4 }
+train = { lr = 1e38, epochs = 3 }
+"""
+
+
+def test_the_table_is_printed_without_the_rows_that_have_no_numbers(
+    tmp_path: Path, root: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("COLUMNS", raising=False)
+    Path("own.toml").write_text(OWN.split("[rows.wild]")[0])
+    assert spikeloom(monkeypatch, "reproduce", "own.toml", f"data.root={root}") == 0
+    captured = capsys.readouterr()
+    table = [line for line in captured.out.splitlines() if line.startswith("│")]
+    assert any(" with data " in line for line in table)
+    [absent] = [line for line in table if " without data " in line]
+    assert " 62.21 " in absent
+    assert " no data " in absent
+    assert "results: results/own" in captured.out
+    assert "without absent: CIFAR-100 is not in" in captured.err
+    # A row that fails on the way is told, and seen in the exit code.
+    Path("own.toml").write_text(OWN)
+    assert spikeloom(monkeypatch, "reproduce", "own.toml", f"data.root={root}") == 2
+    captured = capsys.readouterr()
+    assert "own.toml#wild failed: the loss is" in captured.err
+    [wild] = [line for line in captured.out.splitlines() if " too fast " in line]
+    assert " failed " in wild
+    assert any(" with data " in line and " CIFAR-10" in line for line in captured.out.splitlines())
 
 
 def test_an_interrupted_command_says_how_to_continue(

@@ -4,20 +4,26 @@ from __future__ import annotations
 
 import contextlib
 import datetime
+import functools
 import hashlib
 import json
 import time
 from collections.abc import Callable, Generator, Iterable
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from torch import Tensor
+
 import spikeloom.bench  # noqa: F401  # pyright: ignore[reportUnusedImport] - registers its measurements
 from spikeloom.analyse import MEASUREMENTS, Measured, count_cost, training_curves
+from spikeloom.analyse.cost import steps_of
 from spikeloom.errors import UsageError
 from spikeloom.train.build import build_datasets, build_model, seed_everything
 from spikeloom.train.checkpoint import PathLike, write_json
 from spikeloom.train.environments import train_accuracies
 from spikeloom.train.loop import Progress, train
+from spikeloom.train.pretrain import Reconstructs
 from spikeloom.train.recipe import (
     Budget,
     MeasureSettings,
@@ -45,7 +51,9 @@ def reproduce(
 ) -> list[Json]:
     """Trains every row that is not trained yet, continues one that was interrupted, and writes `results`.
 
-    Rows of a recipe that measures are measured anew.
+    Rows of a recipe that measures are measured anew. Settings, data and networks of all rows are checked before the
+    first one runs. A row whose data are missing is left out with a warning. One that fails on the way, such as by a
+    loss that is no number, does not keep the others from running.
 
     Args:
         recipe: the table.
@@ -57,55 +65,146 @@ def reproduce(
         progress, stop: as `train`.
 
     Returns:
-        One record a row: published and measured numbers, settings, environment.
+        One record a row: published and measured numbers, settings, environment. A row without measured numbers has the
+        reason as `missing` (data) or `failed` instead.
+
+    Raises:
+        UsageError: a mistake in the settings of a row, or no row has numbers: the reason of the first.
     """
     runs, results = Path(runs), Path(results)
-    name = recipe.short_name
-    records: list[Json] = []
-    # All rows are checked before the first one runs.
+    folder = results / recipe.short_name
+    work = _Work(runs, folder, progress, stop)
+    records: dict[str, Json] = {row: {} for row in rows}
+    jobs: dict[str, Callable[[], Json]] = {}
     if recipe.measures:
-        planned = {row: check_measure(recipe, row, budget, overrides) for row in rows}
-        with _writable(results / name):
-            (results / name).mkdir(parents=True, exist_ok=True)
-        return [_measure(recipe, row, budget, planned[row], results / name) for row in planned]
-    resolved = {row: recipe.resolve(row, budget, overrides) for row in rows}
-    with _writable(results / name):
-        (results / name).mkdir(parents=True, exist_ok=True)
-    for row, settings in resolved.items():
-        run, summary = _trained(recipe, row, budget, settings, runs, progress, stop)
-        record = _record(recipe.rows[row], recipe, run, summary)
-        stem = f"{row}.{budget}.seed{settings.seed}"
-        if "last" in summary:
-            record |= _environments(summary, record["measured"], f"{stem}.curves.html")
-            curves = training_curves(run.metrics(), f"{recipe.rows[row].system}, {summary['data']['train']}")
-            curves.write_html(str(results / name / f"{stem}.curves.html"), include_plotlyjs=True)
-        write_json(results / name / f"{stem}.json", record)
-        records.append(record)
-    return records
+        for row in records:
+            measured = check_measure(recipe, row, budget, overrides)
+            jobs[row] = functools.partial(_measure, recipe, row, budget, measured, folder)
+    else:
+        resolved = {row: recipe.resolve(row, budget, overrides) for row in records}
+        for row, cost in _costs(recipe, resolved, progress).items():
+            if isinstance(cost, UsageError):
+                records[row] = _without_numbers(recipe, row, "missing", cost)
+            else:
+                settings = resolved[row]
+                jobs[row] = functools.partial(_train_row, recipe, row, budget, settings, cost, work)
+    with _writable(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+    for row, job in jobs.items():
+        try:
+            records[row] = job()
+        except UsageError as error:
+            if len(jobs) == 1:
+                raise
+            progress.warn(f"{recipe.name}#{row} failed: {error}")
+            records[row] = _without_numbers(recipe, row, "failed", error)
+    if all("failed" in records[row] for row in jobs):
+        raise UsageError(records[next(iter(jobs))]["failed"])
+    return list(records.values())
 
 
-def _trained(
-    recipe: Recipe,
-    row: str,
-    budget: Budget,
-    settings: Settings,
-    runs: Path,
-    progress: Progress,
-    stop: Callable[[], bool],
-) -> tuple[Run, Json]:
+def _without_numbers(recipe: Recipe, row: str, why: str, error: UsageError) -> Json:
+    entry = recipe.rows[row]
+    return {"table": recipe.name, "row": row, "system": entry.system, "published": entry.published, why: str(error)}
+
+
+def _costs(recipe: Recipe, rows: dict[str, Settings], progress: Progress) -> dict[str, Json | UsageError]:
+    """What each row's network costs by its layout; of a row whose data are not there the error that says so.
+
+    Raises:
+        UsageError: no row has its data, or a network does not fit its data.
+    """
+    data: dict[str, _Data | UsageError] = {}  # by settings of data, which the rows of a table share
+    costs: dict[str, Json | UsageError] = {}
+    for row, settings in rows.items():
+        key = settings.data.model_dump_json()
+        if key not in data:
+            data[key] = _look_at_data(settings)
+        found = data[key]
+        costs[row] = found if isinstance(found, UsageError) else _cost(settings, found)
+    absent = {row: cost for row, cost in costs.items() if isinstance(cost, UsageError)}
+    if len(absent) == len(costs):
+        raise next(iter(absent.values()))
+    for reason in dict.fromkeys(map(str, absent.values())):
+        names = ", ".join(row for row, error in absent.items() if str(error) == reason)
+        progress.warn(f"{recipe.name} without {names}: {reason}")
+    return costs
+
+
+@dataclass(frozen=True)
+class _Data:
+    """What a network must know of a data set, and an input of it."""
+
+    title: str
+    in_channels: int
+    classes: int
+    input_shape: tuple[int, ...]
+    example: Tensor
+    is_sequence: bool
+
+
+def _look_at_data(settings: Settings) -> _Data | UsageError:
+    """A data set as `_Data`, or the error that says why it is not there."""
+    try:
+        dataset, _ = build_datasets(settings)
+    except UsageError as error:
+        return error
+    example = dataset.encode(dataset.batch([0])[0])
+    classes, shape = len(dataset.classes), tuple(dataset.input_shape)
+    return _Data(dataset.title, dataset.in_channels, classes, shape, example, dataset.is_sequence)
+
+
+def _cost(settings: Settings, data: _Data) -> Json:
+    """Parameters, and operations by the rules of `Cost`; of a model that gives its input back parameters alone."""
+    model = build_model(settings, data.in_channels, data.classes)
+    if isinstance(model, Reconstructs):
+        return {"parameters": sum(p.numel() for p in model.parameters()), "macs": None, "flops_s0": None}
+    try:
+        return asdict(count_cost(model, data.input_shape, steps_of(model, data.example, data.is_sequence)))
+    except (ValueError, RuntimeError) as error:
+        reason = str(error).splitlines()[0]
+        raise UsageError(
+            f"model {settings.model.name} cannot take {data.title} of shape {data.input_shape}: {reason}"
+        ) from None
+
+
+@dataclass(frozen=True)
+class _Work:
+    """Where runs and results of a table go, and who is told and asked on the way."""
+
+    runs: Path
+    results: Path
+    progress: Progress
+    stop: Callable[[], bool]
+
+
+def _train_row(recipe: Recipe, row: str, budget: Budget, settings: Settings, cost: Json, work: _Work) -> Json:
+    """Trains a row unless that is done, and writes its record."""
+    run, summary = _trained(recipe, row, budget, settings, work)
+    record = _record(recipe.rows[row], recipe, run, summary, cost)
+    stem = f"{row}.{budget}.seed{settings.seed}"
+    if "last" in summary:
+        record |= _environments(summary, record["measured"], f"{stem}.curves.html")
+        curves = training_curves(run.metrics(), f"{recipe.rows[row].system}, {summary['data']['train']}")
+        curves.write_html(str(work.results / f"{stem}.curves.html"), include_plotlyjs=True)
+    write_json(work.results / f"{stem}.json", record)
+    return record
+
+
+def _trained(recipe: Recipe, row: str, budget: Budget, settings: Settings, work: _Work) -> tuple[Run, Json]:
     """A row's run, trained if it was not: first the row of a recipe, if any, that it starts from."""
     base, _, base_row = (settings.train.start_from or "").partition("#")
     if base in list_recipes():
         first = load_recipe(base)
         first_settings = first.resolve(base_row, budget, {"data": {"root": settings.data.root}})
-        started, _ = _trained(first, base_row, budget, first_settings, runs, progress, stop)
+        started, _ = _trained(first, base_row, budget, first_settings, work)
         train_settings = settings.train.model_copy(update={"start_from": str(started.folder)})
         settings = settings.model_copy(update={"train": train_settings})
     name = recipe.short_name.replace("/", "-")
-    folder = runs / name / f"{row}-{budget}-{_digest(settings)}"
+    folder = work.runs / name / f"{row}-{budget}-{_digest(settings)}"
     begun = (folder / "settings.json").is_file()
     run = Run.open(folder) if begun else Run.plan(folder, recipe.name, row, budget, settings)
-    return run, run.summary() or train(run, progress, stop)
+    return run, run.summary() or train(run, work.progress, work.stop)
 
 
 def check_measure(recipe: Recipe, row: str, budget: Budget | None, overrides: Json) -> MeasureSettings:
@@ -145,25 +244,32 @@ def _writable(folder: Path) -> Generator[None]:
         raise UsageError(f"cannot write {folder}: {error.strerror or error}; choose another with --results") from None
 
 
-def _record(row: Row, recipe: Recipe, run: Run, summary: Json) -> Json:
+def _record(row: Row, recipe: Recipe, run: Run, summary: Json, cost: Json) -> Json:
     settings = run.settings
-    train_set, _ = build_datasets(settings)
-    model = build_model(settings, train_set.in_channels, len(train_set.classes))
-    steps = int(getattr(model, "T", 1))
-    cost = count_cost(model, train_set.input_shape, steps)
+    millions = {key: None if value is None else value / 1e6 for key, value in cost.items()}
     return {
-        "table": recipe.name, "row": run.row, "system": row.system, "budget": run.budget, "seed": settings.seed,
+        "table": recipe.name,
+        "row": run.row,
+        "system": row.system,
+        "budget": run.budget,
+        "seed": settings.seed,
         "published": row.published,
         "measured": {
-            "acc": summary["test_accuracy"], "best_acc": summary["best_test_accuracy"],
-            "params_M": cost.parameters / 1e6, "macs_M": cost.macs / 1e6, "flops_M": cost.flops_s0 / 1e6,
+            "acc": summary["test_accuracy"],
+            "best_acc": summary["best_test_accuracy"],
+            "params_M": millions["parameters"],
+            "macs_M": millions["macs"],
+            "flops_M": millions["flops_s0"],
         },
-        "parameters": cost.parameters, "macs": cost.macs, "flops_s0": cost.flops_s0,
-        "data": summary["data"], "epochs": summary["epochs"], "seconds": summary["seconds"],
+        **cost,
+        "data": summary["data"],
+        "epochs": summary["epochs"],
+        "seconds": summary["seconds"],
         "settings": settings.model_dump(exclude={"data": {"root"}}),
         **({"changes": list(run.changes)} if run.changes else {}),
-        "environment": summary["environment"], "date": datetime.date.today().isoformat(),
-    }  # fmt: skip
+        "environment": summary["environment"],
+        "date": datetime.date.today().isoformat(),
+    }
 
 
 def _environments(summary: Json, measured: Json, figure: str) -> Json:

@@ -16,10 +16,9 @@ from spikeloom.cli.progress import Quiet
 from spikeloom.data import DATASETS
 from spikeloom.errors import UsageError
 from spikeloom.models import MODELS
-from spikeloom.cli.progress import Quiet
+from spikeloom.reproduce import reproduce
 from spikeloom.train.build import build_datasets, build_model, neuron_factory
 from spikeloom.train.checkpoint import load_tensors
-from spikeloom.train.loop import train
 from spikeloom.train.recipe import (
     BUDGETS,
     Budget,
@@ -118,13 +117,13 @@ def size_of(settings: Settings) -> int:
 
 
 @pytest.mark.parametrize("name", TRAINED)
-def test_the_smallest_row_trains_two_steps(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_smallest_row_is_reproduced(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("SPIKELOOM_DATA", raising=False)
     recipe = load_recipe(name)
     row = min(recipe.rows, key=lambda row: size_of(recipe.resolve(row, "smoke")))
     reduced: dict[str, Any] = {
         "data": {"subset": 8, "test_subset": 4, "root": str(SHARED / "data")},
-        "train": {"batch_size": 4, "epochs": 1},
+        "train": {"batch_size": 4, "epochs": 1, "start_from": None},
     }
     planned = recipe.resolve(row, "smoke")
     if "resize" in planned.data.options and planned.data.name != "imagenet":
@@ -132,7 +131,6 @@ def test_the_smallest_row_trains_two_steps(name: str, tmp_path: Path, monkeypatc
     if "depth" in inspect.signature(MODELS[planned.model.name]).parameters:
         reduced["model"] = {"depth": 1, "channels": 32, "heads": 4}  # a transformer takes its time
     settings = recipe.resolve(row, "smoke", reduced)
-    settings.train.start_from = None
     if settings.data.name != "digits":
         try:
             build_datasets(settings)
@@ -143,11 +141,15 @@ def test_the_smallest_row_trains_two_steps(name: str, tmp_path: Path, monkeypatc
                 f"REAL DATA MISSING: {name}#{row} is NOT trained (set SPIKELOOM_SHARED to the folder of data/): {error}"
             )
     before = build_model(settings, *SHAPES[settings.data.name]).state_dict()
-    summary = train(Run.plan(tmp_path / "run", name, row, "smoke", settings), Quiet())
-    assert summary["epochs"] == 1
+    places = (tmp_path / "runs", tmp_path / "results")
+    [result] = reproduce(recipe, [row], "smoke", reduced, *places, Quiet(), lambda: False)
+    assert result["epochs"] == 1
+    assert result["parameters"] == size_of(settings)
+    accuracy = result["measured"]["acc"]
     reconstructs = settings.model.name == "masked_autoencoder"
-    assert (summary["test_accuracy"] is None) if reconstructs else (0 <= summary["test_accuracy"] <= 100)
-    run = Run.open(tmp_path / "run")
+    assert (accuracy is None) if reconstructs else (0 <= accuracy <= 100)
+    [folder] = (tmp_path / "runs").glob("*/*")
+    run = Run.open(folder)
     [record] = run.metrics()
     assert all(math.isfinite(value) for value in record.values() if value is not None)
     after, _ = load_tensors(run.weights)

@@ -40,6 +40,11 @@ def evaluating(model: nn.Module) -> Generator[None]:
             module.training = flag
 
 
+def steps_of(model: nn.Module, x: Tensor, sequence: bool) -> int:
+    """T of what a model gets: that of a sequence x [T, N, ...]; of images [N, ...] what the model makes of them."""
+    return len(x) if sequence else int(getattr(model, "T", 1))
+
+
 def count_cost(model: nn.Module, image: tuple[int, ...], T: int) -> Cost:
     """Counts the cost of a model for one image of shape [C, H, W], or another input of one step, over T steps.
 

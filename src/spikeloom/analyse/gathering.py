@@ -23,7 +23,7 @@ from torch import Tensor
 
 from spikeloom.analyse.audit import Audit, audit
 from spikeloom.analyse.confusion import Confusion, confusion
-from spikeloom.analyse.cost import count_cost, evaluating
+from spikeloom.analyse.cost import count_cost, evaluating, steps_of
 from spikeloom.analyse.target import Target, open_target
 from spikeloom.analyse.trains import spike_train
 from spikeloom.errors import DataFileError, UsageError
@@ -380,7 +380,8 @@ def _run(target: Target) -> None:
 
 
 def _cost(target: Target) -> Json:
-    cost = count_cost(target.model, target.input_shape, int(getattr(target.model, "T", 1)))
+    steps = steps_of(target.model, next(target.batches())[0], target.sequence)
+    cost = count_cost(target.model, target.input_shape, steps)
     return {"params_M": cost.parameters / 1e6, "macs_M": cost.macs / 1e6, "flops_M": cost.flops_s0 / 1e6}
 
 

@@ -28,7 +28,8 @@ def reproduce(
     spikeloom reproduce report/table2 budget=smoke data.root=DATA
     spikeloom reproduce report/table2#s0t2b budget=short data.root=DATA
 
-    Finished rows are taken from their run folders, interrupted ones are continued. Keys: seed, budget (smoke, short,
+    Finished rows are taken from their run folders, interrupted ones are continued, and rows whose data are missing
+    are left out. Keys: seed, budget (smoke, short,
     full), and anything under data., model., neuron., train. and measure. that a recipe may set.
     """
     name, values = read_recipe(context, words)
@@ -52,9 +53,9 @@ def reproduce(
             raise typer.Exit(130) from None
     if as_json:
         print(json.dumps(records))
-        return
-    if recipe.measures or "figures" in records[0]:
-        print_measured(recipe.title, recipe.paper, budget, records)
     else:
-        print_table(recipe.title, recipe.paper, budget, records)
-    print(f"results: {results / recipe.short_name}")
+        whole = recipe.measures or any("figures" in record for record in records)
+        (print_measured if whole else print_table)(recipe.title, recipe.paper, budget, records)
+        print(f"results: {results / recipe.short_name}")
+    if any("failed" in record for record in records):
+        raise typer.Exit(2)

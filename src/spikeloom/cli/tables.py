@@ -34,6 +34,11 @@ def _console() -> Console:
     return Console(width=None if known else 1000)
 
 
+def _absence(record: Json) -> str:
+    """What stands for the numbers of a row that has none."""
+    return "no data" if "missing" in record else "failed"
+
+
 def print_table(title: str, paper: str, budget: str, records: list[Json]) -> None:
     from rich.table import Table
 
@@ -42,16 +47,22 @@ def print_table(title: str, paper: str, budget: str, records: list[Json]) -> Non
         table.add_column(column, justify="left" if column in ("row", "system", "data") else "right", overflow="fold")
 
     def pair(record: Json, key: str, digits: int) -> str:
-        published, measured = record["published"].get(key), record["measured"][key]
+        published, measured = record["published"].get(key), record.get("measured", {}).get(key)
         shown = "-" if measured is None else f"{measured:.{digits}f}"
         return f"{'-' if published is None else published}\n{shown}"
 
     for record in records:
+        measured = "measured" in record
         table.add_row(
-            record["row"], record["system"], pair(record, "params_M", 3), pair(record, "flops_M", 2),
-            f"\n{record['measured']['macs_M']:.2f}", pair(record, "acc", 2), record["data"]["train"],
-            f"\n{record['seconds']:.0f} s",
-        )  # fmt: skip
+            record["row"],
+            record["system"],
+            pair(record, "params_M", 3),
+            pair(record, "flops_M", 2),
+            pair({**record, "published": {"macs_M": ""}}, "macs_M", 2),
+            pair(record, "acc", 2),
+            record["data"]["train"] if measured else _absence(record),
+            f"\n{record['seconds']:.0f} s" if measured else "",
+        )
     _console().print(table)
 
 
@@ -67,13 +78,16 @@ def print_measured(title: str, paper: str, budget: str, records: list[Json]) -> 
         return "-" if value is None else f"{value:.4g}" if isinstance(value, float) else str(value)
 
     for record in records:
+        if "measured" not in record:
+            table.add_row(record["row"], record["system"], _absence(record))
+            continue
         names = dict.fromkeys([*record["published"], *record["measured"]])
         for index, name in enumerate(names):
             first = (record["row"], record["system"]) if index == 0 else ("", "")
             table.add_row(*first, name, shown(record["published"].get(name)), shown(record["measured"].get(name)))
     console.print(table)
     for record in records:
-        for figure in record["figures"]:
+        for figure in record.get("figures", ()):
             console.print(f"figure: {figure}", markup=False)
 
 
