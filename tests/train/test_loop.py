@@ -382,6 +382,16 @@ def test_a_silent_layer_is_named(tmp_path: Path) -> None:
         assert "v_threshold" in warning
 
 
+@pytest.mark.parametrize(("images", "silent"), [(80, ["features.1", "features.4", "head.1"]), (1024, [])])
+def test_a_layer_that_wakes_up_is_not_named(tmp_path: Path, images: int, silent: list[str]) -> None:
+    # Two layers are silent in the first 5 steps and fire at 23 and 10 % after 64.
+    told = Told()
+    changes: dict[str, Any] = {"data": {"subset": images}, "model": {"T": 4}, "train": {"lr": 0.005}}
+    train(run_of(tmp_path / "run", SMALL, neuron={"name": "LIF", "v_threshold": 1.5}, **changes), told)
+    assert [warning.split()[1] for warning in told.warnings] == silent
+    assert all(f"after {images // 16} steps" in warning for warning in told.warnings)
+
+
 def test_a_saturated_layer_is_named(tmp_path: Path) -> None:
     told = Told()
     # A sigmoid is above next to nothing at every step.
