@@ -52,10 +52,10 @@ def halve(path: Path) -> None:
 def places(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Data and runs, whole and damaged."""
     home = tmp_path_factory.mktemp("places")
-    result = spikeloom("train", *SMALL, f"--run={home / 'run'}", "--json")
+    result = spikeloom("train", *SMALL, f"--out={home / 'run'}", "--json")
     assert result.code == 0, result.err
     result = spikeloom("train", *SMALL, "model.T=1", "train.epochs=1", "data.size=20", "model.image_size=20",
-                       f"--run={home / 'run20'}", "--json")  # fmt: skip
+                       f"--out={home / 'run20'}", "--json")  # fmt: skip
     assert result.code == 0, result.err
     for name in ("truncated", "flipped", "foreign", "unfinished", "odd"):
         shutil.copytree(home / "run", home / f"run_{name}")
@@ -163,7 +163,7 @@ def test_doctor() -> None:
 
 
 def test_train_prints_json(places: Path, tmp_path: Path) -> None:
-    result = spikeloom("train", *SMALL, f"--run={tmp_path / 'run'}", "--json")
+    result = spikeloom("train", *SMALL, f"--out={tmp_path / 'run'}", "--json")
     assert result.code == 0
     summary = json.loads(result.out)
     assert summary.pop("run") == str(tmp_path / "run")
@@ -174,7 +174,7 @@ def test_train_prints_json(places: Path, tmp_path: Path) -> None:
 
 def test_train_prints_what_is_next(tmp_path: Path) -> None:
     run = tmp_path / "run"
-    result = spikeloom("train", *SMALL, f"--run={run}")
+    result = spikeloom("train", *SMALL, f"--out={run}")
     assert result.code == 0
     summary = json.loads((run / "summary.json").read_text())
     assert f"test accuracy {summary['test_accuracy']:.2f} % on digits (scikit-learn), first 50 images" in result.out
@@ -187,13 +187,13 @@ def test_train_prints_what_is_next(tmp_path: Path) -> None:
 
 def test_train_ends_with_a_report(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run = tmp_path / "a run"
-    result = spikeloom("train", *SMALL, "train.epochs=1", f"--run={run}")
+    result = spikeloom("train", *SMALL, "train.epochs=1", f"--out={run}")
     assert f"  report: {run}/report.html" in result.out
     assert (run / "report.html").stat().st_size > 4_000_000
     # A report that fails loses nothing: neither the numbers nor the exit code.
     monkeypatch.setattr("spikeloom.analyse.report.render", lambda runs: {}[0])
     other = tmp_path / "another"
-    result = spikeloom("train", *SMALL, "train.epochs=1", f"--run={other}", "--json")
+    result = spikeloom("train", *SMALL, "train.epochs=1", f"--out={other}", "--json")
     assert result.code == 0
     assert json.loads(result.out)["epochs"] == 1
     assert result.err.splitlines()[-1] == (
@@ -264,7 +264,7 @@ def test_evaluate_takes_data_settings(places: Path) -> None:
 def test_data_come_from_the_environment(places: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SPIKELOOM_DATA", str(places / "data"))
     words = ["quickstart/mnist", "model.T=1", "data.subset=8", "data.test_subset=4", "train.batch_size=4"]
-    result = spikeloom("train", *words, "train.epochs=1", f"--run={tmp_path / 'run'}", "--json")
+    result = spikeloom("train", *words, "train.epochs=1", f"--out={tmp_path / 'run'}", "--json")
     assert result.code == 0, result.err
     assert json.loads(result.out)["data"]["train"] == "MNIST files of 64 images, first 8 images"
 
@@ -437,15 +437,15 @@ MISTAKES: dict[str, tuple[str, list[str]]] = {
     "image size": ("train data.subset=64 model.name=colored_mnist_net model.T=1 model.image_size=8", ["at least 16"]),
     "model of another image size": ("train data.subset=64 model.name=colored_mnist_net model.T=1", ["28", "8"]),
     "images smaller than the model takes": ("train data.subset=64 model.name=report_vgg16 model.T=1", ["32", "8"]),
-    "run folder below a file": ("train --run={0}/file/run", ["{0}/file/run", "--run"]),
-    "run folder is a file": ("train --run={0}/file", ["{0}/file", "--run"]),
-    "run folder with a run": ("train --run={0}/run", ["{0}/run is not empty", "--resume {0}/run", "--run"]),
+    "run folder below a file": ("train --out={0}/file/run", ["{0}/file/run", "--out"]),
+    "run folder is a file": ("train --out={0}/file", ["{0}/file", "--out"]),
+    "run folder with a run": ("train --out={0}/run", ["{0}/run is not empty", "--resume {0}/run", "--out"]),
     "resume of no run": ("train --resume={0}/empty", ["{0}/empty is not a run"]),
     "resume of nothing": ("train --resume={0}/nowhere", ["{0}/nowhere"]),
     "resume of damaged settings": ("train --resume={0}/run_odd", ["settings.json"]),
     "resume with a recipe": ("train quickstart/digits --resume={0}/run_unfinished", ["--resume RUN", "no recipe"]),
     "resume with a budget": ("train budget=smoke --resume={0}/run_unfinished", ["--resume RUN", "no budget"]),
-    "resume into another folder": ("train --run=x --resume={0}/run_unfinished", ["--resume RUN", "no --run"]),
+    "resume into another folder": ("train --out=x --resume={0}/run_unfinished", ["--resume RUN", "no --out"]),
     "resume with another model": ("train model.T=3 --resume={0}/run_unfinished", ["model.T cannot change", "train.lr"]),
     "resume with another order": ("train seed=3 --resume={0}/run_unfinished", ["seed cannot change"]),
     "resume with other batches": (
@@ -517,7 +517,7 @@ def test_a_mistake_leaves_nothing_behind(mistake: str, places: Path, tmp_path: P
     before = listing(places, tmp_path)
     words = MISTAKES[mistake][0].format(places).split(" ")
     if words[0] == "train" and not any(word.startswith("-") for word in words):
-        words.append(f"--run={tmp_path / 'run'}")
+        words.append(f"--out={tmp_path / 'run'}")
     with contextlib.suppress(Exception):  # the test above asks for the line
         spikeloom(*words)
     assert listing(places, tmp_path) == before
@@ -539,15 +539,15 @@ def test_a_mistake_in_a_process_of_its_own(mistake: str, places: Path) -> None:
 
 def test_a_corrected_mistake_may_use_the_folder(tmp_path: Path) -> None:
     run = tmp_path / "run"
-    assert spikeloom("train", *SMALL, "train.batch_size=128", f"--run={run}").code == 2
-    result = spikeloom("train", *SMALL, "train.epochs=1", f"--run={run}")
+    assert spikeloom("train", *SMALL, "train.batch_size=128", f"--out={run}").code == 2
+    result = spikeloom("train", *SMALL, "train.epochs=1", f"--out={run}")
     assert result.code == 0, result.err
 
 
 def test_a_name_with_odd_characters(tmp_path: Path) -> None:
     # What looks like markup or a number is a name like any other.
     for name in ("[bold]run[/bold]", "2026"):
-        result = spikeloom("train", *SMALL, "train.epochs=1", f"--run={name}")
+        result = spikeloom("train", *SMALL, "train.epochs=1", f"--out={name}")
         assert result.code == 0, result.err
         assert Path(name, "summary.json").is_file()
         assert f"run:   {name}" in result.out

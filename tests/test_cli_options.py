@@ -12,9 +12,11 @@ import sys
 from pathlib import Path
 
 import pytest
+import typer
 from command_line import SMALL, spikeloom
 
 import spikeloom as package
+from spikeloom import cli
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -84,13 +86,13 @@ def suggested(text: str) -> list[list[str]]:
 
 def test_a_path_with_spaces_can_be_pasted(tmp_path: Path) -> None:
     run = tmp_path / "a run's folder"
-    result = spikeloom("train", *SMALL, "train.epochs=1", f"--run={run}")
+    result = spikeloom("train", *SMALL, "train.epochs=1", f"--out={run}")
     assert result.code == 0, result.err
     assert suggested(result.out) == [
         ["spikeloom", "evaluate", str(run)], ["tensorboard", "--logdir", str(run / "tensorboard")]
     ]  # fmt: skip
     assert suggested(spikeloom("train", f"--resume={run}").err) == [["spikeloom", "evaluate", str(run)]]
-    again = spikeloom("train", *SMALL, f"--run={run}").err
+    again = spikeloom("train", *SMALL, f"--out={run}").err
     assert suggested(again) == [["spikeloom", "train", "--resume", str(run)]]
     (run / "summary.json").unlink()
     (run / "model.safetensors").unlink()
@@ -112,14 +114,14 @@ def test_an_own_recipe_gives_its_file_s_name_to_the_run(place: str, tmp_path: Pa
 
 
 def test_json_leaves_progress_on_standard_error(tmp_path: Path) -> None:
-    result = spikeloom("train", *SMALL, f"--run={tmp_path / 'run'}", "--json")
+    result = spikeloom("train", *SMALL, f"--out={tmp_path / 'run'}", "--json")
     json.loads(result.out)
     assert [line.split()[1] for line in result.err.splitlines() if line.startswith("epoch ")] == ["1/2", "2/2"]
 
 
 def test_the_bar_begins_without_numbers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("FORCE_COLOR", "1")  # a bar although this is no terminal
-    result = spikeloom("train", *SMALL, "train.epochs=1", f"--run={tmp_path / 'run'}", "--json")
+    result = spikeloom("train", *SMALL, "train.epochs=1", f"--out={tmp_path / 'run'}", "--json")
     assert "epoch 1/1" in result.err
     assert "loss" in result.err
     assert "nan" not in result.err
@@ -135,6 +137,17 @@ def test_piped_tables_keep_names_whole(monkeypatch: pytest.MonkeyPatch) -> None:
         assert f" {row['energy_pj'] / 1e6:.3f} " in line
 
 
+def test_torchrun_leaves_the_options_of_train_alone() -> None:
+    # It refuses what could abbreviate an option of its own, wherever it stands: --run, for --run-path.
+    from torch.distributed.run import get_args_parser
+
+    train = typer.main.get_command(cli.app).commands["train"]  # pyright: ignore[reportAttributeAccessIssue]
+    options = [f"{option}=x" for parameter in train.params for option in parameter.opts if option.startswith("--")]
+    assert len(options) >= 3
+    words = ["-m", "spikeloom", "train", *options]
+    assert get_args_parser().parse_args(words).training_script_args == words[2:]
+
+
 def test_random_inputs_have_no_accuracy() -> None:
     words = ["run", "report_ms_resnet34", "model.T=1", "--input=1x16x16", "--images=2"]
     found = json.loads(spikeloom(*words, "--json").out)
@@ -147,7 +160,7 @@ def test_random_inputs_have_no_accuracy() -> None:
 
 
 OLD_SPELLINGS = {
-    "train run=here": "--run here",
+    "train run=here": "--out here",
     "train resume=here": "--resume here",
     "audit report_vgg16 images=3": "--images 3",
     "audit report_vgg16 batch=3": "--batch 3",
@@ -161,7 +174,7 @@ OLD_SPELLINGS = {
     "export report_vgg16 --to=nir out=a": "--out a",
     "report nowhere out=a": "--out a",
     "report nowhere images=3": "--images 3",
-    "reproduce report/table2 run=a": "--run a",
+    "reproduce report/table2 run=a": "--runs a",
     "reproduce report/table2 results=a": "--results a",
     "bench neurons quick=true": "--quick",
     "bench neurons out=a": "--out a",
@@ -180,4 +193,4 @@ def test_an_option_written_as_a_setting_is_told_its_new_spelling(old: str) -> No
 
 
 def test_an_option_with_spaces_is_told_in_quotes() -> None:
-    assert spikeloom("train", "run=a b").err.endswith("write --run 'a b'\n")
+    assert spikeloom("train", "run=a b").err.endswith("write --out 'a b'\n")

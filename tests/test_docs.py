@@ -43,7 +43,7 @@ def _commands(names: str) -> list[str]:
 def _split(command: str) -> tuple[list[str], set[str]]:
     """The words of a command that are no options, and the names of its options."""
     options = {option.split("=")[0] for option in re.findall(r" (--[^ ]+)", command)}
-    return shlex.split(re.sub(r" --(run|resume|results|out|to|T|images|input|save|engine|weights)[ =][^ ]+", "",
+    return shlex.split(re.sub(r" --(runs|resume|results|out|to|T|images|input|save|engine|weights)[ =][^ ]+", "",
                               command))[2:], options  # fmt: skip
 
 

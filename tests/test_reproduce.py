@@ -368,7 +368,7 @@ def test_places_may_look_like_numbers(
     tmp_path: Path, root: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    places = ["--run=2026", "--results=11"]
+    places = ["--runs=2026", "--results=11"]
     words = ["reproduce", "report/table2#s0t2b", *WORDS, f"data.root={root}", *places, "--json"]
     assert spikeloom(monkeypatch, *words) == 0, capsys.readouterr().err
     assert Path("11/report/table2/s0t2b.smoke.seed1.json").is_file()

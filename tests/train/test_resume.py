@@ -136,7 +136,7 @@ def assert_same_end(run: Path, unbroken: Path) -> None:
 @pytest.fixture(scope="module")
 def unbroken(tmp_path_factory: pytest.TempPathFactory) -> Path:
     run = tmp_path_factory.mktemp("unbroken") / "run"
-    code, out, err = finish(start("train", *SETTINGS, f"--run={run}", "--json"))
+    code, out, err = finish(start("train", *SETTINGS, f"--out={run}", "--json"))
     assert code == 0, err
     assert json.loads(out)["epochs"] == EPOCHS
     return run
@@ -154,7 +154,7 @@ def test_the_comparison_can_fail(unbroken: Path) -> None:
 
 def test_sigkill_in_the_middle_of_an_epoch(unbroken: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
-    process = start("train", *SETTINGS, f"--run={run}", "--json")
+    process = start("train", *SETTINGS, f"--out={run}", "--json")
     wait_until_middle(process, run)
     process.kill()
     assert finish(process)[0] == -signal.SIGKILL
@@ -181,7 +181,7 @@ def test_sigkill_while_writing(
     step: int,
 ) -> None:  # fmt: skip
     run = tmp_path / "run"
-    words = ["train", *SETTINGS, f"--run={run}", "--json"]
+    words = ["train", *SETTINGS, f"--out={run}", "--json"]
     code, _, err = finish(start(stage, name, str(nth), *words, script=SUICIDE))
     assert code == -signal.SIGKILL, err
     at = position(run)  # the checkpoint before is whole
@@ -212,7 +212,7 @@ def test_stop_by_signal(
     run = tmp_path / "run"
     # Without checkpoints by the clock: the signal itself must write one.
     rare = [*SETTINGS[:-1], "train.checkpoint_minutes=1000"]
-    process = start("train", *rare, f"--run={run}", "--json")
+    process = start("train", *rare, f"--out={run}", "--json")
     deadline = time.monotonic() + 100
     while not (run / "checkpoint.safetensors").is_file() and process.poll() is None and time.monotonic() < deadline:
         time.sleep(0.005)
@@ -270,12 +270,12 @@ def test_a_run_continues_with_another_learning_rate_and_says_so(
 @pytest.mark.slow
 def test_sigkill_with_two_threads(tmp_path: Path) -> None:
     whole, run = tmp_path / "whole", tmp_path / "run"
-    assert finish(start("train", *SETTINGS, f"--run={whole}", "--json", threads=2))[0] == 0
+    assert finish(start("train", *SETTINGS, f"--out={whole}", "--json", threads=2))[0] == 0
     for _ in range(2):
         process = (
             start("train", f"--resume={run}", "--json", threads=2)
             if run.exists()
-            else start("train", *SETTINGS, f"--run={run}", "--json", threads=2)
+            else start("train", *SETTINGS, f"--out={run}", "--json", threads=2)
         )
         wait_until_middle(process, run)
         process.kill()

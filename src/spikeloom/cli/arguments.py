@@ -53,6 +53,8 @@ Input = Annotated[
     str | None, typer.Option("--input", metavar="SHAPE", help="Of a model: random inputs of this shape, as 3x32x32.")
 ]
 RECIPE_KEYS = ("seed", "budget", "data", "model", "neuron", "train", "measure")
+# Options whose name is not that of the key they had. torchrun takes `--run` for its own, even behind our command.
+_RENAMED = {"run": ("--out", "--runs")}
 TARGET_KEYS = ("data", "model", "neuron", "seed")
 
 
@@ -75,20 +77,21 @@ def read_settings(context: typer.Context, words: list[str] | None, keys: Iterabl
         if key in keys:
             continue
         for option in context.command.params:
-            if f"--{key}" in option.opts:
-                raise UsageError(f"{key}= is an option: {_as_option(option, key, value)}")
+            if not {f"--{key}", *_RENAMED.get(key, ())}.isdisjoint(option.opts):
+                raise UsageError(f"{key}= is an option: {_as_option(option, value)}")
         options = [name for option in context.command.params for name in option.opts if name.startswith("--")]
         raise UsageError(f"unknown key {key!r}; {nearest_key(key, [*keys, *options])}")
     return values
 
 
-def _as_option(option: Any, key: str, value: Any) -> str:
-    """How `key=value` is written as an option."""
+def _as_option(option: Any, value: Any) -> str:
+    """How a value is given to an option."""
+    name = option.opts[0]
     if not getattr(option, "is_flag", False):
-        return f"write --{key} {'VALUE' if isinstance(value, dict | list) else shlex.quote(str(value))}"
+        return f"write {name} {'VALUE' if isinstance(value, dict | list) else shlex.quote(str(value))}"
     if value is True:
-        return f"write --{key}"
-    return f"write {option.secondary_opts[0]}" if option.secondary_opts else f"write --{key}, or leave it out"
+        return f"write {name}"
+    return f"write {option.secondary_opts[0]}" if option.secondary_opts else f"write {name}, or leave it out"
 
 
 def read_recipe(context: typer.Context, words: list[str] | None) -> tuple[str | None, Json]:

@@ -18,7 +18,7 @@ from spikeloom.errors import UsageError
 def reproduce(
     context: typer.Context,
     words: Words = None,
-    runs: Annotated[Path, typer.Option("--run", metavar="PATH", help="Where run folders go.")] = Path("runs"),
+    runs: Annotated[Path, typer.Option("--runs", metavar="PATH", help="Where run folders go.")] = Path("runs"),
     results: Annotated[Path, typer.Option("--results", metavar="PATH", help="Where numbers go.")] = Path("results"),
     as_json: AsJson = False,
 ) -> None:

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 def train(
     context: typer.Context,
     words: Words = None,
-    folder: Annotated[Path | None, typer.Option("--run", metavar="PATH", help="The run's folder.")] = None,
+    folder: Annotated[Path | None, typer.Option("--out", metavar="PATH", help="The run's folder.")] = None,
     resume: Annotated[Path | None, typer.Option("--resume", metavar="RUN", help="Continue this run.")] = None,
     as_json: AsJson = False,
 ) -> None:
@@ -64,7 +64,7 @@ def train(
 def _continued(folder: Path, name: str | None, values: Json, other: Path | None) -> Run:
     """An unfinished run, with settings that may change from its last checkpoint on."""
     if name is not None or other is not None or "budget" in values:
-        raise UsageError("--resume RUN continues a run in its folder: give no recipe, no budget and no --run")
+        raise UsageError("--resume RUN continues a run in its folder: give no recipe, no budget and no --out")
     run = open_run(folder)
     if run.summary() is not None:
         raise UsageError(f"{folder} is finished; evaluate it with: spikeloom evaluate {_quoted(folder)}")

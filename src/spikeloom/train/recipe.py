@@ -388,7 +388,7 @@ def nearest_key(key: str, known: Iterable[str]) -> str:
 
     Args:
         key: what the user wrote, such as "lr".
-        known: the first parts of the keys that would be right, such as "train", and options such as "--run".
+        known: the first parts of the keys that would be right, such as "train", and options such as "--out".
     """
     from spikeloom.data import DATASETS
     from spikeloom.models import MODELS

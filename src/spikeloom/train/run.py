@@ -106,7 +106,7 @@ class Run:
 
     def _occupied(self) -> UsageError:
         return UsageError(
-            f"{self.folder} is not empty: choose another folder with --run, or continue its run with: "
+            f"{self.folder} is not empty: choose another folder with --out, or continue its run with: "
             f"spikeloom train --resume {shlex.quote(str(self.folder))}"
         )
 
@@ -185,7 +185,8 @@ class Run:
             yield
         except OSError as error:
             raise UsageError(
-                f"cannot make the run folder {self.folder}: {error.strerror or error}; choose another with --run"
+                f"cannot make the run folder {self.folder}: {error.strerror or error}; choose another place "
+                "(--out of train, --runs of reproduce)"
             ) from None
 
     @classmethod
