@@ -25,12 +25,12 @@ from spikeloom.analyse.gathering import gather, read_signed, write_signed
 from spikeloom.analyse.target import open_target
 from spikeloom.bench import events as bench_events
 from spikeloom.bench.write import earlier_results, write_results
+from spikeloom.cli.progress import Quiet
 from spikeloom.deploy.export import export_file
 from spikeloom.layers import Conv2d, Flatten, Linear
 from spikeloom.models.pretrained import load_ann
 from spikeloom.neurons import LIF
 from spikeloom.reproduce import reproduce
-from spikeloom.cli.progress import Quiet
 from spikeloom.train import checkpoint
 from spikeloom.train.loop import build_model, train
 from spikeloom.train.pretrain import start_from, write_pictures

@@ -15,8 +15,8 @@ from typing import Any
 import pytest
 
 from spikeloom.analyse import write_report
-from spikeloom.errors import DataFileError, UsageError
 from spikeloom.cli.progress import Quiet
+from spikeloom.errors import DataFileError, UsageError
 from spikeloom.train.evaluate import evaluate_run
 from spikeloom.train.loop import Interrupted, train
 from spikeloom.train.recipe import check_settings

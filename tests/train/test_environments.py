@@ -23,7 +23,6 @@ from spikeloom.layers import Flatten, Linear
 from spikeloom.models import create_model
 from spikeloom.neurons import LIF
 from spikeloom.reproduce import reproduce
-from spikeloom.cli.progress import Quiet
 from spikeloom.train.build import epoch_order
 from spikeloom.train.environments import PENALTIES, Penalised, Share, environment_order, select_epoch
 from spikeloom.train.loop import Interrupted, train

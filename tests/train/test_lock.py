@@ -11,8 +11,8 @@ from typing import Any
 
 import pytest
 
-from spikeloom.errors import UsageError
 from spikeloom.cli.progress import Quiet
+from spikeloom.errors import UsageError
 from spikeloom.train import lock
 from spikeloom.train.lock import locked
 from spikeloom.train.loop import train

@@ -28,6 +28,7 @@ from spikeloom.train.loop import Interrupted, train
 from spikeloom.train.losses import sdt
 from spikeloom.train.methods import bptt
 from spikeloom.train.optim import build_schedule
+from spikeloom.train.recipe import check_settings
 from spikeloom.train.run import Run
 
 pytestmark = pytest.mark.usefixtures("one_thread")

@@ -14,7 +14,6 @@ from spikeloom.cli.progress import Quiet
 from spikeloom.errors import DataFileError, UsageError
 from spikeloom.models import create_model
 from spikeloom.reproduce import reproduce
-from spikeloom.cli.progress import Quiet
 from spikeloom.train import build
 from spikeloom.train.batches import mixing
 from spikeloom.train.build import build_datasets

@@ -35,8 +35,8 @@ def train(
     spikeloom train --resume RUN
     spikeloom train --resume RUN train.lr=0.01      # from its last checkpoint on
 
-    Keys: seed, budget (smoke, short, hours, full), and anything under data., model., neuron. and train. that a recipe may
-    set.
+    Keys: seed, budget (smoke, short, hours, full), and anything under data., model., neuron. and train. that a recipe
+    may set.
     """
     name, values = read_recipe(context, words)
     if resume is None:

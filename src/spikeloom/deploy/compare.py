@@ -17,7 +17,7 @@ from torch import Tensor, fx
 
 from spikeloom.deploy.engine import Engine
 from spikeloom.deploy.lower import Lowered
-from spikeloom.deploy.plan import Affine, Attention, Conv, Fire, Map, Mean, Pool, Step, Time, Value
+from spikeloom.deploy.plan import Affine, Attention, Conv, Map, Mean, Pool, Step, Time, Value
 from spikeloom.deploy.tracing import described
 from spikeloom.deploy.views import View
 from spikeloom.errors import UsageError
