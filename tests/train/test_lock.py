@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -57,6 +58,20 @@ while left:
     except UsageError:
         time.sleep(0)
 print(overlaps)
+"""
+
+
+RESUME = """
+import os, sys
+from spikeloom.errors import UsageError
+from spikeloom.show import Quiet
+from spikeloom.train.loop import train
+from spikeloom.train.run import Run
+
+try:
+    train(Run.open(sys.argv[1]), Quiet())
+except UsageError as error:
+    print(f"{os.environ['RANK']}: {error}\\n", end="")
 """
 
 
@@ -163,3 +178,31 @@ def test_a_run_that_stops_lets_go(tmp_path: Path) -> None:
     with pytest.raises(ZeroDivisionError):
         train(run, Quiet(), lambda: bool(1 // 0))
     assert train(Run.open(run.folder), Quiet())["epochs"] == 1
+
+
+@pytest.mark.slow
+def test_all_processes_of_a_distributed_run_end(tmp_path: Path) -> None:
+    """The main process holds the folder for all; where it cannot, each ends with a line."""
+    run = planned(tmp_path / "run")
+    script = tmp_path / "resume.py"
+    script.write_text(RESUME)
+    program = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--nproc_per_node",
+        "2",
+        script,
+        run.folder,
+    ]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    with run.writing():
+        done = subprocess.run(program, env=environment, capture_output=True, text=True, check=False, timeout=300)
+    first, second = sorted(done.stdout.splitlines())
+    assert first.startswith(f"0: {run.folder} is in use by process {os.getpid()} on {socket.gethostname()}: wait until")
+    assert second == f"1: the main process cannot write {run.folder}"
+    done = subprocess.run(program, env=environment, capture_output=True, text=True, check=False, timeout=300)
+    assert done.returncode == 0, done.stderr
+    assert run.summary() is not None
+    assert not (run.folder / ".lock").exists()

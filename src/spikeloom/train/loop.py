@@ -270,8 +270,7 @@ def _set_up(run: Run, progress: Progress, held: contextlib.ExitStack) -> tuple[S
     )
     try_input(model, train_set, settings.model.name, t.method.name)
     check_steps(t, model, train_set)
-    if accelerator.is_main_process:
-        held.enter_context(run.writing())
+    _begin(run, held, accelerator)
     if rest:
         progress.warn(f"drawn anew, because {t.start_from} has no such weights: {', '.join(rest)}")
     accelerator.wait_for_everyone()
@@ -319,6 +318,18 @@ def _averaged(model: nn.Module, decay: float) -> Any:
     from timm.utils.model_ema import ModelEmaV3
 
     return ModelEmaV3(model, decay=decay, use_warmup=True)
+
+
+def _begin(run: Run, held: contextlib.ExitStack, accelerator: Accelerator) -> None:
+    """Lets the main process begin the run and hold its folder; all processes end where it cannot."""
+    error: UsageError | None = None
+    if accelerator.is_main_process:
+        try:
+            held.enter_context(run.writing())
+        except UsageError as refused:
+            error = refused
+    if any(_shared([error is not None], accelerator)):
+        raise error or UsageError(f"the main process cannot write {run.folder}")
 
 
 def _penalised(t: TrainSettings, model: nn.Module, loss: Any, environments: int, title: str) -> Penalised | None:
