@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import contextlib
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
 from made_sets import TIMES, UNITS, shd_root
 
 from spikeloom.data import FrameDataset, create_dataset
@@ -87,26 +84,6 @@ def test_what_the_hdf5_library_does_to_itself(
     with pytest.raises(DataFileError, match=f"shd_train.h5: .*{reason}"):
         create_dataset("shd", shd_root(tmp_path))
     assert not list((tmp_path / "cache").iterdir())
-
-
-@pytest.mark.slow
-@settings(
-    max_examples=150, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture]
-)
-@given(cut=st.one_of(st.none(), st.floats(0, 1)),
-       changes=st.lists(st.tuples(st.floats(0, 1), st.integers(0, 255)), max_size=8))  # fmt: skip
-def test_damaged_hdf5_files(
-    tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch, cut: float | None,
-    changes: list[tuple[float, int]],
-) -> None:  # fmt: skip
-    monkeypatch.setattr("spikeloom.data.cochlea._PATIENCE", 5.0)
-    root = shd_root(tmp_path_factory.mktemp("damaged"))
-    data = bytearray((root / "SHD" / "shd_train.h5").read_bytes())
-    for part, value in changes:
-        data[int(part * (len(data) - 1))] = value
-    (root / "SHD" / "shd_train.h5").write_bytes(data if cut is None else data[: int(cut * len(data))])
-    with contextlib.suppress(DataFileError):
-        assert len(create_dataset("shd", root)) >= 1
 
 
 def test_needs_h5py(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -160,7 +160,7 @@ def picture(kind: str) -> Case:
     def read(path: Path) -> None:
         assert Pictures([path], 32, 32)[0].shape == (3, 32, 32)
 
-    return Case(make, read, (10, 2**28))
+    return Case(make, read, (10, 2**25))
 
 
 def mnist_images(folder: Path) -> Path:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -49,8 +50,9 @@ class Pictures:
 
         path = self._paths[index]
         try:
-            # The formats of ImageNet. Sizes are compared before pixels are decoded.
-            with Image.open(path, formats=("JPEG", "PNG")) as file:
+            # The formats of ImageNet, from memory: from a file, Pillow allocates what a chunk claims. Sizes are compared
+            # before pixels are decoded.
+            with Image.open(io.BytesIO(path.read_bytes()), formats=("JPEG", "PNG")) as file:
                 shorter, longer = sorted(file.size)
                 most = Image.MAX_IMAGE_PIXELS or 2**31
                 if shorter < 1 or shorter * longer > most or self._resize**2 * longer > most * shorter:
