@@ -7,6 +7,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from spikeloom.encode import repeat
+from spikeloom.layers import channels_last
 from spikeloom.models import list_models
 
 SMALL: dict[str, dict[str, Any]] = {
@@ -22,6 +23,11 @@ SMALL["masked_autoencoder"] = {
 EVENTS = dict.fromkeys((*list_models("spik*_dvs"), "ds_resnet14_dvs", "ds_resnet20_gesture"), (2, 32, 32))
 EVENTS |= dict.fromkeys(list_models("*_7b"), (2, 128, 128)) | {"vggsnn": (2, 16, 16)}
 SMALL |= {name: {"T": 2} for name in list_models("*_7b")} | {"vggsnn": {"T": 2, "image_size": 16}}
+
+
+def in_order(x: Tensor) -> Tensor:
+    """Images or frames in the order of memory in which a network computes; exported, it computes in its input's."""
+    return x if x.dim() < 4 else channels_last(x) if x.dim() == 5 else channels_last(x[None])[0]
 
 
 class Net(nn.Module):
