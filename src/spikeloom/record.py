@@ -32,7 +32,7 @@ class Recorder:
             model(x)
         record.spikes["stem_spike.neuron"]  # a list, one [T, N, ...] tensor a call
 
-    A block in which nothing was recorded ends with a warning.
+    A block in which the model was not called ends with a warning.
 
     Args:
         model: any module, not compiled.
@@ -43,7 +43,7 @@ class Recorder:
 
     Raises:
         TypeError: model is compiled.
-        ValueError: a name in `only` is of no layer, or of one that is not recorded; or there is nothing to record.
+        ValueError: a name in `only` is of no layer, or of one that is not recorded.
     """
 
     def __init__(
@@ -81,8 +81,6 @@ class Recorder:
                 inside = sorted(other for other in recorded if other.startswith(f"{name}."))
                 hint = f": it holds {', '.join(inside[:3])}" if inside else ""
                 raise ValueError(f"nothing of {name!r}, a {type(layers[name]).__name__}, is recorded {what}{hint}")
-        if not recorded:
-            raise ValueError(f"nothing of {type(self._model).__name__} is recorded {what}: it has no such layer")
         return recorded if only is None else only
 
     def __enter__(self) -> Recorder:
@@ -103,7 +101,7 @@ class Recorder:
         for handle in self._handles:
             handle.remove()
         self._handles = []
-        if kind is None and not self._seen:
+        if self._names and kind is None and not self._seen:
             warnings.warn(
                 f"a Recorder saw no call of its {type(self._model).__name__}: call this model itself inside the block, "
                 "not a copy of it and not what torch.compile has made of it",
