@@ -65,7 +65,8 @@ def open_target(name: PathLike, values: Json) -> Target:
     Args:
         name: a run's folder, or a name in `MODELS`.
         values: `images` (of the test data, 1000) and `batch` (32); `data.*`; for a model also `model.*`, `neuron`,
-            `seed`, and `input`, the shape of one random input such as 3x32x32, if no `data` is named.
+            `seed`, and `input`, the shape of one random input such as 3x32x32 (of a network for events: of a frame), if
+            no `data` is named.
 
     Raises:
         UsageError: no such run or model, a wrong key or value, or data that are not there.
