@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from torch import Tensor, nn
@@ -39,3 +40,16 @@ class Net(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.layers(repeat(x, self.T) if x.dim() == self.dims else x)
+
+
+class Graph(nn.Module):
+    """Modules by their names, and a function of them and x."""
+
+    def __init__(self, function: Callable[[Any, Tensor], Any], **modules: nn.Module):
+        super().__init__()
+        self.function = function
+        for name, module in modules.items():
+            setattr(self, name, module)
+
+    def forward(self, x: Tensor) -> Any:
+        return self.function(self, x)

@@ -60,17 +60,13 @@ def survives(path: Path, x: Tensor) -> str:
     try:
         engine = load(path, **LIMITS)
     except UsageError as error:
-        assert "\n" not in str(error), "one line"
-        assert len(str(error)) < 1000
-        return "refused"
+        return "refused" if "\n" not in str(error) and len(str(error)) < 1000 else f"refused with {error}"
     start = time.perf_counter()
     try:
         engine(x)
-    except ValueError as error:  # an input of another shape
-        assert "this engine takes" in str(error)
-        return "another input"
-    assert time.perf_counter() - start < SECONDS
-    return "ran"
+    except ValueError as error:
+        return "another input" if "this engine takes" in str(error) else f"failed with {error}"
+    return "ran" if time.perf_counter() - start < SECONDS else "ran for long"
 
 
 def write(path: Path, plan: str, tensors: dict[str, Tensor]) -> None:
@@ -79,9 +75,42 @@ def write(path: Path, plan: str, tensors: dict[str, Tensor]) -> None:
 
 
 STRANGE: tuple[Any, ...] = (
-    0, 1, -1, 2, 3, 7, 16, 64, 255, 256, 1000, 1024, 1 << 16, 1 << 20, 1 << 31, 1 << 63, 10**30, -(1 << 40), 0.5, -0.0,
-    1e38, 1e-45, 1e300, float("nan"), float("inf"), True, None, "", "conv", "x" * 10_000, [], [1], [1, 2, 3], {}, {"x": 1},
-)  # fmt: skip
+    0,
+    1,
+    -1,
+    2,
+    3,
+    7,
+    16,
+    64,
+    255,
+    256,
+    1000,
+    1024,
+    1 << 16,
+    1 << 20,
+    1 << 31,
+    1 << 63,
+    10**30,
+    -(1 << 40),
+    0.5,
+    -0.0,
+    1e38,
+    1e-45,
+    1e300,
+    float("nan"),
+    float("inf"),
+    True,
+    None,
+    "",
+    "conv",
+    "x" * 10_000,
+    [],
+    [1],
+    [1, 2, 3],
+    {},
+    {"x": 1},
+)
 
 
 def places(value: Any, path: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
@@ -119,6 +148,7 @@ def test_plans(small: tuple[dict[str, Any], dict[str, Tensor], Tensor], tmp_path
             text = text.replace("2", "2" * chance.choice((4000, 5000)), 1)
         write(tmp_path / "engine", text, tensors)
         found.append(survives(tmp_path / "engine", x))
+    assert set(found) == {"refused", "another input", "ran"}
     assert found.count("refused") > 1000
     assert found.count("ran") > 100
 
@@ -127,11 +157,23 @@ def test_tensors(small: tuple[dict[str, Any], dict[str, Tensor], Tensor], tmp_pa
     plan, tensors, x = small
     chance, found = random.Random(23), list[str]()
     changes: tuple[Callable[[Tensor], Tensor], ...] = (
-        lambda t: t[:0], lambda t: t[:1], lambda t: t.flatten(), lambda t: t[None], lambda t: t.transpose(0, -1),
-        lambda t: t.half(), lambda t: t.double(), lambda t: t.to(torch.int8), lambda t: t.bfloat16(),
-        lambda t: t * torch.nan, lambda t: t * torch.inf, lambda t: t * 1e38, lambda t: torch.zeros_like(t),
-        lambda t: t.repeat(2, *[1] * (t.dim() - 1)), lambda t: t.repeat(*[1] * (t.dim() - 1), 3), lambda t: t.sum(),
-    )  # fmt: skip
+        lambda t: t[:0],
+        lambda t: t[:1],
+        lambda t: t.flatten(),
+        lambda t: t[None],
+        lambda t: t.transpose(0, -1),
+        lambda t: t.half(),
+        lambda t: t.double(),
+        lambda t: t.to(torch.int8),
+        lambda t: t.bfloat16(),
+        lambda t: t * torch.nan,
+        lambda t: t * torch.inf,
+        lambda t: t * 1e38,
+        lambda t: torch.zeros_like(t),
+        lambda t: t.repeat(2, *[1] * (t.dim() - 1)),
+        lambda t: t.repeat(*[1] * (t.dim() - 1), 3),
+        lambda t: t.sum(),
+    )
     for _ in range(1000):
         bad = dict(tensors)
         for name in chance.sample(sorted(bad), chance.randint(1, 2)):
@@ -141,6 +183,7 @@ def test_tensors(small: tuple[dict[str, Any], dict[str, Tensor], Tensor], tmp_pa
                 bad[name] = chance.choice(changes)(bad[name])
         write(tmp_path / "engine", json.dumps(plan), bad)
         found.append(survives(tmp_path / "engine", x))
+    assert set(found) == {"refused", "ran"}
     assert found.count("refused") > 500
     assert found.count("ran") > 100
 
@@ -183,10 +226,12 @@ class Random:
     def neuron(self) -> Neuron:
         levels = self.chance.choice((1, 1, 1, 3))
         return Neuron(
-            decay=self.chance.choice((0.0, 0.5, 1.0)), gain=self.chance.choice((0.5, 1.0)),
-            threshold=tuple(0.5 * (level + 1) for level in range(levels)), v_reset=self.chance.choice((None, 0.0, -0.5)),
+            decay=self.chance.choice((0.0, 0.5, 1.0)),
+            gain=self.chance.choice((0.5, 1.0)),
+            threshold=tuple(0.5 * (level + 1) for level in range(levels)),
+            v_reset=self.chance.choice((None, 0.0, -0.5)),
             strict_firing=self.chance.random() < 0.3,
-        )  # fmt: skip
+        )
 
     def one(self) -> None:
         x = self.chance.randrange(1, len(self.values))
@@ -196,13 +241,19 @@ class Random:
         elif pick < 0.7:
             kernel = self.chance.choice((1, 2, 3))
             self.add(
-                Pool, op=self.chance.choice(("max_pool", "avg_pool")), x=x, kernel=kernel, stride=self.chance.choice((1, 2)),
+                Pool,
+                op=self.chance.choice(("max_pool", "avg_pool")),
+                x=x,
+                kernel=kernel,
+                stride=self.chance.choice((1, 2)),
                 padding=self.chance.randint(0, kernel // 2),
-            )  # fmt: skip
+            )
         elif pick < 0.75:
             self.add(PadChannels, x=x, before=self.chance.randint(0, 3), behind=self.chance.randint(0, 3))
         elif pick < 0.8:
-            self.add(Join, op=self.chance.choice(("add", "mul", "cat")), xs=(x, self.chance.randrange(1, len(self.values))))
+            self.add(
+                Join, op=self.chance.choice(("add", "mul", "cat")), xs=(x, self.chance.randrange(1, len(self.values)))
+            )
         elif pick < 0.85:
             self.tensors[f"k{len(self.values)}"] = grid(1, 1, self.chance.choice((1, value.channels)))
             self.add(Affine, op="affine", x=x, bias=f"k{len(self.values)}")
@@ -222,11 +273,16 @@ class Random:
         neuron = self.neuron() if self.chance.random() < 0.7 else None
         same = [i for i, v in enumerate(self.values) if i and v.channels == out]
         fields: dict[str, Any] = {
-            "x": x, "weight": f"w{number}", "bias": self.chance.choice((None, f"b{number}")), "groups": groups,
-            "stride": self.chance.choice((1, 1, 2, 3)), "neuron": neuron, "way": "dense",
+            "x": x,
+            "weight": f"w{number}",
+            "bias": self.chance.choice((None, f"b{number}")),
+            "groups": groups,
+            "stride": self.chance.choice((1, 1, 2, 3)),
+            "neuron": neuron,
+            "way": "dense",
             "padding": (self.chance.choice((0, kernel[0] // 2, 3)), self.chance.choice((0, kernel[1] // 2, 2))),
             "keep_sum": neuron is None or self.chance.random() < 0.3,
-        }  # fmt: skip
+        }
         if not (same and self.chance.random() < 0.5 and self.add(Conv, residual=self.chance.choice(same), **fields)):
             self.add(Conv, **fields)
 

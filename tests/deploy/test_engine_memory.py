@@ -102,8 +102,9 @@ def test_images_that_need_much_memory_go_by_fewer(engine: Engine, monkeypatch: p
 # --- pickle and copy --------------------------------------------------------------------------------------------------
 
 COPIES: dict[str, Callable[[Any], Any]] = {
-    "deepcopy": copy.deepcopy, "pickle": lambda thing: pickle.loads(pickle.dumps(thing)),
-}  # fmt: skip
+    "deepcopy": copy.deepcopy,
+    "pickle": lambda thing: pickle.loads(pickle.dumps(thing)),
+}
 
 
 @pytest.mark.parametrize("way", COPIES)
@@ -133,7 +134,14 @@ def test_a_stream_is_copied_where_it_stands(engine: Engine, way: str) -> None:
 
 def test_the_cost_of_an_image(engine: Engine) -> None:
     """By hand: 4x4 places, 2 steps, event layers as bytes and once more as numbers."""
-    sizes = {"input": 2 * 4, "first": 6 * 1, "padded": 10 * 1 + 10 * 4, "second": 10 * 1, "mean": 10 / 16 * 4, "head": 4 / 16 * 4}
+    sizes = {
+        "input": 2 * 4,
+        "first": 6 * 1,
+        "padded": 10 * 1 + 10 * 4,
+        "second": 10 * 1,
+        "mean": 10 / 16 * 4,
+        "head": 4 / 16 * 4,
+    }
     assert engine.cost.bytes == round(2 * 16 * sum(sizes.values()))
     products = 16 * (6 * 2 * 9 + 10 * 10) + 10 * 4
     moved = 16 * (2 + 6) + 16 * (6 + 10) + 16 * (10 + 10) + 16 * 10 + 10 + 10 + 4
@@ -145,7 +153,9 @@ def test_a_file_may_cost_so_much(engine: Engine, tmp_path: Path) -> None:
     engine.save(path)
     bytes, operations = engine.cost
     assert torch.equal(load(path, bytes, operations)(inputs(2, 3)), engine(inputs(2, 3)))
-    with pytest.raises(UsageError, match=f"engine: plan: an image takes {bytes:,} bytes of maps, the limit is {bytes - 1:,}"):
+    with pytest.raises(
+        UsageError, match=f"engine: plan: an image takes {bytes:,} bytes of maps, the limit is {bytes - 1:,}"
+    ):
         load(path, max_bytes=bytes - 1)
     with pytest.raises(UsageError, match=r"operations, the limit is 10: raise it by load\(..., max_operations=...\)"):
         load(path, max_operations=10)
@@ -157,7 +167,7 @@ def test_plans_that_ask_for_too_much(tmp_path: Path, T: int, padding: tuple[int,
     steps = (Conv(layer="conv", out=(1,), x=0, weight="w", padding=padding), Mean(layer="mean", out=(2,), x=1))
     plan = Plan(input=Value(height=16, width=16, channels=16, static=False), T=T, steps=steps)
     Engine(plan, {"w": torch.zeros(16, 16, 3, 3)}).save(tmp_path / "engine")
-    with pytest.raises(UsageError, match="an image takes .* the limit is 2,147,483,648"):
+    with pytest.raises(UsageError, match=r"an image takes .* the limit is 2,147,483,648"):
         load(tmp_path / "engine")
 
 
@@ -191,6 +201,8 @@ sys.exit(os.waitstatus_to_exitcode(status))
 def test_a_child_that_was_forked(engine: Engine, tmp_path: Path) -> None:
     """OpenMP's threads do not survive a fork: kernels and engine run on the child's one thread."""
     engine.with_ways("dense").save(tmp_path / "engine")
-    found = subprocess.run([sys.executable, "-c", FORK, str(tmp_path / "engine")], capture_output=True, text=True, timeout=180)
+    found = subprocess.run(
+        [sys.executable, "-c", FORK, str(tmp_path / "engine")], capture_output=True, text=True, timeout=180
+    )
     assert found.returncode != -signal.SIGALRM, "the child hangs"
     assert found.returncode == 0, found.stderr

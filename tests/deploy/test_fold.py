@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from small_networks import EVENTS, SHAPES, SMALL
+from small_networks import EVENTS, SHAPES, SMALL, Graph
 from torch import Tensor, nn
 
 from spikeloom.deploy import fold
@@ -61,19 +61,6 @@ def test_a_pair(layer: str, norm: str) -> None:
     assert (got - expected).abs().max() < 1e-5 * max(1.0, expected.abs().max().item())
 
 
-class Graph(nn.Module):
-    """Modules by their names, and a function of them and x."""
-
-    def __init__(self, function: Callable[[Any, Tensor], Any], **modules: nn.Module):
-        super().__init__()
-        self.function = function
-        for name, module in modules.items():
-            setattr(self, name, module)
-
-    def forward(self, x: Tensor) -> Any:
-        return self.function(self, x)
-
-
 def conv() -> Conv2d:
     return Conv2d(4, 4, 3, padding=1)
 
@@ -94,7 +81,8 @@ KEPT: dict[str, Callable[[], nn.Module]] = {
     ),
     "for every step": lambda: Graph(
         lambda m, x: torch.cat([norm(y) for norm, y in zip(m.norms, m.conv(x).split(1), strict=True)]),
-        conv=conv(), norms=nn.ModuleList([BatchNorm(4), BatchNorm(4)]),
+        conv=conv(),
+        norms=nn.ModuleList([BatchNorm(4), BatchNorm(4)]),
     ),
     "called at every step": lambda: Graph(
         lambda m, x: torch.cat([m.norm(y) for y in m.conv(x).split(1)]), conv=conv(), norm=BatchNorm(4)
@@ -104,8 +92,10 @@ KEPT: dict[str, Callable[[], nn.Module]] = {
         lambda m, x: each_step(m.norm, m.conv(x)), conv=conv(), norm=nn.BatchNorm2d(4, track_running_stats=False)
     ),
     "behind a layer with a forward of its own": lambda: nn.Sequential(_Rectified(4, 4, 3, padding=1), BatchNorm(4)),
-    "behind a parametrised layer": lambda: nn.Sequential(torch.nn.utils.parametrizations.weight_norm(conv()), BatchNorm(4)),
-}  # fmt: skip
+    "behind a parametrised layer": lambda: nn.Sequential(
+        torch.nn.utils.parametrizations.weight_norm(conv()), BatchNorm(4)
+    ),
+}
 
 
 class _Rectified(Conv2d):
@@ -123,7 +113,9 @@ def test_a_norm_that_cannot_be_folded_stays(case: str) -> None:
 
 
 FOLDED: dict[str, Callable[[], nn.Module]] = {
-    "torch.nn's on each step": lambda: Graph(lambda m, x: each_step(m.norm, m.conv(x)), conv=conv(), norm=nn.BatchNorm2d(4)),
+    "torch.nn's on each step": lambda: Graph(
+        lambda m, x: each_step(m.norm, m.conv(x)), conv=conv(), norm=nn.BatchNorm2d(4)
+    ),
     "without weights": lambda: Graph(
         lambda m, x: each_step(m.norm, m.conv(x)), conv=conv(), norm=nn.BatchNorm2d(4, affine=False)
     ),
@@ -136,13 +128,20 @@ FOLDED: dict[str, Callable[[], nn.Module]] = {
     "registered twice": lambda: Graph(lambda m, x: m.same(m.conv(x)), conv=conv(), norm=(n := BatchNorm(4)), same=n),
     "of one of two layers of one weight": lambda: _tied(),
     "registered in another order": lambda: Graph(
-        lambda m, x: m.a(m.first(m.lif(m.b(m.second(x))))), a=BatchNorm(4), b=BatchNorm(4), lif=LIF(), first=conv(), second=conv()
+        lambda m, x: m.a(m.first(m.lif(m.b(m.second(x))))),
+        a=BatchNorm(4),
+        b=BatchNorm(4),
+        lif=LIF(),
+        first=conv(),
+        second=conv(),
     ),
-}  # fmt: skip
+}
 
 
 def _tied() -> nn.Module:
-    model = Graph(lambda m, x: m.other(m.lif(m.norm(m.conv(x)))), conv=conv(), norm=BatchNorm(4), other=conv(), lif=LIF())
+    model = Graph(
+        lambda m, x: m.other(m.lif(m.norm(m.conv(x)))), conv=conv(), norm=BatchNorm(4), other=conv(), lif=LIF()
+    )
     model.other.weight = model.conv.weight  # pyright: ignore
     return model
 
@@ -160,7 +159,7 @@ def test_the_folded_network_is_compared() -> None:
     """A norm that the network reaches past its registration cannot be replaced: the difference is noticed."""
     model = shaken(Graph(lambda m, x: m.hidden[0](m.conv(x)), conv=conv(), norm=BatchNorm(4)))
     model.hidden = (model.norm,)  # pyright: ignore
-    with pytest.raises(UsageError, match="Graph: folding its norms \\(norm ...\\) changes what it says"):
+    with pytest.raises(UsageError, match=r"Graph: folding its norms \(norm ...\) changes what it says"):
         fold(model, torch.randn(2, 3, 4, 4, 4))
 
 
@@ -175,7 +174,7 @@ def test_a_wrong_fold_names_the_layer(monkeypatch: pytest.MonkeyPatch) -> None:
         fold(model, torch.randn(2, 3, 4, 4, 4))
 
 
-# A norm behind a Ghost module's concatenation, on the input itself, or on visible places alone, stands behind no convolution.
+# Of norms behind a Ghost module's concatenation, on the input itself, or on visible places alone.
 NOT_ALL = {"report_sew_resnet34_ghost", "ds_resnet20_gesture", "masked_autoencoder"}
 
 

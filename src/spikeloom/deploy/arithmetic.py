@@ -6,16 +6,14 @@ Constants are numbers, or tensors that are broadcast against the axes of one ste
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from spikeloom.deploy.lowering import Lowering
 from spikeloom.deploy.plan import Affine, Join, Value
 from spikeloom.deploy.views import View
-
-if TYPE_CHECKING:
-    from spikeloom.deploy.lower import _Lowering as Lowering
 
 
 def add(low: Lowering, x: Any, y: Any, alpha: float = 1) -> View:
@@ -33,7 +31,7 @@ def sub(low: Lowering, x: Any, y: Any, alpha: float = 1) -> View:
         found = _or(low, x, y) if alpha == 1 else None
         return found or _join(low, "add", x, _scaled(low, y, -alpha))
     if isinstance(y, View) and alpha == 1 and _number(low, y, x) == 1 and low.values[y.value].most == 1:
-        return low._map("complement", y)
+        return low.map("complement", y)
     return add(low, x, y, -alpha)
 
 
@@ -44,7 +42,7 @@ def rsub(low: Lowering, x: Any, y: Any, alpha: float = 1) -> View:
 
 def neg(low: Lowering, x: View) -> View:
     """`-x`"""
-    return low._map("scale", x, high=-1.0)
+    return low.map("scale", x, high=-1.0)
 
 
 def mul(low: Lowering, x: Any, y: Any) -> View:
@@ -64,13 +62,13 @@ def div(low: Lowering, x: Any, y: Any, *, rounding_mode: str | None = None) -> V
 
 
 def _scaled(low: Lowering, x: View, factor: Any) -> View:
-    return x if factor == 1 else low._map("scale", x, high=_finite(factor))
+    return x if factor == 1 else low.map("scale", x, high=_finite(factor))
 
 
 def _plus(low: Lowering, x: View, constant: Any) -> View:
     number = _number(low, x, constant)
     if number is not None:
-        return low._map("shift", x, high=_finite(number))
+        return low.map("shift", x, high=_finite(number))
     return _with_tensor(low, "affine", x, bias=constant)
 
 
@@ -79,7 +77,7 @@ def _number(low: Lowering, x: View, constant: Any) -> float | None:
     if isinstance(constant, (torch.SymInt, torch.SymFloat)):
         raise TypeError("a constant that depends on the number of images or steps")
     if isinstance(constant, Tensor):
-        alone = constant.numel() == 1 and constant.dim() <= low._lead(x) + x.rank
+        alone = constant.numel() == 1 and constant.dim() <= low.lead(x) + x.rank
         return float(constant.detach()) if alone else None
     return float(constant)
 
@@ -93,7 +91,7 @@ def _finite(number: Any) -> float:
 def _join(low: Lowering, op: str, x: View, y: View) -> View:
     if x.form != y.form:
         raise TypeError("operands of other axes")
-    return replace(x, value=low._emit(Join, op=op, xs=(x.value, y.value)).value)
+    return replace(x, value=low.emit(Join, op=op, xs=(x.value, y.value)).value)
 
 
 def _or(low: Lowering, x: View, y: View) -> View | None:
@@ -103,19 +101,19 @@ def _or(low: Lowering, x: View, y: View) -> View | None:
         return None
     if {*both.xs} != {*product.xs} or any(low.values[index].most != 1 for index in both.xs):
         return None
-    return replace(x, value=low._emit(Join, op="or", xs=both.xs).value)
+    return replace(x, value=low.emit(Join, op="or", xs=both.xs).value)
 
 
 def _with_tensor(low: Lowering, op: str, x: View, **constants: Any) -> View:
     """A step with one constant tensor: `weight` or `bias`."""
     ((name, tensor),) = constants.items()
-    made = low._constant(_as_map(low, x, tensor), name)
-    return replace(x, value=low._emit(Affine, op=op, x=x.value, **{name: made}).value)
+    made = low.constant(_as_map(low, x, tensor), name)
+    return replace(x, value=low.emit(Affine, op=op, x=x.value, **{name: made}).value)
 
 
 def _as_map(low: Lowering, x: View, constant: Tensor) -> Tensor:
     """A constant as [H or 1, W or 1, C or 1], where the graph broadcasts it against a tensor of x."""
-    lead = low._lead(x)
+    lead = low.lead(x)
     axes = lead + x.rank
     if constant.dim() > axes or constant.is_complex():
         raise TypeError("a constant of more axes")

@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, fx
 
 from spikeloom.deploy.engine import Engine
-from spikeloom.deploy.lower import Lowered
+from spikeloom.deploy.lowering import Lowered
 from spikeloom.deploy.plan import Affine, Attention, Conv, Map, Mean, Pool, Step, Time, Value
 from spikeloom.deploy.tracing import described
 from spikeloom.deploy.views import View
@@ -37,7 +37,8 @@ def compare(engine: Engine, lowered: Lowered) -> None:
     # The same steps, with the sums of all neurons.
     ways = [getattr(step, "way", None) for step in engine.steps]
     steps = [
-        step.model_copy(update={"way": way}) if way else step for step, way in zip(lowered.fused.whole, ways, strict=True)
+        step.model_copy(update={"way": way}) if way else step
+        for step, way in zip(lowered.fused.whole, ways, strict=True)
     ]
     whole = engine.with_steps(steps)
     with torch.no_grad():
@@ -49,7 +50,7 @@ def compare(engine: Engine, lowered: Lowered) -> None:
                 for index, got in zip(step.out, made, strict=True):
                     fired = isinstance(step, Conv) and index != step.out[0]
                     if fired:
-                        _same(step, got, _spikes(step, made[0], T), "spikes")  # pyright: ignore[reportArgumentType]
+                        _same(step, got, _spikes(step, made[0], T))  # pyright: ignore[reportArgumentType]
                     elif index in given:
                         _close(step, got, given[index], read, engine)
         if not torch.equal(engine(run.x), whole(run.x)):
@@ -96,15 +97,24 @@ def _spikes(step: Conv, sums: Tensor, T: int) -> Tensor:
     assert neuron is not None
     x = sums.expand(T, *sums.shape[1:]).contiguous()
     return scan(
-        x, None, neuron.decay, neuron.gain, neuron.threshold, neuron.v_reset, ATan(), True, False,
+        x,
+        None,
+        neuron.decay,
+        neuron.gain,
+        neuron.threshold,
+        neuron.v_reset,
+        ATan(),
+        True,
+        False,
         strict=neuron.strict_firing,
-    )[0]  # fmt: skip
+    )[0]
 
 
 def _close(step: Step, got: Tensor, wanted: Tensor, read: Sequence[Tensor], engine: Engine) -> None:
     """Compares what a step made with the network's, within rounding where it is real."""
     if got.dtype == torch.uint8:
-        return _same(step, got, wanted, "spikes")
+        _same(step, got, wanted)
+        return
     limit = _conv_error(step, read, engine) if isinstance(step, Conv) else _error(step, wanted, read, engine)
     off = torch.where((got == wanted) | wanted.isnan(), 0.0, (got - wanted).abs()).nan_to_num(torch.inf)
     if bool((off > limit).any()):
@@ -112,10 +122,10 @@ def _close(step: Step, got: Tensor, wanted: Tensor, read: Sequence[Tensor], engi
         _refuse(step, f"{got.flatten()[worst]:.6g} where the network has {wanted.flatten()[worst]:.6g}")
 
 
-def _same(step: Step, got: Tensor, wanted: Tensor, what: str) -> None:
+def _same(step: Step, got: Tensor, wanted: Tensor) -> None:
     if not torch.equal(got.to(wanted.dtype), wanted):
         count = int((got != wanted).sum())
-        _refuse(step, f"other {what} than the network in {count} of {got.numel()} places")
+        _refuse(step, f"other spikes than the network in {count} of {got.numel()} places")
 
 
 def _refuse(step: Step, what: str) -> None:
@@ -150,6 +160,8 @@ def _error(step: Step, wanted: Tensor, read: Sequence[Tensor], engine: Engine) -
     elif isinstance(step, Map):
         largest = largest.clamp(min=1.0) + abs(step.high)
     elif isinstance(step, Affine):
-        weight, bias = (None if name is None else engine.tensors[name].abs().amax() for name in (step.weight, step.bias))
+        weight, bias = (
+            None if name is None else engine.tensors[name].abs().amax() for name in (step.weight, step.bias)
+        )
         largest = largest * (1 if weight is None or step.op == "divide" else 1 + weight) + (0 if bias is None else bias)
     return largest * (2 * count * _HALF_UNIT)

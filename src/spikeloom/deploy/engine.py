@@ -18,7 +18,8 @@ import pydantic
 import torch
 from torch import Tensor, nn
 
-from spikeloom.deploy.plan import Conv, Cost, Plan, PlanError, Step, Value
+from spikeloom.deploy.cost import Cost, cost_of
+from spikeloom.deploy.plan import Conv, Plan, PlanError, Step, Value
 from spikeloom.deploy.workspace import Arena, States, Workspace, pack
 from spikeloom.errors import UsageError
 from spikeloom.ops import dispatch
@@ -31,6 +32,9 @@ MOST_BYTES = 4 << 30  # of all maps of the images that go together, unless one n
 _FORMAT = "spikeloom event engine 1"
 _FILE_BYTES = 1 << 34
 
+Timings = dict[int, dict[str, float | None]]
+"""By step, what was measured when its way was chosen."""
+
 
 class Engine:
     """A network that runs by its spikes. Called as the model; threads may call it at the same time.
@@ -38,13 +42,14 @@ class Engine:
     Args:
         plan: of `deploy.lower.lower`, or of a file.
         tensors: its weights, by the names that the plan uses.
+        timings: what `tuned` measured.
 
     Raises:
         PlanError: plan and weights do not fit together.
         UsageError: the native kernels are not there.
     """
 
-    def __init__(self, plan: Plan, tensors: Mapping[str, Tensor]):
+    def __init__(self, plan: Plan, tensors: Mapping[str, Tensor], timings: Timings | None = None):
         if dispatch.native is None:
             raise UsageError("the event engine needs the native kernels, which this installation lacks: see `doctor`")
         self._values = plan.values(tensors)
@@ -53,7 +58,7 @@ class Engine:
             max((v.size * (1 if v.spikes else 4) for v in self._values if v.static == static), default=0)
             for static in (True, False)
         )
-        self._cost = plan.cost(self._values, tensors)
+        self._cost = cost_of(plan, self._values, tensors)
         self._plan, self._tensors = plan, dict(tensors)
         self._level = dispatch.native.level()
         self._packed = {
@@ -64,7 +69,7 @@ class Engine:
         # A call takes an arena and puts it back: there are as many as calls at the same time. Lists do so at once, so
         # that no lock can be held by a thread that a fork leaves behind.
         self._idle: list[Arena] = []
-        self._timings: dict[int, dict[str, float | None]] = {}
+        self._timings = timings or {}
 
     def __repr__(self) -> str:
         given, ways = self._plan.input, [step.way for step in self._plan.steps if isinstance(step, Conv)]
@@ -161,7 +166,7 @@ class Engine:
         engines = [self.with_ways(way) for way in ("event", "dense")]
         (event, densities), (dense, _) = (engine.timed(x, repeats) for engine in engines)
         steps = list(self._plan.steps)
-        timings: dict[int, dict[str, float | None]] = {}
+        timings: Timings = {}
         for i, step in enumerate(steps):
             if not isinstance(step, Conv):
                 continue
@@ -170,9 +175,7 @@ class Engine:
             timings[i] = {
                 "active": densities[step.x], "event_ms": 1e3 * event[i] if can else None, "dense_ms": 1e3 * dense[i],
             }  # fmt: skip
-        engine = self.with_steps(steps)
-        engine._timings = timings
-        return engine
+        return Engine(self._plan.model_copy(update={"steps": tuple(steps)}), self._tensors, timings)
 
     def with_ways(self, way: Literal["event", "dense"]) -> Engine:
         """The engine whose layers all run one way, where they can."""
@@ -234,16 +237,13 @@ class Engine:
         """Writes weights and plan as one safetensors file, whole or not at all."""
         write_safetensors(path, self._tensors, {"format": _FORMAT, "plan": self._plan.model_dump_json()})
 
-
     def __reduce__(self) -> tuple[Any, ...]:
         return _restored, (self._plan.model_dump_json(), self._tensors, self._timings)
 
 
-def _restored(plan: str, tensors: dict[str, Tensor], timings: dict[int, dict[str, float | None]]) -> Engine:
+def _restored(plan: str, tensors: dict[str, Tensor], timings: Timings) -> Engine:
     """An engine from what its file holds, for pickle and copy."""
-    engine = Engine(Plan.model_validate_json(plan, strict=False), tensors)
-    engine._timings = timings
-    return engine
+    return Engine(Plan.model_validate_json(plan, strict=False), tensors, timings)
 
 
 def load(path: PathLike, max_bytes: int = 2 << 30, max_operations: int = 200 * 10**9) -> Engine:
@@ -267,13 +267,15 @@ def load(path: PathLike, max_bytes: int = 2 << 30, max_operations: int = 200 * 1
         raise UsageError(f"{path}: not an event engine ({_FORMAT!r} is missing in its header)")
     try:
         plan = Plan.model_validate(_json(metadata.get("plan", "")), strict=False)
-        cost = plan.cost(plan.values(tensors), tensors)
+        cost = cost_of(plan, plan.values(tensors), tensors)
         for found, most, unit, name in (
             (cost.bytes, max_bytes, "bytes of maps", "max_bytes"),
             (cost.operations, max_operations, "operations", "max_operations"),
         ):
             if found > most:
-                raise PlanError(f"an image takes {found:,} {unit}, the limit is {most:,}: raise it by load(..., {name}=...)")
+                raise PlanError(
+                    f"an image takes {found:,} {unit}, the limit is {most:,}: raise it by load(..., {name}=...)"
+                )
         return Engine(plan, {name: tensor.contiguous() for name, tensor in tensors.items()})
     except pydantic.ValidationError as error:
         first = error.errors()[0]

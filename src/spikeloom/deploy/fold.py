@@ -50,11 +50,15 @@ def fold(model: Model, example: Tensor | None = None) -> Model:
             [T, 1, ...] and [1, ...], with T = `model.T`, else 2.
 
     Raises:
-        UsageError: no example is given and the network takes none of the inputs that are tried; or a folded layer, which
-            the message names, says something else than before by more than rounding.
+        UsageError: no example is given and the network takes none of the inputs that are tried; or a folded layer,
+            which the message names, says something else than before by more than rounding.
     """
     folded = copy.deepcopy(model).eval()
-    with torch.no_grad(), torch.random.fork_rng(devices=[]), nullcontext() if example is not None else _sizeless(folded):
+    with (
+        torch.no_grad(),
+        torch.random.fork_rng(devices=[]),
+        nullcontext() if example is not None else _sizeless(folded),
+    ):
         x = _some_input(folded) if example is None else _as_weights(example, folded)
         found = find_pairs(folded, x)
         if found:
@@ -145,7 +149,15 @@ def _compare(model: nn.Module, terms: dict[Pair, Layer], before: dict[Pair, Tens
             def check(_: nn.Module, __: Any, y: Tensor, pair: Pair = pair) -> Tensor:
                 expected = before[pair]
                 same = (y == expected) | expected.isnan()
-                off = (y - expected).abs().nan_to_num(torch.inf).masked_fill(same, 0).movedim(pair.axis, 0).flatten(1).amax(1)
+                off = (
+                    (y - expected)
+                    .abs()
+                    .nan_to_num(torch.inf)
+                    .masked_fill(same, 0)
+                    .movedim(pair.axis, 0)
+                    .flatten(1)
+                    .amax(1)
+                )
                 if bool((off > limits[pair]).any()):
                     worst = (off - limits[pair]).argmax()
                     raise UsageError(
@@ -192,7 +204,7 @@ def _sizeless(model: nn.Module) -> Generator[None]:
     def forward(self: nn.Linear, x: Tensor) -> Tensor:
         if x.shape[-1] == self.in_features:
             return type(self).forward(self, x)
-        bias = x.new_zeros(self.out_features) if self.bias is None else self.bias
+        bias = x.new_zeros(self.out_features) if self.bias is None else self.bias  # pyright: ignore
         return bias.expand(*x.shape[:-1], -1).clone()
 
     layers = [m for m in model.modules() if type(m) in (nn.Linear, Linear)]

@@ -11,13 +11,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.multiprocessing.reductions import StorageWeakRef
-from torch.nn.modules.batchnorm import _BatchNorm as Norm
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from spikeloom.layers import BatchNorm, Conv1d, Conv2d, Linear, TdBN
 from spikeloom.layers.steps import watched
 
+Norm = nn.modules.batchnorm._BatchNorm  # pyright: ignore[reportPrivateUsage]
 Layer = nn.Conv1d | nn.Conv2d | nn.Conv3d | nn.Linear
 
 # What these compute is known; a class derived from them may compute anything.
@@ -137,7 +137,7 @@ class _Watch(TorchDispatchMode):
 
     def _note(self, output: Tensor, layer: nn.Module, axis: int) -> None:
         self._made[_memory(output)] = _Made(
-            layer, axis, output.dim(), output.shape[axis], output.stride(axis), output.storage_offset()
+            layer, axis, output.dim(), output.shape[axis], output.stride(axis), int(output.storage_offset())
         )
 
     def read(self, values: Any) -> None:

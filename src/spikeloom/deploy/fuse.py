@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from spikeloom.deploy.plan import Attention, Conv, Fire, Join, Map, Step, Value, renumbered
+from spikeloom.deploy.plan import Attention, Conv, Fire, Join, Map, Step, Value
 
 
 @dataclass(frozen=True)
@@ -89,4 +89,17 @@ def _numbered(steps: Sequence[Step]) -> tuple[tuple[Step, ...], dict[int, int]]:
     for step in steps:
         for index in step.out:
             numbers[index] = len(numbers)
-    return renumbered(steps, numbers.__getitem__), numbers
+    return _renumbered(steps, numbers.__getitem__), numbers
+
+
+def _renumbered(steps: Sequence[Step], new: Callable[[int], int]) -> tuple[Step, ...]:
+    """The steps with other indices for values."""
+    names = ("x", "residual", "q", "k", "v")
+    changed: list[Step] = []
+    for step in steps:
+        update: dict[str, object] = {"out": tuple(map(new, step.out))}
+        update |= {n: new(getattr(step, n)) for n in names if getattr(step, n, None) is not None}
+        if isinstance(step, Join):
+            update["xs"] = tuple(map(new, step.xs))
+        changed.append(step.model_copy(update=update))
+    return tuple(changed)

@@ -275,7 +275,7 @@ class _Writer:
         raise UsageError(f"{described(node)}: NIR has no max pool; train the network with average pools")
 
     def norm(self, node: Node) -> _Value:
-        raise UsageError(f"{described(node)}: NIR has no norm, and this one cannot be folded: it is not all that reads a convolution")
+        raise UsageError(f"{described(node)}: NIR has no norm, and this one cannot be folded into a convolution")
 
     def product(self, node: Node) -> _Value:
         raise UsageError(f"{described(node)}: NIR has no product of two signals, as attention, AND and IAND take it")

@@ -7,8 +7,8 @@ here once: lowering makes values by them, and loading checks a file by them, bef
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from typing import Annotated, Literal, NamedTuple
+from collections.abc import Mapping, Sequence
+from typing import Annotated, Literal
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field
@@ -94,10 +94,6 @@ class _Step(_Strict):
         """
         raise NotImplementedError
 
-    def operations(self, values: Sequence[Value], tensors: Mapping[str, Tensor]) -> int:
-        """Of one step of one image; `values` are those that it reads and makes."""
-        return sum(value.size for value in values)
-
     def _need(self, fits: bool, what: str) -> None:
         if not fits:
             raise PlanError(f"{self.layer}: {what}")
@@ -165,9 +161,6 @@ class Conv(_Fired):
         sums = Value(height=sides[0], width=sides[1], channels=out, static=x.static)
         return self._fired(sums, values)
 
-    def operations(self, values: Sequence[Value], tensors: Mapping[str, Tensor]) -> int:
-        return super().operations(values, tensors) + values[-1].size * tensors[self.weight][0].numel()
-
     def depthwise(self, weight: Tensor) -> bool:
         """Whether every channel has one filter of its own."""
         return self.groups > 1 and self.groups == weight.shape[0] and weight.shape[1] == 1
@@ -219,9 +212,6 @@ class Pool(_One):
         update = {"height": sides[0], "width": sides[1], "most": x.most if keeps else None}
         return [x.model_copy(update=update)]
 
-
-    def operations(self, values: Sequence[Value], tensors: Mapping[str, Tensor]) -> int:
-        return super().operations(values, tensors) + values[-1].size * self.kernel**2
 
 class PadChannels(_One):
     """Channels of zeros before and behind."""
@@ -287,10 +277,14 @@ class Affine(_One):
         x = values[0]
         self._need(self.op == "affine" or (self.weight is not None and self.bias is None), "a division by nothing")
         constants = [tensors[name] for name in self.tensors()]
-        self._need(all(k.dtype == torch.float32 and k.dim() == 3 for k in constants), "its constants are no float32 maps")
+        self._need(
+            all(k.dtype == torch.float32 and k.dim() == 3 for k in constants), "its constants are no float32 maps"
+        )
         sides = [_spread([side, *(k.shape[i] for k in constants)]) for i, side in enumerate((*x.places, x.channels))]
         self._need(None not in sides, "its constants do not fit the map")
-        return [Value.model_validate({**dict(zip(("height", "width", "channels"), sides, strict=True)), "static": x.static})]
+        return [
+            Value.model_validate({**dict(zip(("height", "width", "channels"), sides, strict=True)), "static": x.static})
+        ]
 
 
 class Time(_One):
@@ -354,9 +348,6 @@ class Attention(_Step):
         self._need(q.channels % self.heads == 0, "channels are no multiple of the heads")
         return [q.model_copy(update={"most": None})]
 
-    def operations(self, values: Sequence[Value], tensors: Mapping[str, Tensor]) -> int:
-        return super().operations(values, tensors) + 2 * values[0].size * (values[0].channels // self.heads)
-
 
 def _spread(sides: Sequence[int]) -> int | None:
     """The side of which all others are, or 1."""
@@ -365,20 +356,9 @@ def _spread(sides: Sequence[int]) -> int | None:
 
 
 Step = Annotated[
-    Conv | Fire | Pool | PadChannels | Mean | Flatten | Map | Affine | Time | Join | Attention, Field(discriminator="op")
+    Conv | Fire | Pool | PadChannels | Mean | Flatten | Map | Affine | Time | Join | Attention,
+    Field(discriminator="op"),
 ]
-
-
-class Cost(NamedTuple):
-    """What one image costs an engine.
-
-    Attributes:
-        bytes: of all maps.
-        operations: multiplications and additions, if no input were zero, and elements that are read or written.
-    """
-
-    bytes: int
-    operations: int
 
 
 class Plan(_Strict):
@@ -423,23 +403,6 @@ class Plan(_Strict):
             raise PlanError("the last step must join the steps in time")
         return values
 
-    def cost(self, values: Sequence[Value], tensors: Mapping[str, Tensor]) -> Cost:
-        """What one image costs, with T steps.
-
-        Args:
-            values: as the method of this name gives them.
-            tensors: the weights.
-        """
-        steps = [1 if value.static else self.T for value in values]
-        size = sum(n * value.size * (1 if value.spikes else 4) for n, value in zip(steps, values, strict=True))
-        operations = 0
-        for step in self.steps:
-            n = max(steps[index] for index in (*step.reads(), *step.out))
-            operations += n * step.operations([values[i] for i in (*step.reads(), *step.out)], tensors)
-            if isinstance(step, Conv) and values[step.x].spikes:
-                size += 4 * n * values[step.x].size  # as numbers, where the layer runs densely
-        return Cost(size, operations)
-
     def in_place(self, values: Sequence[Value]) -> list[tuple[int, int]]:
         """Sums that can be written over their shortcut, which no step reads later: (sum, shortcut)."""
         last = {index: i for i, step in enumerate(self.steps) for index in step.reads()}
@@ -455,16 +418,3 @@ class Plan(_Strict):
             if isinstance(step, Conv | Fire) and step.keep_sum and step.residual is not None
             if last[step.residual] == i and moves(step.residual) and moves(step.out[0])
         ]
-
-
-def renumbered(steps: Sequence[Step], new: Callable[[int], int]) -> tuple[Step, ...]:
-    """The steps with other indices for values."""
-    names = ("x", "residual", "q", "k", "v")
-    changed: list[Step] = []
-    for step in steps:
-        update: dict[str, object] = {"out": tuple(map(new, step.out))}
-        update |= {n: new(getattr(step, n)) for n in names if getattr(step, n, None) is not None}
-        if isinstance(step, Join):
-            update["xs"] = tuple(map(new, step.xs))
-        changed.append(step.model_copy(update=update))
-    return tuple(changed)

@@ -36,9 +36,16 @@ class View:
         C, H, W = value.channels, value.height, value.width
         h, d, L = self.heads, C // self.heads, H * W
         return {
-            "map": (C, H, W), "row": (C, W), "vector": (C,), "tokens": (C, L), "tokens.T": (L, C),
-            "heads": (h, d, L), "heads.T": (h, L, d), "tokens.heads": (L, h, d), "flat": (C * L,),
-        }[self.form]  # fmt: skip
+            "map": (C, H, W),
+            "row": (C, W),
+            "vector": (C,),
+            "tokens": (C, L),
+            "tokens.T": (L, C),
+            "heads": (h, d, L),
+            "heads.T": (h, L, d),
+            "tokens.heads": (L, h, d),
+            "flat": (C * L,),
+        }[self.form]
 
     def to_map(self, x: Tensor, value: Value) -> Tensor:
         """A tensor [..., *sizes] of the graph as maps [..., H, W, C]."""
@@ -53,13 +60,14 @@ class View:
 
 def plain(size: Any) -> Any:
     """A size of a traced tensor: a number where it is one for all inputs, else a symbol."""
-    return int(size.node.expr) if isinstance(size, torch.SymInt) and size.node.expr.is_number else size
+    found: Any = size.node.expr if isinstance(size, torch.SymInt) else None
+    return int(found) if found is not None and found.is_number else size
 
 
 def same(size: Any, other: Any) -> bool:
     """Whether two sizes of traced tensors are the same for all inputs."""
-    a, b = (getattr(side, "node", None) for side in (plain(size), plain(other)))
-    return plain(size) == plain(other) if a is None and b is None else a is not None and b is not None and a.expr == b.expr
+    a, b = (one.node.expr if isinstance(one, torch.SymInt) else one for one in (plain(size), plain(other)))
+    return bool(a == b)
 
 
 def all_same(sizes: Sequence[Any], others: Sequence[Any]) -> bool:

@@ -162,9 +162,7 @@ class Workspace:
                 times.append(time.perf_counter() - start)
         return times
 
-    def each_step(
-        self, x: Tensor, given: Mapping[int, Tensor]
-    ) -> Iterator[tuple[Step, list[Tensor], list[Tensor]]]:
+    def each_step(self, x: Tensor, given: Mapping[int, Tensor]) -> Iterator[tuple[Step, list[Tensor], list[Tensor]]]:
         """Runs the steps one after the other, each on the given values, where there are some, instead of its own.
 
         Yields the step, what it read and what it made.
