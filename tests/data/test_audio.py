@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
 
@@ -146,3 +147,25 @@ def test_wav_files_are_the_container(tmp_path: Path) -> None:
     wrong.rename(folder / "seven.wav")
     with pytest.raises(DataFileError, match=r"seven\.wav: expected a name such as 7_jackson_32\.wav"):
         create_dataset("fsdd", originals)
+
+
+def test_wav_files_whose_chunks_claim_what_is_not_there(tmp_path: Path) -> None:
+    """The wave module answers a cut chunk with a bare RuntimeError, and allocates what one claims."""
+    path = tmp_path / "FSDD" / "recordings" / "7_theo_9.wav"
+    path.parent.mkdir(parents=True)
+    write_wav(path, np.zeros(900, np.int16))
+    whole = path.read_bytes()
+    assert whole[36:40] == b"data"
+    for data in (
+        whole[:36] + b"LIST" + (2**30).to_bytes(4, "little") + whole[36:],  # a chunk before the sound
+        whole[:40] + (2**31 - 2).to_bytes(4, "little") + whole[44:],  # the sound itself
+    ):
+        path.write_bytes(data)
+        tracemalloc.start()
+        with pytest.raises(
+            DataFileError, match=r"7_theo_9\.wav: (not a readable WAV file: damaged|truncated: holds 1800)"
+        ):
+            create_dataset("fsdd", tmp_path)
+        peak = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        assert peak < 2**20

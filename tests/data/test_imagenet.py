@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import struct
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -62,6 +64,33 @@ def test_what_is_wrong(root: Path) -> None:
     (root / "imagenet" / "train" / "n01" / "0.png").write_bytes(b"no picture")
     with pytest.raises(DataFileError, match=r"0\.png: not a whole JPEG or PNG picture"):
         create_dataset("imagenet", root, "train", size=32).batch([0])
+
+
+def png(header: bytes, end: bytes = b"IEND") -> bytes:
+    chunks = [(b"IHDR", header), (b"IDAT", zlib.compress(bytes(13))), (end, b"")]
+    parts = [struct.pack(">I", len(c)) + n + c + struct.pack(">I", zlib.crc32(n + c)) for n, c in chunks]
+    return b"\x89PNG\r\n\x1a\n" + b"".join(parts)
+
+
+def header(width: int, height: int) -> bytes:
+    return struct.pack(">II5B", width, height, 8, 2, 0, 0, 0)
+
+
+@pytest.mark.parametrize(
+    ("data", "reason"),
+    [
+        (png(bytes(4)), "Truncated IHDR chunk"),  # a ValueError of Pillow
+        (png(header(4, 1), b"\xff\xff\xff\xff"), "broken PNG file"),  # a SyntaxError
+        (png(header(1, 2**20)), "1x1048576 pixels"),  # 32 GB when enlarged
+        (png(header(2**15, 2**15)), "exceeds limit"),
+        (b"GIF89a" + bytes(40), "it is neither"),
+    ],
+    ids=["header", "chunk", "long", "large", "GIF"],
+)
+def test_damaged_pictures(root: Path, data: bytes, reason: str) -> None:
+    (root / "imagenet" / "train" / "n01" / "0.png").write_bytes(data)
+    with pytest.raises(DataFileError, match=rf"0\.png: not a whole JPEG or PNG picture: .*{reason}"):
+        create_dataset("imagenet", root, "train", size=32, resize=100).__getitems__([0])
 
 
 def test_images_may_be_enlarged() -> None:

@@ -46,18 +46,19 @@ class Pictures:
     def __getitem__(self, index: int | Tensor) -> Tensor:
         if isinstance(index, Tensor):
             return torch.stack([self[i] for i in index.tolist()])
-        from PIL import Image
+        from PIL import Image, UnidentifiedImageError
 
         path = self._paths[index]
         try:
-            # The formats of ImageNet, from memory: from a file, Pillow allocates what a chunk claims. Sizes are compared
-            # before pixels are decoded.
+            # From memory: from a file, Pillow allocates what a chunk claims. Sizes are compared before it decodes pixels.
             with Image.open(io.BytesIO(path.read_bytes()), formats=("JPEG", "PNG")) as file:
                 shorter, longer = sorted(file.size)
                 most = Image.MAX_IMAGE_PIXELS or 2**31
                 if shorter < 1 or shorter * longer > most or self._resize**2 * longer > most * shorter:
                     raise ValueError(f"{file.width}x{file.height} pixels")
                 picture = file.convert("RGB")
+        except UnidentifiedImageError:
+            raise DataFileError(f"{path}: not a whole JPEG or PNG picture: it is neither") from None
         except Exception as error:  # Pillow raises OSError, SyntaxError, ValueError, its own, ...
             reason = " ".join(str(error).split()) or type(error).__name__
             raise DataFileError(f"{path}: not a whole JPEG or PNG picture: {reason}") from None
