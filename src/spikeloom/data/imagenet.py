@@ -50,7 +50,8 @@ class Pictures:
 
         path = self._paths[index]
         try:
-            # From memory: from a file, Pillow allocates what a chunk claims. Sizes are compared before it decodes pixels.
+            # From memory: from a file, Pillow allocates what a chunk claims. Sizes are compared before pixels
+            # are decoded.
             with Image.open(io.BytesIO(path.read_bytes()), formats=("JPEG", "PNG")) as file:
                 shorter, longer = sorted(file.size)
                 most = Image.MAX_IMAGE_PIXELS or 2**31

@@ -328,7 +328,7 @@ def _begin(run: Run, held: contextlib.ExitStack, accelerator: Accelerator) -> No
             held.enter_context(run.writing())
         except UsageError as refused:
             error = refused
-    if any(_shared([error is not None], accelerator)):
+    if any(shared([error is not None], accelerator)):
         raise error or UsageError(f"the main process cannot write {run.folder}")
 
 
