@@ -29,7 +29,7 @@ def count(name: str, value: Any) -> int:
     Raises:
         ValueError: it is none; the message has the name and the value.
     """
-    whole = isinstance(value, Integral) and not isinstance(value, bool)
+    whole = type(value) is not bool and isinstance(value, Integral)
     if whole and int(value) >= 1:
         return value if isinstance(value, int) else int(value)  # `encode.Frames` stays what it is
     raise ValueError(f"{name} must be {'' if whole else 'an integer of '}at least 1, got {_shown(value)}")
