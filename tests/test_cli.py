@@ -253,6 +253,14 @@ def test_evaluate_prints_every_layer(places: Path) -> None:
     ]
 
 
+def test_evaluate_names_the_accuracy_with_mirror_images(places: Path) -> None:
+    run = str(places / "run")
+    plain, both = (json.loads(spikeloom("evaluate", run, *flips, "--json").out) for flips in ([], ["--flips"]))
+    shown = both.pop("test_accuracy_flips")
+    assert both == plain
+    assert f"  with mirror images: accuracy {shown:.2f} %" in spikeloom("evaluate", run, "--flips").out.splitlines()
+
+
 def test_evaluate_takes_data_settings(places: Path) -> None:
     before = {path.name: path.stat().st_mtime_ns for path in (places / "run").iterdir()}
     result = spikeloom("evaluate", str(places / "run"), "data.test_subset=10", "--json")

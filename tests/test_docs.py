@@ -10,7 +10,8 @@ import typer
 from spikeloom import cli
 from spikeloom.registry import list_recipes
 from spikeloom.reproduce import check_measure
-from spikeloom.train.recipe import load_recipe, parse_overrides
+from spikeloom.scores import as_markdown, scoreboard, summary
+from spikeloom.train.recipe import DataSettings, TrainSettings, load_recipe, parse_overrides
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -43,8 +44,9 @@ def _commands(names: str) -> list[str]:
 def _split(command: str) -> tuple[list[str], set[str]]:
     """The words of a command that are no options, and the names of its options."""
     options = {option.split("=")[0] for option in re.findall(r" (--[^ ]+)", command)}
-    return shlex.split(re.sub(r" --(runs|resume|results|out|to|T|images|input|save|engine|weights)[ =][^ ]+", "",
-                              command))[2:], options  # fmt: skip
+    valued = r" --(runs|resume|results|out|to|T|images|input|save|engine|weights)[ =][^ ]+"
+    words = shlex.split(re.sub(valued, "", command))[2:]
+    return [word for word in words if not word.startswith("--")], options
 
 
 @pytest.mark.parametrize("command", _commands("[a-z]+"))
@@ -78,3 +80,19 @@ def test_commands_name_what_exists(command):
 def test_there_are_examples():
     assert len(_blocks("python")) >= 4
     assert len(_commands("[a-z]+")) >= 40
+
+
+def test_every_setting_of_training_is_explained():
+    pages = "".join((ROOT / "docs" / f"{page}.md").read_text() for page in ("training", "few-epochs"))
+    keys = [f"train.{key}" for key in TrainSettings.model_fields] + [f"data.{key}" for key in DataSettings.model_fields]
+    assert [key for key in keys if f"`{key}" not in pages] == []
+
+
+def test_the_scores_are_those_of_the_results():
+    scores = scoreboard(ROOT / "results")
+    assert (ROOT / "docs" / "scores.md").read_text() == as_markdown(scores), (
+        "run: spikeloom reproduce --scores --out docs/scores.md"
+    )
+    readme = (ROOT / "README.md").read_text()
+    for line in summary(scores):
+        assert line in readme, f"README's scores are older than results/: {line}"

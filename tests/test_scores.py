@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from command_line import spikeloom
 
 from spikeloom.errors import DataFileError
 from spikeloom.scores import SIZES, STATES, Score, as_markdown, scoreboard, summary
@@ -109,3 +110,36 @@ def test_every_data_set_of_a_recipe_has_its_size() -> None:
     recipes = [load_recipe(name) for name in list_recipes()]
     names = {r.resolve(row, "full").data.name for r in recipes if not r.measures for row in r.rows}
     assert names <= set(SIZES)
+
+
+def test_the_command_prints_rows_and_counts_and_writes_the_page(tmp_path: Path) -> None:
+    write(tmp_path / "results", 89.5)
+    places = ["--results", str(tmp_path / "results"), "--out", str(tmp_path / "scores.md")]
+    found = spikeloom("reproduce", "--scores", *places)
+    assert found.code == 0
+    [row] = [line for line in found.out.splitlines() if "report/table1#s0t1b" in line]
+    assert [cell.strip() for cell in row.strip("│").split("│")[2:5]] == ["89.03", "89.50 ± 0.34", "hours"]
+    scores = scoreboard(tmp_path / "results")
+    assert found.out.splitlines()[-7:] == [*summary(scores), f"page: {tmp_path / 'scores.md'}"]
+    assert (tmp_path / "scores.md").read_text() == as_markdown(scores)
+    listed = json.loads(spikeloom("reproduce", "--scores", *places[:2], "--json").out)
+    assert [s["measured"] for s in listed if (s["table"], s["row"]) == ("report/table1", "s0t1b")] == [89.5]
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--scores", "--results", "none"], "there are no results in none: give their folder as --results PATH"),
+        (["--scores", "report/table1"], "--scores is of all recipes and takes no settings, got 'report/table1'"),
+        (["report/table1", "--out", "x"], "--out is the page of --scores; tables write their numbers to --results"),
+        (["--scores", "--out", "none/scores.md"], "cannot write none/scores.md: there is no folder none; make it"),
+    ],
+)
+def test_wrong_options_of_scores(
+    words: list[str], message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "results").mkdir()
+    found = spikeloom("reproduce", *words)
+    assert (found.code, found.err.count("\n")) == (2, 1)
+    assert message in found.err

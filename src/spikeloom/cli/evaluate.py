@@ -16,6 +16,9 @@ from spikeloom.errors import UsageError
 def evaluate(
     run: RunFolder,
     words: Annotated[list[str] | None, typer.Argument(metavar="KEY=VALUE", help="data.* settings.")] = None,
+    flips: Annotated[
+        bool, typer.Option("--flips", help="Also the accuracy of the mean over each image and its mirror image.")
+    ] = False,
     as_json: AsJson = False,
 ) -> None:
     """Evaluate a trained run on its test data, with the firing rate of every layer.
@@ -35,12 +38,14 @@ def evaluate(
     from spikeloom.train.evaluate import evaluate_run
 
     with show_progress() as progress:
-        result = evaluate_run(opened, settings, progress)
+        result = evaluate_run(opened, settings, progress, flips)
     if as_json:
         print(json.dumps(result))
         return
     accuracy = "" if result["test_accuracy"] is None else f"accuracy {result['test_accuracy']:.2f} %, "
     print(f"{opened.title}: {accuracy}loss {result['test_loss']:.4f} on {result['data']}")
+    if flips:
+        print(f"  with mirror images: accuracy {result['test_accuracy_flips']:.2f} %")
     print("  firing rate (spikes per neuron and step)")
     for layer, rate in result["rates"].items():
         print(f"  {100 * rate:6.2f} %  {layer}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import sys
 from pathlib import Path
@@ -11,8 +12,8 @@ import typer
 
 from spikeloom.cli.arguments import AsJson, Words, read_budget, read_recipe
 from spikeloom.cli.progress import show_progress, stop_on_signal
-from spikeloom.cli.tables import print_measured, print_table
-from spikeloom.errors import UsageError
+from spikeloom.cli.tables import print_measured, print_scores, print_table
+from spikeloom.errors import UsageError, cannot_write
 
 
 def reproduce(
@@ -20,6 +21,10 @@ def reproduce(
     words: Words = None,
     runs: Annotated[Path, typer.Option("--runs", metavar="PATH", help="Where run folders go.")] = Path("runs"),
     results: Annotated[Path, typer.Option("--results", metavar="PATH", help="Where numbers go.")] = Path("results"),
+    scores: Annotated[
+        bool, typer.Option("--scores", help="Train nothing: print every published accuracy beside the best measured.")
+    ] = False,
+    out: Annotated[Path | None, typer.Option("--out", metavar="FILE", help="Of --scores: a page of Markdown.")] = None,
     as_json: AsJson = False,
 ) -> None:
     """Train or measure every row of a published table and print published beside measured.
@@ -27,11 +32,17 @@ def reproduce(
     \b
     spikeloom reproduce report/table2 budget=smoke data.root=DATA
     spikeloom reproduce report/table2#s0t2b budget=short data.root=DATA
+    spikeloom reproduce --scores --out docs/scores.md
 
     Finished rows are taken from their run folders, interrupted ones are continued, and rows whose data are missing
-    are left out. Keys: seed, budget (smoke, short,
-    full), and anything under data., model., neuron., train. and measure. that a recipe may set.
+    are left out. Keys: seed, budget (smoke, short, hours, full), and anything under data., model., neuron., train. and
+    measure. that a recipe may set.
     """
+    if scores:
+        _print_scores(words, results, out, as_json)
+        return
+    if out is not None:
+        raise UsageError("--out is the page of --scores; tables write their numbers to --results")
     name, values = read_recipe(context, words)
     if name is None:
         raise UsageError("name a table, for example 'spikeloom reproduce report/table2'; see 'spikeloom list recipes'")
@@ -59,3 +70,26 @@ def reproduce(
         print(f"results: {results / recipe.short_name}")
     if any("failed" in record for record in records):
         raise typer.Exit(2)
+
+
+def _print_scores(words: list[str] | None, results: Path, out: Path | None, as_json: bool) -> None:
+    from spikeloom.scores import as_markdown, scoreboard, summary
+
+    if words:
+        raise UsageError(f"--scores is of all recipes and takes no settings, got {words[0]!r}")
+    if not results.is_dir():
+        raise UsageError(f"there are no results in {results}: give their folder as --results PATH")
+    scores = scoreboard(results)
+    if out is not None:
+        try:
+            out.write_text(as_markdown(scores), encoding="utf-8")
+        except OSError as error:
+            raise cannot_write(out, error) from None
+    if as_json:
+        print(json.dumps([dataclasses.asdict(score) | {"difference": score.difference} for score in scores]))
+        return
+    print_scores(scores)
+    for line in summary(scores):
+        print(line)
+    if out is not None:
+        print(f"page: {out}")

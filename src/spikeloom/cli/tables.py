@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from spikeloom.analyse import Audit, BlockInput
+    from spikeloom.scores import Score
 
 Json = dict[str, Any]
 
@@ -89,6 +90,23 @@ def print_measured(title: str, paper: str, budget: str, records: list[Json]) -> 
     for record in records:
         for figure in record.get("figures", ()):
             console.print(f"figure: {figure}", markup=False)
+
+
+def print_scores(scores: list[Score]) -> None:
+    from rich.table import Table
+
+    table = Table(title="published accuracies, and the best that was measured here, in percent")
+    for column in ("row", "system", "published", "measured", "budget", "of the training", "state"):
+        numbers = column in ("published", "measured", "of the training")
+        table.add_column(column, justify="right" if numbers else "left", overflow="fold")
+    for score in scores:
+        row, published = f"{score.table}#{score.row}", f"{score.published:g}"
+        if score.measured is None:
+            table.add_row(row, score.system, published, "", "", "", score.state)
+            continue
+        measured, share = f"{score.measured:.2f} ± {score.error:.2f}", f"{100 * score.share:.3g} %"
+        table.add_row(row, score.system, published, measured, score.budget, share, score.state)
+    _console().print(table)
 
 
 def print_audit(title: str, data: str, found: Audit, blocks: list[BlockInput]) -> None:

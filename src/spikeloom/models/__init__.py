@@ -1,5 +1,6 @@
 """Networks of the papers, one file a document; `create_model` builds them by name."""
 
+from spikeloom.models import cifar10 as _cifar10
 from spikeloom.models import ds_resnet as _ds_resnet
 from spikeloom.models import ghostnet as _ghostnet
 from spikeloom.models import masked_autoencoder as _masked_autoencoder
@@ -18,5 +19,5 @@ from spikeloom.models.registry import MODELS, create_model, list_models
 
 __all__ = ["MODELS", "create_model", "list_models"]
 
-del _ds_resnet, _ghostnet, _masked_autoencoder, _ms_resnet, _paralif, _psn, _psu, _report, _sew_resnet
+del _cifar10, _ds_resnet, _ghostnet, _masked_autoencoder, _ms_resnet, _paralif, _psn, _psu, _report, _sew_resnet
 del _spikformer, _spikformer_v2, _spikingformer, _syna, _tet

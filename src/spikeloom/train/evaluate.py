@@ -169,8 +169,11 @@ def evaluate_run(run: Run, settings: Settings, progress: Any, flips: bool = Fals
     if t.channels_last:
         model = model.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
     model = accelerator.prepare(model)
-    progress.work("evaluating", len(dataset))
+    progress.work("evaluating", len(dataset) * (1 + flips))
     loss = functools.partial(LOSSES[t.loss.name], **t.loss.options)
     with RateMeter(accelerator.unwrap_model(model)) as meter:
-        result = evaluate(model, dataset, t, loss, accelerator, progress.advance, flips=flips)
+        result = evaluate(model, dataset, t, loss, accelerator, progress.advance)
+    if flips:  # apart, as mirror images have rates of their own
+        both = evaluate(model, dataset, t, loss, accelerator, progress.advance, flips=True)
+        result["test_accuracy_flips"] = both["test_accuracy_flips"]
     return {"run": str(run.folder), "data": dataset.title, **result, "rates": meter.rates()}
