@@ -570,4 +570,7 @@ def test_weights_are_as_readable_as_the_rest(places: Path) -> None:
 
 def test_the_weights_are_of_the_named_model(places: Path) -> None:
     _, information = load_tensors(places / "run" / "model.safetensors")
-    assert information == {"model": {"name": "colored_mnist_net", "T": 2, "image_size": 16}}
+    assert information == {
+        "model": {"name": "colored_mnist_net", "T": 2, "image_size": 16},
+        "made_for": {"in_channels": 1, "num_classes": 10},
+    }

@@ -71,7 +71,7 @@ def functions() -> Iterator[tuple[str, Callable[..., Any]]]:
             elif inspect.isclass(entry):
                 yield name, entry
                 for own in vars(entry):
-                    if not own.startswith("_") and inspect.isroutine(getattr(entry, own)):
+                    if not own.startswith("_") and inspect.isroutine(getattr(entry, own, None)):
                         yield f"{name}.{own}", getattr(entry, own)
 
 
@@ -153,7 +153,7 @@ class Pictures(nn.Module):
     def __len__(self) -> int:
         return 2
 
-    def __getitems__(self, indices: list[int]) -> tuple[Tensor, Tensor]:
+    def batch(self, indices: list[int]) -> tuple[Tensor, Tensor]:
         return torch.rand(len(indices), 1, 4, 4), torch.zeros(len(indices))
 
     def encode(self, x: Tensor) -> Tensor:

@@ -16,6 +16,15 @@ class Frames(int):
     """
 
 
+# What makes a tensor of something else, by the name of its type.
+_CONVERSIONS = {
+    "ndarray": ": use torch.from_numpy(x).float()",
+    "Image": ": use torchvision.transforms.functional.to_tensor(x)[None]",
+    "list": ": use torch.stack(x) for tensors, torch.tensor(x) for numbers",
+    "tuple": ": use torch.stack(x) for tensors, torch.tensor(x) for numbers",
+}
+
+
 def floating(x: Any, owner: object = None) -> Tensor:
     """x as layers and neurons take it: integers (counts of events) and booleans become the default float type.
 
@@ -30,13 +39,28 @@ def floating(x: Any, owner: object = None) -> Tensor:
         return x
     taker = "a network" if owner is None else type(owner).__name__
     if not isinstance(x, Tensor):
-        raise TypeError(
-            f"{taker} takes a tensor, got a {type(x).__name__}: torch.as_tensor(numpy.asarray(x)) makes one of arrays, "
-            "lists and images"
-        )
+        kind = type(x).__name__
+        raise TypeError(f"{taker} takes a tensor, got {kind}{_CONVERSIONS.get(kind, '')}")
     if x.is_complex():
         raise TypeError(f"{taker} takes real numbers, got {x.dtype}: split x into x.real and x.imag")
     return x.to(torch.get_default_dtype())
+
+
+def network_input(x: Any) -> Tensor:
+    """x as networks take it: as `floating`, but bytes are refused.
+
+    Pictures of 0 to 255 are not what a network was trained on.
+
+    Raises:
+        TypeError: x is no tensor, or complex.
+        ValueError: bytes.
+    """
+    if isinstance(x, Tensor) and x.dtype == torch.uint8:
+        raise ValueError(
+            "a network takes floating-point numbers, got uint8: use x.float() for counts of events, and for images "
+            "x.float() / 255, normalised as in training"
+        )
+    return floating(x)
 
 
 def repeat(x: Tensor, T: int) -> Tensor:
@@ -52,19 +76,13 @@ def repeat(x: Tensor, T: int) -> Tensor:
 def as_sequence(x: Tensor, T: int, dims: int) -> Tensor:
     """A batch as a sequence: x with `dims` axes is repeated T times, x with one more axis is taken as it is.
 
-    Integers and booleans, which counts of events are, become numbers of the default type; bytes are refused, because
-    pictures of 0 to 255 are not what a network was trained on.
+    Integers and booleans become numbers, and bytes are refused (`network_input`).
 
     Raises:
         TypeError: x is no real tensor.
         ValueError: any other number of axes, bytes, or a batch of images where T is `Frames`.
     """
-    if isinstance(x, Tensor) and x.dtype == torch.uint8:  # pyright: ignore[reportUnnecessaryIsInstance]
-        raise ValueError(
-            "a network takes floating-point numbers, got uint8: use x.float() for counts of events, and for images "
-            "x.float() / 255, normalised as in training"
-        )
-    x = floating(x)
+    x = network_input(x)
     if x.dim() == dims + 1:
         return x
     maps = {2: "features", 3: "C, L", 4: "C, H, W"}.get(dims, "...")

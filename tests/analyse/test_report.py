@@ -308,11 +308,11 @@ def test_a_silent_layer_is_said_not_drawn(copy: Path) -> None:
 
 
 def test_a_verdict_that_cannot_be_given_is_said(copy: Path) -> None:
-    values = json.loads((copy / "report.json").read_text())
+    values = read_signed(copy / "report.json")
     for row in values["audit"]["rows"][1:]:
         row |= {"operands": [row["operands"][0] | {"input": "silent"}], "breaks": False}
     del values["audit"]["untrained_norms"]  # as in files of earlier versions
-    (copy / "report.json").write_text(json.dumps(values))
+    write_signed(copy / "report.json", values)
     page = " ".join(write_report([copy], {}, Quiet())[0].read_text().split("<script>")[0].split())
     assert "spike-driven</th><td>cannot tell" in page
     assert "cannot tell whether it is spike-driven: 3 of 3 layers" in page

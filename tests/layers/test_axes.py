@@ -86,7 +86,7 @@ def test_layers_refuse_other_axes(name: str) -> None:
         with pytest.raises(ValueError, match=re.escape(f"got shape {tuple(x.shape)}")) as found:
             layer(x)
         assert re.search(r"takes a sequence \[T, N, ", str(found.value)), found.value
-    with pytest.raises((TypeError, ValueError), match=r"takes a .*\[T, N, .* got ndarray"):
+    with pytest.raises(TypeError, match=r"^\w+ takes a tensor, got ndarray: use torch\.from_numpy\(x\)\.float\(\)$"):
         layer(np.zeros((4,) * max(taken), np.float32))
 
 
@@ -144,7 +144,7 @@ def test_networks_for_events_take_sequences_alone() -> None:
 INPUTS: dict[str, tuple[Any, str]] = {
     "numpy": (np.zeros((1, 3, 28, 28), np.float32), r"got ndarray: use torch.from_numpy\(x\).float\(\)"),
     "PIL": (Image.new("RGB", (28, 28)), r"got Image: use torchvision.transforms.functional.to_tensor\(x\)\[None\]"),
-    "nothing": (None, "got NoneType"),
+    "nothing": (None, "got NoneType$"),
     "list": ([torch.zeros(3, 28, 28)], r"got list: use torch.stack"),
     "bytes": (
         torch.zeros(1, 3, 28, 28, dtype=torch.uint8),
@@ -166,7 +166,7 @@ INPUTS: dict[str, tuple[Any, str]] = {
 def test_what_is_no_batch_is_named(name: str, kind: str) -> None:
     x, message = INPUTS[kind]
     model = create_model(name, **SMALL.get(name, {}))
-    with pytest.raises((TypeError, ValueError), match=rf"^expected .*{message}"):
+    with pytest.raises((TypeError, ValueError), match=message):
         model(x)
 
 

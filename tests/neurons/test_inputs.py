@@ -124,7 +124,7 @@ def test_layers_of_integers(name: str, dtype: torch.dtype, training: bool) -> No
 
 
 def test_a_network_of_integers() -> None:
-    model, images = spikeloom.create_model("colored_mnist_net", T=2).eval(), counts(torch.uint8, 2, 3, 28, 28)
+    model, images = spikeloom.create_model("colored_mnist_net", T=2).eval(), counts(torch.int64, 2, 3, 28, 28)
     with torch.no_grad():
         assert torch.equal(model(images), model(images.float()))
 
@@ -141,7 +141,7 @@ NO_TENSORS = {
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_neurons_take_tensors(variant: str, kind: str) -> None:
     neuron = make(variant)
-    message = rf"^{type(neuron).__name__} takes a tensor, got a {kind}: torch\.as_tensor"
+    message = rf"^{type(neuron).__name__} takes a tensor, got {kind}(: use torch|$)"
     for call in (neuron, neuron.potentials, Stream(neuron)):
         with pytest.raises(TypeError, match=message):
             call(NO_TENSORS[kind])  # pyright: ignore[reportArgumentType]
@@ -149,13 +149,13 @@ def test_neurons_take_tensors(variant: str, kind: str) -> None:
 
 @pytest.mark.parametrize("name", LAYERS)
 def test_layers_take_tensors(name: str) -> None:
-    with pytest.raises(TypeError, match=r"^\w+ takes a tensor, got a ndarray: torch\.as_tensor"):
+    with pytest.raises(TypeError, match=r"^\w+ takes a tensor, got ndarray: use torch\.from_numpy"):
         LAYERS[name][0]()(NO_TENSORS["ndarray"])
 
 
 def test_networks_take_tensors() -> None:
     for value in NO_TENSORS.values():
-        with pytest.raises(TypeError, match=r"^a network takes a tensor, got a"):
+        with pytest.raises(TypeError, match=r"^a network takes a tensor, got"):
             as_sequence(value, 2, dims=4)  # pyright: ignore[reportArgumentType]
 
 

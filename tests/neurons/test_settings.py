@@ -202,7 +202,7 @@ def test_what_cannot_make_neurons(kind: str) -> None:
 
 @pytest.mark.parametrize("T", [0, -1, 2.5, "4", None])
 def test_steps_of_a_network(T: Any) -> None:
-    message = rf"^T must be (an integer of )?at least 1, got {T!r}$"
+    message = rf"^(model \w+: )?T must be (an integer of )?at least 1, got {T!r}$"
     for name in MODELS:
         with pytest.raises(ValueError, match=message):
             spikeloom.create_model(name, T=T)

@@ -157,7 +157,7 @@ def test_two_runs_in_one_folder(tmp_path: Path) -> None:
     first, second, same = planned(folder), planned(folder, seed=2), planned(folder)  # all before any begins
     with first.writing(), pytest.raises(UsageError, match="is in use"):
         train(second, Quiet())
-    with pytest.raises(UsageError, match="is not empty: continue it with"):
+    with pytest.raises(UsageError, match="is not empty: choose another folder with --out"):
         train(second, Quiet())
     assert Run.open(folder) == first
     assert train(same, Quiet())["seed"] == 1

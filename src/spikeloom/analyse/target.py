@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -102,7 +103,9 @@ def open_target(name: PathLike, values: Json) -> Target:
         model = build_model(settings, dataset.in_channels, len(dataset.classes))
         return _on_data(f"{name}, untrained", False, model, dataset, images, batch)
     shape = _shape(values.get("input", "3x32x32"))
-    classes = settings.model.options.get("num_classes", 10)
+    classes = settings.model.options.get("num_classes")
+    if classes is None:  # as many as its paper's data have
+        classes = inspect.signature(MODELS[name]).parameters["num_classes"].default
     model = build_model(settings, shape[0], classes)
     count = min(images, 64) if "images" not in values else images
     generator = torch.Generator().manual_seed(settings.seed)

@@ -103,10 +103,11 @@ class BatchNorm(nn.BatchNorm2d):
 
     def check(self, x: object) -> Tensor:
         """x as floating-point numbers; refuses what is no sequence [T, N, C, ...] of as many channels."""
-        if not isinstance(x, Tensor) or x.dim() < 3 or x.shape[2] != self.num_features:
-            got = f"shape {tuple(x.shape)}" if isinstance(x, Tensor) else type(x).__name__
-            raise ValueError(f"{type(self).__name__} takes a sequence [T, N, {self.num_features}, ...], got {got}")
-        return floating(x, self)
+        x = floating(x, self)
+        if x.dim() < 3 or x.shape[2] != self.num_features:
+            name, got = type(self).__name__, tuple(x.shape)
+            raise ValueError(f"{name} takes a sequence [T, N, {self.num_features}, ...], got shape {got}")
+        return x
 
     def _moments(self, y: Tensor, steps: int) -> tuple[Tensor, Tensor]:
         """Mean and variance [C] of a batch y that counts `steps` times, by which the running ones are moved."""

@@ -48,14 +48,13 @@ def check_axes(layer: nn.Module, x: object, axes: int, more: bool = False) -> Te
 
     Images [N, C, H, W] would be taken for steps.
     """
-    if not isinstance(x, Tensor):
-        raise TypeError(f"{type(layer).__name__} takes a tensor [T, N, {_MAPS[axes]}], got {type(x).__name__}")
+    x = floating(x, layer)
     if x.dim() < axes or (x.dim() > axes and not more):
         raise ValueError(
             f"{type(layer).__name__} takes a sequence [T, N, {_MAPS[axes]}], got shape {tuple(x.shape)}: one step is "
             "x[None], and layers.Repeat(net, T) shows it images T times"
         )
-    return x if x.is_floating_point() else floating(x, layer)
+    return x
 
 
 class _Repeat(torch.autograd.Function):

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from spikeloom.checks import count
-from spikeloom.encode import floating, repeat
+from spikeloom.encode import network_input, repeat
 from spikeloom.layers import channels_last
 from spikeloom.models.registry import MODELS
 from spikeloom.models.spikformer import Spikformer, transformer_lif
@@ -93,7 +93,7 @@ class MaskedAutoencoder(nn.Module):
 
     def draw(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Random places [N, L] of the visible and of the hidden tokens, ascending."""
-        x = floating(x)
+        x = network_input(x)
         if x.dim() != 4 or x.shape[-2:] != (self.image_size,) * 2:
             raise ValueError(
                 f"pre-training takes images of {self.image_size}x{self.image_size}, got shape {tuple(x.shape)}: "

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from torch import Tensor, nn
 
 from spikeloom.checks import count
-from spikeloom.encode import Frames, as_sequence, floating
+from spikeloom.encode import Frames, as_sequence, network_input
 from spikeloom.layers import AvgPool2d, Conv2d, GlobalAvgPool, Linear, NormSpike, channels_last
 from spikeloom.models.registry import MODELS
 from spikeloom.neurons import PSU, make_neuron
@@ -86,7 +86,7 @@ class FullyConnected(nn.Module):
         self.layers = nn.Sequential(*layers)
 
     def forward(self, x: Tensor) -> Tensor:
-        x = floating(x)
+        x = network_input(x)
         # A step of any shape is one row.
         x = x.flatten(2) if x.dim() > self.dims + 1 else as_sequence(x, self.T, self.dims)
         return self.layers(x)

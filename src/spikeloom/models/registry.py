@@ -29,8 +29,8 @@ def create_model(name: str, **overrides: Any) -> nn.Module:
         T is `encode.Frames` by default, take images only where a T is given.
 
     Raises:
-        UsageError: unknown name or argument, with the nearest known ones; or a neuron that is no factory.
-        ValueError: a value that the network cannot have, such as T = 0 or half a channel.
+        UsageError: unknown name or argument, with the nearest known ones; a neuron that is no factory; T = 0.
+        ValueError: another value that the network cannot have.
     """
     builder = MODELS[name]
     known = inspect.signature(builder).parameters
@@ -39,9 +39,11 @@ def create_model(name: str, **overrides: Any) -> nn.Module:
             raise UsageError(f"model {name} has no argument {key!r}; {nearest(key, known)}")
     if "neuron" in overrides:
         check_factory(overrides["neuron"])
-    for key in ("T", "in_channels", "num_classes"):
-        if key in overrides:
+    for key in overrides.keys() & {"T", "in_channels", "num_classes"}:
+        try:
             count(key, overrides[key])
+        except ValueError as error:
+            raise UsageError(f"model {name}: {error}") from None
     return builder(**overrides)
 
 

@@ -89,8 +89,7 @@ def make_neuron(factory: Callable[..., nn.Module], channels: int) -> nn.Module:
     """A neuron layer from a factory; one that takes `channels` or `features` (GLIF, recurrent layers) is told.
 
     Raises:
-        UsageError: it is no factory (`check_factory`).
-        TypeError: it needs other arguments, or makes no layer.
+        UsageError: it is no factory (`check_factory`), needs other arguments, or makes no layer.
     """
     check_factory(factory)
     parameters = inspect.signature(factory).parameters
@@ -103,10 +102,10 @@ def make_neuron(factory: Callable[..., nn.Module], channels: int) -> nn.Module:
     if missing := [name for name in needs if name not in told]:
         name = getattr(factory, "__name__", type(factory).__name__)
         given = ", ".join(f"{key}=..." for key in missing)
-        raise TypeError(f"neuron {name} needs {' and '.join(missing)}: give lambda: {name}({given})")
+        raise UsageError(f"neuron {name} needs {' and '.join(missing)}: give lambda: {name}({given})")
     made = factory(**told)
     if not isinstance(made, nn.Module):  # pyright: ignore[reportUnnecessaryIsInstance]
-        raise TypeError(f"neuron must make a layer, a torch.nn.Module; it made {made!r}")
+        raise UsageError(f"neuron must make a layer, a torch.nn.Module; it made {made!r}")
     return made
 
 

@@ -184,10 +184,18 @@ class Recipe(_Strict):
     paper: str
     command: str
     notes: str = ""
-    budget: Budget = Field("short", description="taken when none is asked for")
+    budget: Budget = Field("short", description="taken when none is asked for; without such a budget, full")
     settings: Json
     budgets: dict[Budget, Json]
     rows: dict[str, Row] = Field(min_length=1)
+
+    @model_validator(mode="after")
+    def _its_own_budget(self) -> Recipe:
+        """A recipe without `short` is taken as it stands, unless it names another budget."""
+        known = [self.budgets, *(row.budgets for row in self.rows.values())]
+        if "budget" not in self.model_fields_set and not any("short" in budgets for budgets in known):
+            self.budget = "full"
+        return self
 
     @property
     def measures(self) -> bool:
@@ -213,8 +221,8 @@ class Recipe(_Strict):
         if row not in self.rows:
             raise UsageError(f"recipe {self.name} has no row {row!r}; {nearest(row, self.rows)}")
         entry, budget = self.rows[row], budget or self.budget
-        if budget not in self.budgets and budget not in entry.budgets:
-            known = [b for b in BUDGETS if b in self.budgets or b in entry.budgets]
+        known = [b for b in BUDGETS if b == "full" or b in self.budgets or b in entry.budgets]
+        if budget not in known:
             raise UsageError(f"{self.name}#{row} has no budget {budget!r}; it has {', '.join(known)}")
         merged: Json = {}
         for part in (
