@@ -5,7 +5,12 @@ from __future__ import annotations
 import copy
 import inspect
 import itertools
+import os
+import re
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -247,3 +252,22 @@ def test_one_image_has_the_gradients_of_two_equal_ones(name: str) -> None:
         # One spike that rounding flips in float32 moves a gradient by a percent or so.
         limit = 1e-6 if dtype == torch.float64 else 0.05
         assert (found - wanted).norm() < limit * wanted.norm(), (chosen, stream, order)
+
+
+@pytest.mark.parametrize(("level", "threads"), [("AVX2", "2"), ("DEFAULT", "1")])
+def test_strided_convolutions_of_few_channels_keep_to_their_memory(level: str, threads: str) -> None:
+    environment = os.environ | {"ONEDNN_MAX_CPU_ISA": level, "ONEDNN_VERBOSE": "1", "OMP_NUM_THREADS": threads}
+    script = Path(__file__).with_name("strided_steps.py")
+    ran = subprocess.run([sys.executable, script, threads], env=environment, capture_output=True, text=True, timeout=90)
+    assert ran.returncode == 0, ran.stderr[-500:]
+    # The weight gradients that oneDNN computed, as channels and strides.
+    asked = re.findall(r"backward_weights.*_ic(\d+)oc.*?kh1sh(\d+).*?kw1sw(\d+)", ran.stdout)
+    assert ("16", "2", "2") in asked or "onednn_verbose" not in ran.stdout
+    assert all((down, across) == ("1", "1") or int(channels) >= 16 for channels, down, across in asked)
+
+
+def test_a_graph_has_the_strided_convolution_itself() -> None:
+    with torch.no_grad():
+        graph = torch.export.export(L.Conv2d(3, 8, 1, 2), (torch.rand(1, 2, 3, 8, 8),)).graph
+    made = [node for node in graph.nodes if "conv" in str(node.target) or "pool" in str(node.target)]
+    assert [node.args[3] for node in made] == [[2, 2]]

@@ -21,7 +21,7 @@ from spikeloom.ops.max_pool import max_pool
 from spikeloom.ops.max_pool import takes as takes_pool
 from spikeloom.ops.native_op import eager
 from spikeloom.ops.rounding import product
-from spikeloom.ops.spike_conv import spike_conv, spike_conv_through, takes
+from spikeloom.ops.spike_conv import overruns, spike_conv, spike_conv_through, takes
 
 
 def repeats(x: Tensor) -> bool:
@@ -161,6 +161,21 @@ class Conv2d(nn.Conv2d):
         op, x, weight = found
         y = op(x, weight)
         return y if self.bias is None else y.add_(self.bias.to(y.dtype)[:, None, None])
+
+    def _conv_forward(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        padded = self.padding_mode != "zeros"  # then PyTorch pads beforehand
+        if (
+            self.groups > 1
+            or not overruns(weight, self.stride)
+            or not (padded or self.padding in ((0, 0), "valid"))
+            or not input.is_cpu
+            or torch.compiler.is_exporting()  # whose readers know the convolution
+        ):
+            return super()._conv_forward(input, weight, bias)
+        if padded:
+            input = F.pad(input, self._reversed_padding_repeated_twice, self.padding_mode)
+        # Unlike a slice, a pool over one position keeps channels-last gradients so.
+        return F.conv2d(F.avg_pool2d(input, 1, self.stride), weight, bias)
 
     def _plan(self, x: Tensor) -> tuple[functools.partial[Tensor], Tensor, Tensor] | None:
         """An op that does better than PyTorch's, with x and the weight in its type."""

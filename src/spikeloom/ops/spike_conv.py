@@ -55,6 +55,8 @@ def spike_conv(
     Returns:
         [N, C', H', W'], channels-last.
     """
+    if padding == 0 and overruns(weight, (stride, stride)):
+        x, stride = F.avg_pool2d(x, 1, stride), 1
     wanted = (forward, weight_gradient, input_gradient)
     chosen = _rule(x, weight, stride) if "auto" in wanted else wanted
     ways = (rule if way == "auto" else way for way, rule in zip(wanted, chosen, strict=True))
@@ -81,6 +83,15 @@ def takes(x: Tensor, weight: Tensor, stride: int, padding: int) -> bool:
         and x.stride() == (H * W * C, 1, W * C, C)
         and N * (H // stride) * (W // stride) * weight.numel() >= _WORK
     )
+
+
+def overruns(weight: Tensor, stride: tuple[int, ...]) -> bool:
+    """Whether oneDNN's gradient of the weight [C', C, k, k] of a convolution without groups and padding may write
+    outside its memory: 1x1 with stride, of fewer channels than a vector has (docs/notes/onednn-1x1-weight-gradient.md).
+
+    A pool over one position with that stride and then the convolution without it give the same numbers.
+    """
+    return max(stride) > 1 and weight.shape[1] < 16 and tuple(weight.shape[2:]) == (1, 1)
 
 
 def density(x: Tensor) -> float:
