@@ -31,6 +31,7 @@ from spikeloom.layers import Conv2d, Flatten, Linear
 from spikeloom.models.pretrained import load_ann
 from spikeloom.neurons import LIF
 from spikeloom.reproduce import reproduce
+from spikeloom.scores import scoreboard
 from spikeloom.train import checkpoint
 from spikeloom.train.loop import build_model, train
 from spikeloom.train.pretrain import start_from, write_pictures
@@ -92,6 +93,8 @@ def hints() -> dict[str, list[str]]:
 
 # Parameters that only sound like files.
 OTHERS = {"metric_curves": "runs", "changes": "path"}
+# Of the package's own use: they are given paths.
+OTHERS |= dict.fromkeys(("cannot_write", "make_folder"), "path")
 
 
 def test_signatures_say_so() -> None:
@@ -230,6 +233,7 @@ CALLS: dict[str, Callable[[Any], Any]] = {
     "reproduce": rerun,
     "save_tensors": lambda at: checkpoint.save_tensors(at("new"), TENSORS, {}) or Path(at("new")).read_bytes(),
     "start_from": started,
+    "scoreboard": lambda at: [score.state for score in scoreboard(at("results"))],
     "to_onnx": lambda at: deploy.to_onnx(nn.Sequential(nn.Linear(8, 2)), SEQUENCE, at("new")).bytes,
     "write_json": lambda at: checkpoint.write_json(at("new"), [1]) or Path(at("new")).read_text(),
     "write_nir": lambda at: deploy.write_nir(deploy.read_nir(at("net.nir")), at("new")) or Path(at("new")).is_file(),

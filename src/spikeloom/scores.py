@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -68,7 +69,7 @@ class Score:
         return None if self.measured is None else self.measured - self.published
 
 
-def scoreboard(results: Path) -> list[Score]:
+def scoreboard(results: str | os.PathLike[str]) -> list[Score]:
     """Every row of every recipe that publishes an accuracy, with what `results` holds of it.
 
     Args:
@@ -80,7 +81,7 @@ def scoreboard(results: Path) -> list[Score]:
     scores: list[Score] = []
     for name in list_recipes():
         recipe = load_recipe(name)
-        found = _results(results / name)
+        found = _results(Path(results) / name)
         for row, entry in recipe.rows.items():
             key = next((k for k in ACCURACIES if isinstance(entry.published.get(k), int | float)), None)
             if key is not None and not recipe.measures:

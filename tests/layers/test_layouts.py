@@ -102,7 +102,7 @@ LAYERS: dict[str, Callable[[Shape], nn.Module]] = {
     "GlobalAvgPool": lambda s: L.GlobalAvgPool(),
     "Flatten": lambda s: L.Flatten(),
     "Dropout": lambda s: L.Dropout(0.5).eval(),
-    "PerStep": lambda s: L.PerStep(nn.GroupNorm(1, s[2])),
+    "PerStep": lambda s: L.PerStep(last(nn.Conv2d(s[2], 6, 1))),
     "PerStep of a norm": lambda s: L.PerStep(nn.BatchNorm2d(s[2])).eval(),
     "Repeat": lambda s: Apply(lambda net, x: net(x[0]), L.Repeat(L.BatchNorm(s[2]).eval(), 3)),
     "PadShortcut": lambda s: L.PadShortcut(s[2], s[2] + 3),
