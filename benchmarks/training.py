@@ -34,12 +34,12 @@ import spikeloom
 from spikeloom.bench.timing import medians
 from spikeloom.bench.write import earlier_results, kept, write_results
 from spikeloom.encode import repeat
+from spikeloom.files import write_json
 from spikeloom.layers import BatchNorm, Conv2d, GlobalAvgPool, Linear, NormSpike, SEWBlock, basic_branch
 from spikeloom.memory import keep_memory
 from spikeloom.neurons import LIF
 from spikeloom.ops import backend, dispatch
 from spikeloom.ops.scan_native import bound
-from spikeloom.train.checkpoint import write_json
 from spikeloom.train.losses import sdt
 from spikeloom.train.run import environment
 

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from spikeloom.train.checkpoint import load_tensors
+from spikeloom.files import load_tensors
 from spikeloom.train.recipe import Settings, check_settings, merge
 from spikeloom.train.run import Run
 

@@ -18,9 +18,9 @@ from command_line import SMALL, spikeloom
 from made_files import idx_bytes, write_cifar10
 
 from spikeloom import cli
+from spikeloom.files import load_tensors
 from spikeloom.neurons import Neuron
 from spikeloom.train.build import build_model
-from spikeloom.train.checkpoint import load_tensors
 from spikeloom.train.run import Run
 
 COMMANDS = [command.name or command.callback.__name__ for command in cli.app.registered_commands if command.callback]

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 import spikeloom
-from spikeloom import analyse, deploy
+from spikeloom import analyse, deploy, files
 from spikeloom.analyse.block_inputs import attention_inputs
 from spikeloom.analyse.figures import confusions
 from spikeloom.analyse.gathering import gather, read_signed, write_signed
@@ -32,7 +32,6 @@ from spikeloom.models.pretrained import load_ann
 from spikeloom.neurons import LIF
 from spikeloom.reproduce import reproduce
 from spikeloom.scores import scoreboard
-from spikeloom.train import checkpoint
 from spikeloom.train.loop import build_model, train
 from spikeloom.train.pretrain import start_from, write_pictures
 from spikeloom.train.recipe import check_settings, load_recipe
@@ -192,7 +191,7 @@ def without_attention(at: Any) -> str:
 
 
 def atomically(at: Any) -> str:
-    with checkpoint.atomic(at("new")) as temporary:
+    with files.atomic(at("new")) as temporary:
         temporary.write_text("text")
     return Path(at("new")).read_text()
 
@@ -220,28 +219,28 @@ CALLS: dict[str, Callable[[Any], Any]] = {
     "load": lambda at: deploy.load(at("engine.safetensors"))(SEQUENCE).tolist(),
     "load_ann": pretrained,
     "load_recipe": lambda at: load_recipe(at("mine.toml")).title,
-    "load_tensors": lambda at: sorted(checkpoint.load_tensors(at("run/model.safetensors"))[0]),
-    "load_weights": lambda at: checkpoint.load_weights(network(), dict(network().state_dict()), at("new"), "x"),
+    "load_tensors": lambda at: sorted(files.load_tensors(at("run/model.safetensors"))[0]),
+    "load_weights": lambda at: files.load_weights(network(), dict(network().state_dict()), at("new"), "x"),
     "open_target": lambda at: open_target(at("run"), {"images": 2}).title,
-    "read_json": lambda at: checkpoint.read_json(at("run/summary.json")),
+    "read_json": lambda at: files.read_json(at("run/summary.json")),
     "read_metrics": lambda at: read_metrics(at("run")),
     "read_nir": lambda at: sorted(deploy.read_nir(at("net.nir")).nodes),
     "read_rows": lambda at: [row["file"] for row in bench_events.read_rows(at("events"), 1)],
-    "read_safetensors": lambda at: sorted(checkpoint.read_safetensors(at("run/model.safetensors"))[0]),
+    "read_safetensors": lambda at: sorted(files.read_safetensors(at("run/model.safetensors"))[0]),
     "read_signed": lambda at: sorted(read_signed(at("run/report.json"))),
     "recordings": lambda at: [path.name for paths in bench_events.recordings(at("events")).values() for path in paths],
     "reproduce": rerun,
-    "save_tensors": lambda at: checkpoint.save_tensors(at("new"), TENSORS, {}) or Path(at("new")).read_bytes(),
+    "save_tensors": lambda at: files.save_tensors(at("new"), TENSORS, {}) or Path(at("new")).read_bytes(),
     "start_from": started,
     "scoreboard": lambda at: [score.state for score in scoreboard(at("results"))],
     "to_onnx": lambda at: deploy.to_onnx(nn.Sequential(nn.Linear(8, 2)), SEQUENCE, at("new")).bytes,
-    "write_json": lambda at: checkpoint.write_json(at("new"), [1]) or Path(at("new")).read_text(),
+    "write_json": lambda at: files.write_json(at("new"), [1]) or Path(at("new")).read_text(),
     "write_nir": lambda at: deploy.write_nir(deploy.read_nir(at("net.nir")), at("new")) or Path(at("new")).is_file(),
     "write_pictures": lambda at: write_pictures(Pictures(), Pictures(), at("new")) or Path(at("new")).is_file(),
     "write_report": lambda at: [
         analyse.write_report(runs, {}, Quiet(), at("new"))[0].name for runs in (at("run"), [at("run")])],
     "write_results": lambda at: write_results(at("new"), "x", {}) or sorted(os.listdir(at("new"))),
-    "write_safetensors": lambda at: checkpoint.write_safetensors(at("new"), TENSORS, {"a": "b"}),
+    "write_safetensors": lambda at: files.write_safetensors(at("new"), TENSORS, {"a": "b"}),
     "write_signed": lambda at: write_signed(at("new"), {}) or Path(at("new")).read_text(),
 }  # fmt: skip
 

@@ -19,8 +19,8 @@ import spikeloom.bench  # noqa: F401  # pyright: ignore[reportUnusedImport] - re
 from spikeloom.analyse import MEASUREMENTS, Measured, count_cost, training_curves
 from spikeloom.analyse.cost import steps_of
 from spikeloom.errors import UsageError
+from spikeloom.files import PathLike, write_json
 from spikeloom.train.build import build_datasets, build_model, seed_everything
-from spikeloom.train.checkpoint import PathLike, write_json
 from spikeloom.train.environments import train_accuracies
 from spikeloom.train.loop import Progress, train
 from spikeloom.train.pretrain import Reconstructs

@@ -15,10 +15,10 @@ from torch import Tensor, nn
 import spikeloom
 from spikeloom.cli.progress import Quiet
 from spikeloom.errors import DataFileError
+from spikeloom.files import load_tensors, save_tensors
 from spikeloom.neurons import Neuron
 from spikeloom.record import Recorder
 from spikeloom.train.build import build_datasets
-from spikeloom.train.checkpoint import load_tensors, save_tensors
 from spikeloom.train.evaluate import evaluate, evaluate_run, load_run
 from spikeloom.train.loop import train
 from spikeloom.train.losses import sdt, tet

@@ -19,11 +19,11 @@ from timeless import timeless
 from torch import Tensor, nn
 
 from spikeloom.errors import UsageError
+from spikeloom.files import load_tensors
 from spikeloom.layers import Linear
 from spikeloom.neurons import Neuron
 from spikeloom.train import build, loop
 from spikeloom.train.build import build_datasets, build_model, epoch_order, seed_everything
-from spikeloom.train.checkpoint import load_tensors
 from spikeloom.train.loop import Interrupted, train
 from spikeloom.train.losses import sdt
 from spikeloom.train.methods import bptt

@@ -12,12 +12,12 @@ import torch
 
 from spikeloom.cli.progress import Quiet
 from spikeloom.errors import DataFileError, UsageError
+from spikeloom.files import load_tensors
 from spikeloom.models import create_model
 from spikeloom.reproduce import reproduce
 from spikeloom.train import build
 from spikeloom.train.batches import mixing
 from spikeloom.train.build import build_datasets
-from spikeloom.train.checkpoint import load_tensors
 from spikeloom.train.loop import train
 from spikeloom.train.losses import reconstruction, sdt, tet
 from spikeloom.train.optim import build_optimizer, build_schedule

@@ -15,10 +15,10 @@ from golden_vectors import shared_folder
 from spikeloom.cli.progress import Quiet
 from spikeloom.data import DATASETS
 from spikeloom.errors import UsageError
+from spikeloom.files import load_tensors
 from spikeloom.models import MODELS
 from spikeloom.reproduce import reproduce
 from spikeloom.train.build import build_datasets, build_model, neuron_factory
-from spikeloom.train.checkpoint import load_tensors
 from spikeloom.train.recipe import (
     BUDGETS,
     Budget,

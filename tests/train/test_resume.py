@@ -19,7 +19,7 @@ from timeless import timeless
 
 from spikeloom import cli
 from spikeloom.errors import DataFileError
-from spikeloom.train.checkpoint import load_tensors
+from spikeloom.files import load_tensors
 
 STEPS, EPOCHS = 8, 3
 # A network with batch norm and a random augmentation: running statistics and random numbers must continue too.
@@ -36,10 +36,10 @@ FILES = [
 SUICIDE = """
 import os, signal, sys
 
-from spikeloom.train import checkpoint
+from spikeloom import files
 
 stage, name, left = sys.argv[1], sys.argv[2], int(sys.argv[3])
-replace, save_file = os.replace, checkpoint.save_file
+replace, save_file = os.replace, files.save_file
 
 def at(path):
     global left
@@ -58,7 +58,7 @@ def not_renamed(source, target, **options):
     replace(source, target, **options)
 
 if stage == "half written":
-    checkpoint.save_file = half
+    files.save_file = half
 else:
     os.replace = not_renamed
 

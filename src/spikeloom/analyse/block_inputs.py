@@ -15,8 +15,8 @@ from spikeloom.analyse.audit import as_batches
 from spikeloom.analyse.cost import evaluating
 from spikeloom.analyse.measure import MEASUREMENTS, Measured
 from spikeloom.errors import UsageError
+from spikeloom.files import PathLike
 from spikeloom.layers import SpikingSelfAttention
-from spikeloom.train.checkpoint import PathLike
 
 
 @dataclass

@@ -28,8 +28,8 @@ from spikeloom.analyse.pruning import draw_pruning, prune_silent_shortcuts
 from spikeloom.analyse.target import Target, open_target
 from spikeloom.analyse.trains import draw_raster, draw_responses, draw_spike_maps, probe_current, responses, spike_train
 from spikeloom.errors import UsageError
+from spikeloom.files import PathLike
 from spikeloom.neurons import NEURONS
-from spikeloom.train.checkpoint import PathLike
 from spikeloom.train.losses import sdt
 
 Json = dict[str, Any]

@@ -27,8 +27,8 @@ from spikeloom.analyse.cost import count_cost, evaluating, steps_of
 from spikeloom.analyse.target import Target, open_target
 from spikeloom.analyse.trains import spike_train
 from spikeloom.errors import DataFileError, UsageError
+from spikeloom.files import PathLike, atomic, read_json
 from spikeloom.record import RateMeter
-from spikeloom.train.checkpoint import PathLike, atomic, read_json
 from spikeloom.train.pretrain import Reconstructs
 from spikeloom.train.recipe import Row, Settings, load_recipe, parse_overrides
 from spikeloom.train.run import Run, read_metrics

@@ -19,7 +19,7 @@ from spikeloom.analyse.gathering import Gathered, Raster, Work, changes, gather,
 from spikeloom.analyse.rates import draw_layer_rates
 from spikeloom.analyse.trains import draw_raster
 from spikeloom.errors import UsageError
-from spikeloom.train.checkpoint import PathLike, atomic
+from spikeloom.files import PathLike, atomic
 from spikeloom.train.environments import train_accuracies
 
 Json = dict[str, Any]

@@ -16,10 +16,10 @@ from spikeloom.analyse.blocks import calibrated
 from spikeloom.data import batches as whole_batches
 from spikeloom.encode import Frames
 from spikeloom.errors import UsageError
+from spikeloom.files import PathLike
 from spikeloom.models import MODELS
 from spikeloom.registry import nearest
 from spikeloom.train.build import build_datasets, build_model
-from spikeloom.train.checkpoint import PathLike
 from spikeloom.train.evaluate import load_run
 from spikeloom.train.recipe import check_settings, merge
 from spikeloom.train.run import Run

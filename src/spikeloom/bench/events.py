@@ -13,7 +13,7 @@ from spikeloom.bench.timing import medians
 from spikeloom.data import Events, event_frames, read_events
 from spikeloom.data.frames import Slicing
 from spikeloom.errors import UsageError
-from spikeloom.train.checkpoint import PathLike
+from spikeloom.files import PathLike
 
 Json = dict[str, Any]
 

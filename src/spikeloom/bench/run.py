@@ -8,7 +8,7 @@ from typing import Any
 
 from spikeloom.bench import audit, events, methods, neurons
 from spikeloom.bench.write import plot_psn_grid, write_results
-from spikeloom.train.checkpoint import PathLike
+from spikeloom.files import PathLike
 
 Json = dict[str, Any]
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from spikeloom.analyse.curves import COLORS
 from spikeloom.errors import UsageError
-from spikeloom.train.checkpoint import PathLike, write_json
+from spikeloom.files import PathLike, write_json
 from spikeloom.train.run import environment
 
 Json = dict[str, Any]

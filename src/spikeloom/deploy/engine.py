@@ -22,8 +22,8 @@ from spikeloom.deploy.cost import Cost, cost_of
 from spikeloom.deploy.plan import Conv, Plan, PlanError, Step, Value
 from spikeloom.deploy.workspace import Arena, States, Workspace, pack
 from spikeloom.errors import UsageError
+from spikeloom.files import PathLike, read_safetensors, write_safetensors
 from spikeloom.ops import dispatch
-from spikeloom.train.checkpoint import PathLike, read_safetensors, write_safetensors
 
 # Images that go through all layers together: weights are read and every layer is started for all of them, and their
 # largest map fits in cache.

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from spikeloom.deploy.nir_write import to_nir, write_nir
 from spikeloom.deploy.onnx_write import to_onnx
 from spikeloom.errors import UsageError
-from spikeloom.train.checkpoint import PathLike
+from spikeloom.files import PathLike
 
 
 def export_file(

@@ -15,9 +15,9 @@ from spikeloom.deploy.nir_write import DT
 from spikeloom.deploy.tracing import needed
 from spikeloom.encode import as_sequence
 from spikeloom.errors import DataFileError, UsageError
+from spikeloom.files import PathLike
 from spikeloom.layers import AvgPool2d, Conv1d, Conv2d, Linear
 from spikeloom.registry import nearest
-from spikeloom.train.checkpoint import PathLike
 
 
 class NIRNetwork(nn.Module):

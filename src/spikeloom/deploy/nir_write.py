@@ -27,9 +27,9 @@ from spikeloom.deploy.fold import fold
 from spikeloom.deploy.nir_neurons import NIRNeurons, Reset, fire_metadata
 from spikeloom.deploy.tracing import described, input_of, name_neurons, needed, place, repeats_of, trace
 from spikeloom.errors import UsageError
+from spikeloom.files import PathLike, atomic
 from spikeloom.neurons import LeakyIntegrator, Neuron, SynapticLIF
 from spikeloom.neurons.if_lif import Threshold
-from spikeloom.train.checkpoint import PathLike, atomic
 
 aten: Any = torch.ops.aten
 Node = Any

@@ -18,8 +18,8 @@ from torch import Tensor, nn
 
 from spikeloom.deploy.tracing import described, input_of, name_neurons, needed, quiet, reason_of, repeats_of, trace
 from spikeloom.errors import UsageError
+from spikeloom.files import PathLike, atomic
 from spikeloom.neurons import Neuron
-from spikeloom.train.checkpoint import PathLike, atomic
 
 OPSET = 18
 """Version of the operators."""

@@ -15,9 +15,9 @@ from torch import Tensor
 
 from spikeloom.data import batches
 from spikeloom.errors import DataFileError, UsageError
+from spikeloom.files import load_tensors, load_weights
 from spikeloom.record import RateMeter
 from spikeloom.train.build import build_datasets, build_model, make_accelerator, make_model
-from spikeloom.train.checkpoint import load_tensors, load_weights
 from spikeloom.train.losses import LOSSES
 from spikeloom.train.pretrain import Reconstructs
 from spikeloom.train.recipe import Settings, TrainSettings

@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from spikeloom.data import augmentation
 from spikeloom.data.part import hold_out
 from spikeloom.errors import DataFileError, UsageError
+from spikeloom.files import load_tensors, load_weights, save_tensors
 from spikeloom.layers import sync_norms
 from spikeloom.train.batches import Batches, Prepared
 from spikeloom.train.build import (
@@ -34,7 +35,7 @@ from spikeloom.train.build import (
     seed_everything,
     try_input,
 )
-from spikeloom.train.checkpoint import load_tensors, load_weights, pack_optimizer, save_tensors, unpack_optimizer
+from spikeloom.train.checkpoint import pack_optimizer, unpack_optimizer
 from spikeloom.train.environments import PENALTIES, Penalised
 from spikeloom.train.evaluate import accuracy, evaluate, place, right, shared
 from spikeloom.train.firing import (

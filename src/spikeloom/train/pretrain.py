@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from spikeloom.errors import DataFileError
-from spikeloom.train.checkpoint import PathLike, atomic, load_tensors
+from spikeloom.files import PathLike, atomic, load_tensors
 from spikeloom.train.run import Run
 
 

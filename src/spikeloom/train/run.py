@@ -31,8 +31,8 @@ from typing import Any, get_args
 import torch
 
 from spikeloom.errors import DataFileError, UsageError
+from spikeloom.files import PathLike, atomic, read_json, write_json
 from spikeloom.train import lock
-from spikeloom.train.checkpoint import PathLike, atomic, read_json, write_json
 from spikeloom.train.recipe import Budget, Settings, check_settings, flatten, merge
 
 Json = dict[str, Any]

@@ -8,7 +8,7 @@ from typing import Any
 from torch import nn
 
 from spikeloom.errors import DataFileError, UsageError
-from spikeloom.train.checkpoint import save_tensors, write_json
+from spikeloom.files import save_tensors, write_json
 from spikeloom.train.environments import select_epoch, train_accuracies
 from spikeloom.train.pretrain import write_pictures
 from spikeloom.train.run import Run, environment, peak_memory

@@ -19,19 +19,17 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from spikeloom.errors import DataFileError, UsageError
-from spikeloom.train import checkpoint
-from spikeloom.train.checkpoint import (
+from spikeloom.files import (
     atomic,
     load_tensors,
     load_weights,
-    pack_optimizer,
     read_json,
     read_safetensors,
     save_tensors,
-    unpack_optimizer,
     write_json,
     write_safetensors,
 )
+from spikeloom.train.checkpoint import pack_optimizer, unpack_optimizer
 
 INFORMATION = {"position": {"epoch": 12, "step": 345, "loss": 0.1}, "groups": [{"lr": 1e-3, "betas": [0.9, 0.999]}]}
 
@@ -132,9 +130,9 @@ def test_a_full_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, failing: s
     save_tensors(path, old, INFORMATION)
     with monkeypatch.context() as patch:
         if failing == "save_file":
-            patch.setattr(checkpoint, "save_file", half_then_full_disk)
+            patch.setattr(files, "save_file", half_then_full_disk)
         elif failing == "write":
-            patch.setattr(checkpoint, "save_file", full_disk)
+            patch.setattr(files, "save_file", full_disk)
         elif failing == "fsync":
             patch.setattr(os, "fsync", full_disk)
         else:
@@ -154,7 +152,7 @@ def test_a_disk_that_is_full_for_the_library(tmp_path: Path) -> None:
     # A limit on the size of files stands in for a full disk: the error comes from the library that writes tensors.
     code = (
         "import resource, signal, sys, torch\nfrom pathlib import Path\n"
-        "from spikeloom.errors import UsageError\nfrom spikeloom.train.checkpoint import load_tensors, save_tensors\n"
+        "from spikeloom.errors import UsageError\nfrom spikeloom.files import load_tensors, save_tensors\n"
         "path = Path(sys.argv[1])\nsave_tensors(path, {'a': torch.arange(4)}, {'old': True})\n"
         "signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\nresource.setrlimit(resource.RLIMIT_FSIZE, (20000, 20000))\n"
         "try:\n    save_tensors(path, {'a': torch.zeros(100_000)}, {})\n"

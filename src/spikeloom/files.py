@@ -1,0 +1,163 @@
+"""Tensors and settings on disk: safetensors, written whole or not at all, checked when read.
+
+Nothing here unpickles: loading a file cannot run code.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import struct
+import zlib
+from collections.abc import Generator
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from spikeloom.errors import DataFileError, cannot_write
+
+Json = dict[str, Any]
+PathLike = str | os.PathLike[str]
+
+
+@contextlib.contextmanager
+def atomic(path: PathLike) -> Generator[Path]:
+    """A temporary path beside `path`, renamed to it when the block ends well and removed when it does not.
+
+    Raises:
+        UsageError: the place cannot be written, or is full.
+    """
+    path = Path(path)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        try:
+            yield temporary
+            with temporary.open("rb+") as file:
+                os.fsync(file.fileno())
+            temporary.replace(path)
+        finally:
+            with contextlib.suppress(OSError):
+                temporary.unlink()
+    except (OSError, SafetensorError) as error:
+        # safetensors reports a full or read-only disk as its own error.
+        raise cannot_write(path, error) from None
+
+
+def write_json(path: PathLike, value: Any) -> None:
+    """Writes JSON atomically."""
+    with atomic(path) as temporary:
+        temporary.write_text(json.dumps(value, indent=2) + "\n")
+
+
+def read_json(path: PathLike) -> Any:
+    """Reads JSON; a missing or damaged file is a `DataFileError`."""
+    path = Path(path)
+    try:
+        return json.loads(path.read_text())
+    except OSError as error:
+        raise DataFileError(f"cannot read {path}: {error.strerror or error}") from None
+    except ValueError as error:
+        raise DataFileError(f"{path} is not valid JSON: {error}") from None
+    except RecursionError:
+        raise DataFileError(f"{path} is not JSON that can be read: it is nested too deep") from None
+
+
+def save_tensors(path: PathLike, tensors: dict[str, Tensor], information: Json) -> None:
+    """Writes tensors and JSON information as one safetensors file, atomically, with a checksum.
+
+    Equal tensors and information give equal bytes.
+    """
+    contiguous = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    text = json.dumps(information)
+    write_safetensors(path, contiguous, {"spikeloom": text, "crc32": str(_checksum(contiguous, text))})
+
+
+def write_safetensors(path: PathLike, tensors: dict[str, Tensor], metadata: dict[str, str]) -> None:
+    """Writes contiguous tensors and a header as one safetensors file, atomically; equal ones give equal bytes."""
+    with atomic(path) as temporary:
+        save_file(tensors, temporary, metadata)
+        _sort_metadata(temporary)
+        # safetensors writes for its owner alone; the other files of a run follow the umask.
+        mask = os.umask(0)
+        os.umask(mask)
+        temporary.chmod(0o666 & ~mask)
+
+
+def _sort_metadata(path: Path) -> None:
+    """Writes the metadata in the order of its keys: safetensors has the one of a hash map, another in every process."""
+    with path.open("rb+") as file:
+        (length,) = struct.unpack("<Q", file.read(8))
+        header = json.loads(file.read(length))
+        header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+        text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+        assert len(text) <= length, "safetensors escapes fewer characters"
+        file.seek(8)
+        file.write(text.ljust(length))
+
+
+def load_tensors(path: PathLike) -> tuple[dict[str, Tensor], Json]:
+    """Reads what `save_tensors` wrote.
+
+    Raises:
+        DataFileError: the file is missing, truncated, changed, or not from Spikeloom.
+    """
+    tensors, metadata = read_safetensors(path)
+    if "spikeloom" not in metadata or "crc32" not in metadata:
+        raise DataFileError(f"{path} was not written by Spikeloom: its header has no checksum")
+    if metadata["crc32"] != str(_checksum(tensors, metadata["spikeloom"])):
+        raise DataFileError(f"{path} is damaged: its checksum does not match its contents")
+    try:
+        return tensors, json.loads(metadata["spikeloom"])
+    except ValueError:
+        raise DataFileError(f"{path} is damaged: its header is not valid JSON") from None
+
+
+def read_safetensors(path: PathLike) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Tensors and header of a safetensors file, whoever wrote it.
+
+    Raises:
+        DataFileError: the file is missing, truncated or of another kind.
+    """
+    if not Path(path).is_file():
+        raise DataFileError(f"there is no file {path}")
+    try:
+        with safe_open(path, framework="pt") as file:
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dict
+            return tensors, file.metadata() or {}
+    except (SafetensorError, OSError, ValueError, RuntimeError, KeyError) as error:
+        raise DataFileError(f"{path} is truncated or not a safetensors file: {str(error).splitlines()[0]}") from None
+
+
+def _checksum(tensors: dict[str, Tensor], information: str) -> int:
+    crc = zlib.crc32(information.encode())
+    for name in sorted(tensors):
+        crc = zlib.crc32(f"{name} {tensors[name].dtype} {tuple(tensors[name].shape)}".encode(), crc)
+        data: Any = tensors[name].reshape(-1).view(torch.uint8).numpy()
+        crc = zlib.crc32(data, crc)
+    return crc
+
+
+def load_weights(model: nn.Module, tensors: dict[str, Tensor], path: PathLike, model_name: str) -> None:
+    """Puts tensors into a model of the same names and shapes.
+
+    Raises:
+        DataFileError: they are of another model; names the first difference.
+    """
+    expected = model.state_dict()
+    hint = f"{path} holds the weights of another model than {model_name}"
+    for name, tensor in expected.items():
+        if name not in tensors:
+            raise DataFileError(f"{hint}: it has no {name}")
+        if tensors[name].shape != tensor.shape:
+            raise DataFileError(
+                f"{hint}: {name} has shape {tuple(tensors[name].shape)}, the model's has {tuple(tensor.shape)}"
+            )
+    for name in tensors:
+        if name not in expected:
+            raise DataFileError(f"{hint}: the model has no {name}")
+    model.load_state_dict(tensors)
