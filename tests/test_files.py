@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from spikeloom import files
 from spikeloom.errors import DataFileError, UsageError
 from spikeloom.files import (
     atomic,
