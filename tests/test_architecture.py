@@ -28,7 +28,7 @@ STAGES = [
     {"train"},
     {"analyse", "deploy"},
     {"bench"},
-    {"doctor", "reproduce", "scores"},
+    {"cards", "doctor", "reproduce", "scores"},
     {"cli"},
     {"__main__"},
 ]

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from spikeloom import analyse, data, deploy, encode, layers, models, neurons, ops, surrogates, train
     from spikeloom.errors import DataFileError, UsageError
-    from spikeloom.models import create_model, list_models
+    from spikeloom.models import create_model, list_models, list_weights
     from spikeloom.ops import backend
     from spikeloom.record import Recorder, summary
     from spikeloom.registry import Registry
@@ -22,13 +22,14 @@ __version__ = "0.1.0"
 
 __all__ = [
     "DataFileError", "Recorder", "Registry", "Stream", "UsageError", "analyse", "backend", "checkpoint",
-    "create_model", "data", "deploy", "encode", "layers", "list_models", "load", "models", "neurons", "ops", "summary",
-    "surrogates", "train",
+    "create_model", "data", "deploy", "encode", "layers", "list_models", "list_weights", "load", "models", "neurons",
+    "ops", "summary", "surrogates", "train",
 ]  # fmt: skip
 
 _HOME = {
     "DataFileError": "errors", "UsageError": "errors", "Recorder": "record", "Registry": "registry",
     "Stream": "stream", "backend": "ops", "checkpoint": "stream", "create_model": "models", "list_models": "models",
+    "list_weights": "models",
     "load": "train.evaluate", "summary": "record",
 }  # fmt: skip
 

@@ -6,12 +6,12 @@ import copy
 import io
 import pickle
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 import torch.multiprocessing
-from torch import Tensor, nn
+from spawned import SMALL, described, run_them
+from torch import nn
 
 from spikeloom.layers import COMBINE
 from spikeloom.models import create_model, list_models
@@ -24,24 +24,9 @@ def every_model() -> dict[str, nn.Module]:
         return {name: create_model(name) for name in list_models()}
 
 
-def described(model: nn.Module) -> dict[str, Any]:
-    """Its modules and tensors by their names."""
-    return {name: type(module).__name__ for name, module in model.named_modules()} | {
-        name: tuple(tensor.shape) for name, tensor in model.state_dict().items()
-    }
-
-
 def test_every_model_pickles(every_model: dict[str, nn.Module]) -> None:
     for name, model in every_model.items():
         assert described(pickle.loads(pickle.dumps(model))) == described(model), name
-
-
-SMALL: dict[str, dict[str, Any]] = {
-    "sew_resnet_cifar": {"n": 1},
-    "spikformer_v2_2_64": {"depth": 1},
-    "ds_resnet14": {},
-    "syna_resnet18": {"T": 2},
-}
 
 
 @pytest.mark.parametrize("combine", COMBINE)
@@ -56,15 +41,6 @@ def test_a_model_copied_and_saved_whole_gives_the_same_logits(combine: str) -> N
     expected = copy.deepcopy(model)(x)
     assert torch.equal(twin(x), expected)
     assert torch.equal(model(x), expected)
-
-
-def run_them(models: dict[str, nn.Module], x: Tensor, file: Path) -> None:
-    """In the new process: the first models say what they are, the small ones what they make of x."""
-    whole, small = (list(models)[: -len(SMALL)], list(models)[-len(SMALL) :])
-    found = {"described": [described(models[name]) for name in whole]}
-    with torch.no_grad():
-        found["logits"] = [models[name].eval()(x) for name in small]
-    torch.save(found, file)
 
 
 def test_every_model_reaches_a_spawned_process(every_model: dict[str, nn.Module], tmp_path: Path) -> None:

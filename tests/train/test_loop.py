@@ -21,8 +21,8 @@ from torch import Tensor, nn
 from spikeloom.errors import UsageError
 from spikeloom.files import load_tensors
 from spikeloom.layers import Linear
-from spikeloom.neurons import Neuron
-from spikeloom.train import build, loop
+from spikeloom.neurons import Neuron, make_factory
+from spikeloom.train import loop
 from spikeloom.train.build import build_datasets, build_model, epoch_order, seed_everything
 from spikeloom.train.loop import Interrupted, train
 from spikeloom.train.losses import sdt
@@ -498,7 +498,7 @@ def test_a_soft_reset_survives_the_settings_file(tmp_path: Path) -> None:
     opened = Run.open(run.folder)
     for settings in (run.settings, opened.settings):
         assert settings.neuron is not None
-        assert build.neuron_factory(settings.neuron)().v_reset is None
+        assert make_factory(settings.neuron.name, settings.neuron.options)().v_reset is None
 
 
 def test_metrics_cut_short_by_a_crash(finished: Run, tmp_path: Path) -> None:

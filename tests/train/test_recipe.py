@@ -17,8 +17,9 @@ from spikeloom.data import DATASETS
 from spikeloom.errors import UsageError
 from spikeloom.files import load_tensors
 from spikeloom.models import MODELS
+from spikeloom.neurons import make_factory
 from spikeloom.reproduce import reproduce
-from spikeloom.train.build import build_datasets, build_model, neuron_factory
+from spikeloom.train.build import build_datasets, build_model
 from spikeloom.train.recipe import (
     BUDGETS,
     Budget,
@@ -380,7 +381,7 @@ def test_neuron_factory() -> None:
     settings = digits().resolve("main", None, parse_overrides(["neuron={name='LIF',tau=3.0,v_reset=-0.5,"
                                                                "surrogate={name='Sigmoid',alpha=2.0}}"]))  # fmt: skip
     assert settings.neuron is not None
-    factory = neuron_factory(settings.neuron)
+    factory = make_factory(settings.neuron.name, settings.neuron.options)
     first, second = factory(), factory()
     assert first is not second
     assert (first.tau, first.v_reset, type(first.surrogate).__name__, first.surrogate.alpha) == (

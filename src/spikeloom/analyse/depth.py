@@ -49,7 +49,7 @@ def _networks(
     seed = torch.initial_seed()
     for form, (kind, options) in FORMS.items():
         for zero_init in (True, False):
-            shape = {"n": n} if layout == "cifar" else {}
+            shape: dict[str, Any] = {"n": n} if layout == "cifar" else {}
             with torch.random.fork_rng():
                 torch.manual_seed(seed)
                 model = create_model(

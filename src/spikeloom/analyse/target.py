@@ -6,7 +6,6 @@ import inspect
 import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -18,6 +17,7 @@ from spikeloom.encode import Frames
 from spikeloom.errors import UsageError
 from spikeloom.files import PathLike
 from spikeloom.models import MODELS
+from spikeloom.models.trained import run_folder
 from spikeloom.registry import nearest
 from spikeloom.train.build import build_datasets, build_model
 from spikeloom.train.evaluate import load_run
@@ -64,7 +64,7 @@ def open_target(name: PathLike, values: Json) -> Target:
     """A run by its folder, or a model by its name, with test data.
 
     Args:
-        name: a run's folder, or a name in `MODELS`.
+        name: a run's folder, `weights:NAME` for a trained network of the package, or a name in `MODELS`.
         values: `images` (of the test data, 1000) and `batch` (32); `data.*`; for a model also `model.*`, `neuron`,
             `seed`, and `input`, the shape of one random input such as 3x32x32 (of a network for events: of a frame), if
             no `data` is named.
@@ -73,7 +73,7 @@ def open_target(name: PathLike, values: Json) -> Target:
         UsageError: no such run or model, a wrong key or value, or data that are not there.
     """
     name = os.fspath(name)
-    folder = Path(name)
+    folder = run_folder(name)
     is_run = folder.is_dir() or "/" in name
     known = ("data", "images", "batch") if is_run else ("data", "images", "batch", "model", "neuron", "seed", "input")
     for key in values:

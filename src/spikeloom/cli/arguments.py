@@ -16,6 +16,7 @@ from spikeloom.registry import list_recipes, nearest, recipe_text
 
 if TYPE_CHECKING:
     from spikeloom.analyse import Target
+    from spikeloom.files import PathLike
     from spikeloom.train.recipe import Budget
     from spikeloom.train.run import Run
 
@@ -43,8 +44,30 @@ Words = Annotated[
     ),
 ]
 Settings = Annotated[list[str] | None, typer.Argument(metavar="KEY=VALUE", help="Settings.")]
-RunFolder = Annotated[str, typer.Argument(metavar="RUN", help="The folder of a finished run.")]
-TargetName = Annotated[str, typer.Argument(metavar="RUN|MODEL", help="The folder of a run, or a model's name.")]
+
+
+def complete_weights(incomplete: str) -> list[str]:
+    """What the tab key offers for a run: the trained networks of the package. Folders are the shell's own."""
+    from spikeloom.models.trained import PREFIX, list_weights
+
+    names = [f"{PREFIX}{name}" for name in list_weights()]
+    return [name for name in names if name.startswith(incomplete)]
+
+
+RunFolder = Annotated[
+    str,
+    typer.Argument(
+        metavar="RUN", help="The folder of a finished run, or weights:NAME.", autocompletion=complete_weights
+    ),
+]
+TargetName = Annotated[
+    str,
+    typer.Argument(
+        metavar="RUN|MODEL",
+        help="The folder of a run, weights:NAME, or a model's name.",
+        autocompletion=complete_weights,
+    ),
+]
 Images = Annotated[
     int | None, typer.Option("--images", min=1, metavar="N", help="How many test images: 1000; of random inputs 64.")
 ]
@@ -120,8 +143,8 @@ def read_budget(values: Json) -> Budget | None:
     return budget
 
 
-def open_run(folder: Path) -> Run:
-    """The run in a folder."""
+def open_run(folder: PathLike) -> Run:
+    """The run in a folder, or behind `weights:NAME`."""
     from spikeloom.train.run import Run
 
     return Run.open(folder)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -29,7 +28,7 @@ def evaluate(
     """
     from spikeloom.train.recipe import check_settings, merge, parse_overrides
 
-    opened = open_run(Path(run))
+    opened = open_run(run)
     overrides = parse_overrides(words or [])
     for key in overrides:
         if key != "data":

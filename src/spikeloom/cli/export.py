@@ -8,9 +8,20 @@ from typing import Annotated
 
 import typer
 
-from spikeloom.cli.arguments import AsJson, Input, Settings, TargetName, check_output, read_target
+from spikeloom.cli.arguments import (
+    AsJson,
+    Input,
+    Settings,
+    TargetName,
+    check_output,
+    open_run,
+    read_settings,
+    read_target,
+)
 from spikeloom.cli.progress import show_progress
 from spikeloom.errors import UsageError
+
+FORMATS = ("nir", "onnx", "weights")
 
 
 def export(
@@ -18,7 +29,7 @@ def export(
     target: TargetName,
     to: Annotated[
         str,
-        typer.Option("--to", metavar="nir|onnx", help="The format.", autocompletion=lambda: ["nir", "onnx"]),
+        typer.Option("--to", metavar="nir|onnx|weights", help="The format.", autocompletion=lambda: list(FORMATS)),
     ],
     words: Settings = None,
     out: Annotated[Path | None, typer.Option("--out", metavar="PATH", help="The file to write.")] = None,
@@ -26,24 +37,30 @@ def export(
     shape: Input = None,
     as_json: AsJson = False,
 ) -> None:
-    """Write a network for other tools: ONNX with its T steps unrolled, or a NIR graph of one step.
+    """Write a network for other tools: ONNX with its T steps unrolled, a NIR graph of one step, or its weights.
 
     \b
     spikeloom export RUN --to onnx                          # RUN/model.onnx
     spikeloom export report_ms_resnet34 --to nir --out net.nir --input 3x32x32
     spikeloom export RUN --to onnx --T 4 data.root=DATA
+    spikeloom export RUN --to weights --out FOLDER data.root=DATA
 
     The shape of an input is that of the data, as `audit` finds them. What a format cannot express is an error that
-    names the layer. Keys: data.*; for a model also model.*, neuron.* and seed.
+    names the layer. Weights are a folder to share: float16 tensors, settings, and a card of what was measured. Keys:
+    data.*; for a model also model.*, neuron.* and seed.
     """
     from spikeloom.analyse.target import open_target
     from spikeloom.deploy.export import export_file
     from spikeloom.registry import nearest
 
-    if to not in ("nir", "onnx"):
-        raise UsageError(f"unknown format {to!r}; {nearest(to, ('nir', 'onnx'))}")
+    if to not in FORMATS:
+        raise UsageError(f"unknown format {to!r}; {nearest(to, FORMATS)}")
+    if to == "weights":
+        _export_weights(context, target, words, out, as_json)
+        return
     values = read_target(context, words, 1, None, shape)
-    path = out or (Path(target) / f"model.{to}" if Path(target).is_dir() else Path(f"{target}.{to}"))
+    name = target.removeprefix("weights:").replace("/", "-") if target.startswith("weights:") else target
+    path = out or (Path(target) / f"model.{to}" if Path(target).is_dir() else Path(f"{name}.{to}"))
     check_output(path)
     opened = open_target(target, values)
     with show_progress() as progress:
@@ -57,3 +74,21 @@ def export(
     print(f"{opened.title}: {to.upper()}, {opset}{written['nodes']} nodes, T = {written['T']}, "
           f"{written['bytes'] / 1e6:.2f} MB")  # fmt: skip
     print(f"  written: {path}")
+
+
+def _export_weights(context: typer.Context, run: str, words: list[str] | None, out: Path | None, as_json: bool) -> None:
+    from spikeloom.cards import write_weights
+    from spikeloom.train.recipe import check_settings, merge
+
+    if out is None:
+        raise UsageError("--to weights needs a folder to write: --out FOLDER")
+    opened = open_run(run)
+    values = read_settings(context, words, ("data",))
+    settings = check_settings(merge(opened.settings.model_dump(), values), run)
+    with show_progress() as progress:
+        written = write_weights(opened, settings, out, progress)
+    if as_json:
+        print(json.dumps(written))
+        return
+    print(f"{opened.title}: accuracy {written['test_accuracy']:.2f} %, {written['bytes'] / 1e6:.2f} MB")
+    print(f"  written: {out}")

@@ -25,7 +25,11 @@ REGISTRIES = {
     "measurements": ("spikeloom.reproduce", "MEASUREMENTS", "what a recipe can measure: measure.name="),
 }
 RECIPES = "published tables, for train and reproduce"
-KINDS = {"recipes": RECIPES, **{kind: line for kind, (_, _, line) in REGISTRIES.items()}}
+KINDS = {
+    "recipes": RECIPES,
+    "weights": "trained networks that come with the package: weights:NAME",
+    **{kind: line for kind, (_, _, line) in REGISTRIES.items()},
+}
 
 
 def list_(
@@ -46,6 +50,10 @@ def _entries(kind: str) -> dict[str, str]:
         from spikeloom.train.recipe import load_recipe
 
         return {name: load_recipe(name).title for name in list_recipes()}
+    if kind == "weights":
+        from spikeloom.models.trained import describe_weights, list_weights
+
+        return {name: describe_weights(name) for name in list_weights()}
     module, name, _ = REGISTRIES[kind]
     registry = getattr(importlib.import_module(module), name)
     return {name: (registry[name].__doc__ or "").strip().split("\n")[0] for name in registry}

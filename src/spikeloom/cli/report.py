@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Annotated
 
@@ -10,12 +11,12 @@ import typer
 
 from spikeloom.cli.arguments import AsJson, check_output, read_settings
 from spikeloom.cli.progress import show_progress
-from spikeloom.errors import UsageError
+from spikeloom.errors import UsageError, cannot_write
 
 
 def report(
     context: typer.Context,
-    words: Annotated[list[str], typer.Argument(metavar="RUN|KEY=VALUE", help="Folders and settings.")],
+    words: Annotated[list[str], typer.Argument(metavar="RUN|KEY=VALUE", help="Folders or weights:NAME, and settings.")],
     out: Annotated[Path | None, typer.Option("--out", metavar="PATH", help="The file to write.")] = None,
     images: Annotated[
         int | None, typer.Option("--images", min=1, metavar="N", help="Measure anew, on so many test images.")
@@ -28,13 +29,15 @@ def report(
     spikeloom report RUN                              # RUN/report.html, which training has written already
     spikeloom report RUN OTHER                        # RUN/compared.html
     spikeloom report RUN --images 500 data.root=DATA  # measure it anew on these images
+    spikeloom report weights:cifar10 data.root=DATA   # a network of the package, copied to runs/
 
     Keys: data.*. The page needs no network.
     """
     from spikeloom.analyse.report import write_report
 
-    folders = [Path(word) for word in words if "=" not in word or Path(word).is_dir()]
-    values = read_settings(context, [word for word in words if Path(word) not in folders], ("data",))
+    names = [word for word in words if "=" not in word or Path(word).is_dir()]
+    values = read_settings(context, [word for word in words if word not in names], ("data",))
+    folders = [_own_folder(name) for name in names]
     if images is not None:
         values["images"] = images
     if not folders:
@@ -45,3 +48,19 @@ def report(
         for problem in problems:
             progress.warn(problem)
     print(json.dumps({"report": str(page), "problems": problems}) if as_json else f"report: {page}")
+
+
+def _own_folder(name: str) -> Path:
+    """The folder of a run; of a trained network of the package a copy in runs/, as a report is written beside it."""
+    from spikeloom.models.trained import PREFIX, run_folder
+
+    folder = run_folder(name)
+    if not name.startswith(PREFIX):
+        return folder
+    copy = Path("runs") / f"{folder.parent.name}-{folder.name}"
+    if not copy.exists():
+        try:
+            shutil.copytree(folder, copy)
+        except OSError as error:
+            raise cannot_write(copy, error) from None
+    return copy

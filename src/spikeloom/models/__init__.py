@@ -16,8 +16,9 @@ from spikeloom.models import spikingformer as _spikingformer
 from spikeloom.models import syna as _syna
 from spikeloom.models import tet as _tet
 from spikeloom.models.registry import MODELS, create_model, list_models
+from spikeloom.models.trained import list_weights
 
-__all__ = ["MODELS", "create_model", "list_models"]
+__all__ = ["MODELS", "create_model", "list_models", "list_weights"]
 
 del _cifar10, _ds_resnet, _ghostnet, _masked_autoencoder, _ms_resnet, _paralif, _psn, _psu, _report, _sew_resnet
 del _spikformer, _spikformer_v2, _spikingformer, _syna, _tet

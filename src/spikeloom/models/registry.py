@@ -10,17 +10,22 @@ from torch import nn
 
 from spikeloom.checks import count
 from spikeloom.errors import UsageError
+from spikeloom.files import PathLike
+from spikeloom.models.trained import build_trained, read_weights
 from spikeloom.neurons.base import check_factory
 from spikeloom.registry import Registry, nearest
 
 MODELS: Registry[Callable[..., nn.Module]] = Registry("model")
 
 
-def create_model(name: str, **overrides: Any) -> nn.Module:
-    """Builds a registered model.
+def create_model(name: str, *, weights: PathLike | None = None, **overrides: Any) -> nn.Module:
+    """Builds a registered model, with random weights or trained ones.
 
     Args:
         name: one of `list_models()`.
+        weights: the task of one of `list_weights()`, such as "cifar10"; a file or the folder of a run; or
+            "hf-hub:owner/name", a repository of the Hugging Face Hub. The model is then made as it was trained, and
+            in eval mode.
         overrides: arguments of its builder; all take `in_channels`, `num_classes`, `neuron` (a factory) and `T`,
             the number of times a static image is repeated.
 
@@ -29,7 +34,9 @@ def create_model(name: str, **overrides: Any) -> nn.Module:
         T is `encode.Frames` by default, take images only where a T is given.
 
     Raises:
-        UsageError: unknown name or argument, with the nearest known ones; a neuron that is no factory; T = 0.
+        UsageError: unknown name or argument, with the nearest known ones; a neuron that is no factory; T = 0; no such
+            weights.
+        DataFileError: weights that are damaged, of another model or of other shapes.
         ValueError: another value that the network cannot have.
     """
     builder = MODELS[name]
@@ -44,6 +51,8 @@ def create_model(name: str, **overrides: Any) -> nn.Module:
             count(key, overrides[key])
         except ValueError as error:
             raise UsageError(f"model {name}: {error}") from None
+    if weights is not None:
+        return build_trained(name, builder, read_weights(name, weights), overrides)
     return builder(**overrides)
 
 

@@ -3,20 +3,14 @@
 from spikeloom.neurons.base import Neuron, make_neuron
 from spikeloom.neurons.glif import GLIF
 from spikeloom.neurons.if_lif import IF, KLIF, LIF, MLF, PLIF
+from spikeloom.neurons.named import NEURONS, make_factory
 from spikeloom.neurons.paralif import LeakyIntegrator, ParaLIF, SynapticLIF
 from spikeloom.neurons.psn import PSN, MaskedPSN, SlidingPSN
 from spikeloom.neurons.psu import IPSU, PSU, RPSU, SPSN
 from spikeloom.neurons.recurrent import RecurrentLIF, RecurrentParaLIF
-from spikeloom.registry import Registry
-
-NEURONS: Registry[type[Neuron]] = Registry("neuron")
-for _neuron in (
-    IF, LIF, PLIF, MLF, PSN, MaskedPSN, SlidingPSN, PSU, IPSU, RPSU, SPSN, KLIF, GLIF, ParaLIF, SynapticLIF,
-    RecurrentLIF, RecurrentParaLIF, LeakyIntegrator,
-):  # fmt: skip
-    NEURONS.register(_neuron)
 
 __all__ = [
     "GLIF", "IF", "IPSU", "KLIF", "LIF", "MLF", "NEURONS", "PLIF", "PSN", "PSU", "RPSU", "SPSN", "LeakyIntegrator",
-    "MaskedPSN", "Neuron", "ParaLIF", "RecurrentLIF", "RecurrentParaLIF", "SlidingPSN", "SynapticLIF", "make_neuron",
+    "MaskedPSN", "Neuron", "ParaLIF", "RecurrentLIF", "RecurrentParaLIF", "SlidingPSN", "SynapticLIF", "make_factory",
+    "make_neuron",
 ]  # fmt: skip

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import random
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -16,11 +15,10 @@ from torch import Tensor, nn
 from spikeloom.data import create_dataset
 from spikeloom.errors import UsageError
 from spikeloom.models import create_model
-from spikeloom.neurons import NEURONS, make_neuron
+from spikeloom.neurons import make_factory
 from spikeloom.stream import Stream
-from spikeloom.surrogates import SURROGATES
 from spikeloom.train.environments import environment_order
-from spikeloom.train.recipe import Named, Settings
+from spikeloom.train.recipe import Settings
 
 Json = dict[str, Any]
 
@@ -33,30 +31,13 @@ def build_model(settings: Settings, in_channels: int, num_classes: int) -> nn.Mo
 
 def make_model(settings: Settings, in_channels: int, num_classes: int) -> nn.Module:
     """The model of some settings, with weights that are to be replaced."""
-    options = {**settings.model.options, "in_channels": in_channels, "num_classes": num_classes}
+    options: Json = {**settings.model.options, "in_channels": in_channels, "num_classes": num_classes}
     if settings.neuron is not None:
-        options["neuron"] = neuron_factory(settings.neuron)
+        options["neuron"] = make_factory(settings.neuron.name, settings.neuron.options)
     try:
         return create_model(settings.model.name, **options)
     except ValueError as error:
         raise UsageError(f"model {settings.model.name}: {error}") from None
-
-
-def neuron_factory(named: Named) -> Callable[[], nn.Module]:
-    """Makes the neurons that a recipe names; a wrong constant is an error now, not in the middle of a model."""
-    options = named.options
-    if "surrogate" in options:
-        surrogate = Named.model_validate(options["surrogate"])
-        try:
-            options["surrogate"] = SURROGATES[surrogate.name](**surrogate.options)
-        except (TypeError, ValueError) as error:
-            raise UsageError(f"neuron {named.name}: surrogate {surrogate.name}: {error}") from None
-    factory = functools.partial(NEURONS[named.name], **options)
-    try:
-        make_neuron(factory, 1)
-    except ValueError as error:
-        raise UsageError(f"neuron {named.name}: {error}") from None
-    return factory
 
 
 def build_datasets(settings: Settings, train: bool = True) -> tuple[Any, Any]:

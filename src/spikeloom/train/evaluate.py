@@ -124,7 +124,7 @@ def load(folder: str | os.PathLike[str]) -> torch.nn.Module:
         logits = model(x)  # [T, N, classes]
 
     Args:
-        folder: of the run.
+        folder: of the run; or `weights:NAME`, a trained network that comes with the package.
 
     Raises:
         DataFileError: the folder is no run, the run is unfinished, or its weights are damaged or of another model.

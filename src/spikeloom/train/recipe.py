@@ -56,7 +56,14 @@ class Named(BaseModel):
     @property
     def options(self) -> Json:
         """All keys but the name; the string "none" stands for None, which TOML cannot say."""
-        return {key: None if value == "none" else value for key, value in (self.model_extra or {}).items()}
+        return _with_none(self.model_extra or {})
+
+
+def _with_none(values: Json) -> Json:
+    return {
+        key: None if value == "none" else _with_none(value) if isinstance(value, dict) else value
+        for key, value in values.items()
+    }
 
 
 class DataSettings(Named):

@@ -32,8 +32,9 @@ import torch
 
 from spikeloom.errors import DataFileError, UsageError
 from spikeloom.files import PathLike, atomic, read_json, write_json
+from spikeloom.models.trained import run_folder
 from spikeloom.train import lock
-from spikeloom.train.recipe import Budget, Settings, check_settings, flatten, merge
+from spikeloom.train.recipe import Budget, Named, Settings, check_settings, flatten, merge
 
 Json = dict[str, Any]
 _RECORD = {"test_accuracy", "test_loss", "seconds"}  # what every epoch's record has
@@ -191,12 +192,12 @@ class Run:
 
     @classmethod
     def open(cls, folder: PathLike) -> Run:
-        """An existing run.
+        """An existing run, or by `weights:NAME` the run of a trained network that comes with the package.
 
         Raises:
             UsageError: the folder is no run.
         """
-        folder = Path(folder)
+        folder = run_folder(folder)
         if not (folder / "settings.json").is_file():
             raise DataFileError(f"{folder} is not a run: it has no settings.json")
         path = folder / "settings.json"
@@ -238,8 +239,13 @@ class Run:
 
     def about_weights(self, dataset: Any) -> Json:
         """What a file of the run's weights says of them: the model, and for what data it was made."""
-        made = {"in_channels": dataset.in_channels, "num_classes": len(dataset.classes)}
-        return {"model": self.settings.model.model_dump(), "made_for": made}
+        about: Json = {
+            "model": _named(self.settings.model),
+            "made_for": {"in_channels": dataset.in_channels, "num_classes": len(dataset.classes)},
+        }
+        if self.settings.neuron is not None:
+            about["neuron"] = _named(self.settings.neuron)
+        return about
 
     def summary(self) -> Json | None:
         """What the finished run measured, or None while it is unfinished.
@@ -314,6 +320,10 @@ class Run:
                 f"cannot write {self.folder / 'metrics.jsonl'}: {error.strerror or error}; "
                 f"free some space and continue with: spikeloom train --resume {shlex.quote(str(self.folder))}"
             ) from None
+
+
+def _named(settings: Named) -> Json:
+    return {"name": settings.name, **settings.options}
 
 
 def _read_changes(saved: Json) -> tuple[Json, ...]:

@@ -1,0 +1,262 @@
+"""Trained networks to share: their weights in half the bytes, and a card that says what they are and what they do."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import itertools
+import shutil
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from spikeloom import deploy
+from spikeloom.analyse import audit
+from spikeloom.analyse.target import Target, open_target
+from spikeloom.errors import UsageError, cannot_write
+from spikeloom.files import PathLike, atomic, load_tensors, read_json, save_tensors, write_json
+from spikeloom.record import RateMeter
+from spikeloom.train.build import build_datasets, make_accelerator
+from spikeloom.train.evaluate import evaluate, load
+from spikeloom.train.losses import LOSSES
+from spikeloom.train.recipe import Settings
+from spikeloom.train.run import Run
+
+Json = dict[str, Any]
+SAMPLE = 500  # first test images, or all of fewer, of which the card says how many are right
+_AUDITED = 64
+_CALLS = 15
+
+
+def write_weights(run: Run, settings: Settings, folder: PathLike, work: Any) -> Json:
+    """Writes the trained network of a run as a folder to share, and measures what was written.
+
+    The folder is a run's (`model.safetensors` in float16, `settings.json` without places, `summary.json`,
+    `metrics.jsonl`) with a card, `README.md`. All that is measured is measured with the weights as written, in float32.
+
+    Args:
+        run: a finished one.
+        settings: of the run, with the place of its data.
+        folder: new or empty.
+        work: shows progress.
+
+    Returns:
+        The summary that was written, with `bytes`.
+
+    Raises:
+        UsageError: the run is unfinished, does not classify, or the folder is not empty or cannot be written.
+    """
+    folder, summary = Path(folder), run.summary()
+    if summary is None or summary["test_accuracy"] is None:
+        raise UsageError(f"{run.folder} is not the folder of a finished run of a network that classifies")
+    if folder.is_dir() and any(folder.iterdir()):
+        raise UsageError(f"{folder} is not empty: choose another --out")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise cannot_write(folder, error) from None
+    _copy(run, settings, folder)
+    write_json(folder / "summary.json", summary)
+    found = _measure(folder, settings, work)
+    summary |= {"test_accuracy": found.accuracy, "trained_accuracy": summary["test_accuracy"], "card": found.as_json()}
+    write_json(folder / "summary.json", summary)
+    with atomic(folder / "README.md") as temporary:
+        temporary.write_text(_card(Run.open(folder), summary, found), encoding="utf-8")
+    return {**summary, "bytes": (folder / "model.safetensors").stat().st_size}
+
+
+def _copy(run: Run, settings: Settings, folder: Path) -> None:
+    """The run's files, with weights in float16 and without the places of this machine."""
+    tensors, about = load_tensors(run.weights)
+    _, dataset = build_datasets(settings, train=False)
+    save_tensors(
+        folder / "model.safetensors", {k: _half(v) for k, v in tensors.items()}, about | run.about_weights(dataset)
+    )
+    values = read_json(run.folder / "settings.json")
+    values["settings"]["data"] |= {"root": None}
+    values["settings"]["train"] |= {"start_from": None}
+    write_json(folder / "settings.json", values)
+    shutil.copyfile(run.folder / "metrics.jsonl", folder / "metrics.jsonl")
+
+
+def _half(tensor: Tensor) -> Tensor:
+    """float32 as float16, unless a value is beyond its range."""
+    half = tensor.half()
+    return half if tensor.dtype == torch.float32 and bool(torch.isfinite(half).all()) else tensor
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What a card says of a network, measured with its weights as they are shared.
+
+    Attributes:
+        accuracy: percent, on the whole test part.
+        by_steps: the same by T, for networks that repeat an image.
+        sample: how many of the first test images are right, and how many these are.
+        rates: firing rates by layer.
+        spike_driven: the audit's verdict.
+        energies: of one image in microjoules, by rule.
+        engine_ms: of one image, and an image of 64, by the event engine.
+        sha256: of the file of weights.
+    """
+
+    accuracy: float
+    by_steps: dict[int, float]
+    sample: tuple[int, int]
+    rates: dict[str, float]
+    spike_driven: bool | None
+    energies: dict[str, float]
+    engine_ms: dict[int, float]
+    sha256: str
+
+    def as_json(self) -> Json:
+        """For `summary.json`."""
+        return {
+            "sample": dict(zip(("right", "images"), self.sample, strict=True)),
+            "by_steps": self.by_steps, "rates": self.rates,
+            "spike_driven": self.spike_driven, "energies_uJ": self.energies, "engine_ms": self.engine_ms,
+            "sha256": self.sha256,
+        }  # fmt: skip
+
+
+def _measure(folder: Path, settings: Settings, work: Any) -> Measured:
+    model, data = load(folder), {"data": settings.data.model_dump()}
+    _, dataset = build_datasets(settings, train=False)
+    t = settings.train
+    score = functools.partial(
+        evaluate, model, t=t, loss=functools.partial(LOSSES[t.loss.name], **t.loss.options),
+        accelerator=make_accelerator("fp32"),
+    )  # fmt: skip
+    steps = _steps(model, dataset)
+    work.work("measuring the card", len(dataset) * (1 + len(steps)))
+    with RateMeter(model) as meter:
+        accuracy = score(dataset, tick=work.advance)["test_accuracy"]
+    by_steps: dict[int, float] = {}
+    shown: Any = model
+    for count in steps:
+        T, shown.T = shown.T, count
+        by_steps[count] = score(dataset, tick=work.advance)["test_accuracy"]
+        shown.T = T
+    target = open_target(folder, {**data, "images": max(SAMPLE, 64), "batch": 64})
+    found = audit(model, itertools.islice(target.batches(), -(-_AUDITED // 64)))
+    return Measured(
+        accuracy=accuracy,
+        by_steps=by_steps,
+        sample=count_right(model, target),
+        rates=meter.rates(),
+        spike_driven=found.spike_driven,
+        energies={name: energy.pj / 1e6 for name, energy in found.energies().items()},
+        engine_ms=_engine_times(model, target),
+        sha256=hashlib.sha256((folder / "model.safetensors").read_bytes()).hexdigest(),
+    )
+
+
+def _steps(model: nn.Module, dataset: Any) -> list[int]:
+    """The T at which a network can show a still image; none of a network for sequences, or with weights for one T."""
+    if dataset.is_sequence or not isinstance(getattr(model, "T", None), int):
+        return []
+    shown: Any = model
+    T = shown.T
+    try:
+        with torch.no_grad():
+            for shown.T in range(1, T + 1):
+                shown(dataset.encode(dataset.batch([0])[0]))
+    except (ValueError, RuntimeError):
+        return []
+    finally:
+        shown.T = T
+    return list(range(1, T + 1))
+
+
+@torch.no_grad()
+def count_right(model: nn.Module, target: Target) -> tuple[int, int]:
+    """How many of the first `SAMPLE` images are right, by the mean logits over time, and how many these are."""
+    right = seen = 0
+    for x, y in target.batches():
+        y = y[: SAMPLE - seen]
+        right += int((model(x).mean(0).argmax(1)[: len(y)] == y).sum())
+        seen += len(y)
+    return right, seen
+
+
+def _engine_times(model: nn.Module, target: Target) -> dict[int, float]:
+    """Milliseconds an image by the event engine, one alone and 64 together; none where the engine cannot run it."""
+    x = next(target.batches())[0]
+    try:
+        engine = deploy.compile(model, x)
+    except UsageError:
+        return {}
+    one = x[:, :1] if target.sequence else x[:1]
+    return {1: _milliseconds(lambda: engine(one)), 64: _milliseconds(lambda: engine(x)) / 64}
+
+
+def _milliseconds(call: Callable[[], Any]) -> float:
+    """The median over some calls, after two that are not counted."""
+    times: list[float] = []
+    for _ in range(_CALLS + 2):
+        start = time.perf_counter()
+        call()
+        times.append(1e3 * (time.perf_counter() - start))
+    return sorted(times[2:])[_CALLS // 2]
+
+
+def _card(run: Run, summary: Json, found: Measured) -> str:
+    """The card as Markdown."""
+    settings, environment = run.settings, summary["environment"]
+    task, epochs = settings.data.name, summary["epochs"]
+    lines = [
+        f"# {settings.model.name} on {task}",
+        "",
+        f"A spiking network for {summary['data']['test']}, trained by `spikeloom train {run.title}` (budget "
+        f"{run.budget}). Load it with `spikeloom.create_model(\"{settings.model.name}\", weights=\"{task}\")`.",
+        "",
+        "| | |",
+        "|---|---|",
+        f"| accuracy | {found.accuracy:.2f} % on {summary['data']['test']} |",
+    ]  # fmt: skip
+    if found.by_steps:
+        shown = ", ".join(f"{accuracy:.2f} % at T = {T}" for T, accuracy in found.by_steps.items())
+        lines.append(f"| by steps | {shown} |")
+    layers = list(found.rates.values())
+    verdicts = {True: "yes", False: "no", None: "cannot be told from these inputs"}
+    lines += [
+        f"| parameters | {summary['parameters']:,} |",
+        f"| firing rates | {100 * sum(layers) / len(layers):.1f} % on average over {len(layers)} layers, "
+        f"{100 * min(layers):.1f} to {100 * max(layers):.1f} % |",
+        f"| spike-driven behind its encoder | {verdicts[found.spike_driven]} |",
+        f"| energy of an image | {_energy(run, found)} |",
+    ]
+    if found.engine_ms:
+        one, many = found.engine_ms.values()
+        lines.append(
+            f"| event engine | {one:.3g} ms for one image, {many:.3g} ms an image of 64 ({environment['processor']}, "
+            f"{torch.get_num_threads()} threads) |"
+        )
+    lines += [
+        f"| training | {epochs} epoch{'s' * (epochs > 1)}, seed {summary['seed']}, "
+        f"{summary['seconds'] / 60:.1f} minutes, {environment['threads']} threads, {environment['processor']}, commit {str(environment['commit'])[:12]} |",
+        f"| data | {summary['data']['train']} |",
+        f"| epoch | {summary.get('rule', 'last epoch')} |",
+        f"| SHA-256 of model.safetensors | `{found.sha256}` |",
+        "",
+        "Settings are in `settings.json`, the curves in `metrics.jsonl`. Weights are stored as float16; accuracy,",
+        "rates and energy are of these weights, computed in float32.",
+        "",
+        "It is a reference for research. It is not made for decisions about people or safety, and says nothing of data",
+        "unlike its training data.",
+        "",
+    ]  # fmt: skip
+    return "\n".join(lines)
+
+
+def _energy(run: Run, found: Measured) -> str:
+    """By the rule of the network's own document where it has one, and as measured."""
+    document = run.recipe.split("/")[0]
+    own = {"report": "report000", "spikingformer": "spikingformer", "spikformer": "spikformer", "syna": "syna"}
+    rules = dict.fromkeys(rule for rule in ("measured", own.get(document)) if rule in found.energies)
+    return ", ".join(f"{found.energies[rule]:.3g} uJ (rule `{rule}`)" for rule in rules)
