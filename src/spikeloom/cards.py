@@ -239,7 +239,8 @@ def _card(run: Run, summary: Json, found: Measured) -> str:
         )
     lines += [
         f"| training | {epochs} epoch{'s' * (epochs > 1)}, seed {summary['seed']}, "
-        f"{summary['seconds'] / 60:.1f} minutes, {environment['threads']} threads, {environment['processor']}, commit {str(environment['commit'])[:12]} |",
+        f"{summary['seconds'] / 60:.1f} minutes, {environment['threads']} threads, {environment['processor']}, "
+        f"commit {str(environment['commit'])[:12]} |",
         f"| data | {summary['data']['train']} |",
         f"| epoch | {summary.get('rule', 'last epoch')} |",
         f"| SHA-256 of model.safetensors | `{found.sha256}` |",

@@ -38,8 +38,8 @@ def make_factory(name: str, options: Mapping[str, Any]) -> Callable[[], nn.Modul
         UsageError: unknown names, or constants that a neuron or a surrogate cannot have.
     """
     options = dict(options)
-    if isinstance(options.get("surrogate"), dict):
-        surrogate: dict[str, Any] = dict(options["surrogate"])
+    if isinstance(given := options.get("surrogate"), dict | str):
+        surrogate: dict[str, Any] = {"name": given} if isinstance(given, str) else dict(given)
         kind = str(surrogate.pop("name", ""))
         try:
             options["surrogate"] = SURROGATES[kind](**surrogate)
