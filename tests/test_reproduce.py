@@ -16,11 +16,14 @@ from made_files import idx_bytes, write_cifar10, write_fsdd
 
 from spikeloom import cli
 from spikeloom import reproduce as module
-from spikeloom.analyse import write_report
+from spikeloom.analyse import audit, write_report
+from spikeloom.analyse.energy import paper_rule
 from spikeloom.cli.progress import Quiet
 from spikeloom.cli.tables import print_table
+from spikeloom.data import create_dataset
 from spikeloom.errors import UsageError
 from spikeloom.reproduce import reproduce
+from spikeloom.train.evaluate import load
 from spikeloom.train.loop import Interrupted
 from spikeloom.train.recipe import list_recipes, load_recipe
 from spikeloom.train.run import Run
@@ -386,6 +389,49 @@ def test_a_recipe_of_ones_own(
         assert spikeloom(monkeypatch, "reproduce", name, *words) == 0, capsys.readouterr().err
     assert list(Path("results").rglob("main.smoke.seed1.json"))
     assert Path("mine.toml").read_text() == text
+
+
+def test_what_a_row_publishes_is_measured(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Energy and operations by the audit of the trained network, memory, time; nothing else."""
+    monkeypatch.chdir(tmp_path)
+    text = (Path(module.__file__).parent / "recipes" / "quickstart" / "digits.toml").read_text()
+    columns = {"energy_uJ": 14.8, "ops_G": 1.0, "memory_GB": 9.64, "sec_per_epoch": 339.0, "hours": 5.0, "acc5": 84.5}
+    published = ", ".join(f"{name} = {value}" for name, value in columns.items())
+    Path("mine.toml").write_text(f"{text}published = {{ {published} }}\n")
+    assert spikeloom(monkeypatch, "reproduce", "mine.toml", "model.T=2", *WORDS) == 0
+    printed = capsys.readouterr().out.replace("\n", " ")
+    [record] = [json.loads(path.read_text()) for path in Path("results").rglob("*.json")]
+    [summary] = [json.loads(path.read_text()) for path in Path("runs").rglob("summary.json")]
+    images, _ = create_dataset("digits", None, "test", subset=4).batch([0, 1, 2, 3])
+    found = audit(load(next(Path("runs").rglob("summary.json")).parent), images)
+    assert record["measured"]["energy_uJ"] == pytest.approx(found.energy_pj / 1e6)
+    assert record["measured"]["ops_G"] == pytest.approx(sum(row.macs + row.acs for row in found.rows) / 1e9)
+    assert record["measured"]["memory_GB"] == summary["memory_MB"] / 1e3
+    assert record["measured"]["sec_per_epoch"] == summary["seconds"] / summary["epochs"]
+    assert record["measured"]["hours"] == summary["seconds"] / 3600
+    assert "acc5" not in record["measured"], "of ten classes"
+    assert "energy_mJ" not in record["measured"]
+    for head in ("energy uJ", "operations G", "memory GB", "s an epoch", "hours", "top-5 %"):
+        assert head in printed
+    assert f" {record['measured']['energy_uJ']:.2f} " in printed
+
+
+@pytest.mark.parametrize(
+    ("recipe", "rule"),
+    [
+        ("report/table1", "report000"),
+        ("spikingformer/table1", "spikingformer"),
+        ("spikformer/table2", "spikformer"),
+        ("spikformer_v2/imagenet", "spikformer"),
+        ("syna/gesture", "syna"),
+        ("psn/sequential", "measured"),
+        ("mine.toml", "measured"),
+    ],
+)
+def test_energy_is_counted_by_the_document_s_rule(recipe: str, rule: str) -> None:
+    assert paper_rule(recipe) == rule
 
 
 def test_results_that_cannot_be_written(

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from spikeloom import deploy
 from spikeloom.analyse import audit
+from spikeloom.analyse.energy import paper_rule
 from spikeloom.analyse.target import Target, open_target
 from spikeloom.errors import UsageError, cannot_write
 from spikeloom.files import PathLike, atomic, load_tensors, read_json, save_tensors, write_json
@@ -256,8 +257,6 @@ def _card(run: Run, summary: Json, found: Measured) -> str:
 
 
 def _energy(run: Run, found: Measured) -> str:
-    """By the rule of the network's own document where it has one, and as measured."""
-    document = run.recipe.split("/")[0]
-    own = {"report": "report000", "spikingformer": "spikingformer", "spikformer": "spikformer", "syna": "syna"}
-    rules = dict.fromkeys(rule for rule in ("measured", own.get(document)) if rule in found.energies)
+    """As measured, and by the rule of the network's own document where it has one."""
+    rules = dict.fromkeys(("measured", paper_rule(run.recipe)))
     return ", ".join(f"{found.energies[rule]:.3g} uJ (rule `{rule}`)" for rule in rules)

@@ -16,8 +16,10 @@ from typing import Any
 from torch import Tensor
 
 import spikeloom.bench  # noqa: F401  # pyright: ignore[reportUnusedImport] - registers its measurements
-from spikeloom.analyse import MEASUREMENTS, Measured, count_cost, training_curves
+from spikeloom.analyse import MEASUREMENTS, Measured, audit, count_cost, training_curves
 from spikeloom.analyse.cost import steps_of
+from spikeloom.analyse.energy import paper_rule
+from spikeloom.analyse.target import open_target
 from spikeloom.errors import UsageError
 from spikeloom.files import PathLike, write_json
 from spikeloom.train.build import build_datasets, build_model, seed_everything
@@ -37,6 +39,7 @@ from spikeloom.train.recipe import (
 from spikeloom.train.run import Run, environment
 
 Json = dict[str, Any]
+_AUDITED = 64  # images from which a row's energy and operations are counted
 
 
 def reproduce(
@@ -182,6 +185,7 @@ def _train_row(recipe: Recipe, row: str, budget: Budget, settings: Settings, cos
     """Trains a row unless that is done, and writes its record."""
     run, summary = _trained(recipe, row, budget, settings, work)
     record = _record(recipe.rows[row], recipe, run, summary, cost)
+    record["measured"] |= _other_columns(recipe, recipe.rows[row].published, run, summary)
     stem = f"{row}.{budget}.seed{settings.seed}"
     if "last" in summary:
         record |= _environments(summary, record["measured"], f"{stem}.curves.html")
@@ -270,6 +274,22 @@ def _record(row: Row, recipe: Recipe, run: Run, summary: Json, cost: Json) -> Js
         "environment": summary["environment"],
         "date": datetime.date.today().isoformat(),
     }
+
+
+def _other_columns(recipe: Recipe, published: Json, run: Run, summary: Json) -> Json:
+    """What a row publishes beside accuracy and size: energy and operations of an image, memory, time, top-5."""
+    found: Json = {
+        "sec_per_epoch": summary["seconds"] / summary["epochs"],
+        "hours": summary["seconds"] / 3600,
+        "memory_GB": None if (memory := summary.get("memory_MB")) is None else memory / 1e3,
+        "acc5": summary.get("test_top5"),
+    }
+    if not {"energy_uJ", "energy_mJ", "ops_G"}.isdisjoint(published):
+        target = open_target(run.folder, {"images": _AUDITED, "data": {"root": run.settings.data.root}})
+        energy = audit(target.model, target.batches()).energy(paper_rule(recipe.name))
+        operations = (energy.macs + energy.acs) / 1e9
+        found |= {"energy_uJ": energy.pj / 1e6, "energy_mJ": energy.pj / 1e9, "ops_G": operations}
+    return {name: found[name] for name in published if found.get(name) is not None}
 
 
 def _environments(summary: Json, measured: Json, figure: str) -> Json:

@@ -40,11 +40,25 @@ def _absence(record: Json) -> str:
     return "no data" if "missing" in record else "failed"
 
 
+# What some tables publish beside size and accuracy.
+_COLUMNS = {
+    "acc5": "top-5 %",
+    "energy_uJ": "energy uJ",
+    "energy_mJ": "energy mJ",
+    "ops_G": "operations G",
+    "memory_GB": "memory GB",
+    "sec_per_epoch": "s an epoch",
+    "hours": "hours",
+}
+
+
 def print_table(title: str, paper: str, budget: str, records: list[Json]) -> None:
     from rich.table import Table
 
     table = Table(title=f"{title} (budget: {budget})", caption=f"{paper}. Published, then measured.")
-    for column in ("row", "system", "params M", "FLOPs M", "MACs M", "accuracy %", "data", "time"):
+    others = [key for key in _COLUMNS if any(record["published"].get(key) is not None for record in records)]
+    columns = ("row", "system", "params M", "FLOPs M", "MACs M", "accuracy %")
+    for column in (*columns, *(_COLUMNS[key] for key in others), "data", "time"):
         table.add_column(column, justify="left" if column in ("row", "system", "data") else "right", overflow="fold")
 
     def pair(record: Json, key: str, digits: int) -> str:
@@ -61,6 +75,7 @@ def print_table(title: str, paper: str, budget: str, records: list[Json]) -> Non
             pair(record, "flops_M", 2),
             pair({**record, "published": {"macs_M": ""}}, "macs_M", 2),
             pair(record, "acc", 2),
+            *(pair(record, key, 2) for key in others),
             record["data"]["train"] if measured else _absence(record),
             f"\n{record['seconds']:.0f} s" if measured else "",
         )

@@ -112,10 +112,10 @@ def _agree(folder: str) -> str:
 def _print_summary(run: Run, summary: Json) -> None:
     classifies = summary["test_accuracy"] is not None
     found = f"accuracy {summary['test_accuracy']:.2f} %" if classifies else f"loss {summary['test_loss']:.4f}"
-    best = f"best {summary['best_test_accuracy']:.2f} %" if classifies else "best loss"
-    print(f"\n{run.title} ({run.budget}): test {found} on {summary['data']['test']}")
+    print(f"\n{run.title} ({run.budget}): test {found} on {summary['data']['test']}, {summary['rule']}")
+    best = f"{summary['best_test_accuracy']:.2f} %" if classifies else "the lowest loss"
     print(
-        f"  {best} at epoch {summary['best_epoch']} of {summary['epochs']}; "
+        f"  on test data {best} was best, at epoch {summary['best_epoch']} of {summary['epochs']}; "
         f"{summary['parameters']:,} parameters; {summary['seconds']:.0f} s"
     )
     for change in run.changes_in_words():
