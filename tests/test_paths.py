@@ -25,10 +25,13 @@ from spikeloom.analyse.gathering import gather, read_signed, write_signed
 from spikeloom.analyse.target import open_target
 from spikeloom.bench import events as bench_events
 from spikeloom.bench.write import earlier_results, write_results
+from spikeloom.cards import write_weights
 from spikeloom.cli.progress import Quiet
 from spikeloom.deploy.export import export_file
 from spikeloom.layers import Conv2d, Flatten, Linear
+from spikeloom.models import create_model
 from spikeloom.models.pretrained import load_ann
+from spikeloom.models.trained import read_weights, run_folder
 from spikeloom.neurons import LIF
 from spikeloom.reproduce import reproduce
 from spikeloom.scores import scoreboard
@@ -43,7 +46,7 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 ELSEWHERE = ("spikeloom.data", "spikeloom.cli", "spikeloom.__main__", "spikeloom._native")
 # Records of what was found; the folder of a `Run`; settings, which `start_from` below has; and benchmarks that take
 # seconds or minutes, whose files go through `recordings` and `write_results`.
-RECORDS = {"Gathered", "OnnxFile", "locked", "DataSettings"}
+RECORDS = {"Gathered", "OnnxFile", "Weights", "locked", "DataSettings"}
 BENCHMARKS = {"bench_audit", "bench_events", "bench_methods", "bench_neurons", "frame_rows"}
 OF_FILES = {"path", "file", "folder", "folders", "out", "root", "run", "runs", "results"}
 
@@ -234,6 +237,11 @@ CALLS: dict[str, Callable[[Any], Any]] = {
     "start_from": started,
     "scoreboard": lambda at: [score.state for score in scoreboard(at("results"))],
     "to_onnx": lambda at: deploy.to_onnx(nn.Sequential(nn.Linear(8, 2)), SEQUENCE, at("new")).bytes,
+    "create_model": lambda at: sorted(create_model("colored_mnist_net", weights=at("run")).state_dict()),
+    "read_weights": lambda at: sorted(read_weights("colored_mnist_net", at("run/model.safetensors")).tensors),
+    "run_folder": lambda at: run_folder(at("run")).name,
+    "write_weights": lambda at: write_weights(Run.open(at("run")), Run.open(at("run")).settings, at("new"), Quiet())[
+        "test_accuracy"],
     "write_json": lambda at: files.write_json(at("new"), [1]) or Path(at("new")).read_text(),
     "write_nir": lambda at: deploy.write_nir(deploy.read_nir(at("net.nir")), at("new")) or Path(at("new")).is_file(),
     "write_pictures": lambda at: write_pictures(Pictures(), Pictures(), at("new")) or Path(at("new")).is_file(),
