@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import itertools
 import json
 import os
@@ -178,6 +179,20 @@ def test_published_stands_beside_measured_with_the_budget(home: Path) -> None:
         page.split()
     )
     assert '<th scope="row">train.epochs</th><td>40</td><td>1</td>' in page
+
+
+def test_published_energy_stands_beside_that_of_its_own_rule(home: Path) -> None:
+    """The recipe's document counts by `report000`, which charges every neuron; `measured` is another number."""
+    gathered = gather(home / "one", {}, Quiet())
+    assert gathered.run is not None
+    assert gathered.measured.audit is not None
+    energies = {rule: gathered.measured.audit.energy(rule).pj / 1e6 for rule in ("report000", "measured")}
+    assert energies["report000"] != pytest.approx(energies["measured"], rel=0.01)
+    row = load_recipe("report/table1").rows["s0t1b"]
+    shown = dataclasses.replace(gathered, run=dataclasses.replace(gathered.run, recipe="report/table1"), row=row)
+    page = render([shown]).split("<script>")[0]
+    line = '<th scope="row">energy of one image, uJ</th><td class="n">14.8</td><td class="n">{:.4g}</td>'
+    assert line.format(energies["report000"]) in page
 
 
 def test_markup_in_names_is_text(home: Path) -> None:

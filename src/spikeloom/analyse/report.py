@@ -15,6 +15,7 @@ from typing import Any
 from spikeloom.analyse.audit import Audit
 from spikeloom.analyse.confusion import Confusion, draw_confusion
 from spikeloom.analyse.curves import metric_curves
+from spikeloom.analyse.energy import paper_rule
 from spikeloom.analyse.gathering import Gathered, Raster, Work, changes, gather, is_number
 from spikeloom.analyse.rates import draw_layer_rates
 from spikeloom.analyse.trains import draw_raster
@@ -272,8 +273,9 @@ def _found(run: Gathered) -> Json:
     """What a run measured, by the names under which recipes publish."""
     seconds, memory = _number(run.summary.get("seconds")), _number(run.summary.get("memory_MB"))
     found: Json = {"acc": _number(run.summary.get("test_accuracy")), **run.measured.cost}
-    if run.measured.audit is not None:
-        found |= {"energy_uJ": run.measured.audit.energy_pj / 1e6, "energy_mJ": run.measured.audit.energy_pj / 1e9}
+    if run.measured.audit is not None and run.run is not None:
+        pj = run.measured.audit.energy(paper_rule(run.run.recipe)).pj  # by the rule of what stands beside it
+        found |= {"energy_uJ": pj / 1e6, "energy_mJ": pj / 1e9}
     if seconds is not None and run.records:
         found |= {"hours": seconds / 3600, "sec_per_epoch": seconds / len(run.records)}
     if memory is not None:
