@@ -210,6 +210,7 @@ def _card(run: Run, summary: Json, found: Measured) -> str:
     """The card as Markdown."""
     settings, environment = run.settings, summary["environment"]
     task, epochs = settings.data.name, summary["epochs"]
+    commit = f", commit {environment['commit'][:12]}" if environment["commit"] else ""
     lines = [
         f"# {settings.model.name} on {task}",
         "",
@@ -240,8 +241,8 @@ def _card(run: Run, summary: Json, found: Measured) -> str:
         )
     lines += [
         f"| training | {epochs} epoch{'s' * (epochs > 1)}, seed {summary['seed']}, "
-        f"{summary['seconds'] / 60:.1f} minutes, {environment['threads']} threads, {environment['processor']}, "
-        f"commit {str(environment['commit'])[:12]} |",
+        f"{summary['seconds'] / 60:.1f} minutes, {environment['threads']} threads, {environment['processor']}"
+        f"{commit} |",
         f"| data | {summary['data']['train']} |",
         f"| epoch | {summary.get('rule', 'last epoch')} |",
         f"| SHA-256 of model.safetensors | `{found.sha256}` |",
