@@ -64,7 +64,7 @@ print(overlaps)
 RESUME = """
 import os, sys
 from spikeloom.errors import UsageError
-from spikeloom.show import Quiet
+from spikeloom.cli.progress import Quiet
 from spikeloom.train.loop import train
 from spikeloom.train.run import Run
 

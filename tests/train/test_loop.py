@@ -627,7 +627,7 @@ def test_two_processes_with_synced_norms_take_the_steps_of_one(tmp_path: Path) -
     words = [word.replace("colored_mnist_net", "ms_resnet14") for word in TWO if "image_size" not in word]
     words += ["train.epochs=1", "train.optimizer=sgd"]
     for name, sync in (("synced", "true"), ("apart", "false")):
-        done = torchrun(tmp_path, *words, f"train.sync_norm={sync}", f"run={tmp_path / name}", "--json")
+        done = torchrun(tmp_path, *words, f"train.sync_norm={sync}", f"--out={tmp_path / name}", "--json")
         assert done.returncode == 0, done.stderr
     settings = Run.open(tmp_path / "synced").settings.model_dump()
     settings["train"] |= {"batch_size": 32, "sync_norm": False}
