@@ -363,6 +363,7 @@ def test_export(name: str) -> None:
 
 
 def compiled_equals_eager(name: str, backend: str, dtype: torch.dtype) -> None:
+    torch._dynamo.reset()  # it compiles at most eight networks of one class in a process
     model, x = loaded(name, T=2).to(dtype).eval(), batch(name, 2).to(dtype)
     with torch.no_grad():
         compiled = torch.compile(model, fullgraph=True, backend=backend)
