@@ -199,6 +199,12 @@ def atomically(at: Any) -> str:
     return Path(at("new")).read_text()
 
 
+def whole_folder(path: Any) -> list[str]:
+    with files.atomic_folder(path) as temporary:
+        (temporary / "a").touch()
+    return os.listdir(path)
+
+
 def pretrained(at: Any) -> float:
     model = spikeloom.create_model("sew_resnet18", num_classes=10)
     torch.save({"conv1.weight": torch.ones_like(model.stem.weight)}, at("new"))  # pyright: ignore
@@ -213,6 +219,7 @@ CALLS: dict[str, Callable[[Any], Any]] = {
     "Run.open": lambda at: Run.open(at("run")).metrics(),
     "Run.plan": lambda at: plan(at).folder.name,
     "atomic": atomically,
+    "atomic_folder": lambda at: whole_folder(at("new")),
     "attention_inputs": without_attention,
     "confusions": lambda at: sorted(map(os.path.basename, confusions([at("run")], 10).tables)),
     "earlier_results": lambda at: earlier_results(at("."), "bench"),

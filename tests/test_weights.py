@@ -15,6 +15,7 @@ from golden_vectors import shared_folder
 from small_runs import NORMED, SMALL, Told, run_of
 
 import spikeloom
+from spikeloom import cards
 from spikeloom.analyse.target import open_target
 from spikeloom.cards import count_right
 from spikeloom.errors import DataFileError, UsageError
@@ -108,6 +109,25 @@ def test_mistakes_leave_nothing(words: list[str], message: str, home: Path, copy
     assert (found.code, found.err.count("\n")) == (2, 1)
     assert message in found.err
     assert sorted(tmp_path.rglob("*")) == before
+
+
+@pytest.mark.parametrize("there", [False, True], ids=["a new folder", "an empty folder"])
+def test_an_error_on_the_way_leaves_nothing(
+    there: bool, home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*args: Any) -> None:
+        raise UsageError("no audit today")
+
+    if there:
+        (tmp_path / "new").mkdir()
+    before = sorted(tmp_path.rglob("*"))
+    with monkeypatch.context() as patch:
+        patch.setattr(cards, "audit", fail)
+        found = command("export", str(home / "run"), "--to", "weights", "--out", str(tmp_path / "new"))
+    assert (found.code, found.err) == (2, "spikeloom: error: no audit today\n")
+    assert sorted(tmp_path.rglob("*")) == before
+    assert command("export", str(home / "run"), "--to", "weights", "--out", str(tmp_path / "new")).code == 0
+    assert (tmp_path / "new" / "README.md").is_file()
 
 
 # --- how it is loaded -------------------------------------------------------------------------------------------------

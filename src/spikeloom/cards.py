@@ -6,8 +6,6 @@ import functools
 import hashlib
 import itertools
 import shutil
-import time
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,11 +17,13 @@ from spikeloom import deploy
 from spikeloom.analyse import audit
 from spikeloom.analyse.energy import paper_rule
 from spikeloom.analyse.target import Target, open_target
-from spikeloom.errors import UsageError, cannot_write
-from spikeloom.files import PathLike, atomic, load_tensors, read_json, save_tensors, write_json
+from spikeloom.bench.timing import medians
+from spikeloom.errors import UsageError
+from spikeloom.files import PathLike, atomic_folder, load_tensors, read_json, save_tensors, write_json
 from spikeloom.record import RateMeter
 from spikeloom.train.build import build_datasets, make_accelerator
 from spikeloom.train.evaluate import evaluate, load
+from spikeloom.train.firing import showing
 from spikeloom.train.losses import LOSSES
 from spikeloom.train.recipe import Settings
 from spikeloom.train.run import Run
@@ -57,24 +57,21 @@ def write_weights(run: Run, settings: Settings, folder: PathLike, work: Any) -> 
         raise UsageError(f"{run.folder} is not the folder of a finished run of a network that classifies")
     if folder.is_dir() and any(folder.iterdir()):
         raise UsageError(f"{folder} is not empty: choose another --out")
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise cannot_write(folder, error) from None
-    _copy(run, settings, folder)
-    write_json(folder / "summary.json", summary)
-    found = _measure(folder, settings, work)
-    summary |= {"test_accuracy": found.accuracy, "trained_accuracy": summary["test_accuracy"], "card": found.as_json()}
-    write_json(folder / "summary.json", summary)
-    with atomic(folder / "README.md") as temporary:
-        temporary.write_text(_card(Run.open(folder), summary, found), encoding="utf-8")
+    _, dataset = build_datasets(settings, train=False)
+    with atomic_folder(folder) as new:
+        _copy(run, dataset, new)
+        write_json(new / "summary.json", summary)
+        found = _measure(new, settings, dataset, work)
+        trained = summary["test_accuracy"]
+        summary |= {"test_accuracy": found.accuracy, "trained_accuracy": trained, "card": found.as_json()}
+        write_json(new / "summary.json", summary)
+        (new / "README.md").write_text(_card(Run.open(new), summary, found), encoding="utf-8")
     return {**summary, "bytes": (folder / "model.safetensors").stat().st_size}
 
 
-def _copy(run: Run, settings: Settings, folder: Path) -> None:
+def _copy(run: Run, dataset: Any, folder: Path) -> None:
     """The run's files, with weights in float16 and without the places of this machine."""
     tensors, about = load_tensors(run.weights)
-    _, dataset = build_datasets(settings, train=False)
     save_tensors(
         folder / "model.safetensors", {k: _half(v) for k, v in tensors.items()}, about | run.about_weights(dataset)
     )
@@ -125,24 +122,23 @@ class Measured:
         }  # fmt: skip
 
 
-def _measure(folder: Path, settings: Settings, work: Any) -> Measured:
+def _measure(folder: Path, settings: Settings, dataset: Any, work: Any) -> Measured:
     model, data = load(folder), {"data": settings.data.model_dump()}
-    _, dataset = build_datasets(settings, train=False)
     t = settings.train
     score = functools.partial(
         evaluate, model, t=t, loss=functools.partial(LOSSES[t.loss.name], **t.loss.options),
         accelerator=make_accelerator("fp32"),
     )  # fmt: skip
     steps = _steps(model, dataset)
-    work.work("measuring the card", len(dataset) * (1 + len(steps)))
-    with RateMeter(model) as meter:
-        accuracy = score(dataset, tick=work.advance)["test_accuracy"]
+    work.work("measuring the card", len(dataset) * max(1, len(steps)))
+    meter = RateMeter(model)
+    accuracy: float = score(dataset, tick=work.advance, meter=meter)["test_accuracy"]
     by_steps: dict[int, float] = {}
-    shown: Any = model
-    for count in steps:
-        T, shown.T = shown.T, count
-        by_steps[count] = score(dataset, tick=work.advance)["test_accuracy"]
-        shown.T = T
+    for T in steps[:-1]:
+        with showing(model, T):
+            by_steps[T] = score(dataset, tick=work.advance)["test_accuracy"]
+    if steps:  # the last is its own T
+        by_steps[steps[-1]] = accuracy
     target = open_target(folder, {**data, "images": max(SAMPLE, 64), "batch": 64})
     found = audit(model, itertools.islice(target.batches(), -(-_AUDITED // 64)))
     return Measured(
@@ -159,19 +155,17 @@ def _measure(folder: Path, settings: Settings, work: Any) -> Measured:
 
 def _steps(model: nn.Module, dataset: Any) -> list[int]:
     """The T at which a network can show a still image; none of a network for sequences, or with weights for one T."""
-    if dataset.is_sequence or not isinstance(getattr(model, "T", None), int):
+    own = getattr(model, "T", None)
+    if dataset.is_sequence or not isinstance(own, int):
         return []
-    shown: Any = model
-    T = shown.T
-    try:
-        with torch.no_grad():
-            for shown.T in range(1, T + 1):
-                shown(dataset.encode(dataset.batch([0])[0]))
-    except (ValueError, RuntimeError):
-        return []
-    finally:
-        shown.T = T
-    return list(range(1, T + 1))
+    steps, x = list(range(1, own + 1)), dataset.encode(dataset.batch([0])[0])
+    for T in steps:
+        with showing(model, T), torch.no_grad():
+            try:
+                model(x)
+            except (ValueError, RuntimeError):
+                return []
+    return steps
 
 
 @torch.no_grad()
@@ -193,17 +187,8 @@ def _engine_times(model: nn.Module, target: Target) -> dict[int, float]:
     except UsageError:
         return {}
     one = x[:, :1] if target.sequence else x[:1]
-    return {1: _milliseconds(lambda: engine(one)), 64: _milliseconds(lambda: engine(x)) / 64}
-
-
-def _milliseconds(call: Callable[[], Any]) -> float:
-    """The median over some calls, after two that are not counted."""
-    times: list[float] = []
-    for _ in range(_CALLS + 2):
-        start = time.perf_counter()
-        call()
-        times.append(1e3 * (time.perf_counter() - start))
-    return sorted(times[2:])[_CALLS // 2]
+    found = medians({"one": lambda: engine(one), "all": lambda: engine(x)}, _CALLS)
+    return {1: found["one"], 64: found["all"] / 64}
 
 
 def _card(run: Run, summary: Json, found: Measured) -> str:

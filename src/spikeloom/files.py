@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import shutil
 import struct
 import zlib
 from collections.abc import Generator
@@ -45,6 +46,31 @@ def atomic(path: PathLike) -> Generator[Path]:
                 temporary.unlink()
     except (OSError, SafetensorError) as error:
         # safetensors reports a full or read-only disk as its own error.
+        raise cannot_write(path, error) from None
+
+
+@contextlib.contextmanager
+def atomic_folder(path: PathLike) -> Generator[Path]:
+    """A temporary folder beside `path`, which takes its place when the block ends well; otherwise it is removed.
+
+    Args:
+        path: is not there, or an empty folder.
+
+    Raises:
+        UsageError: the place cannot be written, or is full.
+    """
+    path = Path(path)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        try:
+            temporary.mkdir(parents=True)
+            yield temporary
+            if path.is_dir():
+                path.rmdir()
+            temporary.replace(path)
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
+    except OSError as error:
         raise cannot_write(path, error) from None
 
 
@@ -148,8 +174,21 @@ def load_weights(model: nn.Module, tensors: dict[str, Tensor], path: PathLike, m
     Raises:
         DataFileError: they are of another model; names the first difference.
     """
-    expected = model.state_dict()
-    hint = f"{path} holds the weights of another model than {model_name}"
+    check_weights(model.state_dict(), tensors, f"{path} holds the weights of another model than {model_name}")
+    model.load_state_dict(tensors)
+
+
+def check_weights(expected: dict[str, Tensor], tensors: dict[str, Tensor], hint: str) -> None:
+    """Compares the names and shapes of tensors with those that a model has.
+
+    Args:
+        expected: the model's `state_dict`, of which no values are read.
+        tensors: what was found.
+        hint: what the message begins with.
+
+    Raises:
+        DataFileError: they differ; names the first difference.
+    """
     for name, tensor in expected.items():
         if name not in tensors:
             raise DataFileError(f"{hint}: it has no {name}")
@@ -160,4 +199,3 @@ def load_weights(model: nn.Module, tensors: dict[str, Tensor], path: PathLike, m
     for name in tensors:
         if name not in expected:
             raise DataFileError(f"{hint}: the model has no {name}")
-    model.load_state_dict(tensors)

@@ -11,7 +11,7 @@ import typer
 
 from spikeloom.cli.arguments import AsJson, check_output, read_settings
 from spikeloom.cli.progress import show_progress
-from spikeloom.errors import UsageError, cannot_write
+from spikeloom.errors import UsageError
 
 
 def report(
@@ -52,6 +52,7 @@ def report(
 
 def _own_folder(name: str) -> Path:
     """The folder of a run; of a trained network of the package a copy in runs/, as a report is written beside it."""
+    from spikeloom.files import atomic_folder
     from spikeloom.models.trained import PREFIX, run_folder
 
     folder = run_folder(name)
@@ -59,8 +60,6 @@ def _own_folder(name: str) -> Path:
         return folder
     copy = Path("runs") / f"{folder.parent.name}-{folder.name}"
     if not copy.exists():
-        try:
-            shutil.copytree(folder, copy)
-        except OSError as error:
-            raise cannot_write(copy, error) from None
+        with atomic_folder(copy) as new:
+            shutil.copytree(folder, new, dirs_exist_ok=True)
     return copy

@@ -7,6 +7,7 @@ from collections.abc import Generator
 
 from torch import Tensor, nn
 
+from spikeloom.checks import count
 from spikeloom.encode import floating, repeat
 from spikeloom.layers.steps import axes_of, check_axes, each_step
 from spikeloom.neurons.base import Neuron
@@ -100,8 +101,6 @@ class Repeat(nn.Module):
 
     def __init__(self, net: nn.Module, T: int):
         super().__init__()
-        if T < 1:
-            raise ValueError(f"T must be at least 1, got {T}")
         for name, layer in _chain(net, ""):
             kind = type(layer).__name__
             if _of_batches(layer):
@@ -110,7 +109,7 @@ class Repeat(nn.Module):
                     f"Repeat gives its network sequences [T, N, ...], but layer {name} is torch.nn.{kind}, which reads "
                     f"the first axis as the batch: use {ours}spikeloom.layers.PerStep(torch.nn.{kind}(...))"
                 )
-        self.net, self.T = net, T
+        self.net, self.T = net, count("T", T)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.net(repeat(floating(x), self.T))

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from spikeloom.errors import DataFileError, UsageError
-from spikeloom.files import PathLike, load_tensors, read_json
+from spikeloom.files import PathLike, check_weights, load_tensors, read_json
 from spikeloom.neurons import make_factory
 from spikeloom.registry import nearest
 
@@ -50,8 +50,8 @@ def weights_folder(name: str) -> Path:
     known = list_weights()
     fitting = [each for each in known if name in (each, each.split("/")[1])]
     if len(fitting) > 1:
-        starts = [each for each in fitting if f'"quickstart/{name}"' in (FOLDER / each / "settings.json").read_text()]
-        fitting = starts or fitting
+        recipes = {each: read_json(FOLDER / each / "settings.json")["recipe"] for each in fitting}
+        fitting = [each for each in fitting if recipes[each] == f"quickstart/{name}"] or fitting
     if not fitting:
         raise UsageError(f"there are no weights {name!r}; {nearest(name, [*known, *(n.split('/')[1] for n in known)])}")
     if len(fitting) > 1:
@@ -164,21 +164,8 @@ def build_trained(name: str, builder: Callable[..., nn.Module], weights: Weights
     except (TypeError, ValueError, RuntimeError) as error:
         reason = str(error).splitlines()[0]
         raise DataFileError(f"{weights.path} names settings that {name} cannot have: {reason}") from None
-    _check(expected, weights, name)
+    check_weights(expected, weights.tensors, f"{weights.path} does not fit {name}")
     with torch.random.fork_rng(devices=[]):
         model = builder(**options)
     model.load_state_dict(weights.tensors)
     return model.eval()
-
-
-def _check(expected: dict[str, Tensor], weights: Weights, name: str) -> None:
-    hint = f"{weights.path} does not fit {name}"
-    for key, tensor in expected.items():
-        if key not in weights.tensors:
-            raise DataFileError(f"{hint}: it has no {key}")
-        shape = weights.tensors[key].shape
-        if shape != tensor.shape:
-            raise DataFileError(f"{hint}: {key} has shape {tuple(shape)}, the model's has {tuple(tensor.shape)}")
-    for key in weights.tensors:
-        if key not in expected:
-            raise DataFileError(f"{hint}: the model has no {key}")

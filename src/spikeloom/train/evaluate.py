@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import os
 import shlex
@@ -67,6 +68,7 @@ def evaluate(
     tick: Callable[[int], None] = lambda _: None,
     part: str = "test",
     flips: bool = False,
+    meter: RateMeter | None = None,
 ) -> Json:
     """Mean loss and accuracy (percent; None without classes) over a data set, every image once, by all processes.
 
@@ -79,6 +81,7 @@ def evaluate(
         tick: is told how many samples are done.
         part: what the keys begin with.
         flips: also the accuracy of the mean logits of each image and its mirror image, as `<part>_accuracy_flips`.
+        meter: counts the spikes of each batch as it is, not those of mirror images.
 
     Returns:
         `<part>_loss`, `<part>_accuracy`, and `<part>_top5` of 100 classes or more.
@@ -90,7 +93,8 @@ def evaluate(
     many = len(dataset.classes) >= MANY_CLASSES
     for x, y in batches(dataset, parts):
         y = y.to(accelerator.device)
-        logits = model(place(x, t, dataset, accelerator)).float()
+        with meter or contextlib.nullcontext():
+            logits = model(place(x, t, dataset, accelerator)).float()
         sums = [float(loss(logits, y)) * len(y), right(logits, y), among_five(logits, y) if many else 0, 0, len(y)]
         if flips:
             sums[3] = right(logits + model(place(x.flip(-1), t, dataset, accelerator)).float(), y)
@@ -169,11 +173,8 @@ def evaluate_run(run: Run, settings: Settings, progress: Any, flips: bool = Fals
     if t.channels_last:
         model = model.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
     model = accelerator.prepare(model)
-    progress.work("evaluating", len(dataset) * (1 + flips))
+    progress.work("evaluating", len(dataset))
     loss = functools.partial(LOSSES[t.loss.name], **t.loss.options)
-    with RateMeter(accelerator.unwrap_model(model)) as meter:
-        result = evaluate(model, dataset, t, loss, accelerator, progress.advance)
-    if flips:  # apart, as mirror images have rates of their own
-        both = evaluate(model, dataset, t, loss, accelerator, progress.advance, flips=True)
-        result["test_accuracy_flips"] = both["test_accuracy_flips"]
+    meter = RateMeter(accelerator.unwrap_model(model))
+    result = evaluate(model, dataset, t, loss, accelerator, progress.advance, flips=flips, meter=meter)
     return {"run": str(run.folder), "data": dataset.title, **result, "rates": meter.rates()}

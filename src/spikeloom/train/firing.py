@@ -46,7 +46,7 @@ def check_steps(settings: TrainSettings, model: nn.Module, dataset: Any) -> None
     if sum(stage.epochs for stage in settings.steps) == settings.epochs and last.T != T:
         raise UsageError(f"train.steps ends at T = {last.T}, but model.T, at which the run is evaluated, is {T}")
     for stage in settings.steps:
-        with _showing(model, stage.T):
+        with showing(model, stage.T):
             try:
                 with torch.no_grad():
                     model.eval()(dataset.encode(dataset.batch([0])[0]))
@@ -56,7 +56,8 @@ def check_steps(settings: TrainSettings, model: nn.Module, dataset: Any) -> None
 
 
 @contextmanager
-def _showing(model: nn.Module, T: int) -> Generator[None]:
+def showing(model: nn.Module, T: int) -> Generator[None]:
+    """Inside the block the model repeats an image T times."""
     shown: Any = model
     before, shown.T = shown.T, T
     try:
