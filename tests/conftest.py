@@ -2,6 +2,13 @@
 
 from __future__ import annotations
 
+import os
+
+# Tests run in as many processes as the machine has cores (pyproject.toml), so each computes on one: threads that wait
+# for each other on cores that are taken cost several times the work. Before PyTorch is imported, which reads it once.
+if "PYTEST_XDIST_WORKER" in os.environ:
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 from collections.abc import Callable, Iterator
 from typing import Any
 

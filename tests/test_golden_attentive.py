@@ -16,14 +16,16 @@ from torch import Tensor, nn
 
 from spikeloom.layers import BatchNorm, NormSpike, SynapticAttention, VanillaBlock, basic_branch, conv_shortcut
 from spikeloom.models import create_model
-from spikeloom.models.ds_resnet import ds_block, ds_mlf
+from spikeloom.models.ds_resnet import ds_block
 from spikeloom.models.ghostnet import GhostBuilder, GhostModule, dfc_gate
 from spikeloom.models.tet import tet_lif
-from spikeloom.neurons import LIF
+from spikeloom.neurons import LIF, MLF
+
+released_mlf = functools.partial(MLF, strict=True)
 
 NETWORKS = {
-    "ds_resnet20": functools.partial(create_model, "ds_resnet20"),
-    "ds_resnet20_gesture": functools.partial(create_model, "ds_resnet20_gesture"),
+    "ds_resnet20": functools.partial(create_model, "ds_resnet20", neuron=released_mlf),
+    "ds_resnet20_gesture": functools.partial(create_model, "ds_resnet20_gesture", neuron=released_mlf),
     "syna_resnet18": functools.partial(create_model, "syna_resnet18"),
     "tdbn_resnet19": functools.partial(create_model, "tdbn_resnet19", norm="batch"),
     "vggsnn": functools.partial(create_model, "vggsnn", T=4),
@@ -53,7 +55,7 @@ def test_network(golden_networks: Golden, name: str) -> None:
 
 
 def ds(channels: int, width: int, stride: int, vanilla: bool) -> nn.Module:
-    return ds_block(channels, width, stride, ds_mlf, vanilla)
+    return ds_block(channels, width, stride, released_mlf, vanilla)
 
 
 def tet(channels: int, width: int, stride: int, vanilla: bool) -> nn.Module:

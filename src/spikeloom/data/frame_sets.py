@@ -49,12 +49,12 @@ class FrameDataset(LabelledDataset):
         labels: int64 [N].
         name, title, classes: as `ImageDataset`.
         size, resize: side of the frames as they are read, and how: None leaves them as they are.
-        flatten: give a frame as one axis.
+        flatten: give a model a frame as one axis; augmentations still see pictures.
 
     Attributes:
         in_channels: channels of a frame, or all its values where `flatten`.
         input_shape: of one input at one step.
-        fill: what an empty pixel is, for each channel: 0.
+        fill: what an empty pixel is, for each channel of a frame: 0.
     """
 
     is_sequence = True
@@ -79,7 +79,7 @@ class FrameDataset(LabelledDataset):
             shape = (shape[0], size, size)
         self._shape: tuple[int, ...] = (int(np.prod(shape)),) if flatten else tuple(shape)
         self.in_channels = self._shape[0]
-        self.fill = torch.zeros(self.in_channels)
+        self.fill = torch.zeros(shape[0])
 
     @property
     def input_shape(self) -> tuple[int, ...]:
@@ -87,7 +87,7 @@ class FrameDataset(LabelledDataset):
         return self._shape
 
     def batch(self, indices: Sequence[int]) -> tuple[Tensor, Tensor]:
-        """Sequences float32 [B, T, *input_shape] and labels int64 [B]."""
+        """Sequences of frames, float32 [B, T, C, H, W] or [B, T, units], and labels int64 [B]."""
         ends, places = self.counts.ends, range(len(self))
         parts = [self.counts.frames[ends[i] : ends[i + 1]] for i in (places[index] for index in indices)]
         steps = max(map(len, parts))
@@ -103,11 +103,12 @@ class FrameDataset(LabelledDataset):
             sides = (self._size, self._size)
             resized = torch.nn.functional.interpolate(x.flatten(0, 1), sides, mode=mode, align_corners=corners)
             x = resized.unflatten(0, x.shape[:2])
-        return x.flatten(2) if self._flatten else x
+        return x
 
     def encode(self, x: Tensor) -> Tensor:
-        """[B, T, ...] -> [T, B, ...]."""
-        return x.transpose(0, 1).contiguous()
+        """[B, T, C, H, W] or [B, T, units] -> [T, B, *input_shape]."""
+        x = x.transpose(0, 1).contiguous()
+        return x.flatten(2) if self._flatten else x
 
 
 def chosen(title: str, count: int, subset: int | None) -> tuple[list[int], str]:

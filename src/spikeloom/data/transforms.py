@@ -259,7 +259,7 @@ class RandomAffine:
         ranges = (
             [-self.degrees, self.degrees],
             [self.translate, self.translate] if self.translate else None,
-            list(self.scale) if self.scale != (1.0, 1.0) else None,
+            list(self.scale) if tuple(self.scale) != (1.0, 1.0) else None,
             [-self.shear, self.shear] if self.shear else None,
         )
         height, width = x.shape[-2:]

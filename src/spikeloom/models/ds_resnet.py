@@ -44,8 +44,11 @@ ds_norm = functools.partial(TdBN, v_threshold=0.6, eps_outside=True)
 
 
 def ds_mlf() -> MLF:
-    """Levels at 0.6, 1.6 and 2.6, decay 1/4, a rectangular surrogate of width 1; fires above a level, not at it."""
-    return MLF(strict=True)
+    """Levels at 0.6, 1.6 and 2.6, decay 1/4, a rectangular surrogate of width 1; fires at a level (Eq. 3, u >= V_th).
+
+    The released code fires above it only: `functools.partial(MLF, strict=True)`.
+    """
+    return MLF()
 
 
 class InputNorm(TdBN):

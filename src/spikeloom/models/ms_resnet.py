@@ -143,9 +143,13 @@ def _register_cifar(n: int) -> None:
         T: int = 6,
         shortcut: Shortcut = "membrane",
         zero_init: bool = True,
+        stem_stride: int = 1,
     ) -> ResidualNet:
-        """MS-ResNet for CIFAR: 6n + 2 layers, widths 16-32-64; `shortcut` chooses what it is compared with."""
-        stem = Conv2d(in_channels, 16, 3, padding=1, bias=False)
+        """MS-ResNet for CIFAR: 6n + 2 layers, widths 16-32-64; `shortcut` chooses what it is compared with.
+
+        `stem_stride=2` is the down-sampling layer that the paper adds on CIFAR10-DVS; where it stands is not said.
+        """
+        stem = Conv2d(in_channels, 16, 3, stem_stride, 1, bias=False)
         stages = ((16, n, 1), (32, n, 2), (64, n, 2))
         return _network(stem, stages, num_classes, neuron, T, shortcut, zero_init)
 

@@ -7,6 +7,7 @@ residual additions is not known, and none are made here.
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Literal
 
 from torch import nn
 
@@ -15,25 +16,33 @@ from spikeloom.layers.spiking_attention import SpikingSelfAttention
 from spikeloom.models.registry import MODELS
 from spikeloom.models.spikformer import Spikformer, encoder_block, transformer_lif
 
+Stem = Literal["scs", "strided", "linear", "one_convolution"]
+"""What follows the strided convolution of a stem's block; "scs" is the paper's choice, the others are its ablation."""
+
 
 def convolutional_stem(
-    in_channels: int, widths: tuple[int, ...], neuron: Callable[[], nn.Module], ratio: int = 4
+    in_channels: int,
+    widths: tuple[int, ...],
+    neuron: Callable[[], nn.Module],
+    ratio: int = 4,
+    kind: Stem = "scs",
 ) -> nn.Sequential:
-    """SCS: blocks of a 2x2 convolution with stride 2, a 3x3 one to `ratio` times the channels, and a 3x3 one back."""
+    """SCS: blocks of a 2x2 convolution with stride 2, a 3x3 one to `ratio` times the channels, and a 3x3 one back.
+
+    Of the ablation, `kind="strided"` has the first convolution alone, "linear" 1x1 convolutions for the 3x3 ones, and
+    "one_convolution" a single 3x3 one that keeps the width.
+    """
     blocks: list[nn.Module] = []
     for width in widths:
         wide = width * ratio
-        blocks.append(
-            nn.Sequential(
-                Conv2d(in_channels, width, 2, stride=2, bias=False),
-                NormSpike(width, neuron),
-                Conv2d(width, wide, 3, padding=1, bias=False),
-                NormSpike(wide, neuron),
-                Conv2d(wide, width, 3, padding=1, bias=False),
-                NormSpike(width, neuron),
-            )
-        )
+        inner = {"scs": (wide, width), "strided": (), "linear": (wide, width), "one_convolution": (width,)}[kind]
+        side = 1 if kind == "linear" else 3
+        block = [Conv2d(in_channels, width, 2, stride=2, bias=False), NormSpike(width, neuron)]
         in_channels = width
+        for out in inner:
+            block += [Conv2d(in_channels, out, side, padding=side // 2, bias=False), NormSpike(out, neuron)]
+            in_channels = out
+        blocks.append(nn.Sequential(*block))
     return nn.Sequential(*blocks)
 
 
@@ -47,6 +56,7 @@ def _register(name: str, blocks: int, width: int, split: int, stages: int, class
         channels: int = width,
         heads: int = split,
         scale: float = 0.125,
+        stem: Stem = "scs",
     ) -> Spikformer:
         if channels % 2 ** (stages - 1):
             raise ValueError(f"channels must be a multiple of {2 ** (stages - 1)}, got {channels}")
@@ -54,7 +64,8 @@ def _register(name: str, blocks: int, width: int, split: int, stages: int, class
         encoder = [
             encoder_block(channels, SpikingSelfAttention(channels, heads, neuron, scale), neuron) for _ in range(depth)
         ]
-        return Spikformer(convolutional_stem(in_channels, widths, neuron), encoder, channels, num_classes, T)
+        made = convolutional_stem(in_channels, widths, neuron, kind=stem)
+        return Spikformer(made, encoder, channels, num_classes, T)
 
     build.__doc__ = f"Spikformer V2, {blocks} blocks, {width} channels, {split} heads, square patches of {2**stages}."
     build.__name__ = name

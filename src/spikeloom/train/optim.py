@@ -78,8 +78,8 @@ def build_optimizer(settings: TrainSettings, model: nn.Module) -> torch.optim.Op
             weight_decay=settings.weight_decay,
             nesterov=settings.nesterov,
         )
-    kind = torch.optim.Adam if settings.optimizer == "adam" else torch.optim.AdamW
-    return kind(parameters, settings.lr, weight_decay=settings.weight_decay)
+    kinds = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW, "adamax": torch.optim.Adamax}
+    return kinds[settings.optimizer](parameters, settings.lr, weight_decay=settings.weight_decay)
 
 
 def build_schedule(settings: TrainSettings, optimizer: torch.optim.Optimizer, steps_per_epoch: int) -> Schedule:

@@ -35,6 +35,11 @@ def _as_text(value: Any) -> Any:
     return os.fspath(value) if isinstance(value, os.PathLike) else value
 
 
+def _as_tuple(value: Any) -> Any:
+    """A list as a tuple, for which TOML and JSON have no word."""
+    return tuple(_as_tuple(each) for each in value) if isinstance(value, list) else value
+
+
 class _Strict(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
 
@@ -114,7 +119,7 @@ class TrainSettings(_Strict):
     method: Named = Named(name="bptt")
     loss: Named = Named(name="sdt")
     penalty: PenaltySettings | None = Field(None, description="added to the loss, of data with environments")
-    optimizer: Literal["sgd", "adam", "adamw"] = "sgd"
+    optimizer: Literal["sgd", "adam", "adamw", "adamax"] = "sgd"
     lr: float = Field(gt=0)
     momentum: float = Field(0.9, ge=0, lt=1, description="of SGD")
     nesterov: bool = Field(False, description="Nesterov's momentum")
@@ -340,6 +345,8 @@ def _options_model(builder: Callable[..., Any], supplied: frozenset[str]) -> typ
         if name in supplied:
             continue
         hint = Named if Surrogate in typing.get_args(hints[name]) else hints[name]
+        if typing.get_origin(hint) is tuple:
+            hint = Annotated[hint, BeforeValidator(_as_tuple)]
         fields[name] = (hint, ... if parameter.default is parameter.empty else parameter.default)
     return pydantic.create_model(
         builder.__name__,
