@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from spikeloom.layers import Conv2d, Flatten, Linear, NormSpike
+from spikeloom.models import create_model
 from spikeloom.neurons import IF, LIF
 from spikeloom.record import RateMeter, Recorder, summary
 from spikeloom.stream import Stream, checkpoint
@@ -263,3 +264,15 @@ def test_what_is_shown_is_short() -> None:
     assert repr(stream) == "Stream(Sequential, at rest)"
     stream(x)
     assert repr(stream) == "Stream(Sequential, 2 layers of neurons remember)"
+
+
+def test_a_readout_has_no_firing_rate() -> None:
+    """Its output is a potential, which can be negative."""
+    model = create_model("paralif_shd", in_channels=8, num_classes=4)
+    x = torch.randn(20, 2, 8)
+    with RateMeter(model) as meter:
+        model(x)
+    assert list(meter.rates()) == ["layers.1", "layers.3", "layers.5"]
+    rates = {layer.name: layer.rate for layer in summary(model, x).layers}
+    assert rates["layers.7"] is None
+    assert all(rates[name] is not None for name in meter.rates())

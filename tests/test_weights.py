@@ -284,6 +284,7 @@ def test_a_network_of_the_package_is_what_its_card_says(name: str) -> None:
     summary = json.loads((folder / "summary.json").read_text())
     card = summary["card"]
     assert hashlib.sha256((folder / "model.safetensors").read_bytes()).hexdigest() == card["sha256"]
+    assert all(0 <= rate <= 1 for rate in card["rates"].values())
     loaded = spikeloom.create_model(model, weights=task)
     assert sum(p.numel() for p in loaded.parameters()) == summary["parameters"]
     try:

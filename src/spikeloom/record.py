@@ -152,7 +152,7 @@ class Recorder:
 
 
 class RateMeter:
-    """Counts spikes, inside its `with` block, without keeping them: the mean output of every neuron layer.
+    """Counts spikes, inside its `with` block, without keeping them: the mean output of every layer that fires.
 
     Args:
         model: any module, not compiled.
@@ -166,7 +166,7 @@ class RateMeter:
 
     def __enter__(self) -> RateMeter:
         for name, module in self._model.named_modules():
-            if isinstance(module, Neuron):
+            if isinstance(module, Neuron) and module.fires:
                 self._handles.append(module.register_forward_hook(self._hook(name)))
         return self
 
@@ -264,7 +264,8 @@ def summary(model: nn.Module, input: Tensor) -> Summary:
         def note(module: nn.Module, args: Any, output: Any) -> None:
             if name not in layers:
                 y = _tensor(output)
-                rate = y.float().mean().item() if isinstance(module, Neuron) and y is not None else None
+                fires = isinstance(module, Neuron) and module.fires
+                rate = y.float().mean().item() if fires and y is not None else None
                 own = sum(p.numel() for p in module.parameters(recurse=False))
                 layers[name] = LayerSummary(name, type(module).__name__, () if y is None else tuple(y.shape), own, rate)
 

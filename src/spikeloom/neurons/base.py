@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -21,7 +21,12 @@ class Neuron(nn.Module):
     comes from, and goes back to, the Stream.
 
     Shapes: input [T, N, ...] -> output [T, N, ...]. Integers and booleans become the default float type.
+
+    Attributes:
+        fires: whether the output is spikes, whose mean is a firing rate; a leaky readout gives its potential.
     """
+
+    fires: ClassVar[bool] = True
 
     def run(self, x: Tensor, state: State, keep: bool) -> tuple[Tensor, State]:
         """Runs x from `state` (None: rest); returns the output and, if `keep`, the state after the last step."""

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import math
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -35,6 +36,7 @@ class LeakyIntegrator(Neuron):
     Shapes: input [T, N, ...] -> membrane [T, N, ...]; state {I, M} [2, N, ...].
     """
 
+    fires: ClassVar[bool] = False
     alpha: Tensor
     beta: Tensor
 
@@ -110,6 +112,8 @@ class ParaLIF(LeakyIntegrator):
     Shapes: input [T, N, ...] -> spikes [T, N, ...]; state {I, M}, and the mapped potential for differences.
     """
 
+    fires: ClassVar[bool] = True
+
     def __init__(
         self,
         firing: str = "gs",
@@ -159,6 +163,8 @@ class SynapticLIF(LeakyIntegrator):
 
     Shapes: input [T, N, ...] -> spikes [T, N, ...]; state {I, M} as a pair.
     """
+
+    fires: ClassVar[bool] = True
 
     def __init__(
         self,

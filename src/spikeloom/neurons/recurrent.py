@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -38,6 +38,8 @@ class RecurrentLIF(LeakyIntegrator):
 
     Parameters: `recurrent.weight` [features, features], `recurrent.bias`.
     """
+
+    fires: ClassVar[bool] = True
 
     def __init__(
         self,

@@ -145,7 +145,7 @@ def set_first_rates(model: nn.Module, x: Tensor, rate: float) -> list[FirstRate]
     names = {module: name for name, module in model.named_modules()}
     kinds = BatchNorm | nn.modules.conv._ConvNd | nn.Linear  # pyright: ignore[reportPrivateUsage]
     handles = [m.register_forward_hook(driven) for m in model.modules() if isinstance(m, kinds)]
-    handles += [m.register_forward_pre_hook(fire) for m in model.modules() if isinstance(m, Neuron)]
+    handles += [m.register_forward_pre_hook(fire) for m in model.modules() if isinstance(m, Neuron) and m.fires]
     try:
         with _trying(model):
             model(x)
