@@ -14,8 +14,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-from command_line import SMALL, spikeloom
-from made_files import idx_bytes, write_cifar10
+from helpers.command_line import SMALL, spikeloom
+from helpers.made_files import idx_bytes, write_cifar10
 
 from spikeloom import cli
 from spikeloom.files import load_tensors

@@ -19,19 +19,19 @@ from torch import Tensor, nn
 
 import spikeloom
 from spikeloom import analyse, deploy, files
-from spikeloom.analyse.block_inputs import attention_inputs
-from spikeloom.analyse.figures import confusions
-from spikeloom.analyse.gathering import gather, read_signed, write_signed
-from spikeloom.analyse.target import open_target
+from spikeloom.analyse.load import open_target
+from spikeloom.analyse.papers.attention_inputs import attention_inputs
+from spikeloom.analyse.papers.figures import confusions
+from spikeloom.analyse.report.data import gather, read_signed, write_signed
 from spikeloom.bench import events as bench_events
 from spikeloom.bench.write import earlier_results, write_results
 from spikeloom.cards import write_weights
 from spikeloom.cli.progress import Quiet
-from spikeloom.deploy.export import export_file
+from spikeloom.deploy.exchange.export import export_file
 from spikeloom.layers import Conv2d, Flatten, Linear
 from spikeloom.models import create_model
-from spikeloom.models.pretrained import load_ann
-from spikeloom.models.trained import read_weights, run_folder
+from spikeloom.models._pretrained import load_ann
+from spikeloom.models.zoo import read_weights, run_folder
 from spikeloom.neurons import LIF
 from spikeloom.reproduce import reproduce
 from spikeloom.scores import scoreboard

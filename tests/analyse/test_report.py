@@ -17,8 +17,8 @@ import pytest
 import torch
 
 from spikeloom import analyse
-from spikeloom.analyse.gathering import Measurements, _spread, changes, gather, read_signed, write_signed
-from spikeloom.analyse.report import render, write_report
+from spikeloom.analyse.report.data import Measurements, _spread, changes, gather, read_signed, write_signed
+from spikeloom.analyse.report.render import render, write_report
 from spikeloom.cli.progress import Quiet
 from spikeloom.errors import UsageError
 from spikeloom.train.loop import train
@@ -115,7 +115,7 @@ def test_it_is_measured_once(copy: Path, monkeypatch: pytest.MonkeyPatch) -> Non
         raise AssertionError("measured again")
 
     with monkeypatch.context() as patch:
-        patch.setattr("spikeloom.analyse.gathering.open_target", never)
+        patch.setattr("spikeloom.analyse.report.data.open_target", never)
         write_report([copy], {}, Quiet())
     # Other images, damaged measurements and those of other weights are measured anew.
     write_report([copy], {"images": 20}, Quiet())
@@ -286,7 +286,7 @@ def test_a_part_that_cannot_be_measured_is_named(copy: Path, monkeypatch: pytest
     def fails(*args: Any) -> Any:
         raise RuntimeError("no such kernel")
 
-    monkeypatch.setattr("spikeloom.analyse.gathering.audit", fails)
+    monkeypatch.setattr("spikeloom.analyse.report.data.audit", fails)
     page, [problem] = write_report([copy], {"images": 10}, Quiet())
     assert problem.endswith("audit could not be measured: no such kernel")
     assert 'id="spikes"' in page.read_text()

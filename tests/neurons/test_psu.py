@@ -7,12 +7,12 @@ from typing import Any
 
 import pytest
 import torch
-from surrogate_of_ones_own import Gaussian
+from helpers.surrogate_of_ones_own import Gaussian
 from torch import Tensor
 
 from spikeloom.neurons import IPSU, LIF, PSU, RPSU, SPSN
 from spikeloom.ops import backend, leaky_filter
-from spikeloom.ops.estimate import estimate_reference
+from spikeloom.ops.psu import estimate_reference
 from spikeloom.stream import Stream
 from spikeloom.surrogates import ATan, Sigmoid, Surrogate
 

@@ -9,7 +9,7 @@ import torch
 from torch.profiler import ProfilerActivity, profile
 
 import spikeloom
-from spikeloom.ops.rounding import bfloat16_is_emulated
+from spikeloom.ops._bf16 import bfloat16_is_emulated
 from spikeloom.train.losses import sdt
 
 # What copies activations and may: the ancestors' names, and why.

@@ -61,8 +61,8 @@ def run(
     PyTorch says.
     """
     from spikeloom import deploy
-    from spikeloom.analyse.target import open_target
-    from spikeloom.deploy.running import run_by_events
+    from spikeloom.analyse.load import open_target
+    from spikeloom.deploy.engine.evaluate import run_by_events
 
     if weights not in WEIGHTS:
         raise UsageError(f"--weights must be fp32, bf16 or exact, got {weights!r}")

@@ -14,12 +14,12 @@ from torch import Tensor, nn
 from spikeloom.checks import number
 from spikeloom.encode import floating
 from spikeloom.errors import UsageError
-from spikeloom.layers.processes import moments, processes
-from spikeloom.layers.steps import axes_of, each_step, repeats, watched
+from spikeloom.layers.stateless import axes_of, each_step, repeats, watched
+from spikeloom.layers.sync_batch_norm import moments, processes
 from spikeloom.neurons.base import check_state, make_neuron
-from spikeloom.neurons.if_lif import Threshold
-from spikeloom.ops import dispatch
-from spikeloom.ops.layout import NATIVE_DTYPES
+from spikeloom.neurons.lif import Threshold
+from spikeloom.ops import _dispatch
+from spikeloom.ops._layout import NATIVE_DTYPES
 from spikeloom.ops.norm_scan import NormScan, norm_scan
 from spikeloom.stream import detaching, exchange, recomputing, streaming
 
@@ -252,7 +252,7 @@ def _one_op(norm: BatchNorm, neuron: Threshold, x: Tensor, residual: Tensor | No
         and all(y is None or (y.dtype == x.dtype and y.shape == x.shape) for y in (residual, add))
         and not watched(norm, neuron)
         and not detaching()
-        and dispatch.choose("norm_scan", x, NATIVE_DTYPES) == "native"
+        and _dispatch.choose("norm_scan", x, NATIVE_DTYPES) == "native"
     )
 
 

@@ -20,12 +20,12 @@ from torch import Tensor, nn
 
 from spikeloom.errors import UsageError
 from spikeloom.layers.norm import BatchNorm, NormSpike
-from spikeloom.layers.steps import AvgPool2d, Conv2d, check_axes, each_step, watched
-from spikeloom.neurons.if_lif import Threshold
-from spikeloom.ops import dispatch
-from spikeloom.ops.every_second import every_second
-from spikeloom.ops.layout import NATIVE_DTYPES
-from spikeloom.ops.native_op import eager
+from spikeloom.layers.stateless import AvgPool2d, Conv2d, check_axes, each_step, watched
+from spikeloom.neurons.lif import Threshold
+from spikeloom.ops import _dispatch
+from spikeloom.ops._custom_op import eager
+from spikeloom.ops._layout import NATIVE_DTYPES
+from spikeloom.ops.subsample import every_second
 from spikeloom.registry import Registry
 
 COMBINE: Registry[Callable[[Tensor, Tensor], Tensor]] = Registry("combine function")
@@ -242,7 +242,7 @@ class PadShortcut(nn.Module):
         return each_step(self._step, check_axes(self, x, 5))
 
     def _step(self, x: Tensor) -> Tensor:
-        if eager(x) and dispatch.choose("every_second", x, NATIVE_DTYPES) == "native":
+        if eager(x) and _dispatch.choose("every_second", x, NATIVE_DTYPES) == "native":
             return every_second(x, *self.padding)
         # A pool over one position takes every second one and, unlike a slice, keeps channels-last gradients so.
         return F.pad(F.avg_pool2d(x, 1, 2), (0, 0, 0, 0, *self.padding))

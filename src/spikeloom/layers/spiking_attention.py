@@ -16,9 +16,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from spikeloom.layers.norm import BatchNorm, NormSpike
-from spikeloom.layers.steps import Conv2d, MaxPool2d, check_axes
+from spikeloom.layers.stateless import Conv2d, MaxPool2d, check_axes
 from spikeloom.neurons.base import make_neuron
-from spikeloom.ops.rounding import product
+from spikeloom.ops._bf16 import product
 
 Variant = Literal["ssa", "identity", "relu", "leaky_relu", "softmax", "softmax_float_v"]
 

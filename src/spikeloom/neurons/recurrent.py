@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from spikeloom.checks import count, number
 from spikeloom.neurons.base import check_state, describe
 from spikeloom.neurons.paralif import LeakyIntegrator, ParaLIF
-from spikeloom.ops.filter_fire import filter_fire
+from spikeloom.ops.paralif import filter_fire
 from spikeloom.ops.recurrent import recurrent_potentials, recurrent_scan
 from spikeloom.stream import State
 from spikeloom.surrogates import FastSigmoid, Surrogate, as_surrogate
