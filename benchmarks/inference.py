@@ -33,7 +33,7 @@ from spikeloom.analyse.load import open_target
 from spikeloom.bench.timing import medians
 from spikeloom.bench.write import earlier_results, kept, write_results
 from spikeloom.deploy import Engine, compile, exact, fold
-from spikeloom.deploy.engine.evaluate import run_by_events
+from spikeloom.deploy.engine.evaluate import evaluate_engine
 from spikeloom.deploy.engine.ir import Conv, Fire, Mean, Neuron, Plan, Pool, Value
 from spikeloom.layers import Conv2d
 from spikeloom.memory import keep_memory
@@ -285,7 +285,7 @@ def whole(run: str, values: Json, leave_out: set[str]) -> Json:
     for name, (make, beside) in ways.items():
         if name.split(",")[0] in leave_out:
             continue
-        found = run_by_events(make(), target.batches(), beside, lambda _: None)
+        found = evaluate_engine(make(), target.batches(), beside, lambda _: None)
         row |= {"images": found["images"]}
         if beside is network:
             row["network %"] = round(found["model_accuracy"], 2)

@@ -22,7 +22,7 @@ from spikeloom import analyse, deploy, files
 from spikeloom.analyse.load import open_target
 from spikeloom.analyse.papers.attention_inputs import attention_inputs
 from spikeloom.analyse.papers.figures import confusions
-from spikeloom.analyse.report.data import gather, read_signed, write_signed
+from spikeloom.analyse.report.data import gather_run, read_signed, write_signed
 from spikeloom.bench import events as bench_events
 from spikeloom.bench.write import earlier_results, write_results
 from spikeloom.cards import write_weights
@@ -46,7 +46,7 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 ELSEWHERE = ("spikeloom.data", "spikeloom.cli", "spikeloom.__main__", "spikeloom._native")
 # Records of what was found; the folder of a `Run`; settings, which `start_from` below has; and benchmarks that take
 # seconds or minutes, whose files go through `recordings` and `write_results`.
-RECORDS = {"Gathered", "OnnxFile", "Weights", "locked", "DataSettings"}
+RECORDS = {"RunData", "OnnxFile", "Weights", "locked", "DataSettings"}
 BENCHMARKS = {"bench_audit", "bench_events", "bench_methods", "bench_neurons", "frame_rows"}
 OF_FILES = {"path", "file", "folder", "folders", "out", "root", "run", "runs", "results"}
 
@@ -225,7 +225,7 @@ CALLS: dict[str, Callable[[Any], Any]] = {
     "earlier_results": lambda at: earlier_results(at("."), "bench"),
     "export_file": lambda at: {
         **export_file(network(), SEQUENCE, True, "nir", at("new"), None), "path": None, "bytes": None},
-    "gather": lambda at: gather(at("run"), {}, Quiet()).records,
+    "gather_run": lambda at: gather_run(at("run"), {}, Quiet()).records,
     "load": lambda at: deploy.load(at("engine.safetensors"))(SEQUENCE).tolist(),
     "load_ann": pretrained,
     "load_recipe": lambda at: load_recipe(at("mine.toml")).title,

@@ -36,7 +36,7 @@ from spikeloom.neurons import (
 )
 from spikeloom.ops import leaky_filter, leaky_filter_fft
 from spikeloom.ops.paralif_firing import FIRING, MAPS, fire_by, gumbel
-from spikeloom.ops.psu import estimate_reference
+from spikeloom.ops.psu import psu_reference
 from spikeloom.stream import Stream
 from spikeloom.surrogates import SURROGATES, Surrogate
 
@@ -193,7 +193,7 @@ def check_buffers(case: Case, neuron: PSU | SPSN, scale: float) -> None:
         torch.testing.assert_close(a, case["buffer_m1"], rtol=1e-6, atol=1e-7)
     if "buffer_m2" in case:
         psu = PSU(neuron.tau, case.settings["v_threshold"] if case.unit == "psu" else 1.0)
-        b = -estimate_reference(torch.zeros_like(x), x, psu.decay, psu.drop(), False, True)[0][:, 0]
+        b = -psu_reference(torch.zeros_like(x), x, psu.decay, psu.drop(), False, True)[0][:, 0]
         torch.testing.assert_close(-b, case["buffer_m2"], rtol=1e-6, atol=1e-7)
     if "buffer_mask0" in case:
         assert torch.equal(case["buffer_mask0"] != 0, torch.ones_like(identity).tril() != 0)

@@ -62,8 +62,8 @@ def test_other_precisions_are_left_alone(emulated: None) -> None:
         seen.append(x.dtype)
         return x
 
-    _bf16.product(watch, torch.ones(1))
-    _bf16.product(watch, torch.ones(1).double())
+    _bf16.bf16_product(watch, torch.ones(1))
+    _bf16.bf16_product(watch, torch.ones(1).double())
     with torch.autocast("cpu", torch.float16):
-        _bf16.product(watch, torch.ones(1))
+        _bf16.bf16_product(watch, torch.ones(1))
     assert seen == [torch.float32, torch.float64, torch.float32]

@@ -18,7 +18,7 @@ from spikeloom.ops.conv import Pass, density, spike_conv, spike_conv_through, ta
 Tracks = Callable[[Tensor, Tensor], float]
 Ways = tuple[Pass, Pass, Pass]
 SPARSE: Ways = ("sparse", "sparse", "onednn")
-MINIMAL: Ways = ("minimal", "minimal", "minimal")
+WINOGRAD: Ways = ("winograd", "winograd", "winograd")
 STRIDED: Ways = ("onednn", "strided", "strided")
 
 
@@ -75,7 +75,7 @@ def test_minimal_at_odd_sizes(native: Any, tracks: Tracks, padding: int, dtype: 
         native.set_level(level)
         for channels, out, images, height, width in ((16, 16, 1, 3, 9), (16, 48, 3, 33, 8), (64, 32, 21, 4, 6)):
             weight = torch.randn(out, channels, 3, 3).to(dtype)
-            compare(tracks, spikes(images, channels, height, width).to(dtype), weight, 1, padding, MINIMAL)
+            compare(tracks, spikes(images, channels, height, width).to(dtype), weight, 1, padding, WINOGRAD)
 
 
 @pytest.mark.parametrize(("dtype", "images"), [(torch.float32, 70), (torch.bfloat16, 140)])
@@ -86,7 +86,7 @@ def test_results_that_go_past_the_caches(native: Any, tracks: Tracks, dtype: tor
     assert x.nbytes > 4 << 20
     for level in native.levels():
         native.set_level(level)
-        compare(tracks, x, weight, 1, 1, MINIMAL)
+        compare(tracks, x, weight, 1, 1, WINOGRAD)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -104,7 +104,7 @@ def test_strided_at_odd_sizes(native: Any, tracks: Tracks, form: tuple[int, int,
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize(("ways", "stride"), [(SPARSE, 1), (SPARSE, 2), (MINIMAL, 1), (STRIDED, 2)])
+@pytest.mark.parametrize(("ways", "stride"), [(SPARSE, 1), (SPARSE, 2), (WINOGRAD, 1), (STRIDED, 2)])
 def test_what_comes_back_beside_a_convolution_is_added(
     native: Any, tracks: Tracks, monkeypatch: pytest.MonkeyPatch, ways: Ways, stride: int, dtype: torch.dtype
 ) -> None:
@@ -129,7 +129,7 @@ def test_what_comes_back_beside_a_convolution_is_added(
             assert tracks(a, b) < (1e-5 if dtype == torch.float32 else 1e-2)
 
 
-@pytest.mark.parametrize("ways", [SPARSE, MINIMAL])
+@pytest.mark.parametrize("ways", [SPARSE, WINOGRAD])
 @pytest.mark.parametrize("x", [torch.zeros(2, 16, 9, 8), torch.ones(2, 16, 9, 8), torch.randn(2, 16, 9, 8)])
 def test_silent_full_and_real_valued_inputs(native: Any, tracks: Tracks, x: Tensor, ways: Ways) -> None:
     x = x.to(memory_format=torch.channels_last)
@@ -139,11 +139,11 @@ def test_silent_full_and_real_valued_inputs(native: Any, tracks: Tracks, x: Tens
 def test_other_memory_layouts(native: Any, tracks: Tracks) -> None:
     weight = torch.randn(16, 16, 3, 3).to(memory_format=torch.channels_last)
     for x in (spikes(4, 16, 9, 8).contiguous(), spikes(8, 16, 9, 8)[::2], spikes(4, 16, 9, 16)[..., ::2]):
-        compare(tracks, x, weight, 1, 1, MINIMAL)
+        compare(tracks, x, weight, 1, 1, WINOGRAD)
         compare(tracks, x, weight, 1, 1, SPARSE)
 
 
-@pytest.mark.parametrize(("ways", "stride"), [(SPARSE, 1), (MINIMAL, 1), (STRIDED, 2)])
+@pytest.mark.parametrize(("ways", "stride"), [(SPARSE, 1), (WINOGRAD, 1), (STRIDED, 2)])
 def test_threads_and_unwritten_memory(native: Any, dirty_memory: None, ways: Ways, stride: int) -> None:
     x, weight = spikes(40, 32, 12, 12), torch.randn(32, 32, 3, 3)
     found: list[list[Tensor]] = []
@@ -170,7 +170,7 @@ def test_the_rule_follows_what_fires(native: Any) -> None:
             assert rule(spikes(8, 32, 8, 8, share=0.05), weight, 1) == ("onednn",) * 3
             continue
         assert rule(spikes(8, 32, 8, 8, share=0.05), weight, 1)[:2] == ("sparse", "sparse")
-        assert rule(torch.randn(8, 32, 8, 8), weight, 1) == ("minimal",) * 3
+        assert rule(torch.randn(8, 32, 8, 8), weight, 1) == ("winograd",) * 3
         strided = rule(torch.randn(8, 32, 8, 8), weight, 2)
         assert strided == (("onednn", "strided", "strided") if level == "avx2" else ("onednn",) * 3)
         for share, ways in ((0.1, ("sparse", "sparse", "onednn")), (0.6, ("onednn",) * 3)):
@@ -248,5 +248,5 @@ def test_the_custom_op_is_one() -> None:
     if _dispatch.native is None:
         pytest.skip("spikeloom is installed WITHOUT its native kernels")
     weight = torch.randn(16, 16, 3, 3, requires_grad=True)
-    inputs = (spikes(2, 16, 9, 8).requires_grad_(), weight, 1, 1, " ".join(MINIMAL))
+    inputs = (spikes(2, 16, 9, 8).requires_grad_(), weight, 1, 1, " ".join(WINOGRAD))
     torch.library.opcheck(torch.ops.spikeloom.spike_conv, inputs)

@@ -7,14 +7,14 @@ from typing import Any
 
 import pytest
 import torch
-from helpers.surrogate_of_ones_own import Gaussian
+from helpers.custom_surrogate import Gaussian
 from torch import Tensor
 
 from spikeloom.errors import UsageError
 from spikeloom.ops import backend, psn, sliding_psn
 from spikeloom.surrogates import SURROGATES, ATan, Rectangular, Surrogate, Triangle
 
-band = sys.modules[psn.__module__]
+module = sys.modules[psn.__module__]
 
 
 SURROGATE = {name: SURROGATES[name]() for name in SURROGATES} | {
@@ -207,9 +207,9 @@ def test_potentials_are_within_rounding(native: Any, form: str, T: int) -> None:
     weight, bias = weight + torch.randn_like(weight), bias + torch.randn_like(bias)
     sliding = form.startswith("slide")
     order = weight.shape[0] if sliding else 0 if form == "psn" else min(int(form[4:]), T)
-    h = band._band_potentials(x, weight, bias.view(-1) if sliding else bias, order, sliding)
-    matrix = band.sliding_matrix(weight, T) if sliding else weight
-    matrix = matrix * band.band_mask(T, order, weight) if order and not sliding else matrix
+    h = module._psn_potentials(x, weight, bias.view(-1) if sliding else bias, order, sliding)
+    matrix = module.sliding_matrix(weight, T) if sliding else weight
+    matrix = matrix * module.band_mask(T, order, weight) if order and not sliding else matrix
     exact = matrix.double() @ x.double() + bias.double().view(-1, 1)
     terms = matrix.double().abs() @ x.double().abs() + bias.double().abs().view(-1, 1)
     rounding = 2**-23 * T * terms
@@ -272,7 +272,7 @@ def test_weights_outside_the_band_are_not_read(native: Any) -> None:
 def test_sliding_is_a_band_of_equal_rows(native: Any) -> None:
     for T, order in ((7, 3), (7, 7), (7, 12), (1, 4), (70, 5)):
         x, weight = eighths(T, 50, high=2.0), eighths(order)
-        matrix = band.sliding_matrix(weight, T)
+        matrix = module.sliding_matrix(weight, T)
         bias = torch.tensor(-0.25)
         for name in ("native", "reference"):
             with backend(name):
@@ -319,9 +319,9 @@ def test_custom_ops_obey_the_rules(native: Any, how: str) -> None:
         (2, True, eighths(2), eighths(1)),
     ):
         learned = (x.detach().requires_grad_(), weight.clone().requires_grad_(), bias.clone().requires_grad_())
-        torch.library.opcheck(ops.band.default, (*learned, None, order, sliding, kind, p, q))
-        torch.library.opcheck(ops.band_potentials.default, (x, weight, bias, order, sliding))
+        torch.library.opcheck(ops.psn.default, (*learned, None, order, sliding, kind, p, q))
+        torch.library.opcheck(ops.psn_potentials.default, (x, weight, bias, order, sliding))
         for slope, k in ((None, kind), (torch.rand(x.shape), 5)):
             torch.library.opcheck(
-                ops.band_backward.default, (grad, x, weight, bias, slope, order, sliding, k, p, q)
+                ops.psn_backward.default, (grad, x, weight, bias, slope, order, sliding, k, p, q)
             )  # fmt: skip

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from helpers.surrogate_of_ones_own import Gaussian
+from helpers.custom_surrogate import Gaussian
 from torch import Tensor
 
 from spikeloom.ops import backend

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 import torch._dynamo
-from helpers.surrogate_of_ones_own import Gaussian
+from helpers.custom_surrogate import Gaussian
 from torch import Tensor
 
 from spikeloom.errors import UsageError

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from spikeloom.encode import floating
 from spikeloom.ops import _dispatch, depthwise
-from spikeloom.ops._bf16 import product
+from spikeloom.ops._bf16 import bf16_product
 from spikeloom.ops._custom_op import eager
 from spikeloom.ops._layout import NATIVE_DTYPES, in_channels_last, settled
 from spikeloom.ops.conv import overruns, spike_conv, spike_conv_through, takes
@@ -29,7 +29,7 @@ def repeats(x: Tensor) -> bool:
     return x.shape[0] > 1 and x.stride(0) == 0
 
 
-def watched(*modules: nn.Module) -> bool:
+def has_hooks(*modules: nn.Module) -> bool:
     """Whether somebody looks at what passes through one of the modules."""
     hooks = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks")
     return any(getattr(module, name) for module in modules for name in hooks)
@@ -122,7 +122,7 @@ class Conv1d(nn.Conv1d):
 
     def forward(self, input: Tensor) -> Tensor:
         input = check_axes(self, input, 4)
-        return each_step(lambda x: product(self._conv_forward, x, self.weight, self.bias), input)
+        return each_step(lambda x: bf16_product(self._conv_forward, x, self.weight, self.bias), input)
 
 
 class Conv2d(nn.Conv2d):
@@ -144,7 +144,7 @@ class Conv2d(nn.Conv2d):
     def through(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """The convolution of x, and x for a shortcut, whose gradient is then added inside the convolution's own."""
         x = check_axes(self, x, 5)
-        if repeats(x) or watched(self) or self.bias is not None:
+        if repeats(x) or has_hooks(self) or self.bias is not None:
             return self(x), x
         flat = fold(x)
         found = self._plan(flat)
@@ -157,7 +157,7 @@ class Conv2d(nn.Conv2d):
     def _step(self, x: Tensor) -> Tensor:
         found = self._plan(x)
         if found is None:
-            return product(self._conv_forward, x, self.weight, self.bias)
+            return bf16_product(self._conv_forward, x, self.weight, self.bias)
         op, x, weight = found
         y = op(x, weight)
         return y if self.bias is None else y.add_(self.bias.to(y.dtype)[:, None, None])
@@ -212,7 +212,7 @@ class Linear(nn.Linear):
                 f"Linear takes a sequence [T, N, {self.in_features}], got shape {tuple(input.shape)}: it is made for "
                 "inputs of another size"
             )
-        return each_step(lambda x: product(F.linear, x, self.weight, self.bias), input)
+        return each_step(lambda x: bf16_product(F.linear, x, self.weight, self.bias), input)
 
 
 class MaxPool2d(nn.MaxPool2d):

@@ -16,7 +16,7 @@ from spikeloom.ops.scan.native import Numbers, firing_numbers
 from spikeloom.surrogates import ATan, Rectangular, Surrogate, as_surrogate
 
 
-class Threshold(Neuron):
+class LIFBase(Neuron):
     """Base of the neurons of `ops.scan`: they differ in `charge` alone.
 
     Args:
@@ -83,8 +83,8 @@ class Threshold(Neuron):
         )  # fmt: skip
 
 
-class IF(Threshold):
-    """Integrate-and-fire neurons: `H[t] = V[t-1] + X[t]` (SEW ResNet, Eq. 1). Arguments as `Threshold`."""
+class IF(LIFBase):
+    """Integrate-and-fire neurons: `H[t] = V[t-1] + X[t]` (SEW ResNet, Eq. 1). Arguments as `LIFBase`."""
 
     def charge(self) -> tuple[float, float]:
         return 1.0, 1.0
@@ -95,7 +95,7 @@ def leak(tau: float, instead: str) -> float:
     return 1 - 1 / number("tau", tau, above=1, hint=instead)
 
 
-class LIF(Threshold):
+class LIF(LIFBase):
     """Leaky integrate-and-fire neurons.
 
     `decay_input=True`:  `H[t] = V[t-1] + (X[t] - (V[t-1] - V_reset)) / tau` (SEW ResNet, Eq. 5).
@@ -105,7 +105,7 @@ class LIF(Threshold):
     Args:
         tau: membrane time constant in steps, greater than 1.
         decay_input: divide the input by tau as well.
-        v_threshold, v_reset, surrogate, detach_reset, strict: as `Threshold`.
+        v_threshold, v_reset, surrogate, detach_reset, strict: as `LIFBase`.
     """
 
     def __init__(
@@ -129,7 +129,7 @@ class LIF(Threshold):
         return f"{describe(tau=self.tau, decay_input=self.decay_input)}, {super().extra_repr()}"
 
 
-class PLIF(Threshold):
+class PLIF(LIFBase):
     """LIF with one learnable time constant a layer, `1 / tau = sigmoid(w)` (Fang et al. 2021, PLIF, Eq. 9).
 
     Args:
@@ -162,7 +162,7 @@ class PLIF(Threshold):
         return f"{describe(decay_input=self.decay_input)}, {super().extra_repr()}"
 
 
-class MLF(Threshold):
+class MLF(LIFBase):
     """Multi-level firing (Feng et al. 2022, MLF, Eqs. 6-9): LIF neurons with several thresholds on one input.
 
     The output is the number of levels that fire, an integer from 0 to K. Every level has its own potential and reset;
@@ -171,7 +171,7 @@ class MLF(Threshold):
     Args:
         tau: `1 - 1 / tau` is the decay factor k_tau; 4/3 for 0.25.
         v_threshold: of each level, ascending.
-        surrogate, detach_reset, strict: as `Threshold`; the released code differentiates through the reset, and fires
+        surrogate, detach_reset, strict: as `LIFBase`; the released code differentiates through the reset, and fires
             on `>`.
 
     Shapes: input [T, N, ...] -> {0, ..., K} [T, N, ...]; state [K, N, ...].

@@ -12,7 +12,7 @@ from spikeloom.checks import number
 from spikeloom.errors import UsageError
 from spikeloom.neurons.base import Neuron, check_state, describe
 from spikeloom.ops.leaky_integrator import leaky_filter
-from spikeloom.ops.paralif import filter_fire
+from spikeloom.ops.paralif import paralif
 from spikeloom.ops.paralif_firing import FIRING
 from spikeloom.ops.scan import potentials, scan
 from spikeloom.registry import nearest
@@ -136,7 +136,7 @@ class ParaLIF(LeakyIntegrator):
     def run(self, x: Tensor, state: State, keep: bool) -> tuple[Tensor, State]:
         filters, before = (None, None) if state is None else state
         check_state(self, filters, x, (2,))
-        spikes, after = filter_fire(
+        spikes, after = paralif(
             x, *self.decays(), self.firing, self.threshold(), self.surrogate, (filters, before), keep
         )
         return spikes, after if keep else None

@@ -16,7 +16,7 @@ def bfloat16_is_emulated() -> bool:
     return not torch.ops.mkldnn._is_mkldnn_bf16_supported()
 
 
-def product(function: Callable[..., Tensor], *tensors: Tensor | None) -> Tensor:
+def bf16_product(function: Callable[..., Tensor], *tensors: Tensor | None) -> Tensor:
     """`function(*tensors)`; where it is bfloat16 by type or autocast and the processor has none, of float32 and rounded
     after."""
     first = tensors[0]

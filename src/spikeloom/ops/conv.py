@@ -4,7 +4,7 @@ Each of the three passes, forward and the gradients of weights and input, choose
 
 - "sparse": the weights' rows of active inputs are added up, or for the weights' gradient the rows of the output's
   gradient. 0/1 spikes and integers cost what they fire, and only the order of the sums differs from a dense one;
-- "minimal": 36 products instead of 144, Winograd's F(4x4, 3x3), for 3x3 without stride (not with less rounding: within
+- "winograd": 36 products instead of 144, Winograd's F(4x4, 3x3), for 3x3 without stride (not with less rounding: within
   3e-6 of the largest value where a direct sum in float32 is within 1e-6);
 - "strided": all products, of a convolution with stride: for its two gradients alone;
 - "onednn": PyTorch's own.
@@ -24,11 +24,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from spikeloom.ops import _dispatch
-from spikeloom.ops._bf16 import bfloat16_is_emulated, product
+from spikeloom.ops._bf16 import bf16_product, bfloat16_is_emulated
 from spikeloom.ops._custom_op import autograd_function, direct, op_with_weight
 from spikeloom.ops._layout import NATIVE_DTYPES, fresh, ordered, pointer
 
-Pass = Literal["auto", "onednn", "sparse", "minimal", "strided"]
+Pass = Literal["auto", "onednn", "sparse", "winograd", "strided"]
 
 _WORK = 5e7  # multiply-adds below which a call's fixed costs decide
 _CACHED = 1 << 17  # weights of "strided" gradients that stay in a core's cache
@@ -117,8 +117,8 @@ def _rule(x: Tensor, weight: Tensor, stride: int) -> tuple[str, str, str]:
     single = single or level == "avx2"  # no instructions for it, so no difference
     even = all(width % 16 == 0 for width in weight.shape[:2])
     fits = even and stride == 1 and weight.shape[0] * weight.shape[1] <= (256 * 256 if single else 128 * 128)
-    convolve = "minimal" if fits and (single or narrow >= 32) else "onednn"
-    differentiate, back = "minimal" if fits else "onednn", convolve
+    convolve = "winograd" if fits and (single or narrow >= 32) else "onednn"
+    differentiate, back = "winograd" if fits else "onednn", convolve
     if level == "avx2":
         forward, gradient = _sparse_below_avx2(stride, narrow, fits)
         if stride > 1 and even and weight.numel() <= _CACHED:
@@ -132,7 +132,7 @@ def _rule(x: Tensor, weight: Tensor, stride: int) -> tuple[str, str, str]:
     )
 
 
-def _sparse_below(single: bool, stride: int, narrow: int, minimal: bool) -> tuple[float, float]:
+def _sparse_below(single: bool, stride: int, narrow: int, winograd: bool) -> tuple[float, float]:
     """The shares of nonzeros below which "sparse" wins, forward and for the weights' gradient."""
     if stride > 1:
         if narrow < 32:
@@ -140,18 +140,18 @@ def _sparse_below(single: bool, stride: int, narrow: int, minimal: bool) -> tupl
         return (0.5, 0.25) if single else (0.2, 0.16)
     if narrow < 32:
         return (0.25, 0.08) if single else (0.1, 0.02)
-    if minimal:
+    if winograd:
         return (0.27, 0.2 if narrow < 64 else 0.27) if single else (0.25, 0.14 if narrow < 64 else 0.23)
     if single:
         return 0.45, 0.6
     return (0.13 if narrow > 256 else 0.3), 0.33
 
 
-def _sparse_below_avx2(stride: int, narrow: int, minimal: bool) -> tuple[float, float]:
+def _sparse_below_avx2(stride: int, narrow: int, winograd: bool) -> tuple[float, float]:
     """The same where vectors are half as wide, for float32 and for bfloat16, which has no instructions there."""
     if stride > 1:
         return 0.4, 0.2 if narrow < 32 else 0.35
-    if not minimal:
+    if not winograd:
         return 0.45, 0.9
     return 0.23, 0.05 if narrow < 32 else 0.11 if narrow < 64 else 0.16
 
@@ -181,10 +181,10 @@ def _fake(x: Tensor, weight: Tensor, stride: int, padding: int, ways: str) -> Te
 def _forward(x: Tensor, weight: Tensor, stride: int, padding: int, ways: str) -> Tensor:
     way = ways.split()[0]
     if way == "onednn":
-        return product(lambda x, weight: F.conv2d(x, weight, None, stride, padding), x, weight)
+        return bf16_product(lambda x, weight: F.conv2d(x, weight, None, stride, padding), x, weight)
     x, w = _channels_last(x), weight.float()
     y = fresh(_fake(x, weight, stride, padding, ways), x.dtype)
-    kernel = _dispatch.native.conv_forward_minimal if way == "minimal" else _dispatch.native.conv_forward_sparse
+    kernel = _dispatch.native.conv_forward_minimal if way == "winograd" else _dispatch.native.conv_forward_sparse
     kernel(**_fields(x, w, stride, padding) | {"y": y.data_ptr()})
     return y
 
@@ -221,12 +221,12 @@ def _gradients(
         if need[0] and not library[0]:
             grad_x = fresh(x, x.dtype)
             skip = None if skip is None else ordered(skip, grad_x, x.dtype)
-            kernel = native.conv_input_minimal if by_input == "minimal" else native.conv_input_strided
+            kernel = native.conv_input_minimal if by_input == "winograd" else native.conv_input_strided
             kernel(**fields | {"grad_x": grad_x.data_ptr(), "grad_skip": pointer(skip)})
         if need[1] and not library[1]:
             found = torch.empty_like(w)
             kernels = {
-                "minimal": native.conv_weight_minimal,
+                "winograd": native.conv_weight_minimal,
                 "sparse": native.conv_weight_sparse,
                 "strided": native.conv_weight_strided,
             }

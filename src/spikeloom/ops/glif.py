@@ -49,7 +49,7 @@ def gated_scan(
         raise ValueError(f"state must be [2, N, C, ...] of a step {tuple(x.shape[1:])}, got {tuple(state.shape)}")
     if _dispatch.choose("gated_scan", x, (torch.float32,)) == "reference" or surrogate.formula is None:
         return gated_scan_reference(x, open, constants, surrogate, strict, state)
-    return _gated(x, open.float(), constants.float(), state, strict, *surrogate.formula)
+    return _glif(x, open.float(), constants.float(), state, strict, *surrogate.formula)
 
 
 def gated_scan_reference(
@@ -143,9 +143,9 @@ def _save(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
 
 def _differentiate(ctx: Any, grad_spikes: Tensor, grad_last: Tensor) -> tuple[Any, ...]:
     x, open, constants, state = ctx.saved_tensors
-    found = _gated_backward(grad_spikes, grad_last, x, open, constants, state, *ctx.rest)
+    found = _glif_backward(grad_spikes, grad_last, x, open, constants, state, *ctx.rest)
     return *found[:3], found[3] if state is not None else None, *(None,) * 4
 
 
-_gated = NativeOp("gated_scan", _forward, _fake, _save, _differentiate)
-_gated_backward = NativeOp("gated_scan_backward", _backward, _fake_backward)
+_glif = NativeOp("gated_scan", _forward, _fake, _save, _differentiate)
+_glif_backward = NativeOp("gated_scan_backward", _backward, _fake_backward)

@@ -100,7 +100,7 @@ def combined_kernel(alpha: float, beta: float, steps: int) -> Tensor:
 # --- the native path --------------------------------------------------------------------------------------------------
 
 
-def filter_fields(x: Tensor, alpha: Tensor, beta: Tensor, state: Tensor | None) -> dict[str, Any]:
+def integrator_fields(x: Tensor, alpha: Tensor, beta: Tensor, state: Tensor | None) -> dict[str, Any]:
     return {
         **steps_of(x), "alpha": alpha.data_ptr(), "beta": beta.data_ptr(),
         "constant_stride": 0 if alpha.dim() == 0 else 1, "state": pointer(state),
@@ -122,7 +122,7 @@ def _forward(x: Tensor, alpha: Tensor, beta: Tensor, state: Tensor | None, retur
     m = fresh(x, x.dtype)
     last = last_state(step, return_state)
     _dispatch.native.filter_forward(
-        **filter_fields(x, alpha, beta, state), m=m.data_ptr(), state_out=last.data_ptr() if return_state else 0
+        **integrator_fields(x, alpha, beta, state), m=m.data_ptr(), state_out=last.data_ptr() if return_state else 0
     )
     return m, last
 
@@ -152,7 +152,7 @@ def _backward(
     grad_state = last_state(step, state is not None)
     constants = rows_like(2, step, torch.float32) if learn else step.new_zeros(2)
     _dispatch.native.filter_backward(
-        **filter_fields(x, alpha, beta, state), grad_m=grad_m.data_ptr(), grad_state_out=pointer(grad_last),
+        **integrator_fields(x, alpha, beta, state), grad_m=grad_m.data_ptr(), grad_state_out=pointer(grad_last),
         grad_x=grad_x.data_ptr(), grad_state=0 if state is None else grad_state.data_ptr(),
         grad_alpha=constants[0].data_ptr() if learn else 0, grad_beta=constants[1].data_ptr() if learn else 0,
     )  # fmt: skip

@@ -19,7 +19,7 @@ from spikeloom.ops.leaky_integrator import (
     aligned,
     as_constants,
     constant_gradients,
-    filter_fields,
+    integrator_fields,
     last_state,
     leaky_filter,
 )
@@ -31,7 +31,7 @@ _RULES = ("threshold", "difference", "bernoulli", "gumbel")
 State = tuple[Tensor | None, Tensor | None]
 
 
-def filter_fire(
+def paralif(
     x: Tensor,
     alpha: Constant,
     beta: Constant,
@@ -58,7 +58,7 @@ def filter_fire(
     kind, rule = FIRING[firing]
     random = rule in ("bernoulli", "gumbel")
     formula = surrogate.formula
-    chosen = _dispatch.choose("filter_fire", x, NATIVE_DTYPES)
+    chosen = _dispatch.choose("paralif", x, NATIVE_DTYPES)
     # One threshold a feature, or a surrogate that the kernel does not know, take the two ops one after the other.
     known = random or (formula is not None and not (isinstance(threshold, Tensor) and threshold.dim() > 0))
     if chosen != "native" or not known:
@@ -69,7 +69,7 @@ def filter_fire(
     seed = torch.randint(2**31, (), device=x.device) if random else None
     threshold = torch.as_tensor(0.0 if random else threshold, dtype=torch.float32, device=x.device)
     before = None if before is None else before.float()
-    spikes, filters, last = _filter_fire(
+    spikes, filters, last = _paralif(
         x, *as_constants(alpha, beta, x), threshold, None if filters is None else filters.float(), before, seed,
         numbers, return_state,
     )  # fmt: skip
@@ -106,8 +106,9 @@ def _forward(
     last = last_state(step, return_state)
     mapped = torch.empty_like(step) if return_state and _differences(numbers) else step.new_empty(0)
     _dispatch.native.filter_fire_forward(
-        **filter_fields(x, alpha, beta, state), **_fields(numbers, threshold, before, seed), spikes=spikes.data_ptr(),
-        state_out=last.data_ptr() if return_state else 0, mapped_out=mapped.data_ptr() if mapped.numel() else 0,
+        **integrator_fields(x, alpha, beta, state), **_fields(numbers, threshold, before, seed),
+        spikes=spikes.data_ptr(), state_out=last.data_ptr() if return_state else 0,
+        mapped_out=mapped.data_ptr() if mapped.numel() else 0,
     )  # fmt: skip
     return spikes, last, mapped
 
@@ -146,7 +147,7 @@ def _backward(
     grad_threshold = x.new_zeros((), dtype=torch.float64)
     _, _, kind, p, q = numbers
     _dispatch.native.filter_fire_backward(
-        **filter_fields(x, alpha, beta, state), **_fields(numbers, threshold, before, seed),
+        **integrator_fields(x, alpha, beta, state), **_fields(numbers, threshold, before, seed),
         grad_spikes=grad_spikes.data_ptr(), grad_state_out=pointer(grad_last), grad_mapped_out=pointer(grad_mapped),
         surrogate=int(kind), p=p, q=q, grad_x=grad_x.data_ptr(),
         grad_state=0 if state is None else grad_state.data_ptr(),
@@ -186,7 +187,7 @@ def _differentiate(
     x, alpha, beta, threshold, state, before, seed = ctx.saved_tensors
     _, *needed, _, _, _, _, _ = ctx.needs_input_grad
     grad_spikes = torch.zeros_like(x) if grad_spikes is None else grad_spikes
-    grad_x, grad_state, grad_before, grad_threshold, grad_alpha, grad_beta = _filter_fire_backward(
+    grad_x, grad_state, grad_before, grad_threshold, grad_alpha, grad_beta = _paralif_backward(
         grad_spikes, grad_last, grad_mapped, x, alpha, beta, threshold, state, before, seed, ctx.numbers,
         needed[0] or needed[1],
     )  # fmt: skip
@@ -203,5 +204,5 @@ def _differentiate(
     )
 
 
-_filter_fire = NativeOp("filter_fire", _forward, _fake, _save, _differentiate)
-_filter_fire_backward = NativeOp("filter_fire_backward", _backward, _fake_backward)
+_paralif = NativeOp("paralif", _forward, _fake, _save, _differentiate)
+_paralif_backward = NativeOp("paralif_backward", _backward, _fake_backward)

@@ -93,9 +93,9 @@ def _native(x: Tensor, weight: Tensor, bias: Tensor, surrogate: Surrogate, order
     formula = surrogate.formula
     if formula is None and torch.is_grad_enabled():
         with torch.no_grad():
-            slope = surrogate.derivative(_band_potentials(x, weight, bias, order, sliding))
+            slope = surrogate.derivative(_psn_potentials(x, weight, bias, order, sliding))
     kind, p, q = formula or (SLOPE, 0.0, 0.0)
-    return _band(x, weight, bias, slope, order, sliding, kind, p, q)
+    return _psn(x, weight, bias, slope, order, sliding, kind, p, q)
 
 
 def _fields(x: Tensor, weight: Tensor, bias: Tensor, order: int, sliding: bool) -> dict[str, Any]:
@@ -176,12 +176,12 @@ def _save(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
 
 def _differentiate(ctx: Any, grad_spikes: Tensor) -> tuple[Any, ...]:
     x, weight, bias, slope = ctx.saved_tensors
-    grad_x, grad_weight, grad_bias = _band_backward(
+    grad_x, grad_weight, grad_bias = _psn_backward(
         grad_spikes, x, weight, bias, slope, ctx.order, ctx.sliding, ctx.kind, ctx.p, ctx.q
     )
     return grad_x, grad_weight.to(weight.dtype), grad_bias.to(bias.dtype), *(None,) * 6
 
 
-_band = NativeOp("band", _forward, _fake, _save, _differentiate)
-_band_potentials = NativeOp("band_potentials", _potentials, _fake_potentials)
-_band_backward = NativeOp("band_backward", _backward, _fake_backward)
+_psn = NativeOp("psn", _forward, _fake, _save, _differentiate)
+_psn_potentials = NativeOp("psn_potentials", _potentials, _fake_potentials)
+_psn_backward = NativeOp("psn_backward", _backward, _fake_backward)

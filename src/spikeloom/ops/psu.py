@@ -20,7 +20,7 @@ from spikeloom.ops.scan import fire
 from spikeloom.surrogates import SLOPE, Surrogate
 
 
-def estimate_fire(
+def psu(
     x: Tensor,
     z: Tensor | None,
     decay: float,
@@ -48,8 +48,8 @@ def estimate_fire(
     Returns:
         Spikes [T, N, ...] of x's dtype, and the last state [2, N, ...] or None.
     """
-    if _dispatch.choose("estimate_fire", x, NATIVE_DTYPES) != "native":
-        v, last = estimate_reference(x, z, decay, drop, integrate, raw, state)
+    if _dispatch.choose("psu", x, NATIVE_DTYPES) != "native":
+        v, last = psu_reference(x, z, decay, drop, integrate, raw, state)
         return fire(v, surrogate, strict, threshold).to(x.dtype), last if return_state else None
     z = None if z is None else z.to(x.dtype)
     settings = [decay, drop, threshold, integrate, raw, strict]
@@ -58,11 +58,11 @@ def estimate_fire(
         with torch.no_grad():
             slope = surrogate.derivative(_potentials(x, z, state, settings) - threshold)
     kind, p, q = surrogate.formula or (SLOPE, 0.0, 0.0)
-    spikes, last = _estimate(x, z, state, slope, [*settings, kind, p, q], return_state)
+    spikes, last = _psu(x, z, state, slope, [*settings, kind, p, q], return_state)
     return spikes, last if return_state else None
 
 
-def estimate_reference(
+def psu_reference(
     x: Tensor, z: Tensor | None, decay: float, drop: float, integrate: bool, raw: bool, state: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:
     """V [T, N, ...] and the last state [2, N, ...] in plain PyTorch: the definition, differentiated by autograd."""
@@ -78,12 +78,12 @@ def estimate_reference(
     return u - drop * late, torch.stack([u[-1], r[-1]])
 
 
-def estimate_potentials(
+def psu_potentials(
     x: Tensor, z: Tensor | None, decay: float, drop: float, integrate: bool, raw: bool, state: Tensor | None = None
 ) -> Tensor:
     """V [T, N, ...], without gradients."""
     with torch.no_grad():
-        return estimate_reference(x, z, decay, drop, integrate, raw, state)[0].to(x.dtype)
+        return psu_reference(x, z, decay, drop, integrate, raw, state)[0].to(x.dtype)
 
 
 # --- the native path --------------------------------------------------------------------------------------------------
@@ -175,10 +175,10 @@ def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> N
 def _differentiate(ctx: Any, grad_spikes: Tensor | None, grad_last: Tensor | None) -> tuple[Any, ...]:
     x, z, state, slope = ctx.saved_tensors
     grad_spikes = torch.zeros_like(x) if grad_spikes is None else grad_spikes
-    grad_x, grad_z, grad_state = _estimate_backward(grad_spikes, grad_last, x, z, state, slope, ctx.settings)
+    grad_x, grad_z, grad_state = _psu_backward(grad_spikes, grad_last, x, z, state, slope, ctx.settings)
     return grad_x, None if z is None else grad_z, None if state is None else grad_state, None, None, None
 
 
-_estimate = NativeOp("estimate", _forward, _fake, _save, _differentiate)
-_potentials = NativeOp("estimate_potentials", _potential_values, _fake_potentials)
-_estimate_backward = NativeOp("estimate_backward", _backward, _fake_backward)
+_psu = NativeOp("psu", _forward, _fake, _save, _differentiate)
+_potentials = NativeOp("psu_potentials", _potential_values, _fake_potentials)
+_psu_backward = NativeOp("psu_backward", _backward, _fake_backward)

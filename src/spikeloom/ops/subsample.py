@@ -11,7 +11,7 @@ from torch import Tensor
 from spikeloom.ops._custom_op import autograd_function
 
 
-def every_second(x: Tensor, before: int, after: int) -> Tensor:
+def subsample(x: Tensor, before: int, after: int) -> Tensor:
     """x[:, :, ::2, ::2] with channels of zeros on both sides, in x's memory order; so is the gradient.
 
     Args:
@@ -21,7 +21,7 @@ def every_second(x: Tensor, before: int, after: int) -> Tensor:
     Returns:
         [N, before + C + after, ceil(H / 2), ceil(W / 2)].
     """
-    return _every_second(x, before, after)
+    return _subsample(x, before, after)
 
 
 def _zeros(x: Tensor, shape: tuple[int, ...], order: torch.memory_format) -> Tensor:
@@ -52,4 +52,4 @@ def _differentiate(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
     return grad_x, None, None
 
 
-_every_second = autograd_function("every_second", _forward, _save, _differentiate)
+_subsample = autograd_function("subsample", _forward, _save, _differentiate)

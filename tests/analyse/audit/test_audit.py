@@ -17,7 +17,7 @@ from torch import Tensor, nn
 import spikeloom
 from spikeloom.analyse import RULES, Audit, Costs, Layer, audit
 from spikeloom.analyse.audit import value_types
-from spikeloom.analyse.audit.value_types import Look, look, merge
+from spikeloom.analyse.audit.value_types import TensorSummary, merge_summaries, summarise
 from spikeloom.errors import UsageError
 from spikeloom.neurons import LIF
 
@@ -61,7 +61,7 @@ def test_looking(
         x = x.double()
     elif form == "chunks":
         monkeypatch.setattr(value_types, "_CHUNK", 7)
-    found = look(x, True, True)
+    found = summarise(x, True, True)
     operand = found.operand()
     assert operand.input == kind
     assert operand.scale == pytest.approx(scale, rel=1e-3 if form != "float64" else 1e-5)
@@ -78,21 +78,21 @@ def test_looking(
 def test_one_odd_value_among_many_is_found() -> None:
     x = spikes(64, 16, 33, 33)
     x[37, 5, 11, 12] = 0.5
-    assert look(x, True, False).operand().input == "real"
+    assert summarise(x, True, False).operand().input == "real"
     x[37, 5, 11, 12] = 2.0
-    assert (look(x, True, True).operand().input, look(x, True, True).operand().maximum) == ("integer", 2.0)
+    assert (summarise(x, True, True).operand().input, summarise(x, True, True).operand().maximum) == ("integer", 2.0)
 
 
 @pytest.mark.parametrize("kind", [torch.bool, torch.uint8, torch.int64, torch.bfloat16, torch.float16])
 def test_other_types(kind: torch.dtype) -> None:
-    operand = look(spikes(8, 5).to(kind), True, True).operand()
+    operand = summarise(spikes(8, 5).to(kind), True, True).operand()
     assert operand.input == "binary"
 
 
 def test_the_worst_of_several_batches_counts() -> None:
     def kinds(*tensors: Tensor) -> str:
-        looks: list[Look] = [look(x, True, True) for x in tensors]
-        return merge(looks).operand().input
+        summaries: list[TensorSummary] = [summarise(x, True, True) for x in tensors]
+        return merge_summaries(summaries).operand().input
 
     a, b = spikes(4, 6), torch.zeros(4, 6)
     assert kinds(b, b) == "silent"
@@ -101,7 +101,7 @@ def test_the_worst_of_several_batches_counts() -> None:
     assert kinds(a, 2 * a) == "integer"
     assert kinds(a / 2, b, a) == "scaled"
     assert kinds(a, torch.rand(4, 6)) == "real"
-    assert merge([look(a / 4, True, True), look(a / 2, True, True)]).operand().scale == 0.25
+    assert merge_summaries([summarise(a / 4, True, True), summarise(a / 2, True, True)]).operand().scale == 0.25
 
 
 # --- which products are found, and how they are named -----------------------------------------------------------------

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 import spikeloom
 from spikeloom.analyse import Layer, audit
-from spikeloom.analyse.audit.value_types import look, merge
+from spikeloom.analyse.audit.value_types import merge_summaries, summarise
 
 Map = Callable[[Tensor], Tensor]
 
@@ -183,11 +183,11 @@ def test_neurons_behind_unequal_windows_spike_again() -> None:
 
 def test_merged_looks_of_known_windows() -> None:
     windows = torch.tensor([[4.0, 6.0, 9.0]])
-    known = look(torch.tensor([[1.0, 2.0, 3.0]]) / windows, True, True, windows)
-    whole = look(torch.tensor([[1.0, 0.0, 1.0]]), True, True)
-    halves = look(torch.tensor([[0.5, 0.0, 1.5]]), True, True)
-    real = look(torch.rand(1, 64), False, True)
-    assert merge([known, whole, halves]).spikes == pytest.approx(6 + 2 + 4)
-    found = merge([known, whole]).operand()
+    known = summarise(torch.tensor([[1.0, 2.0, 3.0]]) / windows, True, True, windows)
+    whole = summarise(torch.tensor([[1.0, 0.0, 1.0]]), True, True)
+    halves = summarise(torch.tensor([[0.5, 0.0, 1.5]]), True, True)
+    real = summarise(torch.rand(1, 64), False, True)
+    assert merge_summaries([known, whole, halves]).spikes == pytest.approx(6 + 2 + 4)
+    found = merge_summaries([known, whole]).operand()
     assert (found.input, found.rate / found.scale) == ("scaled", pytest.approx(8 / 6))
-    assert merge([replace(known, channels=None), real]).operand().input == "real"
+    assert merge_summaries([replace(known, channels=None), real]).operand().input == "real"

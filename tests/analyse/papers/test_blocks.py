@@ -14,7 +14,7 @@ from spikeloom import analyse, create_model
 from spikeloom.analyse.audit.energy import attentions
 from spikeloom.analyse.load import open_target
 from spikeloom.analyse.papers.landscape import directions
-from spikeloom.analyse.papers.similarity import blocks_of
+from spikeloom.analyse.papers.similarity import listed_blocks
 from spikeloom.errors import UsageError
 from spikeloom.layers import MembraneBlock, NormSpike
 from spikeloom.neurons import IF, LIF, ParaLIF
@@ -62,7 +62,7 @@ def test_idle_blocks_have_similarity_one() -> None:
 
 def test_networks_without_blocks_say_so() -> None:
     with pytest.raises(UsageError, match="SpikingVGG has no list `blocks`"):
-        blocks_of(create_model("report_vgg16"))
+        listed_blocks(create_model("report_vgg16"))
 
 
 # --- isometry ---------------------------------------------------------------------------------------------------------

@@ -227,13 +227,13 @@ def test_many_images_go_in_even_parts_of_the_right_size(monkeypatch: pytest.Monk
     engine = compile(on_a_grid(create_model("ms_resnet20", T=2), x), x, tune=False)
     expected = torch.cat([engine(part) for part in x.split(1)], 1)
     sizes: list[int] = []
-    run = executor.Workspace.__call__
+    run = executor.Executor.__call__
 
-    def counted(self: executor.Workspace, x: Tensor, states: executor.States | None = None) -> Tensor:
+    def counted(self: executor.Executor, x: Tensor, states: executor.States | None = None) -> Tensor:
         sizes.append(x.shape[1])
         return run(self, x, states)
 
-    monkeypatch.setattr(executor.Workspace, "__call__", counted)
+    monkeypatch.setattr(executor.Executor, "__call__", counted)
     assert torch.equal(engine(x), expected)
     assert sizes == [7, 6, 6]
     sizes.clear()

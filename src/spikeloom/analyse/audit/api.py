@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from spikeloom.analyse.audit.cost import evaluating
 from spikeloom.analyse.audit.energy import RULES, SPIKES, Costs, Energy, Layer
-from spikeloom.analyse.audit.tracer import Ledger
+from spikeloom.analyse.audit.tracer import OpTrace
 from spikeloom.analyse.calibrate import calibrated
 from spikeloom.errors import UsageError
 
@@ -201,27 +201,27 @@ def audit(
         batches = itertools.chain(first := list(itertools.islice(batches, 1)), batches)
         _reset(model, reset)
         model = calibrated(model, _parts(first[0])[0]) if first else model
-    ledger = Ledger(model)
+    trace = OpTrace(model)
     images, steps = 0, 0
-    with evaluating(model), torch.no_grad(), ledger.attached():
+    with evaluating(model), torch.no_grad(), trace.attached():
         for batch in batches:
             x, labels = _parts(batch)
             _reset(model, reset)
-            with ledger.watching(x):
+            with trace.recording(x):
                 output = model(x)
-            count, ran = _sizes(model, x, labels, output, batch_axis, ledger)
-            ledger.close(count, ran)
+            count, ran = _sizes(model, x, labels, output, batch_axis, trace)
+            trace.close(count, ran)
             images, steps = images + count, steps + count * ran
     if images == 0:
         raise UsageError("an audit needs at least one batch, got none: give a list or a loader of inputs")
     mean = steps // images if steps % images == 0 else steps / images
-    rows = ledger.layers(images, mean, set(folded_biases))
+    rows = trace.layers(images, mean, set(folded_biases))
     if not rows:
-        unseen = f"; what cannot be looked into: {', '.join(ledger.opaque)}" if ledger.opaque else ""
+        unseen = f"; what cannot be looked into: {', '.join(trace.opaque)}" if trace.opaque else ""
         raise UsageError(f"{type(model).__name__} ran no convolution, linear layer or matrix product to audit{unseen}")
     rows = [replace(row, energy_pj=costs.mac * row.macs + costs.ac * row.acs) for row in rows]
     parameters = sum(p.numel() for p in model.parameters())
-    name, opaque = type(model).__name__, tuple(ledger.opaque)
+    name, opaque = type(model).__name__, tuple(trace.opaque)
     return Audit(name, tuple(rows), images, mean, parameters, costs, opaque, _untrained_norms(model))
 
 
@@ -284,7 +284,7 @@ def _untrained_norms(model: nn.Module) -> int:
 
 
 def _sizes(
-    model: nn.Module, x: Tensor, labels: Tensor | None, output: Any, batch_axis: int | None, ledger: Ledger
+    model: nn.Module, x: Tensor, labels: Tensor | None, output: Any, batch_axis: int | None, trace: OpTrace
 ) -> tuple[int, int]:
     """Images of a batch, and T."""
     if isinstance(model, nn.RNNBase):
@@ -295,7 +295,7 @@ def _sizes(
     logits: Any = output[0] if isinstance(output, tuple | list) and output else output
     shape = logits.shape if isinstance(logits, Tensor) else torch.Size()
     # Three axes are [T, N, classes] where there are neurons; elsewhere they may be [N, tokens, features].
-    sequence = len(shape) == 3 and ledger.spiking and shape[1] in x.shape[:2]
+    sequence = len(shape) == 3 and trace.spiking and shape[1] in x.shape[:2]
     time_first = batch_axis == 1
     if batch_axis is not None:
         images = x.shape[batch_axis]
@@ -314,4 +314,4 @@ def _sizes(
         return images, shape[0]
     if time_first or (x.dim() > 1 and x.shape[0] != images and x.shape[1] == images):
         return images, x.shape[0]
-    return images, ledger.steps(images)
+    return images, trace.steps(images)

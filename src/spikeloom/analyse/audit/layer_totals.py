@@ -11,41 +11,41 @@ import torch
 from torch import Tensor
 
 from spikeloom.analyse.audit.energy import SPIKES, Kind, Layer, Role
-from spikeloom.analyse.audit.value_types import Look, merge
+from spikeloom.analyse.audit.value_types import TensorSummary, merge_summaries
 
-_MERGED = 32  # looks that are kept apart: merging costs as much as a look
+_MERGED = 32  # summaries that are kept apart: merging costs as much as making one
 
 
 @dataclass
-class Entry:
+class LayerTotals:
     """One layer: sums over batches, and the calls of the present batch."""
 
     name: str  # of the module
     weight: str  # its full name, or the module's
     kind: Kind
     encoder: bool
-    seen: list[list[Look]]  # of each operand, to be merged
+    seen: list[list[TensorSummary]]  # of each operand, to be merged
     why: list[str]
     operations: float = 0.0
     bias: float = 0.0
     outputs: float = 0.0
     runs: int = 0  # rows of its input: images x steps x tokens
     product: tuple[int, int, int] | None = None
-    calls: list[list[Look]] = field(default_factory=list)
+    calls: list[list[TensorSummary]] = field(default_factory=list)
     by_step: Tensor | None = None  # summed over images
 
     def close(self, images: int, steps: int) -> None:
         """Adds the calls of a batch, of so many images and steps, to the sums."""
-        self.runs += sum(len(looks[0].rows) for looks in self.calls)
+        self.runs += sum(len(summaries[0].rows) for summaries in self.calls)
         self._add_steps(images, steps)
         for index, seen in enumerate(self.seen):
-            seen += [looks[index] for looks in self.calls]
+            seen += [summaries[index] for summaries in self.calls]
             if len(seen) >= _MERGED:
-                seen[:] = [merge(seen)]
+                seen[:] = [merge_summaries(seen)]
         self.calls = []
 
     def _add_steps(self, images: int, steps: int) -> None:
-        rows = [looks[0].rows for looks in self.calls]
+        rows = [summaries[0].rows for summaries in self.calls]
         if len(self.seen) > 1:
             return  # which operand drives a product is known at the end only
         if len(rows) == steps:
@@ -63,8 +63,8 @@ class Entry:
 
     def layer(self, name: str, images: int, steps: float, folded: bool, last: bool) -> Layer:
         """The layer of this name, per image; its bias is not counted if `folded`, and the `last` may classify."""
-        looks = [merge(seen) for seen in self.seen if seen]
-        operands = tuple(seen.operand() for seen in looks)
+        summaries = [merge_summaries(seen) for seen in self.seen if seen]
+        operands = tuple(seen.operand() for seen in summaries)
         role: Role = "encoder" if self.encoder else "classifier" if last and self.kind == "linear" else "body"
         ran = float(steps) if self.kind == "matmul" else min(self.runs / images, float(steps))
         operations = self.operations / images
@@ -78,9 +78,9 @@ class Entry:
             changes["shape"] = (operations / (ran * n * k * m), n, k, m)
         if self.by_step is not None and layer.input != "real":
             changes["rates"] = tuple((self.by_step / images).tolist())
-        if looks[0].channels is not None:
-            counts = looks[0].channels
-            full = looks[0].elements // len(counts)
+        if summaries[0].channels is not None:
+            counts = summaries[0].channels
+            full = summaries[0].elements // len(counts)
             changes |= {
                 "channels": len(counts), "dead": int((counts == 0).sum()), "saturated": int((counts == full).sum()),
             }  # fmt: skip
@@ -93,9 +93,9 @@ class Entry:
         return replace(layer, **changes)
 
 
-def named(entries: list[Entry]) -> dict[str, Entry]:
+def named(entries: list[LayerTotals]) -> dict[str, LayerTotals]:
     """Layers by the names of their modules; of a module with several weights, by those of the weights."""
-    modules, found = Counter(entry.name for entry in entries), dict[str, Entry]()
+    modules, found = Counter(entry.name for entry in entries), dict[str, LayerTotals]()
     for entry in entries:
         name = own = entry.name if modules[entry.name] == 1 else entry.weight
         for number in itertools.count(2):

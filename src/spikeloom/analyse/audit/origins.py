@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from spikeloom.analyse.audit.energy import Operand
-from spikeloom.analyse.audit.value_types import Look
+from spikeloom.analyse.audit.value_types import TensorSummary
 
 # Operations that hand on what they receive; views need no entry, they share memory.
 _THROUGH = {
@@ -47,13 +47,13 @@ class Origin:
     Attributes:
         op, module: of what wrote it.
         windows: of its elements; a tensor has one axis, in the order of the memory.
-        looks: what was seen in its views.
+        summaries: what was seen in its views.
     """
 
     op: str
     module: str
     windows: Windows = 1.0
-    looks: dict[Any, Look] = field(default_factory=dict)
+    summaries: dict[Any, TensorSummary] = field(default_factory=dict)
 
     def explain(self, operand: Operand) -> str:
         """What made these values."""

@@ -14,13 +14,13 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from spikeloom.analyse.audit.energy import SPIKES, Kind, Layer
-from spikeloom.analyse.audit.layer_totals import Entry, named
+from spikeloom.analyse.audit.layer_totals import LayerTotals, named
 from spikeloom.analyse.audit.origins import UNSEEN, Origin, Origins, memory
-from spikeloom.analyse.audit.value_types import REAL, Look, look
+from spikeloom.analyse.audit.value_types import REAL, TensorSummary, summarise
 from spikeloom.errors import UsageError
 from spikeloom.layers import NormSpike
 from spikeloom.neurons.base import Neuron
-from spikeloom.neurons.lif import Threshold
+from spikeloom.neurons.lif import LIFBase
 from spikeloom.neurons.recurrent import RecurrentLIF
 from spikeloom.ops import backend
 from spikeloom.stream import streaming
@@ -35,8 +35,8 @@ _OPAQUE = {
 _FIRED = ("binary", "ternary", "integer", "scaled")
 
 
-class Ledger:
-    """What the layers of a network received, by name; `watching` fills it, `layers` reads it.
+class OpTrace:
+    """What the layers of a network received, by name; `recording` fills it, `layers` reads it.
 
     Args:
         model: any module.
@@ -47,7 +47,7 @@ class Ledger:
         self._owners = dict(model.named_modules(remove_duplicate=False))
         tensors = [*model.named_buffers(), *model.named_parameters()]
         self._weights = {memory(tensor): name for name, tensor in tensors}
-        self._entries: dict[Any, Entry] = {}
+        self._entries: dict[Any, LayerTotals] = {}
         self._products: dict[str, int] = {}
         self._running: list[nn.Module] = []
         self._neurons = 0
@@ -59,7 +59,7 @@ class Ledger:
 
     @contextlib.contextmanager
     def attached(self) -> Generator[None]:
-        """Follows which module runs, inside the block; `watching` needs it."""
+        """Follows which module runs, inside the block; `recording` needs it."""
         handles: list[Any] = []
         fast = torch.backends.mha.get_fastpath_enabled()
         with contextlib.ExitStack() as stack:
@@ -80,11 +80,11 @@ class Ledger:
                     handle.remove()
 
     @contextlib.contextmanager
-    def watching(self, x: Tensor) -> Generator[None]:
+    def recording(self, x: Tensor) -> Generator[None]:
         """Books what runs inside the block; x are the data."""
         self.origins = Origins(x)
         self._running, self._neurons, self._ran = [], 0, {}
-        with _Watch(self):
+        with _OpTracer(self):
             yield
 
     def _enter(self, module: nn.Module, args: Any) -> None:
@@ -126,7 +126,7 @@ class Ledger:
         entries = [entry for entry in self._entries.values() if entry.calls]
         if not any(call[0].operand().input in _FIRED for e in entries if not e.encoder for call in e.calls):
             return 1
-        rows = [sum(len(looks[0].rows) for looks in e.calls) // images for e in entries if e.kind == "conv"]
+        rows = [sum(len(summaries[0].rows) for summaries in e.calls) // images for e in entries if e.kind == "conv"]
         return max([1, *(rows or [len(e.calls) for e in entries if e.kind == "linear"])])
 
     def layers(self, images: int, steps: float, folded: set[str]) -> list[Layer]:
@@ -169,7 +169,7 @@ class Ledger:
         if self._neurons:
             return
         entry = self._pair_entry("", (a.shape[-2], a.shape[-1], b.shape[-1]))
-        operands = [(self.origins.of(t), self._look(t, False, True)) for t in (a, b)]
+        operands = [(self.origins.of(t), self._summarise(t, False, True)) for t in (a, b)]
         self._book(entry, operands, operations, 0, outputs)
 
     def attention(self, q: Tensor, k: Tensor, v: Tensor) -> None:
@@ -178,12 +178,17 @@ class Ledger:
         count = q.numel() // q.shape[-1]  # softmaxes, each over m
         self.pair(q, k.transpose(-2, -1), q.numel() * m, count * m)
         if not self._neurons:
-            softmax = Look(count * m, 0.0, 1.0, REAL, count, count, count * m, torch.full((len(q),), 1 / m), None)
+            softmax = TensorSummary(
+                count * m, 0.0, 1.0, REAL, count, count, count * m, torch.full((len(q),), 1 / m), None
+            )
             entry = self._pair_entry("softmax", (n, m, v.shape[-1]))
-            operands = [(Origin("softmax", self.where()), softmax), (self.origins.of(v), self._look(v, False, True))]
+            operands = [
+                (Origin("softmax", self.where()), softmax),
+                (self.origins.of(v), self._summarise(v, False, True)),
+            ]
             self._book(entry, operands, count * m * v.shape[-1], 0, count * v.shape[-1])
 
-    def _pair_entry(self, part: str, product: tuple[int, int, int]) -> Entry:
+    def _pair_entry(self, part: str, product: tuple[int, int, int]) -> LayerTotals:
         module = self.where()
         key = (module, part, _site())
         entry = self._entries.get(key)
@@ -210,16 +215,16 @@ class Ledger:
         if entry is None:
             first = not self._entries or self.origins.of(x).op == "input"
             entry = self._open(key, module.removesuffix(".weight"), name or module, kind, first, 1)
-        seen = self._look(x, True, not entry.encoder)
+        seen = self._summarise(x, True, not entry.encoder)
         self._book(entry, [(self.origins.of(x), seen)], operations, 0 if bias is None else out.numel(), out.numel())
 
-    def _open(self, key: Any, name: str, weight: str, kind: Kind, encoder: bool, operands: int) -> Entry:
-        seen = [list[Look]() for _ in range(operands)]
-        entry = self._entries[key] = Entry(name, weight, kind, encoder, seen, [""] * operands)
+    def _open(self, key: Any, name: str, weight: str, kind: Kind, encoder: bool, operands: int) -> LayerTotals:
+        seen = [list[TensorSummary]() for _ in range(operands)]
+        entry = self._entries[key] = LayerTotals(name, weight, kind, encoder, seen, [""] * operands)
         return entry
 
     def _book(
-        self, entry: Entry, operands: list[tuple[Origin, Look]], operations: int, bias: int, outputs: int
+        self, entry: LayerTotals, operands: list[tuple[Origin, TensorSummary]], operations: int, bias: int, outputs: int
     ) -> None:
         entry.calls.append([seen for _, seen in operands])
         entry.operations += operations
@@ -230,15 +235,15 @@ class Ledger:
             if not entry.why[index] and operand.input not in SPIKES:
                 entry.why[index] = origin.explain(operand)
 
-    def _look(self, x: Tensor, channels: bool, may_scale: bool) -> Look:
+    def _summarise(self, x: Tensor, channels: bool, may_scale: bool) -> TensorSummary:
         origin, windows = self.origins.of(x), self.origins.windows(x)
         key = (x.data_ptr(), x.shape, x.stride(), channels, may_scale)
-        found = origin.looks.get(key)
+        found = origin.summaries.get(key)
         if found is None:
             sizes = windows if isinstance(windows, Tensor) else None
-            found = look(x, channels, may_scale and windows is not None, sizes)
+            found = summarise(x, channels, may_scale and windows is not None, sizes)
             if origin is not UNSEEN:
-                origin.looks[key] = found
+                origin.summaries[key] = found
         return found
 
     def where(self) -> str:
@@ -254,12 +259,12 @@ class Ledger:
 _PLAIN: set[Any] = set()  # operations that are no composites of others, as far as they were met
 
 
-class _Watch(TorchDispatchMode):
+class _OpTracer(TorchDispatchMode):
     """Sees every operation below autograd, after composite ones were taken apart."""
 
-    def __init__(self, ledger: Ledger):
+    def __init__(self, trace: OpTrace):
         super().__init__()
-        self._ledger = ledger
+        self._trace = trace
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
@@ -278,10 +283,10 @@ class _Watch(TorchDispatchMode):
             return func(*args, **kwargs)
         result = func(*args, **kwargs)
         if product is not None:
-            product(self._ledger, result, *args, **kwargs)
+            product(self._trace, result, *args, **kwargs)
         elif name in _OPAQUE:
-            self._ledger.opaque.setdefault(f"{name} in {self._ledger.where() or 'the model'}")
-        module, origins = self._ledger.where(), self._ledger.origins
+            self._trace.opaque.setdefault(f"{name} in {self._trace.where() or 'the model'}")
+        module, origins = self._trace.where(), self._trace.origins
         if name == "norm_scan":  # norm, residual, neuron and the ADD of its spikes, with two results
             _, residual, add = args[:3]
             known = add is None or isinstance(origins.windows(add), float)
@@ -294,34 +299,34 @@ class _Watch(TorchDispatchMode):
 
 
 def _convolution(
-    ledger: Ledger, out: Tensor, x: Tensor, weight: Tensor, bias: Tensor | None, stride: Any, padding: Any,
+    trace: OpTrace, out: Tensor, x: Tensor, weight: Tensor, bias: Tensor | None, stride: Any, padding: Any,
     dilation: Any, transposed: bool, output_padding: Any, groups: int,
 ) -> None:  # fmt: skip
-    ledger.convolution(x, weight, bias, out, transposed)
+    trace.convolution(x, weight, bias, out, transposed)
 
 
-def _mm(ledger: Ledger, out: Tensor, a: Tensor, b: Tensor, **options: Any) -> None:
-    ledger.product(a, b, None, out)
+def _mm(trace: OpTrace, out: Tensor, a: Tensor, b: Tensor, **options: Any) -> None:
+    trace.product(a, b, None, out)
 
 
-def _addmm(ledger: Ledger, out: Tensor, bias: Tensor, a: Tensor, b: Tensor, **options: Any) -> None:
-    ledger.product(a, b, bias, out)
+def _addmm(trace: OpTrace, out: Tensor, bias: Tensor, a: Tensor, b: Tensor, **options: Any) -> None:
+    trace.product(a, b, bias, out)
 
 
-def _mv(ledger: Ledger, out: Tensor, a: Tensor, b: Tensor) -> None:
-    ledger.product(a, b[:, None], None, out)
+def _mv(trace: OpTrace, out: Tensor, a: Tensor, b: Tensor) -> None:
+    trace.product(a, b[:, None], None, out)
 
 
-def _addmv(ledger: Ledger, out: Tensor, bias: Tensor, a: Tensor, b: Tensor, **options: Any) -> None:
-    ledger.product(a, b[:, None], bias, out)
+def _addmv(trace: OpTrace, out: Tensor, bias: Tensor, a: Tensor, b: Tensor, **options: Any) -> None:
+    trace.product(a, b[:, None], bias, out)
 
 
-def _dot(ledger: Ledger, out: Tensor, a: Tensor, b: Tensor) -> None:
-    ledger.product(a[None], b[:, None], None, out)
+def _dot(trace: OpTrace, out: Tensor, a: Tensor, b: Tensor) -> None:
+    trace.product(a[None], b[:, None], None, out)
 
 
-def _attention(ledger: Ledger, out: Any, q: Tensor, k: Tensor, v: Tensor, *args: Any, **options: Any) -> None:
-    ledger.attention(q, k, v)
+def _attention(trace: OpTrace, out: Any, q: Tensor, k: Tensor, v: Tensor, *args: Any, **options: Any) -> None:
+    trace.attention(q, k, v)
 
 
 _PRODUCTS: dict[str, Callable[..., None]] = {
@@ -331,8 +336,8 @@ _PRODUCTS: dict[str, Callable[..., None]] = {
 
 
 def _fused(modules: Iterable[nn.Module]) -> set[nn.Module]:
-    """Norms and neurons that run as one operation as long as nobody looks between; they hold no products."""
-    units = [module for module in modules if isinstance(module, NormSpike) and isinstance(module.neuron, Threshold)]
+    """Norms and neurons that run as one operation as long as no hook is registered between; they hold no products."""
+    units = [module for module in modules if isinstance(module, NormSpike) and isinstance(module.neuron, LIFBase)]
     return {part for unit in units for part in (unit.norm, unit.neuron)}
 
 

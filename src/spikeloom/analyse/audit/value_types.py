@@ -21,7 +21,7 @@ SILENT, REAL, MIXED = 0.0, math.nan, math.inf  # in place of a scale
 
 
 @dataclass
-class Look:
+class TensorSummary:
     """What one tensor, or several, held.
 
     Attributes:
@@ -65,29 +65,29 @@ class Look:
         return "binary" if self.minimum >= 0 else "ternary"
 
 
-def merge(looks: Iterable[Look]) -> Look:
-    """Several looks at one place as one, without their rows."""
-    looks = list(looks)
+def merge_summaries(summaries: Iterable[TensorSummary]) -> TensorSummary:
+    """Several summaries of one place as one, without their rows."""
+    summaries = list(summaries)
     spikes = None
-    if all(o.spikes is None for o in looks):
-        scale = functools.reduce(_merge_scales, (o.scale for o in looks))
+    if all(o.spikes is None for o in summaries):
+        scale = functools.reduce(_merge_scales, (o.scale for o in summaries))
     else:
-        scale, spikes = _merge_spikes(looks)
-    low, high = min(o.minimum for o in looks), max(o.maximum for o in looks)
+        scale, spikes = _merge_spikes(summaries)
+    low, high = min(o.minimum for o in summaries), max(o.maximum for o in summaries)
     if scale > 0 and max(-low, high) / scale > _LEVELS:
         scale = REAL
-    channels = [o.channels for o in looks if o.channels is not None]
-    return Look(
-        sum(o.elements for o in looks), low, high, scale, sum(o.total for o in looks),
-        sum(o.magnitude for o in looks), sum(o.nonzero for o in looks), torch.empty(0),
+    channels = [o.channels for o in summaries if o.channels is not None]
+    return TensorSummary(
+        sum(o.elements for o in summaries), low, high, scale, sum(o.total for o in summaries),
+        sum(o.magnitude for o in summaries), sum(o.nonzero for o in summaries), torch.empty(0),
         torch.stack(channels).sum(0) if channels else None, spikes,
     )  # fmt: skip
 
 
-def _merge_spikes(looks: list[Look]) -> tuple[float, float]:
-    scales = {o.scale for o in looks}
+def _merge_spikes(summaries: list[TensorSummary]) -> tuple[float, float]:
+    scales = {o.scale for o in summaries}
     scale = REAL if any(map(math.isnan, scales)) else 1.0 if scales <= {SILENT, 1.0} else MIXED
-    return scale, sum(o.magnitude / (o.scale or 1.0) if o.spikes is None else o.spikes for o in looks)
+    return scale, sum(o.magnitude / (o.scale or 1.0) if o.spikes is None else o.spikes for o in summaries)
 
 
 def _merge_scales(a: float, b: float) -> float:
@@ -98,8 +98,8 @@ def _merge_scales(a: float, b: float) -> float:
     return a if a == b else _common_factor(torch.tensor([a, b], dtype=torch.float64))
 
 
-def look(x: Tensor, channels: bool, may_scale: bool, windows: Tensor | None = None) -> Look:
-    """Looks at every element of a tensor, in about four passes that are read from the cache.
+def summarise(x: Tensor, channels: bool, may_scale: bool, windows: Tensor | None = None) -> TensorSummary:
+    """Summarises every element of a tensor, in about four passes that are read from the cache.
 
     Args:
         x: of at least two axes, not empty. With `channels`, axis 1 holds them.
@@ -114,7 +114,7 @@ def look(x: Tensor, channels: bool, may_scale: bool, windows: Tensor | None = No
     low, high = (value.item() for value in torch.aminmax(flat))
     if low == high == 0:
         silent = x.new_zeros(x.shape[1]) if channels else None
-        return Look(x.numel(), 0.0, 0.0, SILENT, 0.0, 0.0, 0.0, x.new_zeros(len(x)), silent)
+        return TensorSummary(x.numel(), 0.0, 0.0, SILENT, 0.0, 0.0, 0.0, x.new_zeros(len(x)), silent)
     scale = _scale(flat, low, high, may_scale and windows is None)
     spikes = _spikes(x * windows) if may_scale and windows is not None else None
     if spikes is not None and math.isnan(scale):
@@ -126,7 +126,7 @@ def look(x: Tensor, channels: bool, may_scale: bool, windows: Tensor | None = No
         magnitude = per_row.sum(dtype=torch.float64).item()
     if not (scale == 1.0 and low >= 0 and high <= 1):  # of spikes the sums are the counts
         _, per_channel = _sums(x, torch.sign if low >= 0 else _nonzero)
-    return Look(
+    return TensorSummary(
         x.numel(), low, high, scale, total, magnitude, per_channel.sum(dtype=torch.float64).item(),
         per_row / (x.numel() // len(x)), per_channel if channels else None, spikes,
     )  # fmt: skip

@@ -29,7 +29,7 @@ class BlockGradient:
     same_shape: bool
 
 
-def blocks_of(model: nn.Module) -> dict[str, Block]:
+def residual_blocks(model: nn.Module) -> dict[str, Block]:
     """The residual blocks of a network by name, in their order.
 
     Raises:
@@ -69,7 +69,7 @@ def block_gradients(
         One entry a block, its input's, and a last one for the output of the last block; of membrane blocks those of
         the potential that their shortcut carries.
     """
-    blocks = blocks_of(model)
+    blocks = residual_blocks(model)
     seen: list[Tensor] = []
 
     def before(module: nn.Module, args: tuple[Tensor, ...]) -> None:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from spikeloom.analyse.calibrate import calibrated
-from spikeloom.analyse.papers.similarity import blocks_of
+from spikeloom.analyse.papers.similarity import listed_blocks
 from spikeloom.errors import UsageError
 from spikeloom.layers import MembraneBlock, NormSpike
 
@@ -40,7 +40,7 @@ def block_isometry(model: nn.Module, x: Tensor, probes: int = 64, seed: int = 0)
     if probes < 2:
         raise UsageError(f"probes must be at least 2, got {probes}")
     model = calibrated(model, x)
-    blocks = blocks_of(model)
+    blocks = listed_blocks(model)
     inputs: dict[str, Tensor] = {}
 
     def tap(name: str) -> Callable[..., None]:

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from spikeloom.analyse.papers.gradients import blocks_of, keeps_shape
+from spikeloom.analyse.papers.gradients import keeps_shape, residual_blocks
 from spikeloom.analyse.training_curves import COLORS
 
 
@@ -38,7 +38,7 @@ def block_rates(model: nn.Module, x: Tensor) -> list[BlockRates]:
         model: a residual network, in the mode it shall run in.
         x: [N, C, H, W] or [T, N, C, H, W].
     """
-    blocks = blocks_of(model)
+    blocks = residual_blocks(model)
     branch: list[float] = []
     output: list[float] = []
 

@@ -32,7 +32,7 @@ class Similarity:
     resized: bool
 
 
-def blocks_of(model: nn.Module) -> dict[str, nn.Module]:
+def listed_blocks(model: nn.Module) -> dict[str, nn.Module]:
     """The blocks of a network by name: what its list `blocks` holds.
 
     Raises:
@@ -73,7 +73,7 @@ def block_similarity(model: nn.Module, x: Tensor) -> list[Similarity]:
 
         return hook
 
-    handles = [block.register_forward_hook(tap(name)) for name, block in blocks_of(model).items()]
+    handles = [block.register_forward_hook(tap(name)) for name, block in listed_blocks(model).items()]
     try:
         model(x)
     finally:

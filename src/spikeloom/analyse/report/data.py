@@ -138,7 +138,7 @@ class Measurements:
 
 
 @dataclass
-class Gathered:
+class RunData:
     """A run as far as its folder tells.
 
     Attributes:
@@ -180,7 +180,7 @@ class Gathered:
             return default
 
 
-def gather(folder: PathLike, values: Json, work: Work) -> Gathered:
+def gather_run(folder: PathLike, values: Json, work: Work) -> RunData:
     """Reads a run's folder, and measures what its report needs unless that was done before.
 
     Args:
@@ -194,7 +194,7 @@ def gather(folder: PathLike, values: Json, work: Work) -> Gathered:
     folder = Path(folder)
     if not any((folder / name).is_file() for name in _FILES):
         raise UsageError(f"{folder} is not a run: it has no {_FILES[0]} and no other file of a run")
-    found = Gathered(folder, folder.name or str(folder))
+    found = RunData(folder, folder.name or str(folder))
     found.run = found.read(lambda: Run.open(folder), None)
     found.records = found.read(lambda: _records(folder, found.problems), [])
     found.summary = found.read(lambda: _summary(folder), {})
@@ -241,7 +241,7 @@ def is_number(value: Any) -> bool:
 # --- where it comes from ----------------------------------------------------------------------------------------------
 
 
-def _origin(found: Gathered, run: Run) -> None:
+def _origin(found: RunData, run: Run) -> None:
     recipe = load_recipe(run.recipe)
     found.full = recipe.resolve(run.row, "full")
     found.row, found.about = recipe.rows[run.row], f"{recipe.title} ({recipe.paper})"
@@ -288,7 +288,7 @@ def _toml(value: Any, bare: bool = False) -> str:
 # --- what is measured -------------------------------------------------------------------------------------------------
 
 
-def _measurements(found: Gathered, run: Run, values: Json, work: Work) -> Measurements:
+def _measurements(found: RunData, run: Run, values: Json, work: Work) -> Measurements:
     if not run.weights.is_file():
         if found.summary:
             found.problems.append(f"there is no {run.weights.name}: nothing could be measured with it")

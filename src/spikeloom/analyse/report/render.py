@@ -16,7 +16,7 @@ from spikeloom.analyse.audit.api import Audit
 from spikeloom.analyse.audit.energy import paper_rule
 from spikeloom.analyse.confusion import Confusion, draw_confusion
 from spikeloom.analyse.papers.rates import draw_layer_rates
-from spikeloom.analyse.report.data import Gathered, Raster, Work, changes, gather, is_number
+from spikeloom.analyse.report.data import Raster, RunData, Work, changes, gather_run, is_number
 from spikeloom.analyse.spike_plots import draw_raster
 from spikeloom.analyse.training_curves import metric_curves
 from spikeloom.errors import UsageError
@@ -71,14 +71,14 @@ def write_report(
     if len({folder.resolve() for folder in folders}) < len(folders):
         raise UsageError("a run is named twice: name each run once")
     out = Path(out) if out else folders[0] / ("report.html" if len(folders) == 1 else "compared.html")
-    runs = [gather(folder, values, work) for folder in folders]
+    runs = [gather_run(folder, values, work) for folder in folders]
     page = render(runs)
     with atomic(out) as temporary:
         temporary.write_bytes(page.encode("utf-8", "replace"))
     return out, [f"{run.folder}: {problem}" for run in runs for problem in run.problems]
 
 
-def render(runs: Sequence[Gathered]) -> str:
+def render(runs: Sequence[RunData]) -> str:
     """The page."""
     import jinja2
     from plotly.offline import get_plotlyjs
@@ -103,7 +103,7 @@ def render(runs: Sequence[Gathered]) -> str:
     )  # fmt: skip
 
 
-def _names(runs: Sequence[Gathered]) -> list[str]:
+def _names(runs: Sequence[RunData]) -> list[str]:
     """A short name for each run: its title, or its folder where all have one title, or both where some have."""
     titles = [run.title for run in runs]
     if len(runs) > 1 and len(set(titles)) == 1:
@@ -126,7 +126,7 @@ def shown(value: Any) -> str:
 # --- one run ----------------------------------------------------------------------------------------------------------
 
 
-def _run(run: Gathered, name: str, several: bool) -> Json:
+def _run(run: RunData, name: str, several: bool) -> Json:
     measured, matrix, audit = run.measured, run.measured.confusion, run.measured.audit
     settings = None if run.run is None else run.run.settings.model_dump()
     return {
@@ -141,7 +141,7 @@ def _run(run: Gathered, name: str, several: bool) -> Json:
     }  # fmt: skip
 
 
-def _against_full(run: Gathered) -> Table | None:
+def _against_full(run: RunData) -> Table | None:
     """The settings in which a run differs from the published row's full budget."""
     if run.full is None or run.run is None:
         return None
@@ -203,7 +203,7 @@ def _raster(raster: Raster) -> Json:
 # --- runs side by side ------------------------------------------------------------------------------------------------
 
 
-def _rows(runs: Sequence[Gathered], values: Mapping[str, Any]) -> list[tuple[Any, ...]]:
+def _rows(runs: Sequence[RunData], values: Mapping[str, Any]) -> list[tuple[Any, ...]]:
     """A row a quantity, from functions of a run; a row that no run has is left out."""
     rows: list[tuple[Any, ...]] = []
     for name, value in values.items():
@@ -213,9 +213,9 @@ def _rows(runs: Sequence[Gathered], values: Mapping[str, Any]) -> list[tuple[Any
     return rows
 
 
-def _overview(runs: Sequence[Gathered], names: Sequence[str]) -> Table:
+def _overview(runs: Sequence[RunData], names: Sequence[str]) -> Table:
     def setting(*path: str) -> Any:
-        def get(run: Gathered) -> Any:
+        def get(run: RunData) -> Any:
             value: Any = None if run.run is None else run.run.settings.model_dump()
             for key in path:
                 value = value.get(key) if isinstance(value, dict) else None
@@ -250,12 +250,12 @@ def _number(value: Any) -> float | int | None:
     return value if is_number(value) else None
 
 
-def _data(run: Gathered, part: str) -> str | None:
+def _data(run: RunData, part: str) -> str | None:
     data = run.summary.get("data")
     return str(data[part]) if isinstance(data, dict) and part in data else None
 
 
-def _different(runs: Sequence[Gathered], names: Sequence[str]) -> Table:
+def _different(runs: Sequence[RunData], names: Sequence[str]) -> Table:
     flat = [_flat({}, run.run.settings.model_dump()) if run.run else {} for run in runs]
     keys = dict.fromkeys(key for each in flat for key in each)
     rows = [(key, *(each.get(key) for each in flat)) for key in keys if len({each.get(key) for each in flat}) > 1]
@@ -269,7 +269,7 @@ _PUBLISHED = {
 }  # fmt: skip
 
 
-def _found(run: Gathered) -> Json:
+def _found(run: RunData) -> Json:
     """What a run measured, by the names under which recipes publish."""
     seconds, memory = _number(run.summary.get("seconds")), _number(run.summary.get("memory_MB"))
     found: Json = {"acc": _number(run.summary.get("test_accuracy")), **run.measured.cost}
@@ -287,7 +287,7 @@ def _found(run: Gathered) -> Json:
     return found
 
 
-def _published(runs: Sequence[Gathered], names: Sequence[str]) -> Table | None:
+def _published(runs: Sequence[RunData], names: Sequence[str]) -> Table | None:
     keys = dict.fromkeys(key for run in runs if run.row for key in run.row.published)
     if not keys:
         return None
@@ -302,7 +302,7 @@ def _published(runs: Sequence[Gathered], names: Sequence[str]) -> Table | None:
                  rows)  # fmt: skip
 
 
-def _curves(runs: Sequence[Gathered], names: Sequence[str]) -> list[Plot]:
+def _curves(runs: Sequence[RunData], names: Sequence[str]) -> list[Plot]:
     records = {name: run.records for name, run in zip(names, runs, strict=True) if run.records}
     plots: list[Plot] = []
     for what, axis in (("accuracy", "accuracy, %"), ("loss", "loss"), ("penalty", "penalty, without its weight")):
@@ -318,7 +318,7 @@ def _curves(runs: Sequence[Gathered], names: Sequence[str]) -> list[Plot]:
     return plots
 
 
-def _rates(runs: Sequence[Gathered], names: Sequence[str]) -> Plot | None:
+def _rates(runs: Sequence[RunData], names: Sequence[str]) -> Plot | None:
     found = {name: r.measured.rates for name, r in zip(names, runs, strict=True) if r.measured.rates}
     if not found:
         return None
@@ -332,7 +332,7 @@ def _rates(runs: Sequence[Gathered], names: Sequence[str]) -> Plot | None:
     return Plot("Firing rate of every layer", f"Firing rates, {ends}.", _plain(draw_layer_rates(found, "")), table)
 
 
-def _energies(runs: Sequence[Gathered], names: Sequence[str]) -> Table | None:
+def _energies(runs: Sequence[RunData], names: Sequence[str]) -> Table | None:
     audits = {name: r.measured.audit for name, r in zip(names, runs, strict=True) if r.measured.audit}
     if not audits:
         return None
@@ -342,8 +342,8 @@ def _energies(runs: Sequence[Gathered], names: Sequence[str]) -> Table | None:
     return Table("Energy of one image by each published rule, uJ", ("rule", *head), rows, sortable=True)
 
 
-def _spent(runs: Sequence[Gathered], names: Sequence[str]) -> Table:
-    def seconds(run: Gathered) -> float | None:
+def _spent(runs: Sequence[RunData], names: Sequence[str]) -> Table:
+    def seconds(run: RunData) -> float | None:
         return _number(run.summary.get("seconds", run.records[-1].get("seconds") if run.records else None))
 
     rows = _rows(runs, {
@@ -355,7 +355,7 @@ def _spent(runs: Sequence[Gathered], names: Sequence[str]) -> Table:
     return Table("Time and memory", ("", *names), rows)
 
 
-def _environment(runs: Sequence[Gathered], names: Sequence[str]) -> Table:
+def _environment(runs: Sequence[RunData], names: Sequence[str]) -> Table:
     keys = dict.fromkeys(key for run in runs for key in run.environment)
     rows = [(str(key), *(shown(run.environment.get(key)) for run in runs)) for key in keys]
     return Table("Where it ran", ("", *names), rows)

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from spikeloom.deploy.engine.engine import Engine
 from spikeloom.deploy.engine.ir import Conv
 from spikeloom.deploy.engine.lower import lower
-from spikeloom.deploy.engine.verify import compare
+from spikeloom.deploy.engine.verify import verify
 
 
 def compile(model: nn.Module, example: Tensor, tune: bool = True, weights: Literal["fp32", "bf16"] = "fp32") -> Engine:
@@ -37,5 +37,5 @@ def compile(model: nn.Module, example: Tensor, tune: bool = True, weights: Liter
         tensors = {k: v.to(torch.bfloat16) if k in rounded else v for k, v in tensors.items()}
     engine = Engine(plan, tensors)
     engine = engine.tuned(example) if tune else engine.with_ways("event")
-    compare(engine, lowered)
+    verify(engine, lowered)
     return engine

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from spikeloom.deploy.engine.cost import Cost, cost_of
-from spikeloom.deploy.engine.executor import Arena, States, Workspace, pack
+from spikeloom.deploy.engine.executor import Arena, Executor, States, pack
 from spikeloom.deploy.engine.ir import Conv, Plan, PlanError, Step, Value
 from spikeloom.errors import UsageError
 from spikeloom.files import PathLike, read_safetensors, write_safetensors
@@ -127,11 +127,11 @@ class Engine:
         return self._run(sequence, 1 if self._plan.input.static else T, states)
 
     def _run(self, x: Tensor, T: int, states: States | None = None) -> Tensor:
-        with self.workspace(T, x.shape[1]) as workspace:
-            return workspace(x, states)
+        with self.executor(T, x.shape[1]) as executor:
+            return executor(x, states)
 
     @contextmanager
-    def workspace(self, T: int, N: int) -> Generator[Workspace]:
+    def executor(self, T: int, N: int) -> Generator[Executor]:
         """Buffers and calls of T steps of N images, which nobody else has until the block ends."""
         if _dispatch.native.level() != self._level:
             raise RuntimeError("the instruction level of the kernels changed after the engine was made: make it anew")
@@ -140,11 +140,11 @@ class Engine:
         try:
             arena = self._idle.pop()
         except IndexError:
-            arena = Arena(partial(Workspace, self._plan, self._values, self._tensors, self._packed))
+            arena = Arena(partial(Executor, self._plan, self._values, self._tensors, self._packed))
         try:
             if alone:  # PyTorch's layers too would wait for threads that did not survive the fork
                 torch.set_num_threads(1)
-            yield arena.workspace(T, N, 1 if alone else threads)
+            yield arena.executor(T, N, 1 if alone else threads)
         finally:
             if alone:
                 torch.set_num_threads(threads)
@@ -157,9 +157,9 @@ class Engine:
         elements in every value."""
         sequence, T = self._sequence(x)
         part = sequence[:, :images]
-        with self.workspace(T, part.shape[1]) as workspace:
-            runs = [workspace.timed(part) for _ in range(repeats + 1)][1:]
-            return [min(times) for times in zip(*runs, strict=True)], workspace.densities()
+        with self.executor(T, part.shape[1]) as executor:
+            runs = [executor.timed(part) for _ in range(repeats + 1)][1:]
+            return [min(times) for times in zip(*runs, strict=True)], executor.densities()
 
     def tuned(self, x: Tensor, repeats: int = 3) -> Engine:
         """An engine whose layers run by events or densely, whichever took less time on x."""

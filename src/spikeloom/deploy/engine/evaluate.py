@@ -17,7 +17,7 @@ def _joined(logits: Tensor) -> Tensor:
     return logits.mean(0) if logits.dim() == 3 else logits
 
 
-def run_by_events(
+def evaluate_engine(
     engine: Callable[[Tensor], Tensor],
     batches: Iterable[tuple[Tensor, Tensor]],
     model: nn.Module | None,

@@ -66,22 +66,22 @@ class Arena:
     """The memory of one run at a time, whatever its steps and images: buffers are as large as the largest run needed.
 
     Args:
-        make: a workspace of T steps of N images on some threads, in this arena.
+        make: an executor of T steps of N images on some threads, in this arena.
     """
 
-    def __init__(self, make: Callable[[Arena, int, int, int], Workspace]):
+    def __init__(self, make: Callable[[Arena, int, int, int], Executor]):
         self._make = make
         self._buffers: dict[int, Tensor] = {}
-        self._workspaces: OrderedDict[tuple[int, int, int], Workspace] = OrderedDict()
-        self.last: Workspace | None = None  # that ran here
+        self._executors: OrderedDict[tuple[int, int, int], Executor] = OrderedDict()
+        self.last: Executor | None = None  # that ran here
 
-    def workspace(self, T: int, N: int, threads: int) -> Workspace:
+    def executor(self, T: int, N: int, threads: int) -> Executor:
         """The calls of T steps of N images; those of the last few shapes are kept."""
         key = (T, N, threads)
-        found = self._workspaces.pop(key, None) or self._make(self, T, N, threads)
-        self._workspaces[key] = found
-        if len(self._workspaces) > SHAPES:
-            self._workspaces.popitem(last=False)[1].release()
+        found = self._executors.pop(key, None) or self._make(self, T, N, threads)
+        self._executors[key] = found
+        if len(self._executors) > SHAPES:
+            self._executors.popitem(last=False)[1].release()
         return found
 
     def buffer(self, key: int, shape: Sequence[int], dtype: torch.dtype) -> Tensor:
@@ -89,9 +89,9 @@ class Arena:
         size = math.prod(shape)
         found = self._buffers.get(key)
         if found is None or found.numel() < size:
-            for workspace in self._workspaces.values():
-                workspace.release()  # it has the smaller one
-            self._workspaces.clear()
+            for executor in self._executors.values():
+                executor.release()  # it has the smaller one
+            self._executors.clear()
             self.last = None
             self._buffers.pop(key, None)
             found = self._buffers[key] = torch.empty(size, dtype=dtype)
@@ -102,7 +102,7 @@ class Arena:
         return sum(buffer.nbytes for buffer in self._buffers.values())
 
 
-class Workspace:
+class Executor:
     """The calls that run T steps of N images in the buffers of an arena: nothing is allocated after the first run.
 
     (But for what PyTorch's own layers allocate for themselves.)

@@ -28,7 +28,7 @@ _HALF_UNIT = 2.0**-24  # the largest rounding error of float32, relative
 _BF16 = 2.0**-8  # of a weight
 
 
-def compare(engine: Engine, lowered: Lowered) -> None:
+def verify(engine: Engine, lowered: Lowered) -> None:
     """Runs the engine's steps on two images.
 
     Raises:
@@ -45,8 +45,8 @@ def compare(engine: Engine, lowered: Lowered) -> None:
         T, N = lowered.plan.T if whole.values[0].static else len(lowered.example), 2
         run = _Graph(lowered, whole.values, N)
         given = run.values()
-        with whole.workspace(T, N) as workspace:
-            for step, read, made in workspace.each_step(given[0], given):
+        with whole.executor(T, N) as executor:
+            for step, read, made in executor.each_step(given[0], given):
                 for index, got in zip(step.out, made, strict=True):
                     fired = isinstance(step, Conv) and index != step.out[0]
                     if fired:

@@ -15,7 +15,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from spikeloom.layers import BatchNorm, Conv1d, Conv2d, Linear, TdBN
-from spikeloom.layers.stateless import watched
+from spikeloom.layers.stateless import has_hooks
 
 Norm = nn.modules.batchnorm._BatchNorm  # pyright: ignore[reportPrivateUsage]
 Layer = nn.Conv1d | nn.Conv2d | nn.Conv3d | nn.Linear
@@ -53,8 +53,8 @@ def find_pairs(model: nn.Module, example: Tensor) -> list[Pair]:
     names: dict[nn.Module, list[str]] = {}
     for name, module in model.named_modules(remove_duplicate=False):
         names.setdefault(module, []).append(name)
-    layers = [m for m in names if type(m) in _LAYERS and not watched(m)]
-    norms = [m for m in names if isinstance(m, Norm) and type(m).forward in _NORMS and not watched(m)]
+    layers = [m for m in names if type(m) in _LAYERS and not has_hooks(m)]
+    norms = [m for m in names if isinstance(m, Norm) and type(m).forward in _NORMS and not has_hooks(m)]
     norms = [norm for norm in norms if norm.running_mean is not None and not norm.training]
     if not layers or not norms:
         return []

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from spikeloom.errors import UsageError
 from spikeloom.neurons import LeakyIntegrator, Neuron, SynapticLIF
 from spikeloom.neurons.base import check_state, describe
-from spikeloom.neurons.lif import Threshold
+from spikeloom.neurons.lif import LIFBase
 from spikeloom.ops.scan.reference import state_dtype
 from spikeloom.surrogates import ATan, Surrogate
 
@@ -30,12 +30,12 @@ FIELDS = {
 """Constants of the nodes that are neurons."""
 
 
-class Charged(Threshold):
+class Charged(LIFBase):
     """Neurons of any linear charge, `H = V_rest + decay (V - V_rest) + gain X`: what NIR's IF and LIF are in steps.
 
     Args:
         decay, gain: of the charge.
-        v_threshold, v_reset, strict: as `Threshold`.
+        v_threshold, v_reset, strict: as `LIFBase`.
     """
 
     def __init__(self, decay: float, gain: float, v_threshold: float, v_reset: float | None, strict: bool):

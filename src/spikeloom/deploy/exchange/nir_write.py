@@ -29,7 +29,7 @@ from spikeloom.deploy.exchange.nir_neurons import NIRNeurons, Reset, fire_metada
 from spikeloom.errors import UsageError
 from spikeloom.files import PathLike, atomic
 from spikeloom.neurons import LeakyIntegrator, Neuron, SynapticLIF
-from spikeloom.neurons.lif import Threshold
+from spikeloom.neurons.lif import LIFBase
 
 aten: Any = torch.ops.aten
 Node = Any
@@ -303,7 +303,7 @@ class _Writer:
 
         if isinstance(module, NIRNeurons):
             return module.node(self.nir, self.dt, shape)
-        if isinstance(module, Threshold) and module.scale() is None and not isinstance(module.v_threshold, tuple):
+        if isinstance(module, LIFBase) and module.scale() is None and not isinstance(module.v_threshold, tuple):
             reset: Reset = "subtract" if module.v_reset is None else "set"
             if reset == "subtract" and not self.soft:
                 raise UsageError(
