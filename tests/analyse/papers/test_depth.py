@@ -13,7 +13,7 @@ from spikeloom.analyse.papers.depth import gradients_by_depth, rates_by_depth
 from spikeloom.analyse.papers.gradients import (
     BlockGradient,
     block_gradients,
-    blocks_of,
+    residual_blocks,
     draw_gradients,
     growth,
     identity_regions,
@@ -55,7 +55,7 @@ def test_gradients_are_those_of_autograd() -> None:
         args[0].retain_grad()
         kept.append(args[0])
 
-    handles = [block.register_forward_pre_hook(keep) for block in blocks_of(model).values()]
+    handles = [block.register_forward_pre_hook(keep) for block in residual_blocks(model).values()]
     sdt(model(x), y).backward()
     for handle in handles:
         handle.remove()
@@ -159,5 +159,5 @@ def test_measured_rates_are_as_the_paper_says() -> None:
 @pytest.mark.slow
 def test_the_layout_of_the_paper() -> None:
     with torch.device("meta"):
-        blocks = blocks_of(create_model("sew_resnet152")).values()
+        blocks = residual_blocks(create_model("sew_resnet152")).values()
     assert [i for i, block in enumerate(blocks) if not keeps_shape(block)] == [0, 3, 11, 47]
