@@ -29,16 +29,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from spikeloom.analyse.target import open_target
+from spikeloom.analyse.load import open_target
 from spikeloom.bench.timing import medians
 from spikeloom.bench.write import earlier_results, kept, write_results
 from spikeloom.deploy import Engine, compile, exact, fold
-from spikeloom.deploy.plan import Conv, Fire, Mean, Neuron, Plan, Pool, Value
-from spikeloom.deploy.running import run_by_events
+from spikeloom.deploy.engine.evaluate import evaluate_engine
+from spikeloom.deploy.engine.ir import Conv, Fire, Mean, Neuron, Plan, Pool, Value
 from spikeloom.layers import Conv2d
 from spikeloom.memory import keep_memory
 from spikeloom.neurons import IF, LIF, MLF, PLIF
-from spikeloom.ops import backend, dispatch, scan
+from spikeloom.ops import _dispatch, backend, scan
 from spikeloom.surrogates import ATan
 from spikeloom.train.recipe import parse_overrides
 
@@ -143,7 +143,7 @@ def contenders(model: nn.Module, engine: Engine, x: Tensor, leave_out: set[str])
 def onnx_runtime(model: nn.Module, x: Tensor) -> Callable[[], Any]:
     import onnxruntime
 
-    from spikeloom.deploy.onnx_write import to_onnx
+    from spikeloom.deploy.exchange.onnx_write import to_onnx
 
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = torch.get_num_threads()
@@ -285,7 +285,7 @@ def whole(run: str, values: Json, leave_out: set[str]) -> Json:
     for name, (make, beside) in ways.items():
         if name.split(",")[0] in leave_out:
             continue
-        found = run_by_events(make(), target.batches(), beside, lambda _: None)
+        found = evaluate_engine(make(), target.batches(), beside, lambda _: None)
         row |= {"images": found["images"]}
         if beside is network:
             row["network %"] = round(found["model_accuracy"], 2)
@@ -411,7 +411,7 @@ def main() -> None:
             row = whole(run, values, leave_out)  # takes long: another process may have written meanwhile
             tables = earlier_results(RESULTS, "inference")
             before = tables.get("the whole test set", [])
-            mine = (dispatch.native.level(), row["run"], row["images"])
+            mine = (_dispatch.native.level(), row["run"], row["images"])
             known = next((old for old in before if (old["kernels"], old["run"], old["images"]) == mine), {})
             tables["the whole test set"] = kept(before, [known | row], "run")
             write_results(RESULTS, "inference", tables)

@@ -38,8 +38,8 @@ from spikeloom.files import write_json
 from spikeloom.layers import BatchNorm, Conv2d, GlobalAvgPool, Linear, NormSpike, SEWBlock, basic_branch
 from spikeloom.memory import keep_memory
 from spikeloom.neurons import LIF
-from spikeloom.ops import backend, dispatch
-from spikeloom.ops.scan_native import bound
+from spikeloom.ops import _dispatch, backend
+from spikeloom.ops.scan.native import bound
 from spikeloom.train.losses import sdt
 from spikeloom.train.run import environment
 
@@ -232,8 +232,8 @@ NATIVE = {"convolution": ("conv_", "depthwise_"), "norm + neuron": ("scan_", "mo
 
 def native_split(step: Callable[[], None], steps: int = 3) -> dict[str, float]:
     """Milliseconds of one step inside our kernels by kind, which a profiler's own work does not add to."""
-    native = dispatch.native
-    dispatch.native = clock = Clock(native)
+    native = _dispatch.native
+    _dispatch.native = clock = Clock(native)
     bound.cache_clear()  # kernels that were bound without the clock
     try:
         step()
@@ -241,7 +241,7 @@ def native_split(step: Callable[[], None], steps: int = 3) -> dict[str, float]:
         for _ in range(steps):
             step()
     finally:
-        dispatch.native = native
+        _dispatch.native = native
         bound.cache_clear()
     return {
         kind: round(1e3 * sum(s for name, s in clock.seconds.items() if name.startswith(names)) / steps, 1)
@@ -292,7 +292,7 @@ def measure(network: str, precision: str, contenders: tuple[str, ...], repeats: 
     eager = [name for name in steps if name != COMPILED]
     for name in eager:
         row |= {f"{name}_{kind}_ms": value for kind, value in split(steps[name]).items()}
-    if "ours" in steps and dispatch.native is not None:
+    if "ours" in steps and _dispatch.native is not None:
         row |= {f"native_{kind}_ms": value for kind, value in native_split(steps["ours"]).items()}
     row |= {f"{name}_peak_MB": round(peak_memory(network, name, precision)) for name in eager}
     return row

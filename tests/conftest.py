@@ -14,9 +14,9 @@ from typing import Any
 
 import pytest
 import torch
-from golden_vectors import Golden, golden_folder
+from helpers.golden_vectors import Golden, golden_folder
 
-from spikeloom.ops import dispatch
+from spikeloom.ops import _dispatch
 
 
 @pytest.fixture(autouse=True)
@@ -44,11 +44,11 @@ def one_thread() -> Iterator[None]:
 @pytest.fixture
 def native() -> Iterator[Any]:
     """The native library; its instruction level and the number of threads are restored afterwards."""
-    if dispatch.native is None:
+    if _dispatch.native is None:
         pytest.skip("spikeloom is installed WITHOUT its native kernels: nothing of them is tested")
-    level, threads = dispatch.native.level(), torch.get_num_threads()
-    yield dispatch.native
-    dispatch.native.set_level(level)
+    level, threads = _dispatch.native.level(), torch.get_num_threads()
+    yield _dispatch.native
+    _dispatch.native.set_level(level)
     torch.set_num_threads(threads)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import subprocess
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
@@ -69,6 +70,82 @@ def test_nothing_imports_from_a_later_stage(path: Path) -> None:
             )
         assert used in STAGE, f"{path.name} imports the unknown spikeloom.{used}"
         assert STAGE[used] < STAGE[own], f"{own} may not import {used}: it comes later, or beside"
+
+
+# Of a package with stages of its own, from first to last: each may import those before it and modules beside them.
+PARTS = {"analyse": ["audit", "papers", "report"], "data": ["formats", "sets"], "deploy": ["exchange", "engine"]}
+
+
+def modules() -> dict[str, Path]:
+    """All modules by their names, packages by that of their `__init__.py`, without `spikeloom` itself.
+
+    That one imports nothing when it is imported: its names are looked up when they are used.
+    """
+    names = {".".join(("spikeloom", *path.relative_to(ROOT).with_suffix("").parts)): path for path in files()}
+    return {name.removesuffix(".__init__"): path for name, path in names.items()}
+
+
+def imported_modules(path: Path, known: Mapping[str, Path]) -> set[str]:
+    """Modules of ours that a file imports anywhere in it: in functions, and for type checkers alone, as well."""
+    found: set[str] = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            both = [(f"{node.module}.{alias.name}", node.module or "") for alias in node.names]
+            found |= {module if module in known else package for module, package in both}
+    return found & set(known)
+
+
+def circle(graph: Mapping[str, set[str]]) -> list[str]:
+    """A path along the edges of a graph that ends where it begins; empty if there is none."""
+    done: set[str] = set()
+
+    def follow(path: list[str]) -> list[str]:
+        *before, last = path
+        if last in before:
+            return path[path.index(last) :]
+        if last not in done:
+            for following in sorted(graph[last]):
+                found = follow([*path, following])
+                if found:
+                    return found
+            done.add(last)
+        return []
+
+    return next((found for name in graph if (found := follow([name]))), [])
+
+
+def test_no_module_imports_itself_in_a_circle() -> None:
+    known = modules()
+    found = circle({name: imported_modules(path, known) for name, path in known.items()})
+    assert not found, " -> ".join(found)
+
+
+def test_a_circle_is_found() -> None:
+    graph = {"a": {"b", "c"}, "b": {"c"}, "c": set[str](), "d": {"e"}, "e": {"c", "f"}, "f": {"d"}}
+    assert circle(graph) == ["d", "e", "f", "d"]
+    assert circle({**graph, "f": set()}) == []
+    assert circle({"a": {"a"}}) == ["a", "a"]
+
+
+@pytest.mark.parametrize("package", PARTS)
+def test_no_part_of_a_package_imports_a_later_one(package: str) -> None:
+    parts, known = PARTS[package], modules()
+    assert set(parts) == {p.name for p in (ROOT / package).iterdir() if (p / "__init__.py").exists()}
+    for number, part in enumerate(parts):
+        for path in (ROOT / package / part).rglob("*.py"):
+            used = {
+                name.split(".")[2] for name in imported_modules(path, known) if name.startswith(f"spikeloom.{package}.")
+            }
+            assert used.isdisjoint(parts[number + 1 :]), path
+
+
+def test_file_formats_know_nothing_of_data_sets() -> None:
+    known = modules()
+    for path in (ROOT / "data" / "formats").rglob("*.py"):
+        used = {name for name in imported_modules(path, known) if name.startswith("spikeloom.data")}
+        assert all(name.startswith("spikeloom.data.formats.") for name in used), path
 
 
 def test_the_order_names_what_exists() -> None:

@@ -14,8 +14,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-from command_line import SMALL, spikeloom
-from made_files import idx_bytes, write_cifar10
+from helpers.command_line import SMALL, spikeloom
+from helpers.made_files import idx_bytes, write_cifar10
 
 from spikeloom import cli
 from spikeloom.files import load_tensors
@@ -335,7 +335,7 @@ def test_mistakes_in_running(places: Path) -> None:
         assert result.err.count("\n") == 1
     result = spikeloom("run", "psn_cifar_net", "--input=3x32x32", "--images=2")
     assert result.code == 2
-    assert "features.1.neuron: the event engine has no step for spikeloom::band" in result.err
+    assert "features.1.neuron: the event engine has no step for spikeloom::psn" in result.err
 
 
 def test_export_of_a_run(places: Path) -> None:

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 import typer
-from command_line import SMALL, spikeloom
+from helpers.command_line import SMALL, spikeloom
 
 import spikeloom as package
 from spikeloom import cli

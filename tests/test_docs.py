@@ -421,3 +421,18 @@ def _claims() -> list:
 @pytest.mark.parametrize(("page", "claim"), _claims())
 def test_sentences_have_the_figures_recorded(page, claim):
     assert claim in " ".join((ROOT / "docs" / f"{page}.md").read_text().split())
+
+
+def _named_files() -> list[str]:
+    section = (ROOT / "CONTRIBUTING.md").read_text().split("## Where things are")[1].split("\n## ")[0]
+    cells = [line.split("|")[2] for line in section.splitlines() if line.startswith("|")]
+    return [name for cell in cells for name in re.findall(r"`([^`]+)`", cell)]
+
+
+def test_files_of_everyday_changes_exist():
+    names = _named_files()
+    assert len(names) >= 24
+    missing = [
+        name for name in names if not any((root / name).is_file() for root in (ROOT / "src" / "spikeloom", ROOT))
+    ]
+    assert not missing

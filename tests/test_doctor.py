@@ -11,7 +11,7 @@ import torch
 
 import spikeloom
 from spikeloom.doctor import examine
-from spikeloom.ops import dispatch
+from spikeloom.ops import _dispatch
 
 
 @pytest.fixture(autouse=True)
@@ -57,13 +57,13 @@ def test_a_second_pool_is_named(native: Any, monkeypatch: pytest.MonkeyPatch) ->
             return 64
 
     with monkeypatch.context() as patch:
-        patch.setattr(dispatch, "native", Apart)
-        patch.setattr(dispatch, "choose", lambda *args: "native")
+        patch.setattr(_dispatch, "native", Apart)
+        patch.setattr(_dispatch, "choose", lambda *args: "native")
         assert "second pool" in examine()["OpenMP"]
 
 
 def test_without_native_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(dispatch, "native", None)
+    monkeypatch.setattr(_dispatch, "native", None)
     found = examine()
     assert "missing" in found["native"]
     assert "compiler" in found["native"]

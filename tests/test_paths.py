@@ -19,19 +19,19 @@ from torch import Tensor, nn
 
 import spikeloom
 from spikeloom import analyse, deploy, files
-from spikeloom.analyse.block_inputs import attention_inputs
-from spikeloom.analyse.figures import confusions
-from spikeloom.analyse.gathering import gather, read_signed, write_signed
-from spikeloom.analyse.target import open_target
+from spikeloom.analyse.load import open_target
+from spikeloom.analyse.papers.attention_inputs import attention_inputs
+from spikeloom.analyse.papers.figures import confusions
+from spikeloom.analyse.report.data import gather_run, read_signed, write_signed
 from spikeloom.bench import events as bench_events
 from spikeloom.bench.write import earlier_results, write_results
 from spikeloom.cards import write_weights
 from spikeloom.cli.progress import Quiet
-from spikeloom.deploy.export import export_file
+from spikeloom.deploy.exchange.export import export_file
 from spikeloom.layers import Conv2d, Flatten, Linear
 from spikeloom.models import create_model
-from spikeloom.models.pretrained import load_ann
-from spikeloom.models.trained import read_weights, run_folder
+from spikeloom.models._pretrained import load_ann
+from spikeloom.models.zoo import read_weights, run_folder
 from spikeloom.neurons import LIF
 from spikeloom.reproduce import reproduce
 from spikeloom.scores import scoreboard
@@ -46,7 +46,7 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 ELSEWHERE = ("spikeloom.data", "spikeloom.cli", "spikeloom.__main__", "spikeloom._native")
 # Records of what was found; the folder of a `Run`; settings, which `start_from` below has; and benchmarks that take
 # seconds or minutes, whose files go through `recordings` and `write_results`.
-RECORDS = {"Gathered", "OnnxFile", "Weights", "locked", "DataSettings"}
+RECORDS = {"RunData", "OnnxFile", "Weights", "locked", "DataSettings"}
 BENCHMARKS = {"bench_audit", "bench_events", "bench_methods", "bench_neurons", "frame_rows"}
 OF_FILES = {"path", "file", "folder", "folders", "out", "root", "run", "runs", "results"}
 
@@ -225,7 +225,7 @@ CALLS: dict[str, Callable[[Any], Any]] = {
     "earlier_results": lambda at: earlier_results(at("."), "bench"),
     "export_file": lambda at: {
         **export_file(network(), SEQUENCE, True, "nir", at("new"), None), "path": None, "bytes": None},
-    "gather": lambda at: gather(at("run"), {}, Quiet()).records,
+    "gather_run": lambda at: gather_run(at("run"), {}, Quiet()).records,
     "load": lambda at: deploy.load(at("engine.safetensors"))(SEQUENCE).tolist(),
     "load_ann": pretrained,
     "load_recipe": lambda at: load_recipe(at("mine.toml")).title,

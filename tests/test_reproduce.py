@@ -12,12 +12,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from made_files import idx_bytes, write_cifar10, write_fsdd
+from helpers.made_files import idx_bytes, write_cifar10, write_fsdd
 
 from spikeloom import cli
 from spikeloom import reproduce as module
 from spikeloom.analyse import audit, write_report
-from spikeloom.analyse.energy import paper_rule
+from spikeloom.analyse.audit.energy import paper_rule
 from spikeloom.cli.progress import Quiet
 from spikeloom.cli.tables import print_table
 from spikeloom.data import create_dataset

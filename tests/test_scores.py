@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from command_line import spikeloom
+from helpers.command_line import spikeloom
 
 from spikeloom.errors import DataFileError
 from spikeloom.scores import SIZES, STATES, Score, as_markdown, scoreboard, summary

@@ -15,15 +15,15 @@ from torch import Tensor, nn
 
 from spikeloom import deploy
 from spikeloom.analyse import audit
-from spikeloom.analyse.energy import paper_rule
-from spikeloom.analyse.target import Target, open_target
+from spikeloom.analyse.audit.energy import paper_rule
+from spikeloom.analyse.load import Target, open_target
 from spikeloom.bench.timing import medians
 from spikeloom.errors import UsageError
 from spikeloom.files import PathLike, atomic_folder, load_tensors, read_json, save_tensors, write_json
 from spikeloom.record import RateMeter
 from spikeloom.train.build import build_datasets, make_accelerator
 from spikeloom.train.evaluate import evaluate, load
-from spikeloom.train.firing import showing
+from spikeloom.train.firing_rates import showing
 from spikeloom.train.losses import LOSSES
 from spikeloom.train.recipe import Settings
 from spikeloom.train.run import Run

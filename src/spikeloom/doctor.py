@@ -9,8 +9,8 @@ from typing import Any
 import torch
 
 import spikeloom
-from spikeloom.ops import dispatch
-from spikeloom.ops.rounding import bfloat16_is_emulated
+from spikeloom.ops import _dispatch
+from spikeloom.ops._bf16 import bfloat16_is_emulated
 from spikeloom.train.run import environment
 
 
@@ -18,14 +18,14 @@ def examine() -> dict[str, Any]:
     """Versions, backends, threads and data, in the order in which a person would ask."""
     found = environment()
     found["installed in"] = str(Path(spikeloom.__file__).parent)
-    if dispatch.native is None:
+    if _dispatch.native is None:
         found["native"] = "missing: built without a C++ compiler; neurons run on the plain PyTorch reference, slower"
     else:
-        found["native"] = f"{dispatch.native.level()} (of {', '.join(dispatch.native.levels())})"
+        found["native"] = f"{_dispatch.native.level()} (of {', '.join(_dispatch.native.levels())})"
         found["OpenMP"] = (
             "shared with PyTorch" if _shares_openmp() else "a second pool: expect slower steps; is torch loaded first?"
         )
-    found["backend on cpu"] = dispatch.choose("scan", torch.zeros(1), (torch.float32,))
+    found["backend on cpu"] = _dispatch.choose("scan", torch.zeros(1), (torch.float32,))
     found["bfloat16 on cpu"] = (
         "no instructions for it: sums are float32, what is kept is bfloat16" if bfloat16_is_emulated() else "yes"
     )
@@ -43,6 +43,6 @@ def _shares_openmp() -> bool:
     threads = torch.get_num_threads()
     try:
         torch.set_num_threads(1)
-        return dispatch.native.openmp_threads() == 1
+        return _dispatch.native.openmp_threads() == 1
     finally:
         torch.set_num_threads(threads)

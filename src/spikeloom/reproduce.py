@@ -17,9 +17,9 @@ from torch import Tensor
 
 import spikeloom.bench  # noqa: F401  # pyright: ignore[reportUnusedImport] - registers its measurements
 from spikeloom.analyse import MEASUREMENTS, Measured, audit, count_cost, training_curves
-from spikeloom.analyse.cost import steps_of
-from spikeloom.analyse.energy import paper_rule
-from spikeloom.analyse.target import open_target
+from spikeloom.analyse.audit.cost import steps_of
+from spikeloom.analyse.audit.energy import paper_rule
+from spikeloom.analyse.load import open_target
 from spikeloom.errors import UsageError
 from spikeloom.files import PathLike, write_json
 from spikeloom.train.build import build_datasets, build_model, seed_everything

@@ -17,8 +17,8 @@ import pytest
 import torch
 
 from spikeloom import analyse
-from spikeloom.analyse.gathering import Measurements, _spread, changes, gather, read_signed, write_signed
-from spikeloom.analyse.report import render, write_report
+from spikeloom.analyse.report.data import Measurements, _spread, changes, gather_run, read_signed, write_signed
+from spikeloom.analyse.report.render import render, write_report
 from spikeloom.cli.progress import Quiet
 from spikeloom.errors import UsageError
 from spikeloom.train.loop import train
@@ -86,7 +86,7 @@ def copy(home: Path, tmp_path: Path) -> Path:
 
 
 def test_what_was_measured_agrees_with_the_run(home: Path) -> None:
-    found = gather(home / "one", {}, Quiet())
+    found = gather_run(home / "one", {}, Quiet())
     assert found.problems == []
     measured, [matrix] = found.measured, [found.measured.confusion]
     assert matrix is not None
@@ -103,7 +103,7 @@ def test_what_was_measured_agrees_with_the_run(home: Path) -> None:
 
 
 def test_measurements_survive_their_file(home: Path) -> None:
-    found = gather(home / "one", {}, Quiet()).measured
+    found = gather_run(home / "one", {}, Quiet()).measured
     again = Measurements.from_json(json.loads(json.dumps(found.to_json())))
     assert again == found
     assert again.audit is not None
@@ -115,7 +115,7 @@ def test_it_is_measured_once(copy: Path, monkeypatch: pytest.MonkeyPatch) -> Non
         raise AssertionError("measured again")
 
     with monkeypatch.context() as patch:
-        patch.setattr("spikeloom.analyse.gathering.open_target", never)
+        patch.setattr("spikeloom.analyse.report.data.open_target", never)
         write_report([copy], {}, Quiet())
     # Other images, damaged measurements and those of other weights are measured anew.
     write_report([copy], {"images": 20}, Quiet())
@@ -141,7 +141,7 @@ def test_the_page_is_one_small_file_without_addresses(home: Path) -> None:
 
 def test_the_command_repeats_the_run(home: Path) -> None:
     for name in ("one", "two", HOSTILE):
-        run = gather(home / name, {}, Quiet())
+        run = gather_run(home / name, {}, Quiet())
         assert run.command is not None
         words = shlex.split(run.command)
         assert words[:2] == ["spikeloom", "train"]
@@ -172,7 +172,7 @@ def test_changes_are_words_that_make_them(words: list[str]) -> None:
 
 
 def test_published_stands_beside_measured_with_the_budget(home: Path) -> None:
-    page = render([gather(home / HOSTILE, {}, Quiet())]).split("<script>")[0]
+    page = render([gather_run(home / HOSTILE, {}, Quiet())]).split("<script>")[0]
     accuracy = json.loads((home / HOSTILE / "summary.json").read_text())["test_accuracy"]
     assert f'<th scope="row">test accuracy, %</th><td class="n">99.5</td><td class="n">{accuracy:.4g}</td>' in page
     assert 'has the budget "smoke". It differs from the full budget of the recipe in 1 setting,' in " ".join(
@@ -183,7 +183,7 @@ def test_published_stands_beside_measured_with_the_budget(home: Path) -> None:
 
 def test_published_energy_stands_beside_that_of_its_own_rule(home: Path) -> None:
     """The recipe's document counts by `report000`, which charges every neuron; `measured` is another number."""
-    gathered = gather(home / "one", {}, Quiet())
+    gathered = gather_run(home / "one", {}, Quiet())
     assert gathered.run is not None
     assert gathered.measured.audit is not None
     energies = {rule: gathered.measured.audit.energy(rule).pj / 1e6 for rule in ("report000", "measured")}
@@ -286,7 +286,7 @@ def test_a_part_that_cannot_be_measured_is_named(copy: Path, monkeypatch: pytest
     def fails(*args: Any) -> Any:
         raise RuntimeError("no such kernel")
 
-    monkeypatch.setattr("spikeloom.analyse.gathering.audit", fails)
+    monkeypatch.setattr("spikeloom.analyse.report.data.audit", fails)
     page, [problem] = write_report([copy], {"images": 10}, Quiet())
     assert problem.endswith("audit could not be measured: no such kernel")
     assert 'id="spikes"' in page.read_text()

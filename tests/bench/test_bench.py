@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from made_events import five_bytes, made
+from helpers.made_events import five_bytes, made
 
 from spikeloom.bench import events, neurons, run, timing, write
 from spikeloom.bench.timing import copies, medians, saved_bytes

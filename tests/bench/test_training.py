@@ -68,5 +68,5 @@ def test_a_row_says_what_cannot_be_compiled(tiny: ModuleType, fails: bool, monke
 def test_a_clock_around_native_calls(tiny: ModuleType, native: Any) -> None:
     found = tiny.native_split(tiny.step_of("tiny", "ours", "fp32"), 1)
     assert found["norm + neuron"] > 0
-    assert tiny.dispatch.native is native
+    assert tiny._dispatch.native is native
     assert not any(tiny.native_split(tiny.step_of("tiny", "relu", "fp32"), 1).values()), "the rival has none of ours"

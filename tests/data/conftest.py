@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from made_files import idx_bytes, jpeg_bytes, pack
+from helpers.made_files import idx_bytes, jpeg_bytes, pack
 
 
 @pytest.fixture(autouse=True)

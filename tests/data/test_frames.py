@@ -7,9 +7,9 @@ import itertools
 import numpy as np
 import pytest
 import torch
+from helpers.made_events import made
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from made_events import made
 
 from spikeloom.data import Events, augmentation, event_frames
 from spikeloom.errors import UsageError

@@ -10,8 +10,8 @@ import torch
 from torch.utils.data import ConcatDataset, DataLoader, Dataset, Subset
 
 from spikeloom.data import FrameDataset, ImageDataset, LabelledDataset, SpikeDataset, batches, collate, create_dataset
-from spikeloom.data.frame_sets import Counts
-from spikeloom.data.images import columns
+from spikeloom.data.cache import Counts
+from spikeloom.data.image_dataset import columns
 
 LENGTHS = (2, 5, 3, 4, 1, 3, 2)
 

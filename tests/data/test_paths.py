@@ -9,11 +9,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from made_events import FORMATS, made
-from made_files import jpeg_bytes
-from made_sets import cifar10_dvs_root, gesture_root, nmnist_root, shd_root, tonic_gestures, write_wav
+from helpers.made_events import FORMATS, made
+from helpers.made_files import jpeg_bytes
+from helpers.made_sets import cifar10_dvs_root, gesture_root, nmnist_root, shd_root, tonic_gestures, write_wav
 
-from spikeloom.data import DATASETS, create_dataset, idx, jpegs, read_events
+from spikeloom.data import DATASETS, create_dataset, read_events
+from spikeloom.data.formats import idx, jpeg
 
 
 class Place(os.PathLike[str]):
@@ -44,7 +45,7 @@ def test_readers(tmp_path: Path, mnist_root: Path, cifar_root: Path, kind: str) 
     raw = mnist_root / "MNIST" / "raw"
     images, labels = idx.read(of(raw / "train-images-idx3-ubyte"), of(raw / "train-labels-idx1-ubyte"))
     assert len(images) == len(labels) == 20
-    assert jpegs.read(of(cifar_root / "CIFAR10" / "train.npz"), 32, 10).decode(3).shape == (3, 3, 32, 32)
+    assert jpeg.read(of(cifar_root / "CIFAR10" / "train.npz"), 32, 10).decode(3).shape == (3, 3, 32, 32)
 
 
 def fill(root: Path, name: str) -> None:

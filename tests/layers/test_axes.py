@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from helpers.small_networks import EVENTS, SHAPES, SMALL
 from PIL import Image
-from small_networks import EVENTS, SHAPES, SMALL
 from torch import Tensor, nn
 
 from spikeloom.encode import Frames, repeat

@@ -15,21 +15,21 @@ from typing import Any
 
 import pytest
 import torch
-from small_networks import EVENTS, SMALL
+from helpers.small_networks import EVENTS, SMALL
 from torch import Tensor, nn
 
 from spikeloom import Stream, backend, create_model
 from spikeloom import layers as L
 from spikeloom.layers.spiking_attention import mlp_branch
 from spikeloom.neurons import IF, LIF, NEURONS, PSU, LeakyIntegrator, ParaLIF
-from spikeloom.ops import dispatch
-from spikeloom.ops.dispatch import Backend
+from spikeloom.ops import _dispatch
+from spikeloom.ops._dispatch import Backend
 
 Shape = tuple[int, int, int, int, int]
 SHAPES: list[Shape] = list(itertools.product((1, 2), (1, 2), (1, 4), (1, 4), (1, 3)))  # pyright: ignore[reportAssignmentType]
 
 STEPS: dict[str, dict[str, Any]] = {"MaskedPSN": {"order": 2}, "PSN": {}, "IPSU": {}, "RPSU": {}, "GLIF": {}}
-BACKENDS: tuple[Backend, ...] = ("reference",) if dispatch.native is None else ("reference", "native")
+BACKENDS: tuple[Backend, ...] = ("reference",) if _dispatch.native is None else ("reference", "native")
 RANDOM = {"SPSN", "ParaLIF", "RecurrentParaLIF"}  # other draws in another order of memory
 
 
@@ -257,7 +257,7 @@ def test_one_image_has_the_gradients_of_two_equal_ones(name: str) -> None:
 @pytest.mark.parametrize(("level", "threads"), [("AVX2", "2"), ("DEFAULT", "1")])
 def test_strided_convolutions_of_few_channels_keep_to_their_memory(level: str, threads: str) -> None:
     environment = os.environ | {"ONEDNN_MAX_CPU_ISA": level, "ONEDNN_VERBOSE": "1", "OMP_NUM_THREADS": threads}
-    script = Path(__file__).with_name("strided_steps.py")
+    script = Path(__file__).parents[1] / "helpers" / "strided_steps.py"
     ran = subprocess.run([sys.executable, script, threads], env=environment, capture_output=True, text=True, timeout=90)
     assert ran.returncode == 0, ran.stderr[-500:]
     # The weight gradients that oneDNN computed, as channels and strides.

@@ -20,7 +20,7 @@ from spikeloom.layers import (
     VanillaBlock,
     basic_branch,
     conv_shortcut,
-    steps,
+    stateless,
 )
 from spikeloom.neurons import IF, LIF
 from spikeloom.ops import backend
@@ -202,13 +202,13 @@ def test_a_shortcuts_gradient_joins_inside_the_convolution(
     module = block(*parts(16, out, stride)).to(memory_format=torch.channels_last).train()
     x = spikes(3, 16, 33, 32, 16).movedim(-1, 2)  # channels-last, and work enough for the native convolution
     calls: list[str] = []
-    through = steps.spike_conv_through
+    through = stateless.spike_conv_through
 
     def counted(*arguments: Any, **settings: Any) -> tuple[Tensor, Tensor]:
         calls.append("call")
         return through(*arguments, **settings)
 
-    monkeypatch.setattr(steps, "spike_conv_through", counted)
+    monkeypatch.setattr(stateless, "spike_conv_through", counted)
 
     def gradients() -> list[Tensor]:
         module.zero_grad()

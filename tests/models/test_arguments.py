@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from small_networks import SMALL
+from helpers.small_networks import SMALL
 
 from spikeloom.errors import UsageError
 from spikeloom.models import MODELS, create_model, list_models

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from small_networks import EVENTS, SHAPES, SMALL
+from helpers.small_networks import EVENTS, SHAPES, SMALL
 from torch import Tensor, nn
 
 from spikeloom.encode import repeat

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from small_networks import in_order
+from helpers.small_networks import in_order
 from torch import Tensor, nn
 
 import spikeloom

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 import torch.multiprocessing
-from spawned import SMALL, described, run_them
+from helpers.spawned import SMALL, described, run_them
 from torch import nn
 
 from spikeloom.layers import COMBINE

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from small_networks import in_order
+from helpers.small_networks import in_order
 from torch import Tensor, nn
 
 from spikeloom.errors import UsageError
@@ -25,7 +25,7 @@ from spikeloom.layers import (
 )
 from spikeloom.layers.shortcuts import Block
 from spikeloom.models import create_model
-from spikeloom.models.pretrained import load_ann
+from spikeloom.models._pretrained import load_ann
 from spikeloom.models.sew_resnet import flat_if
 from spikeloom.neurons import IF, LIF, PLIF, PSN, Neuron
 from spikeloom.stream import Stream

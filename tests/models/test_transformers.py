@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from golden_vectors import Golden
+from helpers.golden_vectors import Golden
 from torch import Tensor, nn
 
 from spikeloom.layers import (

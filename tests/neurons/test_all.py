@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 import torch._dynamo
-from neuron_variants import (
+from helpers.neuron_variants import (
     ARGUMENTS,
     LENGTH_FIXED,
     LENGTH_LIMITED,

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 import torch
-from neuron_variants import VARIANTS, C, N, T, inputs, make, run
+from helpers.neuron_variants import VARIANTS, C, N, T, inputs, make, run
 from torch import nn
 
 import spikeloom

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from neuron_variants import STEPPERS, VARIANTS, C, N, T, make, seeded
+from helpers.neuron_variants import STEPPERS, VARIANTS, C, N, T, make, seeded
 from PIL import Image
 from torch import Tensor, nn
 

@@ -12,7 +12,7 @@ from torch import Tensor
 from spikeloom.errors import UsageError
 from spikeloom.neurons import LeakyIntegrator, ParaLIF
 from spikeloom.ops import backend, leaky_filter_fft, leaky_filter_reference
-from spikeloom.ops.firing import FIRING
+from spikeloom.ops.paralif_firing import FIRING
 from spikeloom.stream import Stream
 from spikeloom.surrogates import ATan, FastSigmoid
 

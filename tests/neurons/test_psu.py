@@ -7,12 +7,12 @@ from typing import Any
 
 import pytest
 import torch
-from surrogate_of_ones_own import Gaussian
+from helpers.custom_surrogate import Gaussian
 from torch import Tensor
 
 from spikeloom.neurons import IPSU, LIF, PSU, RPSU, SPSN
 from spikeloom.ops import backend, leaky_filter
-from spikeloom.ops.estimate import estimate_reference
+from spikeloom.ops.psu import psu_reference
 from spikeloom.stream import Stream
 from spikeloom.surrogates import ATan, Sigmoid, Surrogate
 
@@ -44,13 +44,13 @@ def integrate(neuron: PSU, x: Tensor) -> Tensor:
 
 def reset(neuron: PSU, estimate: Tensor) -> Tensor:
     """`B estimate`."""
-    return -estimate_reference(torch.zeros_like(estimate), estimate, neuron.decay, neuron.drop(), False, True)[0]
+    return -psu_reference(torch.zeros_like(estimate), estimate, neuron.decay, neuron.drop(), False, True)[0]
 
 
 def membrane(neuron: PSU, x: Tensor) -> Tensor:
     """V with its gradient."""
     u, z, through, raw = neuron.currents(x)
-    return estimate_reference(u, z, neuron.decay, neuron.drop(), through, raw)[0]
+    return psu_reference(u, z, neuron.decay, neuron.drop(), through, raw)[0]
 
 
 # --- the identity -----------------------------------------------------------------------------------------------------

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from spikeloom.neurons import LeakyIntegrator, ParaLIF, RecurrentLIF, RecurrentParaLIF, SynapticLIF
 from spikeloom.ops import backend, leaky_filter_reference
-from spikeloom.ops.firing import fire_by
+from spikeloom.ops.paralif_firing import fire_by
 from spikeloom.stream import Stream
 from spikeloom.surrogates import ATan, FastSigmoid
 

@@ -11,14 +11,14 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from neuron_variants import ARGUMENTS, C, N, T, inputs, make
+from helpers.neuron_variants import ARGUMENTS, C, N, T, inputs, make
 from torch import Tensor, nn
 
 import spikeloom
 from spikeloom.errors import UsageError
 from spikeloom.layers import NormSpike, SpikingSelfAttention, TdBN
 from spikeloom.models import MODELS
-from spikeloom.models.residual import ResidualNet
+from spikeloom.models._residual import ResidualNet
 from spikeloom.neurons import IF, LIF, MLF, NEURONS, PLIF, ParaLIF, make_neuron
 from spikeloom.surrogates import SURROGATES, ATan, Surrogate, Triangle, as_surrogate
 

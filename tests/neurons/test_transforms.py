@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from neuron_variants import STOCHASTIC, VARIANTS, C, N, T, inputs, make, seeded
+from helpers.neuron_variants import STOCHASTIC, VARIANTS, C, N, T, inputs, make, seeded
 from torch import Tensor, nn
 from torch.autograd import forward_ad
 
@@ -18,7 +18,7 @@ from spikeloom.errors import UsageError
 from spikeloom.layers import BatchNorm, Conv2d, MaxPool2d, NormSpike, PadShortcut
 from spikeloom.neurons import IF, LIF, PLIF
 from spikeloom.ops import backend
-from spikeloom.ops.spike_conv import takes
+from spikeloom.ops.conv import takes
 from spikeloom.surrogates import ATan
 
 DETERMINISTIC = [v for v in VARIANTS if v not in STOCHASTIC]

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from spikeloom.layers import Conv2d
-from spikeloom.ops import dispatch
+from spikeloom.ops import _dispatch
 from spikeloom.ops.depthwise import depthwise_conv, takes
 
 Tracks = Callable[[Tensor, Tensor], float]
@@ -96,7 +96,7 @@ def test_a_filter_larger_than_the_image_is_an_error(native: Any) -> None:
 def test_the_layer_uses_it(native: Any, monkeypatch: pytest.MonkeyPatch, bias: bool) -> None:
     calls: list[str] = []
     kernel = native.depthwise_forward
-    monkeypatch.setattr(dispatch.native, "depthwise_forward", lambda **a: (calls.append("forward"), kernel(**a))[1])
+    monkeypatch.setattr(_dispatch.native, "depthwise_forward", lambda **a: (calls.append("forward"), kernel(**a))[1])
     layer = Conv2d(8, 8, (5, 1), padding=(2, 0), groups=8, bias=bias)
     x = torch.randn(2, 3, 8, 6, 4)
     wanted = layer(x)

@@ -182,7 +182,7 @@ def test_steps_are_the_whole(native: Any, neuron: str) -> None:
 
 @pytest.mark.parametrize("wants_sum", [False, True])
 def test_the_custom_ops_obey_the_rules(native: Any, wants_sum: bool) -> None:
-    from spikeloom.ops.scan_native import firing_numbers
+    from spikeloom.ops.scan.native import firing_numbers
 
     x, residual = torch.randn(3, 2, 4, 3, 3, requires_grad=True), torch.randn(3, 2, 4, 3, 3, requires_grad=True)
     v = torch.randn(1, 2, 4, 3, 3, requires_grad=True) if wants_sum else None

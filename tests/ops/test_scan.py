@@ -11,13 +11,13 @@ from typing import Any
 import pytest
 import torch
 import torch._dynamo
-from surrogate_of_ones_own import Gaussian
+from helpers.custom_surrogate import Gaussian
 from torch import Tensor
 
 from spikeloom.errors import UsageError
-from spikeloom.ops import backend, dispatch, scan, scan_reference
+from spikeloom.ops import _dispatch, backend, scan, scan_reference
 from spikeloom.ops import scan as scan_module_function
-from spikeloom.ops.scan_native import firing_numbers, scan_native_potentials
+from spikeloom.ops.scan.native import firing_numbers, scan_native_potentials
 from spikeloom.surrogates import SURROGATES, ATan, Rectangular, Sigmoid, Surrogate, Triangle
 
 scan_module = sys.modules[scan_module_function.__module__]
@@ -442,7 +442,7 @@ def test_rest_is_the_default_start() -> None:
     x = torch.randn(3, 8)
     for v_reset in (0.0, -0.4, None):
         rest = torch.full((8,), v_reset or 0.0)
-        for name in ("reference", "native") if dispatch.native else ("reference",):
+        for name in ("reference", "native") if _dispatch.native else ("reference",):
             with backend(name):
                 a = scan(x, None, 0.6, 0.7, 0.5, v_reset, ATan(), True)
                 b = scan(x, rest, 0.6, 0.7, 0.5, v_reset, ATan(), True)
@@ -467,7 +467,7 @@ def test_forced_native_refuses_what_it_cannot_take(native: Any) -> None:
 
 
 def test_forced_native_without_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(dispatch, "native", None)
+    monkeypatch.setattr(_dispatch, "native", None)
     with pytest.raises(UsageError, match="install a C\\+\\+ compiler"), backend("native"):
         pass
     spikes, _ = scan(torch.ones(2, 3), None, 1.0, 1.0, 1.0, 0.0, ATan(), True)
@@ -478,19 +478,19 @@ def test_forcing_ends_with_the_block() -> None:
     with pytest.raises(KeyError), backend("reference"):  # noqa: PT012
         with backend("compiled"):
             pass
-        assert dispatch._forced == "reference"
+        assert _dispatch._forced == "reference"
         raise KeyError
-    assert dispatch._forced is None
+    assert _dispatch._forced is None
 
 
 def test_choice(native: Any) -> None:
     for dtype, expected in ((torch.float32, "native"), (torch.bfloat16, "native"), (torch.float64, "reference")):
-        assert dispatch.choose("scan", torch.zeros(1, dtype=dtype), scan_module.NATIVE_DTYPES) == expected
-    assert dispatch.choose("scan", torch.zeros(1, device="meta"), scan_module.NATIVE_DTYPES) == "reference"
+        assert _dispatch.choose("scan", torch.zeros(1, dtype=dtype), scan_module.NATIVE_DTYPES) == expected
+    assert _dispatch.choose("scan", torch.zeros(1, device="meta"), scan_module.NATIVE_DTYPES) == "reference"
 
 
 def test_choice_is_logged_once(native: Any, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(dispatch, "_logged", set())
+    monkeypatch.setattr(_dispatch, "_logged", set())
     with caplog.at_level("INFO", logger="spikeloom"):
         for _ in range(3):
             scan(torch.zeros(1, 2), None, 0.5, 0.5, 1.0, 0.0, ATan(), True)
@@ -508,8 +508,8 @@ def in_new_process(code: str, **environment: str) -> str:
 
 def test_one_thread_pool_with_torch(native: Any) -> None:
     out = in_new_process(
-        "import torch\nfrom spikeloom.ops import dispatch\n"
-        "for n in (1, 2, 3):\n    torch.set_num_threads(n)\n    assert dispatch.native.openmp_threads() == n\n"
+        "import torch\nfrom spikeloom.ops import _dispatch\n"
+        "for n in (1, 2, 3):\n    torch.set_num_threads(n)\n    assert _dispatch.native.openmp_threads() == n\n"
         "print('shared')"
     )
     assert out.strip() == "shared"
@@ -526,7 +526,7 @@ def test_one_openmp_library_is_loaded(native: Any) -> None:
 
 
 def test_level_from_the_environment(native: Any) -> None:
-    code = "from spikeloom.ops import dispatch; print(dispatch.native.level())"
+    code = "from spikeloom.ops import _dispatch; print(_dispatch.native.level())"
     assert in_new_process(code, SPIKELOOM_LEVEL="baseline").strip() == "baseline"
     assert "SPIKELOOM_LEVEL: this processor has no instruction level sse9; this one has baseline" in in_new_process(
         code, SPIKELOOM_LEVEL="sse9"

@@ -8,11 +8,11 @@ from typing import Any
 import pytest
 import torch
 import torch._dynamo
-from surrogate_of_ones_own import Gaussian
+from helpers.custom_surrogate import Gaussian
 from torch import Tensor
 
 from spikeloom.ops import backend, scan
-from spikeloom.ops.scan_native import firing_numbers
+from spikeloom.ops.scan.native import firing_numbers
 from spikeloom.surrogates import SURROGATES, ATan, Rectangular, Surrogate, Triangle
 
 scan_module = sys.modules[scan.__module__]

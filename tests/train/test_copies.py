@@ -9,12 +9,12 @@ import torch
 from torch.profiler import ProfilerActivity, profile
 
 import spikeloom
-from spikeloom.ops.rounding import bfloat16_is_emulated
+from spikeloom.ops._bf16 import bfloat16_is_emulated
 from spikeloom.train.losses import sdt
 
 # What copies activations and may: the ancestors' names, and why.
 ALLOWED = {
-    "every_second": "a shortcut without parameters, and its gradient",
+    "subsample": "a shortcut without parameters, and its gradient",
     "MeanBackward1": "the gradient of the global pool, the same at all positions",
     "aten::mean": "the pool's sum is float32",
 }

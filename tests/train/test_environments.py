@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from made_files import idx_bytes
-from timeless import timeless
+from helpers.made_files import idx_bytes
+from helpers.timeless import timeless
 from torch import Tensor, nn
 
 from spikeloom import cli

@@ -9,11 +9,11 @@ from typing import Any
 
 import pytest
 import torch
-from small_runs import NORMED, SMALL, Told, equal, resolved, run_of, weights
-from timeless import timeless
+from helpers.small_runs import NORMED, SMALL, Told, equal, resolved, run_of, weights
+from helpers.timeless import timeless
 from torch import Tensor, nn
 
-from spikeloom.data.part import hold_out
+from spikeloom.data.subset import hold_out
 from spikeloom.data.transforms import augmentation
 from spikeloom.errors import UsageError
 from spikeloom.layers import BatchNorm, Conv2d, Linear, NormSpike
@@ -23,7 +23,7 @@ from spikeloom.record import RateMeter
 from spikeloom.train.batches import Batches
 from spikeloom.train.build import build_datasets, build_model, epoch_order
 from spikeloom.train.evaluate import evaluate_run
-from spikeloom.train.firing import measure_norms, set_first_rates, steps_of_epoch
+from spikeloom.train.firing_rates import measure_norms, set_first_rates, steps_of_epoch
 from spikeloom.train.loop import Interrupted, train
 from spikeloom.train.losses import LOSSES
 from spikeloom.train.optim import build_optimizer, build_schedule

@@ -14,8 +14,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from small_runs import NORMED, SMALL, Told, equal, resolved, run_of, weights
-from timeless import timeless
+from helpers.small_runs import NORMED, SMALL, Told, equal, resolved, run_of, weights
+from helpers.timeless import timeless
 from torch import Tensor, nn
 
 from spikeloom.errors import UsageError
@@ -521,11 +521,11 @@ import atexit, hashlib, json, os, runpy, sys
 
 import torch
 
-from spikeloom.analyse import report
-from spikeloom.data.images import ImageDataset
+from spikeloom.analyse.report import render
+from spikeloom.data.image_dataset import ImageDataset
 from spikeloom.train import build, loop
 
-report.write_report = lambda *args: ("none", [])  # it reads images too
+render.write_report = lambda *args: ("none", [])  # it reads images too
 folder, sys.argv = sys.argv[1], ["spikeloom", *sys.argv[2:]]
 kept, read, while_training = [], {}, {}
 build_model, getitems = loop.build_model, ImageDataset.batch

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from golden_vectors import shared_folder
+from helpers.golden_vectors import shared_folder
 
 from spikeloom.analyse import MEASUREMENTS
 from spikeloom.cli.progress import Quiet

@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 import torch
-from timeless import timeless
+from helpers.timeless import timeless
 
 from spikeloom import cli
 from spikeloom.errors import DataFileError

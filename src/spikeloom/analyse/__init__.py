@@ -1,30 +1,22 @@
 """Measuring networks."""
 
-from spikeloom.analyse.audit import Audit, audit
-from spikeloom.analyse.block_inputs import BlockInput, block_inputs, draw_block_inputs
-from spikeloom.analyse.blocks import (
-    block_isometry,
-    block_similarity,
-    calibrated,
-    draw_influence,
-    draw_isometry,
-    draw_similarity,
-    residual_influence,
-    simulate_influence,
-    ssim,
-)
+from spikeloom.analyse.audit.api import Audit, audit
+from spikeloom.analyse.audit.cost import Cost, count_cost
+from spikeloom.analyse.audit.energy import RULES, Costs, Energy, Layer, LayerEnergy, Operand, report_readings
+from spikeloom.analyse.calibrate import calibrated
 from spikeloom.analyse.confusion import Confusion, confusion, draw_confusion
-from spikeloom.analyse.cost import Cost, count_cost
-from spikeloom.analyse.curves import metric_curves, training_curves
-from spikeloom.analyse.energy import RULES, Costs, Energy, Layer, LayerEnergy, Operand, report_readings
-from spikeloom.analyse.gradients import BlockGradient, block_gradients, draw_gradients
-from spikeloom.analyse.landscape import Landscape, draw_landscape, loss_landscape
-from spikeloom.analyse.measure import MEASUREMENTS, Measured
-from spikeloom.analyse.pruning import Pruning, draw_pruning, prune_silent_shortcuts
-from spikeloom.analyse.rates import BlockRates, block_rates, draw_layer_rates, draw_rates
-from spikeloom.analyse.report import write_report
-from spikeloom.analyse.target import Target, open_target
-from spikeloom.analyse.trains import (
+from spikeloom.analyse.load import Target, open_target
+from spikeloom.analyse.measurements import MEASUREMENTS, Measured
+from spikeloom.analyse.papers.attention_inputs import BlockInput, block_inputs, draw_block_inputs
+from spikeloom.analyse.papers.gradients import BlockGradient, block_gradients, draw_gradients
+from spikeloom.analyse.papers.isometry import block_isometry, draw_isometry
+from spikeloom.analyse.papers.landscape import Landscape, draw_landscape, loss_landscape
+from spikeloom.analyse.papers.pruning import Pruning, draw_pruning, prune_silent_shortcuts
+from spikeloom.analyse.papers.rates import BlockRates, block_rates, draw_layer_rates, draw_rates
+from spikeloom.analyse.papers.residual_influence import draw_influence, residual_influence, simulate_influence
+from spikeloom.analyse.papers.similarity import block_similarity, draw_similarity, ssim
+from spikeloom.analyse.report.render import write_report
+from spikeloom.analyse.spike_plots import (
     attention_rates,
     draw_attention_rates,
     draw_raster,
@@ -34,9 +26,10 @@ from spikeloom.analyse.trains import (
     responses,
     spike_train,
 )
+from spikeloom.analyse.training_curves import metric_curves, training_curves
 
-from spikeloom.analyse import depth as depth  # isort: skip - registers its measurements
-from spikeloom.analyse import figures as figures  # isort: skip - registers its measurements
+from spikeloom.analyse.papers import depth as depth  # isort: skip - registers its measurements
+from spikeloom.analyse.papers import figures as figures  # isort: skip - registers its measurements
 
 __all__ = [
     "MEASUREMENTS", "RULES", "Audit", "BlockGradient", "BlockInput", "BlockRates", "Confusion", "Cost", "Costs",

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from spikeloom.analyse.cost import evaluating
+from spikeloom.analyse.audit.cost import evaluating
 from spikeloom.errors import UsageError
 
 

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from spikeloom.analyse.audit import audit
-from spikeloom.analyse.blocks import calibrated
+from spikeloom.analyse.audit.api import audit
+from spikeloom.analyse.calibrate import calibrated
 from spikeloom.bench.timing import medians
 from spikeloom.models import create_model
 from spikeloom.neurons import LIF
@@ -54,7 +54,7 @@ def rows(cases: tuple[Case, ...], repeats: int) -> Iterator[Json]:
     """One row a case: milliseconds a batch of an inference, of one under a mode that does nothing, and of an audit.
 
     Without a dispatch mode an audit could see nothing, and under any mode convolutions are PyTorch's own instead of
-    `ops.spike_conv`: the second says what that alone costs, or spares. Weights are not trained, but norms
+    `ops.conv`: the second says what that alone costs, or spares. Weights are not trained, but norms
     have the batch's statistics, and networks without norms a low threshold, so that spikes reach all layers: silence
     would be looked at faster.
     """

@@ -16,10 +16,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from spikeloom.analyse.curves import COLORS
+from spikeloom.analyse.training_curves import COLORS
 from spikeloom.errors import UsageError
 from spikeloom.layers import NormSpike
-from spikeloom.layers.steps import Conv2d, Linear
+from spikeloom.layers.stateless import Conv2d, Linear
 from spikeloom.models import create_model
 from spikeloom.neurons import LIF, Neuron
 from spikeloom.surrogates import ATan

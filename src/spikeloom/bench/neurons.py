@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from spikeloom.bench.timing import copies, forward_backward, medians, saved_bytes
 from spikeloom.neurons import NEURONS, SynapticLIF
-from spikeloom.ops.filter import leaky_filter, leaky_filter_fft
+from spikeloom.ops.leaky_integrator import leaky_filter, leaky_filter_fft
 
 Json = dict[str, Any]
 

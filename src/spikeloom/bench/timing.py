@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from spikeloom.ops.layout import fresh
+from spikeloom.ops._layout import fresh
 
 
 def medians(

@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from spikeloom.analyse.curves import COLORS
+from spikeloom.analyse.training_curves import COLORS
 from spikeloom.errors import UsageError
 from spikeloom.files import PathLike, write_json
 from spikeloom.train.run import environment

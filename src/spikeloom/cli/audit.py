@@ -49,9 +49,9 @@ def audit(
     Keys: data.*; for a model also model.*, neuron.* and seed. Norms of an untrained model take the statistics of the
     first batch.
     """
-    from spikeloom.analyse.audit import audit as audit_model
-    from spikeloom.analyse.block_inputs import draw_block_inputs, watching_blocks
-    from spikeloom.analyse.target import open_target
+    from spikeloom.analyse.audit.api import audit as audit_model
+    from spikeloom.analyse.load import open_target
+    from spikeloom.analyse.papers.attention_inputs import draw_block_inputs, watching_blocks
 
     values = read_target(context, words, images, batch, shape)
     check_output(histograms)

@@ -49,8 +49,8 @@ def export(
     names the layer. Weights are a folder to share: float16 tensors, settings, and a card of what was measured. Keys:
     data.*; for a model also model.*, neuron.* and seed.
     """
-    from spikeloom.analyse.target import open_target
-    from spikeloom.deploy.export import export_file
+    from spikeloom.analyse.load import open_target
+    from spikeloom.deploy.exchange.export import export_file
     from spikeloom.registry import nearest
 
     if to not in FORMATS:

@@ -51,7 +51,7 @@ def _entries(kind: str) -> dict[str, str]:
 
         return {name: load_recipe(name).title for name in list_recipes()}
     if kind == "weights":
-        from spikeloom.models.trained import describe_weights, list_weights
+        from spikeloom.models.zoo import describe_weights, list_weights
 
         return {name: describe_weights(name) for name in list_weights()}
     module, name, _ = REGISTRIES[kind]

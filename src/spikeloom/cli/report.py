@@ -33,7 +33,7 @@ def report(
 
     Keys: data.*. The page needs no network.
     """
-    from spikeloom.analyse.report import write_report
+    from spikeloom.analyse.report.render import write_report
 
     names = [word for word in words if "=" not in word or Path(word).is_dir()]
     values = read_settings(context, [word for word in words if word not in names], ("data",))
@@ -53,7 +53,7 @@ def report(
 def _own_folder(name: str) -> Path:
     """The folder of a run; of a trained network of the package a copy in runs/, as a report is written beside it."""
     from spikeloom.files import atomic_folder
-    from spikeloom.models.trained import PREFIX, run_folder
+    from spikeloom.models.zoo import PREFIX, run_folder
 
     folder = run_folder(name)
     if not name.startswith(PREFIX):

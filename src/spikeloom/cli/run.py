@@ -61,8 +61,8 @@ def run(
     PyTorch says.
     """
     from spikeloom import deploy
-    from spikeloom.analyse.target import open_target
-    from spikeloom.deploy.running import run_by_events
+    from spikeloom.analyse.load import open_target
+    from spikeloom.deploy.engine.evaluate import evaluate_engine
 
     if weights not in WEIGHTS:
         raise UsageError(f"--weights must be fp32, bf16 or exact, got {weights!r}")
@@ -81,7 +81,7 @@ def run(
         engine = deploy.compile(model, example, weights=made) if file is None else deploy.load(str(file))
         if save is not None:
             engine.save(str(save))
-        found = run_by_events(engine, opened.batches(), model if compare else None, progress.advance)
+        found = evaluate_engine(engine, opened.batches(), model if compare else None, progress.advance)
     if not opened.labelled:
         found |= dict.fromkeys(name for name in ("accuracy", "model_accuracy") if name in found)
     if as_json:

@@ -131,7 +131,7 @@ def _print_summary(run: Run, summary: Json) -> None:
 
 def _write_report(run: Run, as_json: bool) -> None:
     """The last thing of `train`: whatever happens to it, the run is finished and its numbers are printed."""
-    from spikeloom.analyse.report import write_report
+    from spikeloom.analyse.report.render import write_report
 
     with show_progress() as progress:
         try:

@@ -1,14 +1,15 @@
 """Data sets and augmentations, chosen by name."""
 
-from spikeloom.data.audio import SpikeDataset
-from spikeloom.data.colored_mnist import colored_mnist
-from spikeloom.data.events import EventFileError, Events, read_events
-from spikeloom.data.frame_sets import FrameDataset
+from spikeloom.data.base import LabelledDataset, batches, collate
+from spikeloom.data.formats.read import read_events
+from spikeloom.data.formats.types import EventFileError, Events
+from spikeloom.data.frame_dataset import FrameDataset
 from spikeloom.data.frames import event_frames
-from spikeloom.data.images import ImageDataset
-from spikeloom.data.labelled import LabelledDataset, batches, collate
+from spikeloom.data.image_dataset import ImageDataset
+from spikeloom.data.registry import DATASETS, create_dataset
+from spikeloom.data.sets.colored_mnist import colored_mnist
+from spikeloom.data.spike_dataset import SpikeDataset
 from spikeloom.data.transforms import TRANSFORMS, RandomTemporalDelete, Transform, augmentation
-from spikeloom.data.vision import DATASETS, create_dataset
 
 __all__ = [
     "DATASETS",

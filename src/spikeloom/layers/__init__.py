@@ -17,7 +17,7 @@ from spikeloom.layers.shortcuts import (
     start_as_identity,
 )
 from spikeloom.layers.spiking_attention import AttentionProduct, SpikingSelfAttention, mlp_branch, patch_units
-from spikeloom.layers.steps import (
+from spikeloom.layers.stateless import (
     AvgPool1d,
     AvgPool2d,
     Conv1d,

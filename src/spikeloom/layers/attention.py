@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from spikeloom.layers.steps import check_axes, each_step
+from spikeloom.layers.stateless import check_axes, each_step
 from spikeloom.neurons.psn import check_length
 from spikeloom.stream import streaming
 

@@ -14,12 +14,12 @@ from torch import Tensor, nn
 from spikeloom.checks import number
 from spikeloom.encode import floating
 from spikeloom.errors import UsageError
-from spikeloom.layers.processes import moments, processes
-from spikeloom.layers.steps import axes_of, each_step, repeats, watched
+from spikeloom.layers.stateless import axes_of, each_step, has_hooks, repeats
+from spikeloom.layers.sync_batch_norm import moments, processes
 from spikeloom.neurons.base import check_state, make_neuron
-from spikeloom.neurons.if_lif import Threshold
-from spikeloom.ops import dispatch
-from spikeloom.ops.layout import NATIVE_DTYPES
+from spikeloom.neurons.lif import LIFBase
+from spikeloom.ops import _dispatch
+from spikeloom.ops._layout import NATIVE_DTYPES
 from spikeloom.ops.norm_scan import NormScan, norm_scan
 from spikeloom.stream import detaching, exchange, recomputing, streaming
 
@@ -229,7 +229,7 @@ class NormSpike(nn.Module):
 
     def _run(self, x: Tensor, residual: Tensor | None, add: Tensor | None, wanted: bool) -> tuple[Tensor, Tensor]:
         norm, neuron, x = self.norm, self.neuron, floating(x, self)
-        if isinstance(norm, BatchNorm) and isinstance(neuron, Threshold) and _one_op(norm, neuron, x, residual, add):
+        if isinstance(norm, BatchNorm) and isinstance(neuron, LIFBase) and _one_op(norm, neuron, x, residual, add):
             return _fused(norm, neuron, x, residual, add, wanted)
         u = norm(x)
         if residual is not None:
@@ -238,26 +238,26 @@ class NormSpike(nn.Module):
         return spikes if add is None else spikes + add, u
 
 
-def _one_op(norm: BatchNorm, neuron: Threshold, x: Tensor, residual: Tensor | None, add: Tensor | None) -> bool:
+def _one_op(norm: BatchNorm, neuron: LIFBase, x: Tensor, residual: Tensor | None, add: Tensor | None) -> bool:
     """Whether norm and neuron are a pair that the fused op knows, on inputs that it takes, and nobody looks between."""
     return (
         axes_of(x) >= 3
         and x.numel() > 0
         and x.shape[2] == norm.num_features
-        and type(neuron).run is Threshold.run
+        and type(neuron).run is LIFBase.run
         and neuron.scale() is None
         and not (norm.synced and norm.training and processes(norm.process_group) > 1)
         and neuron.surrogate.formula is not None
         and norm.weight.dtype == torch.float32
         and all(y is None or (y.dtype == x.dtype and y.shape == x.shape) for y in (residual, add))
-        and not watched(norm, neuron)
+        and not has_hooks(norm, neuron)
         and not detaching()
-        and dispatch.choose("norm_scan", x, NATIVE_DTYPES) == "native"
+        and _dispatch.choose("norm_scan", x, NATIVE_DTYPES) == "native"
     )
 
 
 def _fused(
-    norm: BatchNorm, neuron: Threshold, x: Tensor, residual: Tensor | None, add: Tensor | None, wanted: bool
+    norm: BatchNorm, neuron: LIFBase, x: Tensor, residual: Tensor | None, add: Tensor | None, wanted: bool
 ) -> tuple[Tensor, Tensor]:
     levels = (len(neuron.v_threshold),) if isinstance(neuron.v_threshold, tuple) else ()
     one, keep = not levels, streaming()

@@ -20,12 +20,12 @@ from torch import Tensor, nn
 
 from spikeloom.errors import UsageError
 from spikeloom.layers.norm import BatchNorm, NormSpike
-from spikeloom.layers.steps import AvgPool2d, Conv2d, check_axes, each_step, watched
-from spikeloom.neurons.if_lif import Threshold
-from spikeloom.ops import dispatch
-from spikeloom.ops.every_second import every_second
-from spikeloom.ops.layout import NATIVE_DTYPES
-from spikeloom.ops.native_op import eager
+from spikeloom.layers.stateless import AvgPool2d, Conv2d, check_axes, each_step, has_hooks
+from spikeloom.neurons.lif import LIFBase
+from spikeloom.ops import _dispatch
+from spikeloom.ops._custom_op import eager
+from spikeloom.ops._layout import NATIVE_DTYPES
+from spikeloom.ops.subsample import subsample
 from spikeloom.registry import Registry
 
 COMBINE: Registry[Callable[[Tensor, Tensor], Tensor]] = Registry("combine function")
@@ -61,7 +61,7 @@ def fork(branch: nn.Module, s: Tensor) -> tuple[Tensor, Tensor]:
     """`branch(s)`, and s for the shortcut beside it (`Conv2d.through`)."""
     if (
         not isinstance(branch, nn.Sequential)
-        or watched(branch)
+        or has_hooks(branch)
         or not isinstance(first := next(iter(branch), None), Conv2d)
     ):
         return branch(s), s
@@ -105,7 +105,7 @@ class SEWBlock(nn.Module):
     def forward(self, s: Tensor) -> Tensor:
         y, s = fork(self.branch, s)
         # One pass, but not where somebody notes in which order the neurons of branch and shortcut run.
-        if self.combine is combine_add and not watched(*self.spike.modules()):
+        if self.combine is combine_add and not has_hooks(*self.spike.modules()):
             return self.spike(y, add=self.shortcut(s))
         return self.combine(self.spike(y), self.shortcut(s))
 
@@ -140,7 +140,7 @@ def start_as_identity(block: Block) -> None:
     assert isinstance(norm, BatchNorm)
     bias: float | Tensor = 0.0
     if isinstance(block, SEWBlock) and block.combine is combine_and:
-        if not isinstance(neuron, Threshold) or isinstance(neuron.v_threshold, tuple):
+        if not isinstance(neuron, LIFBase) or isinstance(neuron.v_threshold, tuple):
             raise UsageError(
                 f"zero_init with combine 'and' needs a neuron with one fixed threshold, got {type(neuron).__name__}: "
                 "set zero_init to false"
@@ -242,7 +242,7 @@ class PadShortcut(nn.Module):
         return each_step(self._step, check_axes(self, x, 5))
 
     def _step(self, x: Tensor) -> Tensor:
-        if eager(x) and dispatch.choose("every_second", x, NATIVE_DTYPES) == "native":
-            return every_second(x, *self.padding)
+        if eager(x) and _dispatch.choose("subsample", x, NATIVE_DTYPES) == "native":
+            return subsample(x, *self.padding)
         # A pool over one position takes every second one and, unlike a slice, keeps channels-last gradients so.
         return F.pad(F.avg_pool2d(x, 1, 2), (0, 0, 0, 0, *self.padding))

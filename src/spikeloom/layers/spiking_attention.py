@@ -16,9 +16,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from spikeloom.layers.norm import BatchNorm, NormSpike
-from spikeloom.layers.steps import Conv2d, MaxPool2d, check_axes
+from spikeloom.layers.stateless import Conv2d, MaxPool2d, check_axes
 from spikeloom.neurons.base import make_neuron
-from spikeloom.ops.rounding import product
+from spikeloom.ops._bf16 import bf16_product
 
 Variant = Literal["ssa", "identity", "relu", "leaky_relu", "softmax", "softmax_float_v"]
 
@@ -77,12 +77,12 @@ class AttentionProduct(nn.Module):
             q, k = self._pooled(q), self._pooled(k)
         tokens, d = q.shape[-2:]
         if self.variant == "ssa":
-            y = product(state_first if tokens > d else map_first, q, k, v) * self.scale
+            y = bf16_product(state_first if tokens > d else map_first, q, k, v) * self.scale
         elif self.variant.startswith("softmax"):
-            y = product(lambda q, k, v: (q @ k.mT / d**0.5).softmax(-1) @ v, q, k, v)
+            y = bf16_product(lambda q, k, v: (q @ k.mT / d**0.5).softmax(-1) @ v, q, k, v)
         else:
             activation = ACTIVATIONS[self.variant]
-            y = product(map_first, activation(q), activation(k), v) * self.scale
+            y = bf16_product(map_first, activation(q), activation(k), v) * self.scale
         return y.transpose(2, 3).flatten(3).mT.unflatten(-1, side)
 
     def _pooled(self, x: Tensor) -> Tensor:

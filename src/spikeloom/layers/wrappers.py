@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from spikeloom.checks import count
 from spikeloom.encode import floating, repeat
-from spikeloom.layers.steps import axes_of, check_axes, each_step
+from spikeloom.layers.stateless import axes_of, check_axes, each_step
 from spikeloom.neurons.base import Neuron
 
 # Layers of torch.nn, beside those named ...1d to ...3d, that read the first axis as the batch.

@@ -1,6 +1,7 @@
 """Networks of the papers, one file a document; `create_model` builds them by name."""
 
-from spikeloom.models import cifar10 as _cifar10
+from spikeloom.models import cifar10_net as _cifar10
+from spikeloom.models import course_report as _report
 from spikeloom.models import ds_resnet as _ds_resnet
 from spikeloom.models import ghostnet as _ghostnet
 from spikeloom.models import masked_autoencoder as _masked_autoencoder
@@ -8,7 +9,6 @@ from spikeloom.models import ms_resnet as _ms_resnet
 from spikeloom.models import paralif as _paralif
 from spikeloom.models import psn as _psn
 from spikeloom.models import psu as _psu
-from spikeloom.models import report as _report
 from spikeloom.models import sew_resnet as _sew_resnet
 from spikeloom.models import spikformer as _spikformer
 from spikeloom.models import spikformer_v2 as _spikformer_v2
@@ -16,7 +16,7 @@ from spikeloom.models import spikingformer as _spikingformer
 from spikeloom.models import syna as _syna
 from spikeloom.models import tet as _tet
 from spikeloom.models.registry import MODELS, create_model, list_models
-from spikeloom.models.trained import list_weights
+from spikeloom.models.zoo import list_weights
 
 __all__ = ["MODELS", "create_model", "list_models", "list_weights"]
 

@@ -31,9 +31,9 @@ from spikeloom.layers import (
     conv_shortcut,
     residual_stages,
 )
+from spikeloom.models._init import kaiming
+from spikeloom.models._residual import ResidualNet
 from spikeloom.models.registry import MODELS
-from spikeloom.models.residual import ResidualNet
-from spikeloom.models.weights import kaiming
 from spikeloom.neurons import MLF
 
 Attention = bool | Literal["stages", "blocks"]

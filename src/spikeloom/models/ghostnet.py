@@ -29,10 +29,10 @@ from spikeloom.layers import (
     concatenated,
     residual_stages,
 )
+from spikeloom.models._init import kaiming
+from spikeloom.models._residual import ResidualNet
+from spikeloom.models.course_report import report_lif
 from spikeloom.models.registry import MODELS
-from spikeloom.models.report import report_lif
-from spikeloom.models.residual import ResidualNet
-from spikeloom.models.weights import kaiming
 from spikeloom.neurons import make_neuron
 
 Unit = Callable[[int], nn.Module]

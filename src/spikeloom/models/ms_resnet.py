@@ -30,9 +30,9 @@ from spikeloom.layers import (
     residual_stages,
     start_as_identity,
 )
-from spikeloom.models.pretrained import PretrainedANN, load_ann
+from spikeloom.models._pretrained import PretrainedANN, load_ann
+from spikeloom.models._residual import ResidualNet
 from spikeloom.models.registry import MODELS
-from spikeloom.models.residual import ResidualNet
 from spikeloom.neurons import LIF
 from spikeloom.surrogates import Rectangular
 

@@ -35,10 +35,10 @@ from spikeloom.layers import (
     residual_stages,
     start_as_identity,
 )
-from spikeloom.models.pretrained import PretrainedANN, load_ann
+from spikeloom.models._init import kaiming
+from spikeloom.models._pretrained import PretrainedANN, load_ann
+from spikeloom.models._residual import ResidualNet
 from spikeloom.models.registry import MODELS
-from spikeloom.models.residual import ResidualNet
-from spikeloom.models.weights import kaiming
 from spikeloom.neurons import IF, PLIF
 from spikeloom.surrogates import FlatATan
 

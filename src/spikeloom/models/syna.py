@@ -4,7 +4,7 @@
 
 A is Conv - BN - SN - Conv - BN - MA - SN and B, in the three units that change shape, Conv1x1 - BN - IA - SN. Every
 convolution but the stem receives spikes. IA can shut a shortcut for good, which is then pruned without a trace
-(`analyse.pruning`).
+(`analyse.papers.pruning`).
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ from spikeloom.layers import (
     each_step,
     residual_stages,
 )
+from spikeloom.models._residual import ResidualNet
 from spikeloom.models.registry import MODELS
-from spikeloom.models.residual import ResidualNet
 from spikeloom.neurons import LIF, make_neuron
 
 Layout = Literal["static", "gesture", "cifar10_dvs"]

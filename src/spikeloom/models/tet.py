@@ -28,8 +28,8 @@ from spikeloom.layers import (
     residual_stages,
 )
 from spikeloom.layers.norm import add_to_branches
+from spikeloom.models._residual import ResidualNet
 from spikeloom.models.registry import MODELS
-from spikeloom.models.residual import ResidualNet
 from spikeloom.neurons import LIF, make_neuron
 from spikeloom.surrogates import Triangle
 

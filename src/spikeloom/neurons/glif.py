@@ -1,6 +1,6 @@
 """GLIF: gated leaky integrate-and-fire, constants learned for every channel (Yao et al. 2022).
 
-Equations: `ops.gated`.
+Equations: `ops.glif`.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from spikeloom.checks import count
 from spikeloom.neurons.base import Neuron, check_state, describe
-from spikeloom.ops.gated import gated_scan
+from spikeloom.ops.glif import gated_scan
 from spikeloom.surrogates import Rectangular, Surrogate, as_surrogate
 
 # sigmoid^-1 of where each constant starts (released code).

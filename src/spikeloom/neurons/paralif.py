@@ -12,9 +12,9 @@ from torch import Tensor, nn
 from spikeloom.checks import number
 from spikeloom.errors import UsageError
 from spikeloom.neurons.base import Neuron, check_state, describe
-from spikeloom.ops.filter import leaky_filter
-from spikeloom.ops.filter_fire import filter_fire
-from spikeloom.ops.firing import FIRING
+from spikeloom.ops.leaky_integrator import leaky_filter
+from spikeloom.ops.paralif import paralif
+from spikeloom.ops.paralif_firing import FIRING
 from spikeloom.ops.scan import potentials, scan
 from spikeloom.registry import nearest
 from spikeloom.stream import State
@@ -22,7 +22,7 @@ from spikeloom.surrogates import FastSigmoid, Surrogate, as_surrogate
 
 
 class LeakyIntegrator(Neuron):
-    """Two leaky filters and no spikes: a readout (ParaLIF, Sec. 3.5). Equations: `ops.filter`.
+    """Two leaky filters and no spikes: a readout (ParaLIF, Sec. 3.5). Equations: `ops.leaky_integrator`.
 
         I[t] = alpha I[t-1] + X[t],   M[t] = beta M[t-1] + (1 - beta) I[t],   alpha = exp(-dt/tau_syn), beta likewise
 
@@ -99,7 +99,7 @@ def _threshold(value: float | list[float], learned: bool) -> float | Tensor:
 
 
 class ParaLIF(LeakyIntegrator):
-    """`S = Phi(M)`: leaky integration, then a firing function of `ops.firing`.
+    """`S = Phi(M)`: leaky integration, then a firing function of `ops.paralif_firing`.
 
     Args:
         firing: gs, sb, trb, d, sd, td, t, st or tt (or trd, trt).
@@ -140,7 +140,7 @@ class ParaLIF(LeakyIntegrator):
     def run(self, x: Tensor, state: State, keep: bool) -> tuple[Tensor, State]:
         filters, before = (None, None) if state is None else state
         check_state(self, filters, x, (2,))
-        spikes, after = filter_fire(
+        spikes, after = paralif(
             x, *self.decays(), self.firing, self.threshold(), self.surrogate, (filters, before), keep
         )
         return spikes, after if keep else None

@@ -1,4 +1,4 @@
-"""Neurons parallel in time by a learned matrix (Fang et al. 2023, PSN). Equations: `ops.band`.
+"""Neurons parallel in time by a learned matrix (Fang et al. 2023, PSN). Equations: `ops.psn`.
 
 One matrix mixes the steps of all neurons of a layer; there is no reset. Thresholds are kept as biases, b = -B.
 """
@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from spikeloom.checks import count, number
 from spikeloom.modes import transformed
 from spikeloom.neurons.base import Neuron, check_state, describe
-from spikeloom.ops.band import band_mask, over_time, psn, sliding_matrix, sliding_psn
+from spikeloom.ops.psn import band_mask, over_time, psn, sliding_matrix, sliding_psn
 from spikeloom.ops.scan import fire
 from spikeloom.surrogates import ATan, Surrogate, as_surrogate
 
@@ -126,7 +126,7 @@ class MaskedPSN(Neuron):
 
 
 def over_time_of(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-    """`ops.band.over_time` for a weight with fewer rows than x has steps: [S, N, ...] -> [rows, N, ...]."""
+    """`ops.psn.over_time` for a weight with fewer rows than x has steps: [S, N, ...] -> [rows, N, ...]."""
     with torch.autocast(x.device.type, enabled=False):
         h = weight @ x.flatten(1).to(weight.dtype) + bias.unsqueeze(1)
     return h.view(weight.shape[0], *x.shape[1:])

@@ -9,8 +9,8 @@ With A the leaky integration and B the effect of past spikes,
     RPSU    V = A I - B sigmoid(A_R I + b)               A_R learned, causal
     SPSN    S ~ Bernoulli(sigmoid(A I))
 
-The fixed products are linear recurrences (`ops.filter`), O(T). The released code has powers of 1/tau in A and B, the
-same at tau = 2, the one value that is used; here they are those of the derivation.
+The fixed products are linear recurrences (`ops.leaky_integrator`), O(T). The released code has powers of 1/tau in A and
+B, the same at tau = 2, the one value that is used; here they are those of the derivation.
 """
 
 from __future__ import annotations
@@ -23,12 +23,12 @@ from torch import Tensor, nn
 
 from spikeloom.checks import count, number
 from spikeloom.neurons.base import Neuron, check_state, describe
-from spikeloom.neurons.if_lif import leak
+from spikeloom.neurons.lif import leak
 from spikeloom.neurons.psn import check_length
-from spikeloom.ops.band import over_time
-from spikeloom.ops.estimate import estimate_fire, estimate_potentials
-from spikeloom.ops.filter import leaky_filter
-from spikeloom.ops.filter_fire import filter_fire
+from spikeloom.ops.leaky_integrator import leaky_filter
+from spikeloom.ops.paralif import paralif
+from spikeloom.ops.psn import over_time
+from spikeloom.ops.psu import psu, psu_potentials
 from spikeloom.surrogates import ATan, Surrogate, as_surrogate
 
 
@@ -57,7 +57,7 @@ class PSU(Neuron):
         self.tau, self.surrogate, self.strict = tau, as_surrogate(surrogate), strict
 
     def currents(self, x: Tensor) -> tuple[Tensor, Tensor | None, bool, bool]:
-        """X, Z, and whether to integrate X and to take Z as it is, of `ops.estimate`."""
+        """X, Z, and whether to integrate X and to take Z as it is, of `ops.psu`."""
         return x, None, True, False
 
     def drop(self) -> float:
@@ -67,13 +67,13 @@ class PSU(Neuron):
     def run(self, x: Tensor, state: Tensor | None, keep: bool) -> tuple[Tensor, Tensor | None]:
         check_state(self, state, x, (2,))
         u, z, integrate, raw = self.currents(x)
-        return estimate_fire(
+        return psu(
             u, z, self.decay, self.drop(), self.v_threshold, self.surrogate, integrate, raw, self.strict, state, keep
         )
 
     def _potentials(self, x: Tensor, state: Tensor | None) -> Tensor:
         u, z, integrate, raw = self.currents(x)
-        return estimate_potentials(u, z, self.decay, self.drop(), integrate, raw, state)
+        return psu_potentials(u, z, self.decay, self.drop(), integrate, raw, state)
 
     def extra_repr(self) -> str:
         return describe(tau=self.tau, v_threshold=self.v_threshold, surrogate=self.surrogate)
@@ -181,7 +181,7 @@ class SPSN(Neuron):
 
     def run(self, x: Tensor, state: Tensor | None, keep: bool) -> tuple[Tensor, Tensor | None]:
         check_state(self, state, x, (2,))
-        spikes, (state, _) = filter_fire(x, 0.0, self.decay, "sb", 0.0, ATan(), (state, None), keep)
+        spikes, (state, _) = paralif(x, 0.0, self.decay, "sb", 0.0, ATan(), (state, None), keep)
         return spikes, state
 
     def _potentials(self, x: Tensor, state: Tensor | None) -> Tensor:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from spikeloom.checks import count, number
 from spikeloom.neurons.base import check_state, describe
 from spikeloom.neurons.paralif import LeakyIntegrator, ParaLIF
-from spikeloom.ops.filter_fire import filter_fire
+from spikeloom.ops.paralif import paralif
 from spikeloom.ops.recurrent import recurrent_potentials, recurrent_scan
 from spikeloom.stream import State
 from spikeloom.surrogates import FastSigmoid, Surrogate, as_surrogate
@@ -117,7 +117,7 @@ class RecurrentParaLIF(ParaLIF):
         if self.feedback == "relu":
             h = torch.relu(super().membrane(x, None, False)[0])
         else:
-            h, _ = filter_fire(x, *self.decays(), self.firing, self.threshold(), self.surrogate)
+            h, _ = paralif(x, *self.decays(), self.firing, self.threshold(), self.surrogate)
         late = torch.cat([torch.zeros_like(h[:1]), h[:-1]])
         fed = x + self.recurrent(late)
         return fed + x if self.add_hidden else fed

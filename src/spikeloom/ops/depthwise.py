@@ -11,9 +11,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from spikeloom.ops import dispatch
-from spikeloom.ops.layout import NATIVE_DTYPES, fresh
-from spikeloom.ops.native_op import op_with_weight
+from spikeloom.ops import _dispatch
+from spikeloom.ops._custom_op import op_with_weight
+from spikeloom.ops._layout import NATIVE_DTYPES, fresh
 
 
 def depthwise_conv(x: Tensor, weight: Tensor, stride: int = 1, padding: tuple[int, int] = (0, 0)) -> Tensor:
@@ -70,7 +70,7 @@ def _fake(x: Tensor, weight: Tensor, stride: int, pad_height: int, pad_width: in
 def _forward(x: Tensor, weight: Tensor, stride: int, pad_height: int, pad_width: int) -> Tensor:
     x = x.contiguous(memory_format=torch.channels_last)
     y, taps = fresh(_fake(x, weight, stride, pad_height, pad_width), x.dtype), _by_taps(weight)
-    dispatch.native.depthwise_forward(**_fields(x, taps, stride, pad_height, pad_width) | {"y": y.data_ptr()})
+    _dispatch.native.depthwise_forward(**_fields(x, taps, stride, pad_height, pad_width) | {"y": y.data_ptr()})
     return y
 
 
@@ -83,10 +83,10 @@ def _backward(
     grad_x, grad_weight = x.new_empty(0), x.new_empty(0)
     if need[0]:
         grad_x = fresh(x, x.dtype)
-        dispatch.native.depthwise_input(**fields | {"grad_x": grad_x.data_ptr()})
+        _dispatch.native.depthwise_input(**fields | {"grad_x": grad_x.data_ptr()})
     if need[1]:
         found = torch.empty_like(taps)
-        dispatch.native.depthwise_weight(**fields | {"grad_weight": found.data_ptr()})
+        _dispatch.native.depthwise_weight(**fields | {"grad_weight": found.data_ptr()})
         grad_weight = found.permute(2, 0, 1).unsqueeze(1).to(weight.dtype).contiguous()
     return grad_x, grad_weight
 

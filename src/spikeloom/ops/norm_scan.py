@@ -16,11 +16,11 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from spikeloom.ops import dispatch
-from spikeloom.ops.layout import by_channels, fresh, like, ordered, pointer, rows_like, steps_by_channels
-from spikeloom.ops.native_op import NativeOp
-from spikeloom.ops.scan_native import CHUNK, Numbers, as_tensor, firing, levels_of, starts_like
-from spikeloom.ops.scan_reference import Constant
+from spikeloom.ops import _dispatch
+from spikeloom.ops._custom_op import NativeOp
+from spikeloom.ops._layout import by_channels, fresh, like, ordered, pointer, rows_like, steps_by_channels
+from spikeloom.ops.scan.native import CHUNK, Numbers, as_tensor, firing, levels_of, starts_like
+from spikeloom.ops.scan.reference import Constant
 
 
 class NormScan(NamedTuple):
@@ -101,7 +101,7 @@ def _moments(x: Tensor, layout: dict[str, int]) -> tuple[Tensor, Tensor]:
     fields = steps_by_channels(x, layout)
     if _repeats(x):
         fields["steps"] = 1
-    dispatch.native.moments(**fields, mean=mean.data_ptr(), variance=variance.data_ptr())
+    _dispatch.native.moments(**fields, mean=mean.data_ptr(), variance=variance.data_ptr())
     return mean, variance
 
 
@@ -147,7 +147,7 @@ def _forward(
     residual = None if residual is None else ordered(residual, spikes)
     add = None if add is None else ordered(add, spikes)
     v = None if v is None else ordered(v, rows_like(a.levels, spikes[0], v.dtype))
-    dispatch.native.scan_forward(
+    _dispatch.native.scan_forward(
         **steps_by_channels(x, layout), **_charge_fields(decay, gain), **a.forward, chunk=min(x.shape[0], CHUNK),
         factor=factor.data_ptr(), shift=shift.data_ptr(), residual=pointer(residual), v=pointer(v),
         spikes=spikes.data_ptr(), sum=total.data_ptr() if return_sum else 0, add=pointer(add),
@@ -207,7 +207,7 @@ def _backward(
     sums = x.new_empty(2, C, dtype=torch.float64)
     constants = x.new_empty(3 if learn else 0, dtype=torch.float64)
     fields = steps_by_channels(x, layout)
-    dispatch.native.scan_backward(
+    _dispatch.native.scan_backward(
         **fields, **_charge_fields(decay, gain), **a.forward, **a.backward, chunk=min(x.shape[0], CHUNK),
         factor=factor.data_ptr(), shift=shift.data_ptr(), residual=pointer(residual), v=pointer(v),
         grad_spikes=grad_spikes.data_ptr(), grad_sum=pointer(grad_sum), grad_v_out=pointer(grad_last),
@@ -227,7 +227,7 @@ def _backward(
     if repeated:  # every step gets its part of the sum
         factor, fields["steps"] = factor / fields["steps"], 1
     grad_x = grad_u if residual is None else fresh(x, x.dtype)
-    dispatch.native.affine(
+    _dispatch.native.affine(
         **fields, g=grad_u.data_ptr(), a=factor.data_ptr(), b=slope.data_ptr(), c=offset.data_ptr(),
         out=grad_x.data_ptr(),
     )  # fmt: skip

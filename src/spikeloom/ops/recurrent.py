@@ -7,8 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from spikeloom.ops import dispatch
-from spikeloom.ops.native_op import eager, first_order
+from spikeloom.ops import _dispatch
+from spikeloom.ops._custom_op import eager, first_order
 from spikeloom.surrogates import Surrogate
 
 State = tuple[Tensor, Tensor, Tensor]
@@ -40,7 +40,7 @@ def recurrent_scan(
     Returns:
         Spikes [T, N, features], and the last state.
     """
-    if dispatch.choose("recurrent_scan", x, (torch.float32,)) == "reference" or not eager(x):
+    if _dispatch.choose("recurrent_scan", x, (torch.float32,)) == "reference" or not eager(x):
         return recurrent_scan_reference(x, weight, bias, alpha, beta, v_threshold, surrogate, relu, state)
     start = (x.new_zeros(x.shape[1:]),) * 3 if state is None else state
     spikes, *last = _Recurrent.apply(x, weight, bias, *start, (float(alpha), float(beta), v_threshold, surrogate, relu))

@@ -22,7 +22,7 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 
 from spikeloom.data import augmentation
-from spikeloom.data.part import hold_out
+from spikeloom.data.subset import hold_out
 from spikeloom.errors import DataFileError, UsageError
 from spikeloom.files import load_tensors, load_weights, save_tensors
 from spikeloom.layers import sync_norms
@@ -38,7 +38,7 @@ from spikeloom.train.build import (
 from spikeloom.train.checkpoint import pack_optimizer, unpack_optimizer
 from spikeloom.train.environments import PENALTIES, Penalised
 from spikeloom.train.evaluate import accuracy, evaluate, place, right, shared
-from spikeloom.train.firing import (
+from spikeloom.train.firing_rates import (
     NORM_BATCHES,
     check_steps,
     describe_rates,

@@ -32,7 +32,7 @@ import torch
 
 from spikeloom.errors import DataFileError, UsageError
 from spikeloom.files import PathLike, atomic, read_json, write_json
-from spikeloom.models.trained import run_folder
+from spikeloom.models.zoo import run_folder
 from spikeloom.train import lock
 from spikeloom.train.recipe import Budget, Named, Settings, check_settings, flatten, merge
 
@@ -383,7 +383,7 @@ def peak_memory() -> float | None:
 def environment() -> Json:
     """Versions and machine, as far as results depend on them."""
     import spikeloom
-    from spikeloom.ops import dispatch
+    from spikeloom.ops import _dispatch
 
     return {
         "spikeloom": spikeloom.__version__,
@@ -393,7 +393,7 @@ def environment() -> Json:
         "machine": f"{platform.system()} {platform.machine()}",
         "processor": _processor(),
         "threads": torch.get_num_threads(),
-        "native": None if dispatch.native is None else dispatch.native.level(),
+        "native": None if _dispatch.native is None else _dispatch.native.level(),
         "device": "cuda" if torch.cuda.is_available() else "cpu",
     }
 

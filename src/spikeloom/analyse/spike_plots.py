@@ -1,0 +1,132 @@
+"""Spikes to look at: trains of a layer as pictures and rasters, rates of attention, responses to a test current."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from spikeloom.analyse.audit.cost import evaluating
+from spikeloom.analyse.audit.energy import Layer, attentions
+from spikeloom.errors import UsageError
+from spikeloom.neurons.base import Neuron
+from spikeloom.record import Recorder
+
+
+def spike_train(model: nn.Module, x: Tensor, layer: str | None = None) -> tuple[str, Tensor]:
+    """The spikes of a layer of neurons, [T, N, ...], and its name.
+
+    Args:
+        model: built from Spikeloom's neurons; runs in eval mode.
+        x: a batch.
+        layer: name of a neuron; the first one that runs if None.
+
+    Raises:
+        UsageError: no such layer, or one that is no neuron or did not run.
+    """
+    neurons = [name for name, module in model.named_modules() if isinstance(module, Neuron)]
+    if layer is not None and layer not in neurons:
+        raise UsageError(f"the model has no layer of neurons named {layer!r}; it has {', '.join(neurons[:8])}, ...")
+    with evaluating(model), torch.no_grad(), Recorder(model, only=None if layer is None else {layer}) as record:
+        model(x)
+    if not record.spikes:
+        raise UsageError(f"no neuron of {type(model).__name__} ran" if layer is None else f"{layer} did not run")
+    name = layer or next(iter(record.spikes))
+    return name, record.spikes[name][0]
+
+
+def draw_spike_maps(networks: Mapping[str, Tensor], channels: int = 16) -> Any:
+    """Spike maps of some layers as pictures (course report, figure 11): a row a network, a column a channel.
+
+    Args:
+        networks: spikes [T, C, H, W] of one image, by title; their sum over time is drawn.
+        channels: the first ones of each.
+    """
+    from plotly.subplots import make_subplots
+
+    figure = make_subplots(len(networks), channels, row_titles=list(networks), horizontal_spacing=0.004)
+    for row, spikes in enumerate(networks.values(), start=1):
+        for channel in range(min(channels, spikes.shape[1])):
+            counts = spikes[:, channel].sum(0).flip(0)
+            figure.add_heatmap(z=counts.tolist(), row=row, col=channel + 1, showscale=False, colorscale="Greys",
+                               zmin=0, zmax=len(spikes))  # fmt: skip
+    figure.update_xaxes(visible=False).update_yaxes(visible=False)
+    figure.update_layout(title="Spikes a neuron over all steps")
+    return figure
+
+
+def draw_raster(spikes: Tensor, title: str = "Spikes", neurons: int = 200) -> Any:
+    """Spikes [T, ...] of one input as a raster: a dot for each spike, time to the right, neurons upwards."""
+    import plotly.graph_objects as go
+
+    flat = spikes.flatten(1)[:, :neurons]
+    times, indices = flat.nonzero(as_tuple=True)
+    figure = go.Figure(go.Scatter(x=times.tolist(), y=indices.tolist(), mode="markers", marker={"size": 3}))
+    figure.update_layout(title=title, xaxis={"title": "step", "range": [-0.5, len(flat) - 0.5]}, yaxis_title="neuron")
+    if len(flat) <= 20:
+        figure.update_xaxes(dtick=1)
+    return figure
+
+
+@dataclass(frozen=True)
+class AttentionRates:
+    """Firing rates of the operands of one attention."""
+
+    name: str
+    queries: float
+    keys: float
+    values: float
+
+
+def attention_rates(layers: tuple[Layer, ...]) -> list[AttentionRates]:
+    """Firing rates of Q, K and V in every attention of an audited network (Spikformer, figure of Q/K/V rates)."""
+    return [
+        AttentionRates(layers[index].name.split(":")[0], a.queries.rate, a.keys.rate, a.values.rate)
+        for index, a in attentions(layers).items()
+    ]
+
+
+def draw_attention_rates(found: list[AttentionRates]) -> Any:
+    """A line each for Q, K and V over the attentions."""
+    import plotly.graph_objects as go
+
+    names = [row.name for row in found]
+    figure = go.Figure([
+        go.Scatter(x=names, y=[getattr(row, key) for row in found], name=key) for key in ("queries", "keys", "values")
+    ])  # fmt: skip
+    figure.update_layout(title="Firing rates in attention", yaxis_title="spikes per element and step")
+    return figure
+
+
+def probe_current(T: int = 120) -> Tensor:
+    """A current [T] of a rest, a step, a ramp up and down, and a sine, in the unit of the threshold 1."""
+    part = T // 4
+    ramp = torch.linspace(0, 2, part // 2)
+    sine = 1 + torch.sin(torch.arange(T - 3 * part) * (4 * math.pi / max(T - 3 * part, 1)))
+    up_and_down = torch.cat([ramp, ramp.flip(0), torch.zeros(part - 2 * len(ramp))])
+    return torch.cat([torch.zeros(part), 1.5 * torch.ones(part), up_and_down, sine])
+
+
+@torch.no_grad()
+def responses(neurons: Mapping[str, nn.Module], current: Tensor) -> dict[str, Tensor]:
+    """The spikes [T] of single neurons on a current [T] (ParaLIF, Sec. 3.3: the figure of neuron responses)."""
+    return {name: neuron(current[:, None, None])[:, 0, 0] for name, neuron in neurons.items()}
+
+
+def draw_responses(current: Tensor, found: Mapping[str, Tensor]) -> Any:
+    """The current above, a raster line for each neuron below."""
+    from plotly.subplots import make_subplots
+
+    figure = make_subplots(2, 1, shared_xaxes=True, row_heights=[0.3, 0.7])
+    figure.add_scatter(y=current.tolist(), name="current", row=1, col=1)
+    for line, (name, spikes) in enumerate(found.items()):
+        times = spikes.nonzero()[:, 0].tolist()
+        figure.add_scatter(x=times, y=[line] * len(times), mode="markers", name=name, row=2, col=1,
+                           marker={"symbol": "line-ns-open", "size": 12})  # fmt: skip
+    figure.update_yaxes(tickvals=list(range(len(found))), ticktext=list(found), row=2, col=1)
+    figure.update_layout(title="Responses to a test current", xaxis2_title="step", showlegend=False)
+    return figure

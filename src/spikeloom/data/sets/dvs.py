@@ -1,0 +1,468 @@
+"""Event-camera data sets by name, from their originals or from what tonic downloads, as frames [T, 2, H, W]."""
+
+from __future__ import annotations
+
+import os
+import re
+import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, get_args
+
+import numpy as np
+import torch
+
+from spikeloom.data.cache import cached
+from spikeloom.data.formats.read import checked, read_events
+from spikeloom.data.formats.types import Array, Decoded, EventFile, EventFileError, Events, Outside
+from spikeloom.data.frame_dataset import FrameDataset, Resize
+from spikeloom.data.frames import Slicer, Slicing, accumulate, check_number
+from spikeloom.data.locate import data_root, fetch_with_tonic, missing
+from spikeloom.data.options import check_integer
+from spikeloom.data.registry import DATASETS
+from spikeloom.data.subset import chosen
+from spikeloom.errors import DataFileError, UsageError
+
+Place = str | os.PathLike[str] | None
+Part = Literal["last", "first", "random"]
+
+NMNIST_SOURCE = "get Train.zip and Test.zip from https://www.garrickorchard.com/datasets/n-mnist and unpack them there"
+CIFAR10_DVS_SOURCE = (
+    "get the ten archives from https://figshare.com/articles/dataset/CIFAR10-DVS_New/4724671 and unpack them there"
+)
+GESTURE_SOURCE = "get DvsGesture.tar.gz from https://ibm.box.com/s/3hiq58ww1pbbjrinh367ykfdf60xsfm8 and unpack it"
+CALTECH_SOURCE = "get Caltech101.zip from https://www.garrickorchard.com/datasets/n-caltech101 and unpack it there"
+CIFAR10_CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
+GESTURES = (
+    "hand_clapping", "right_hand_wave", "left_hand_wave", "right_arm_clockwise", "right_arm_counter_clockwise",
+    "left_arm_clockwise", "left_arm_counter_clockwise", "arm_roll", "air_drums", "air_guitar", "other_gestures",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Cut:
+    """One recording of a data set: its file, its label and, where the file holds several, its time in microseconds."""
+
+    path: Path
+    label: int
+    start: int = 0
+    end: int | None = None
+
+
+@dataclass(frozen=True)
+class Reader:
+    """Reads the recordings of a set.
+
+    Args:
+        sensor: (width, height) that they must fit.
+        outside: what becomes of events outside the sensor, see `read_events`.
+
+    Raises:
+        UsageError: another `outside`.
+    """
+
+    sensor: tuple[int, int]
+    outside: Outside = "error"
+
+    def __post_init__(self):
+        if self.outside not in get_args(Outside):
+            raise UsageError(f"outside must be 'error' or 'drop', got {self.outside!r}")
+
+    def __call__(self, path: Path) -> Events:
+        """The events of a file; warns where some were dropped."""
+        return self.told(path, read_events(path, self.sensor, outside=self.outside))
+
+    def told(self, path: Path, events: Events) -> Events:
+        """The events, after a warning if some were dropped."""
+        if events.dropped:
+            width, height = self.sensor
+            warnings.warn(
+                f"{path}: left out {events.dropped} of {len(events) + events.dropped} events, which lie outside the "
+                f"sensor of {width}x{height}",
+                stacklevel=2,
+            )
+        return events
+
+
+@dataclass(frozen=True)
+class Framing:
+    """How recordings become frames; the fields are options of the data sets, see `nmnist` and `cifar10_dvs`."""
+
+    slicer: Slicer
+    downsample: float | None = None
+    polarity: int | None = None
+
+    def __post_init__(self):
+        if self.downsample is not None:
+            check_number("downsample", self.downsample, 1, 1000)
+        if self.polarity is not None:
+            check_integer("polarity", self.polarity, 0, 1)
+
+    def shape(self, sensor: tuple[int, int]) -> tuple[int, int, int]:
+        """Channels, height and width of a frame."""
+        width, height = (int((side - 1) / (self.downsample or 1)) + 1 for side in sensor)
+        return (2 if self.polarity is None else 1), height, width
+
+    def __call__(self, events: Events, path: Path) -> Array:
+        """Frames [T, *shape] of a recording.
+
+        Raises:
+            EventFileError: it has no events, or for frames by count fewer than frames.
+        """
+        least = self.slicer.T or 1 if self.slicer.frames == "count" else 1
+        if len(events) < least:
+            raise EventFileError(f"{path}: a recording of {len(events)} events is too short, expected at least {least}")
+        channels, height, width = shape = self.shape((events.width, events.height))
+        index, steps = self.slicer(events.t)
+        x, y, p = events.x.astype(np.int64), events.y.astype(np.int64), events.p
+        if self.downsample is not None:
+            x, y = (x / self.downsample).astype(np.int64), (y / self.downsample).astype(np.int64)
+        if self.polarity is not None:
+            index = np.where(p == self.polarity, index, -1)
+        cell = y * width + x
+        if channels == 2:
+            cell += p.astype(np.int64) * (height * width)
+        return accumulate(cell, index, steps, shape)
+
+
+def _dataset(
+    name: str,
+    title: str,
+    cuts: Sequence[Cut],
+    subset: int | None,
+    classes: Sequence[str],
+    reader: Reader,
+    framing: Framing,
+    read: Callable[[Cut], Events],
+    size: int | None = None,
+    resize: Resize = "bilinear",
+    flatten: bool = False,
+) -> FrameDataset:
+    if size is not None:
+        check_integer("size", size, 1, 4096)
+    which, title = chosen(title, len(cuts), subset)
+    cuts = [cuts[i] for i in which]
+    key = {"framing": repr(framing), "cuts": [(str(c.path), c.start, c.end) for c in cuts], "sensor": reader.sensor}
+    if reader.outside == "drop":
+        key["outside"] = "drop"
+        title += ", without events outside the sensor"
+    sources = sorted({cut.path for cut in cuts})
+    counts = cached(
+        name, key, sources, len(cuts), framing.shape(reader.sensor), lambda i: framing(read(cuts[i]), cuts[i].path)
+    )
+    labels = torch.tensor([cut.label for cut in cuts], dtype=torch.int64)
+    return FrameDataset(
+        counts, labels, name=name, title=title, classes=classes, size=size, resize=resize, flatten=flatten
+    )
+
+
+@DATASETS.register
+def nmnist(
+    root: Place,
+    split: str,
+    *,
+    subset: int | None = None,
+    frames: Slicing = "count",
+    T: int | None = None,
+    dt: float | None = None,
+    polarity: int | None = None,
+    size: int | None = None,
+    resize: Resize = "bilinear",
+    flatten: bool = False,
+    outside: Outside = "error",
+    download: bool = False,
+) -> FrameDataset:
+    """N-MNIST: MNIST digits seen by an event camera in three saccades, 34x34, frames [T, 2, 34, 34].
+
+    Read from root/NMNIST/{Train,Test}/<digit>/<number>.bin, however many there are.
+
+    Args:
+        subset: take only n recordings, spread evenly over the classes.
+        frames: "count" and "time" cut a recording into T parts of equal number of events or duration; "windows" takes
+            T windows of dt from the first event; "bins" takes windows of dt from t = 0, as many as there are.
+        T: frames, by default 10.
+        dt: milliseconds of a window, by default 5.
+        polarity: 0 or 1 takes only these events, as one channel.
+        size, resize: as `cifar10_dvs`.
+        flatten: give a frame as one axis.
+        outside: "drop" leaves out events outside the sensor, and warns how many there were; "error" refuses the file.
+        download: fetch missing files with tonic.
+    """
+    slicer, reader = Slicer.filled(frames, T, dt), Reader((34, 34), outside)
+    folder = data_root(root, "N-MNIST", NMNIST_SOURCE)
+    part = folder / "NMNIST" / split.capitalize()
+    if download and not part.is_dir():
+        fetch_with_tonic("NMNIST", folder, train=split == "train")
+    if not part.is_dir():
+        raise missing("N-MNIST", folder, part / "0" / "00001.bin", NMNIST_SOURCE)
+    cuts = [Cut(path, label) for label in range(10) for path in _files(part / str(label), "*.bin")]
+    _only_digits(part)
+    whole = len(cuts) == {"train": 60_000, "test": 10_000}[split]
+    title = "N-MNIST" if whole else f"N-MNIST files of {len(cuts)} recordings"
+    return _dataset(
+        "nmnist", title, cuts, subset, [str(digit) for digit in range(10)], reader,
+        Framing(slicer, polarity=polarity), lambda cut: reader(cut.path), size, resize, flatten,
+    )  # fmt: skip
+
+
+@DATASETS.register
+def cifar10_dvs(
+    root: Place,
+    split: str,
+    *,
+    subset: int | None = None,
+    frames: Slicing = "count",
+    T: int | None = None,
+    dt: float | None = None,
+    test_part: Part = "last",
+    downsample: float | None = None,
+    size: int | None = None,
+    resize: Resize = "bilinear",
+    outside: Outside = "error",
+    download: bool = False,
+) -> FrameDataset:
+    """CIFAR10-DVS: 10,000 moving CIFAR-10 pictures seen by a DVS128, 128x128, frames [T, 2, 128, 128].
+
+    Read from root/CIFAR10DVS/<class>/: the originals (.aedat) or what tonic downloads (.aedat4). There is no official
+    split. Originals are turned upright and their polarity made 1 for brighter, as the field's loaders do.
+
+    Args:
+        subset, frames, T, dt, outside, download: as `nmnist`.
+        test_part: a tenth of every class, in the order of the files' numbers: "last" (Spikformer, SEW), "first" (PSN:
+            files 0 to 99), or "random", the same at every call.
+        downsample: divide coordinates by this number and round down (3.04 gives 42x42).
+        size: side to resize frames to as they are read.
+        resize: how: "nearest", "bilinear" or "bilinear_corners", which aligns the corners.
+    """
+    slicer, reader = Slicer.filled(frames, T, dt), Reader((128, 128), outside)
+    folder = data_root(root, "CIFAR10-DVS", CIFAR10_DVS_SOURCE)
+    base = folder / "CIFAR10DVS"
+    if download and not base.is_dir():
+        fetch_with_tonic("CIFAR10DVS", folder)
+    cuts = _by_class(base, CIFAR10_CLASSES, ("*.aedat", "*.aedat4"), split, test_part, "CIFAR10-DVS", folder,
+                     CIFAR10_DVS_SOURCE)  # fmt: skip
+
+    def read(cut: Cut) -> Events:
+        events = reader(cut.path)
+        if cut.path.suffix == ".aedat4":
+            return events
+        return Events(events.t, 127 - events.y, 127 - events.x, 1 - events.p, 128, 128)
+
+    title = f"CIFAR10-DVS ({test_part} tenth for testing)"
+    return _dataset("cifar10_dvs", title, cuts, subset, CIFAR10_CLASSES, reader, Framing(slicer, downsample),
+                    read, size, resize)  # fmt: skip
+
+
+@DATASETS.register
+def n_caltech101(
+    root: Place,
+    split: str,
+    *,
+    subset: int | None = None,
+    frames: Slicing = "count",
+    T: int | None = None,
+    dt: float | None = None,
+    test_part: Part = "last",
+    size: int | None = None,
+    resize: Resize = "bilinear",
+    outside: Outside = "error",
+    download: bool = False,
+) -> FrameDataset:
+    """N-Caltech101: Caltech-101 pictures seen by an event camera, frames [T, 2, 180, 240], 101 classes.
+
+    Read from root/NCALTECH101/Caltech101/<class>/ or root/Caltech101/<class>/, one .bin file a picture. There is no
+    official split. Pictures differ in size: all lie at the top left of a frame.
+
+    Args:
+        subset, frames, T, dt, outside, download: as `nmnist`.
+        test_part, size, resize: as `cifar10_dvs`.
+    """
+    slicer, reader = Slicer.filled(frames, T, dt), Reader((240, 180), outside)
+    folder = data_root(root, "N-Caltech101", CALTECH_SOURCE)
+    base = next(
+        (p for p in (folder / "NCALTECH101" / "Caltech101", folder / "Caltech101") if p.is_dir()),
+        folder / "NCALTECH101" / "Caltech101",
+    )
+    if download and not base.is_dir():
+        fetch_with_tonic("NCALTECH101", folder)
+    classes = sorted(path.name for path in base.iterdir() if path.is_dir()) if base.is_dir() else []
+    if len(classes) != 101:
+        raise missing("N-Caltech101", folder, base / "Faces_easy" / "image_0001.bin",
+                      f"{CALTECH_SOURCE} (there are {len(classes)} of 101 classes)")  # fmt: skip
+    cuts = _by_class(base, classes, ("*.bin",), split, test_part, "N-Caltech101", folder, CALTECH_SOURCE)
+    title = f"N-Caltech101 ({test_part} tenth for testing)"
+    return _dataset("n_caltech101", title, cuts, subset, classes, reader, Framing(slicer),
+                    lambda cut: reader(cut.path), size, resize)  # fmt: skip
+
+
+# --- DVS128 Gesture ---------------------------------------------------------------------------------------------------
+
+
+@DATASETS.register
+def dvs_gesture(
+    root: Place,
+    split: str,
+    *,
+    subset: int | None = None,
+    frames: Slicing = "count",
+    T: int | None = None,
+    dt: float | None = None,
+    other: bool = True,
+    downsample: float | None = None,
+    size: int | None = None,
+    resize: Resize = "bilinear",
+    flatten: bool = False,
+    outside: Outside = "error",
+    download: bool = False,
+) -> FrameDataset:
+    """DVS128 Gesture: 11 gestures of 29 people under 3 lights, 128x128, frames [T, 2, 128, 128].
+
+    Read from root/DVSGesture/DvsGesture/: the originals (.aedat, cut by their .csv files; people 1 to 23 train, 24 to
+    29 test); or else from root/DVSGesture/ibmGesture{Train,Test}/, what tonic downloads, whose times are in
+    milliseconds.
+
+    Args:
+        subset, frames, T, dt, flatten, outside, download: as `nmnist`.
+        other: with the eleventh class, "other gestures".
+        downsample, size, resize: as `cifar10_dvs`.
+    """
+    slicer, reader = Slicer.filled(frames, T, dt), Reader((128, 128), outside)
+    folder = data_root(root, "DVS128 Gesture", GESTURE_SOURCE)
+    base = folder / "DVSGesture"
+    original, copies = base / "DvsGesture", base / f"ibmGesture{split.capitalize()}"
+    if download and not original.is_dir() and not copies.is_dir():
+        fetch_with_tonic("DVSGesture", folder, train=split == "train")
+    if original.is_dir():
+        cuts, read = _original_gestures(original, split), _gesture_reader(reader)
+    elif copies.is_dir():
+        cuts, read = _tonic_gestures(copies), lambda cut: _read_tonic_gesture(cut, reader)
+    else:
+        raise missing("DVS128 Gesture", folder, original / "user01_natural.aedat", GESTURE_SOURCE)
+    if not cuts:
+        raise missing("DVS128 Gesture", folder, original / "user01_natural.aedat", GESTURE_SOURCE)
+    classes = GESTURES if other else GESTURES[:-1]
+    cuts = [cut for cut in cuts if cut.label < len(classes)]
+    title = "DVS128 Gesture" if other else "DVS128 Gesture without other gestures"
+    return _dataset("dvs_gesture", title, cuts, subset, classes, reader, Framing(slicer, downsample), read,
+                    size, resize, flatten)  # fmt: skip
+
+
+def _original_gestures(folder: Path, split: str) -> list[Cut]:
+    cuts: list[Cut] = []
+    for path in sorted(folder.glob("user*.aedat")):
+        person = re.match(r"user(\d{2})_", path.name)
+        if person is None:
+            raise DataFileError(f"{path}: expected a name such as user01_natural.aedat")
+        if (int(person[1]) <= 23) != (split == "train"):
+            continue
+        labels = path.with_name(f"{path.stem}_labels.csv")
+        try:
+            lines = labels.read_text("utf-8-sig").splitlines()
+        except (OSError, UnicodeDecodeError) as error:
+            raise DataFileError(f"{labels}: cannot be read: {error}") from None
+        for number, line in enumerate(lines[1:], 2):
+            values = [value.strip() for value in line.split(",")]
+            if values == [""]:
+                continue
+            if len(values) != 3 or not all(value.isdecimal() and len(value) < 16 for value in values):
+                raise DataFileError(f"{labels}: line {number} is {line!r}, expected class,start,end")
+            label, start, end = map(int, values)
+            if not 1 <= label <= 11:
+                raise DataFileError(f"{labels}: line {number}: class {label}, expected 1 to 11")
+            if end <= start:
+                raise DataFileError(f"{labels}: line {number}: ends at {end} us, before its start at {start}")
+            cuts.append(Cut(path, label - 1, start, end))
+    return cuts
+
+
+def _gesture_reader(reader: Reader) -> Callable[[Cut], Events]:
+    held: dict[Path, Events] = {}  # one: the gestures of a file come in turn
+
+    def read(cut: Cut) -> Events:
+        if cut.path not in held:
+            held.clear()
+            held[cut.path] = reader(cut.path)
+        events = held[cut.path]
+        inside = (events.t >= cut.start) & (events.t < (cut.end or 0))
+        t, x, y, p = (column[inside] for column in (events.t, events.x, events.y, events.p))
+        return Events(t - cut.start, x, y, p, events.width, events.height)
+
+    return read
+
+
+def _tonic_gestures(folder: Path) -> list[Cut]:
+    cuts: list[Cut] = []
+    for path in sorted(folder.glob("user*/*.npy")):
+        if not (path.stem.isdecimal() and int(path.stem) < len(GESTURES)):
+            raise DataFileError(f"{path}: label {path.stem!r} out of range, expected 0.npy to 10.npy")
+        cuts.append(Cut(path, int(path.stem)))
+    return cuts
+
+
+def _read_tonic_gesture(cut: Cut, reader: Reader) -> Events:
+    """tonic's copies: [N, 4] of x, y, polarity and milliseconds."""
+    try:
+        with cut.path.open("rb") as stream:
+            rows: Array = np.load(stream, allow_pickle=False)
+    except Exception as error:  # what a damaged file can raise has no common class; its text may advise to unpickle
+        raise EventFileError(f"{cut.path}: not a readable .npy file of numbers ({type(error).__name__})") from None
+    if rows.ndim != 2 or rows.shape[1] != 4 or rows.dtype.kind not in "iuf":
+        raise EventFileError(f"{cut.path}: holds {rows.dtype} {rows.shape}, expected numbers [N, 4]: x, y, p, ms")
+    if not np.isfinite(rows).all() or np.abs(rows).max(initial=0) > 1e12:
+        raise EventFileError(f"{cut.path}: holds values that are no coordinates or times")
+    if len(rows) and not ((rows[:, 2] == 0) | (rows[:, 2] == 1)).all():
+        raise EventFileError(f"{cut.path}: holds polarities other than 0 and 1")
+    x, y, p, t = rows.T.astype(np.int64)
+    file = EventFile(cut.path, np.zeros(cut.path.stat().st_size, np.uint8))
+    start = len(file.data) - rows.nbytes
+    found = Decoded(1000 * t, x, y, p, reader.sensor, lambda i: start + i * rows.strides[0])
+    return reader.told(cut.path, checked(file, found, reader.sensor, reader.outside))
+
+
+# --- folders ----------------------------------------------------------------------------------------------------------
+
+
+def _files(folder: Path, *patterns: str) -> list[Path]:
+    """The files of a folder in the order of the last number in their names."""
+
+    def number(path: Path) -> tuple[int, str]:
+        digits = re.findall(r"\d{1,15}", path.stem)
+        return (int(digits[-1]) if digits else -1), path.name
+
+    return sorted((path for pattern in patterns for path in folder.glob(pattern)), key=number)
+
+
+def _only_digits(folder: Path) -> None:
+    for path in sorted(folder.iterdir()):
+        if path.is_dir() and not (path.name.isdecimal() and int(path.name) < 10):
+            raise DataFileError(f"{path}: label {path.name!r} out of range, expected folders 0 to 9")
+
+
+def _by_class(
+    base: Path,
+    classes: Sequence[str],
+    patterns: tuple[str, ...],
+    split: str,
+    test_part: Part,
+    title: str,
+    folder: Path,
+    source: str,
+) -> list[Cut]:
+    """The recordings of one part; a class's files 0.9 n and on are the last tenth, those below 0.1 n the first."""
+    if test_part not in ("last", "first", "random"):
+        raise UsageError(f"test_part must be last, first or random, got {test_part!r}")
+    cuts: list[Cut] = []
+    for label, name in enumerate(classes):
+        paths = _files(base / name, *patterns)
+        if not paths:
+            raise missing(title, folder, base / name / patterns[0], source)
+        held = len(paths) // 10  # so that the training part is rounded up
+        order = np.arange(len(paths))
+        if test_part == "random":
+            order = np.random.default_rng((label, len(paths))).permutation(len(paths))
+        test = order[:held] if test_part == "first" else order[len(paths) - held :]
+        for i, path in enumerate(paths):
+            if (i in test) == (split == "test"):
+                cuts.append(Cut(path, label))
+    return cuts

@@ -1,0 +1,1 @@
+"""The event engine: a trained network run by its spikes."""

@@ -1,0 +1,41 @@
+"""From a trained network to the event engine: lowered, its layers timed, and verified step by step."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from spikeloom.deploy.engine.engine import Engine
+from spikeloom.deploy.engine.ir import Conv
+from spikeloom.deploy.engine.lower import lower
+from spikeloom.deploy.engine.verify import verify
+
+
+def compile(model: nn.Module, example: Tensor, tune: bool = True, weights: Literal["fp32", "bf16"] = "fp32") -> Engine:
+    """An engine that runs a trained model by its spikes.
+
+    Args:
+        model: takes [N, ...] or [T, N, ...], gives logits [T, N, classes] or, of all steps, [N, classes]; runs in eval
+            mode, with norms folded.
+        example: real inputs: which layers run by events is decided by their time on the first images of these.
+        tune: decide so; else all layers that can run by events do.
+        weights: "bf16" rounds the weights of convolutions and linear layers: half the file, less to read where a
+            layer's weights are many (`executor.FAR`), and logits that differ as rounded weights do. Sums stay float32.
+
+    Every step of the engine is then run on what the network has there for two images of the example, and must give what
+    the network gives: sums but for rounding, neurons the very spikes of these sums.
+
+    Raises:
+        UsageError: a layer that the engine does not know, or that says something else there; or no native kernels.
+    """
+    lowered = lower(model, example)
+    plan, tensors = lowered.plan, lowered.tensors
+    if weights == "bf16":
+        rounded = {step.weight for step in plan.steps if isinstance(step, Conv)}
+        tensors = {k: v.to(torch.bfloat16) if k in rounded else v for k, v in tensors.items()}
+    engine = Engine(plan, tensors)
+    engine = engine.tuned(example) if tune else engine.with_ways("event")
+    verify(engine, lowered)
+    return engine

@@ -1,0 +1,385 @@
+"""The memory of one run of a plan, and the calls that fill it."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections import OrderedDict
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from spikeloom.deploy.engine.ir import (
+    Affine,
+    Attention,
+    Conv,
+    Fire,
+    Join,
+    Map,
+    Neuron,
+    PadChannels,
+    Plan,
+    Pool,
+    Step,
+    Time,
+    Value,
+)
+from spikeloom.ops import _dispatch
+from spikeloom.ops.scan.native import firing, firing_numbers
+from spikeloom.surrogates import SLOPE
+
+FAR = 8 << 20  # bytes of a layer's weights that a core reads anew for every batch
+
+SHAPES = 32  # whose calls an arena keeps
+
+States = dict[int, Tensor]
+"""Potentials [levels, N, H, W, C] by step."""
+
+
+def pack(step: Conv, x: Value, tensors: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
+    """Weights as the way of the layer reads them, and the bias: float32, or bfloat16 for the event kernel."""
+    half = tensors[step.weight].dtype == torch.bfloat16
+    weight = tensors[step.weight].to(torch.float32)
+    bias = torch.zeros(weight.shape[0]) if step.bias is None else tensors[step.bias]
+    if step.way == "dense":
+        return weight.contiguous(memory_format=torch.channels_last), bias
+    count = torch.zeros(1, dtype=torch.int64)
+    depthwise = step.depthwise(weight)
+    fields = {
+        "in": weight.shape[1], "out": weight.shape[0], "kernel_height": weight.shape[2],
+        "kernel_width": weight.shape[3], "stride": step.stride, "depthwise": depthwise,
+        "binary": x.most == 1, "weight": weight.data_ptr(), "floats": count.data_ptr(),
+    }  # fmt: skip
+    _dispatch.native.event_pack(**fields, packed=0, half=0)
+    packed = torch.empty(int(count))
+    # Where the caches hold float32, taking words apart costs more than it saves.
+    half = half and not depthwise and 4 * int(count) > FAR
+    halves = torch.empty(int(count) if half else 0, dtype=torch.bfloat16)
+    _dispatch.native.event_pack(**fields, packed=packed.data_ptr(), half=halves.data_ptr())
+    return halves if halves.numel() else packed, bias
+
+
+class Arena:
+    """The memory of one run at a time, whatever its steps and images: buffers are as large as the largest run needed.
+
+    Args:
+        make: an executor of T steps of N images on some threads, in this arena.
+    """
+
+    def __init__(self, make: Callable[[Arena, int, int, int], Executor]):
+        self._make = make
+        self._buffers: dict[int, Tensor] = {}
+        self._executors: OrderedDict[tuple[int, int, int], Executor] = OrderedDict()
+        self.last: Executor | None = None  # that ran here
+
+    def executor(self, T: int, N: int, threads: int) -> Executor:
+        """The calls of T steps of N images; those of the last few shapes are kept."""
+        key = (T, N, threads)
+        found = self._executors.pop(key, None) or self._make(self, T, N, threads)
+        self._executors[key] = found
+        if len(self._executors) > SHAPES:
+            self._executors.popitem(last=False)[1].release()
+        return found
+
+    def buffer(self, key: int, shape: Sequence[int], dtype: torch.dtype) -> Tensor:
+        """Memory by a number: the same at every call, unless a larger shape is asked for."""
+        size = math.prod(shape)
+        found = self._buffers.get(key)
+        if found is None or found.numel() < size:
+            for executor in self._executors.values():
+                executor.release()  # it has the smaller one
+            self._executors.clear()
+            self.last = None
+            self._buffers.pop(key, None)
+            found = self._buffers[key] = torch.empty(size, dtype=dtype)
+        return found[:size].view(*shape)
+
+    def bytes(self) -> int:
+        """Of all buffers."""
+        return sum(buffer.nbytes for buffer in self._buffers.values())
+
+
+class Executor:
+    """The calls that run T steps of N images in the buffers of an arena: nothing is allocated after the first run.
+
+    (But for what PyTorch's own layers allocate for themselves.)
+    """
+
+    def __init__(
+        self, plan: Plan, values: Sequence[Value], tensors: Mapping[str, Tensor],
+        packed: Mapping[int, tuple[Tensor, Tensor]], arena: Arena, T: int, N: int, threads: int,
+    ):  # fmt: skip
+        self.T, self.N = T, N
+        self._plan, self._values, self._tensors, self._packed = plan, values, tensors, packed
+        self._arena, self._threads = arena, threads
+        shared = dict(plan.in_place(values))
+        self._maps: list[Tensor] = []
+        for index, value in enumerate(values):
+            other = shared.get(index)
+            self._maps.append(self._buffer(index, value) if other is None else self._maps[other])
+        self._zeroed: list[Tensor] = []
+        self._kept: list[Any] = []
+        self._states: States | None = None
+        self._calls = [self._call(i, step) for i, step in enumerate(plan.steps)]
+
+    def _buffer(self, index: int, value: Value) -> Tensor:
+        shape = (1 if value.static else self.T, self.N, *value.places, value.channels)
+        return self._arena.buffer(index, shape, torch.uint8 if value.spikes else torch.float32)
+
+    def release(self) -> None:
+        """Forgets all buffers."""
+        self._calls.clear()
+        self._maps.clear()
+        self._zeroed.clear()
+
+    def _start(self, x: Tensor, states: States | None) -> None:
+        self._states = states
+        if self._arena.last is not self:  # another shape has written here
+            self._arena.last = self
+            for zeros in self._zeroed:
+                zeros.zero_()
+        self._maps[0].copy_(x)
+
+    def __call__(self, x: Tensor, states: States | None = None) -> Tensor:
+        self._start(x, states)
+        with torch.no_grad():
+            for call in self._calls:
+                call()
+        logits = self._maps[-1].flatten(2)
+        return logits.expand(self.T, *logits.shape[1:]).clone() if self._plan.per_step else logits[0].clone()
+
+    def timed(self, x: Tensor) -> list[float]:
+        """Seconds of every step."""
+        self._start(x, None)
+        times: list[float] = []
+        with torch.no_grad():
+            for call in self._calls:
+                start = time.perf_counter()
+                call()
+                times.append(time.perf_counter() - start)
+        return times
+
+    def each_step(self, x: Tensor, given: Mapping[int, Tensor]) -> Iterator[tuple[Step, list[Tensor], list[Tensor]]]:
+        """Runs the steps one after the other, each on the given values, where there are some, instead of its own.
+
+        Yields the step, what it read and what it made.
+        """
+        self._start(x, None)
+        for step, call in zip(self._plan.steps, self._calls, strict=True):
+            for index in step.reads():
+                if index in given:
+                    self._maps[index].copy_(given[index])
+            read = [given[index] if index in given else self._maps[index].clone() for index in step.reads()]
+            call()
+            yield step, read, [self._maps[index] for index in step.out]
+
+    def densities(self) -> list[float]:
+        """The share of nonzeros of every value after a run."""
+        return [torch.count_nonzero(values).item() / values.numel() for values in self._maps]
+
+    # --- steps --------------------------------------------------------------------------------------------------------
+
+    def _call(self, i: int, step: Step) -> Callable[[], None]:
+        maps = self._maps
+        if isinstance(step, Conv):
+            return self._event(i, step) if step.way == "event" else self._dense(i, step)
+        if isinstance(step, Fire):
+            return self._fire(i, step, lambda: maps[step.x])
+        y = maps[step.out[0]]
+        if isinstance(step, Pool):
+            return self._pool(step, maps[step.x], y)
+        if isinstance(step, Attention):
+            return self._attention(step, y)
+        if isinstance(step, Join):
+            return _join(step, [maps[index] for index in step.xs], y)
+        x = maps[step.x]
+        if isinstance(step, PadChannels):
+            self._zeroed.append(y)
+            inner = y[..., step.before : step.before + x.shape[-1]]
+            return lambda: _void(inner.copy_(x))
+        if isinstance(step, Map):
+            return _map(step, x, y)
+        if isinstance(step, Affine):
+            return _affine(step, x, y, self._tensors)
+        if isinstance(step, Time):
+            return _time(step, x, y)
+        if step.op == "mean":
+            places = y.flatten(2)
+            return lambda: _void(torch.mean(x.flatten(2, 3), 2, dtype=torch.float32, out=places))
+        return lambda: _void(y.copy_(x.flatten(2).view_as(y)))
+
+    def _fired(self, i: int, step: Conv | Fire) -> tuple[dict[str, Any], Callable[[], int]]:
+        """The kernels' fields of what follows the sums, and what gives the address of the potentials at every call."""
+        neuron = step.neuron or Neuron(decay=0.0, gain=1.0, threshold=(0.0,), v_reset=None, strict_firing=False)
+        # There is no surrogate here: nothing is differentiated.
+        numbers = firing_numbers(neuron.threshold, neuron.v_reset, neuron.strict_firing, True, (SLOPE, 0.0, 0.0))
+        fires = firing(numbers)
+        self._kept.append(fires)  # the fields point to its tensors
+        residual = None if step.residual is None else self._maps[step.residual]
+        real = residual is not None and residual.dtype == torch.float32
+        pointer = 0 if residual is None else residual.data_ptr()
+        stride = 0 if residual is None or residual.shape[0] != self.T else residual[0].numel()
+        spikes = None if step.neuron is None else self._maps[step.out[-1]]
+        fields = {
+            "steps": self.T, "residual": pointer if real else 0, "residual_spikes": 0 if real else pointer,
+            "residual_stride": stride, "sum": self._maps[step.out[0]].data_ptr() if step.keep_sum else 0,
+            "spikes": 0 if spikes is None else spikes.data_ptr(), "decay": neuron.decay, "gain": neuron.gain,
+            "threads": self._threads, **fires.forward,
+        }  # fmt: skip
+
+        def potentials() -> int:
+            if self._states is None or spikes is None:
+                return 0
+            if i not in self._states:
+                shape = (fires.levels, *spikes.shape[1:])
+                self._states[i] = torch.full(shape, fires.forward["v_rest"])
+            return self._states[i].data_ptr()
+
+        return fields, potentials
+
+    def _event(self, i: int, step: Conv) -> Callable[[], None]:
+        value, weight = self._values[step.x], self._tensors[step.weight]
+        packed, bias = self._packed[i]
+        fields, potentials = self._fired(i, step)
+        fields |= {
+            "images": self.N, "height": value.height, "width": value.width, "in": value.channels,
+            "out": weight.shape[0], "kernel_height": weight.shape[2], "kernel_width": weight.shape[3],
+            "stride": step.stride, "padding_y": step.padding[0], "padding_x": step.padding[1],
+            "depthwise": step.depthwise(weight), "binary": value.most == 1, "x": self._maps[step.x].data_ptr(),
+            "weight": 0, "half": 0, "bias": bias.data_ptr(),
+            "weight" if packed.dtype == torch.float32 else "half": packed.data_ptr(),
+        }  # fmt: skip
+        kernel = _dispatch.native.bound_event_conv(fields, ["v"])
+        return lambda: kernel(potentials())
+
+    def _dense(self, i: int, step: Conv) -> Callable[[], None]:
+        x, (weight, bias) = self._maps[step.x], self._packed[i]
+        images = x.flatten(0, 1).permute(0, 3, 1, 2)
+        real = None
+        if images.dtype != torch.float32:
+            real = self._arena.buffer(~i, x.flatten(0, 1).shape, torch.float32).permute(0, 3, 1, 2)
+        alone = self._values[step.x].places == (1, 1) and weight.shape[2:] == (1, 1)
+        linear = alone and step.padding == (0, 0) and step.groups == 1
+        matrix = weight.flatten(1)
+
+        def sums() -> Tensor:
+            inputs = images if real is None else real.copy_(images)
+            if linear:
+                return F.linear(inputs.flatten(1), matrix, bias)
+            return F.conv2d(inputs, weight, bias, step.stride, step.padding, 1, step.groups).permute(0, 2, 3, 1)
+
+        out = self._values[step.out[0]]
+        if step.neuron is None and step.residual is None:
+            y = self._maps[step.out[0]].flatten(0, 1)
+            return lambda: _void(y.copy_(sums().view_as(y)))
+        lead = (x.shape[0], self.N, *out.places, out.channels)
+        return self._fire(i, step, lambda: sums().reshape(lead))
+
+    def _fire(self, i: int, step: Conv | Fire, sums: Callable[[], Tensor]) -> Callable[[], None]:
+        fields, potentials = self._fired(i, step)
+        out = self._maps[step.out[0]] if step.keep_sum else None
+        once = out is not None and out.shape[0] == 1 and self._values[step.out[0]].static
+        if once:
+            fields["sum"] = 0
+        size = self.N * self._values[step.out[0]].size
+        many = self._maps[step.x].shape[0] == self.T > 1
+        fields |= {"size": size, "x_stride": size if many else 0}
+        kernel = _dispatch.native.bound_event_fire(fields, ["x", "v"])
+
+        def run() -> None:
+            x = sums().contiguous()
+            if once:
+                assert out is not None
+                out.copy_(x)
+                if step.residual is not None:
+                    out.add_(self._maps[step.residual])
+                if step.neuron is None:
+                    return
+            kernel(x.data_ptr(), potentials())
+
+        return run
+
+    def _pool(self, step: Pool, x: Tensor, y: Tensor) -> Callable[[], None]:
+        if step.op == "max_pool" and x.dtype == torch.uint8:
+            fields = {
+                "images": x.shape[0] * x.shape[1], "height": x.shape[2], "width": x.shape[3], "channels": x.shape[4],
+                "kernel": step.kernel, "stride": step.stride, "padding": step.padding, "x": x.data_ptr(),
+                "y": y.data_ptr(), "threads": self._threads,
+            }  # fmt: skip
+            return _dispatch.native.bound_event_max_pool(fields, [])
+        if step.kernel == 1 and step.padding == 0:
+            chosen = x[:, :, :: step.stride, :: step.stride][:, :, : y.shape[2], : y.shape[3]]
+            return lambda: _void(y.copy_(chosen))
+
+        def run() -> None:
+            images = x.flatten(0, 1).permute(0, 3, 1, 2).to(torch.float32)
+            if step.op == "max_pool":
+                found = F.max_pool2d(images, step.kernel, step.stride, step.padding)
+            else:
+                found = F.avg_pool2d(images, step.kernel, step.stride, step.padding, step.ceil, step.count_padding)
+            y.copy_(found.permute(0, 2, 3, 1).view_as(y))
+
+        return run
+
+    def _attention(self, step: Attention, y: Tensor) -> Callable[[], None]:
+        q, k, v = (self._maps[index] for index in step.reads())
+        fields = {
+            "maps": q.shape[0] * q.shape[1], "tokens": q.shape[2] * q.shape[3], "channels": q.shape[4],
+            "heads": step.heads, "scale": step.scale, "q": q.data_ptr(), "k": k.data_ptr(), "v": v.data_ptr(),
+            "y": y.data_ptr(), "threads": self._threads,
+        }  # fmt: skip
+        return _dispatch.native.bound_event_attention(fields, [])
+
+
+def _void(_: object) -> None:
+    """Drops a result."""
+
+
+def _map(step: Map, x: Tensor, y: Tensor) -> Callable[[], None]:
+    if step.op == "complement":
+        return lambda: _void(torch.bitwise_xor(x, 1, out=y))
+    functions: dict[str, Callable[[Tensor], Tensor]] = {
+        "relu": lambda z: z.relu_(), "sigmoid": lambda z: z.sigmoid_(),
+        "clamp": lambda z: z.clamp_(step.low, step.high), "scale": lambda z: z.mul_(step.high),
+        "shift": lambda z: z.add_(step.high),
+    }  # fmt: skip
+    function = functions[step.op]
+    return lambda: _void(function(y.copy_(x)))
+
+
+def _affine(step: Affine, x: Tensor, y: Tensor, tensors: Mapping[str, Tensor]) -> Callable[[], None]:
+    weight, bias = (None if name is None else tensors[name] for name in (step.weight, step.bias))
+    if step.op == "divide":
+        return lambda: _void(torch.div(x, weight, out=y))  # pyright: ignore[reportCallIssue, reportArgumentType]
+    if weight is None:
+        return lambda: _void(torch.add(x, 0.0 if bias is None else bias, out=y))  # pyright: ignore
+    if bias is None:
+        return lambda: _void(torch.mul(x, weight, out=y))
+    return lambda: _void(torch.mul(x, weight, out=y).add_(bias))
+
+
+def _time(step: Time, x: Tensor, y: Tensor) -> Callable[[], None]:
+    if step.op == "time_last":
+        return lambda: _void(y.copy_(x[-1:]))
+    function = torch.mean if step.op == "time_mean" else torch.sum
+    return lambda: _void(function(x, 0, keepdim=True, dtype=torch.float32, out=y))
+
+
+def _join(step: Join, xs: Sequence[Tensor], y: Tensor) -> Callable[[], None]:
+    if step.op == "cat":
+        parts = y.split([x.shape[-1] for x in xs], -1)
+        pairs = list(zip(parts, xs, strict=True))
+
+        def copy() -> None:
+            for part, x in pairs:
+                part.copy_(x)
+
+        return copy
+    functions: dict[str, Callable[..., Tensor]] = {"add": torch.add, "mul": torch.mul, "or": torch.bitwise_or}
+    function, a, b = functions[step.op], *xs
+    if y.dtype == torch.float32 and a.dtype == b.dtype == torch.uint8:
+        return lambda: _void(function(a.to(torch.float32), b, out=y))
+    return lambda: _void(function(a, b, out=y))

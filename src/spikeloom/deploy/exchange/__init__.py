@@ -1,0 +1,1 @@
+"""Networks for other tools: the traced graph, folded norms, NIR and ONNX."""

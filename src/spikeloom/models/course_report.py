@@ -1,0 +1,202 @@
+"""The networks of the course report (document 000), tables 1 and 2: VGG-16, and ResNet-34 with three shortcuts.
+
+All take a CIFAR-sized image, repeat it T = 6 times, and average the classifier's output over time. The neuron of
+the report is LIF without input decay: beta = 0.5, threshold 1, hard reset to 0.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Literal
+
+from torch import Tensor, nn
+
+from spikeloom.checks import count
+from spikeloom.encode import as_sequence
+from spikeloom.layers import (
+    Conv2d,
+    Flatten,
+    GlobalAvgPool,
+    Linear,
+    MaxPool2d,
+    MembraneBlock,
+    NormSpike,
+    PadShortcut,
+    SEWBlock,
+    VanillaBlock,
+    basic_branch,
+    channels_last,
+    residual_stages,
+)
+from spikeloom.models._init import kaiming
+from spikeloom.models._residual import ResidualNet
+from spikeloom.models.registry import MODELS
+from spikeloom.neurons import LIF, make_neuron
+
+
+def report_lif() -> LIF:
+    """The report's neuron: `U = beta U + X`, beta = 1 - 1/tau = 0.5 (Eqs. 1-3)."""
+    return LIF(tau=2.0, decay_input=False)
+
+
+class SpikingVGG(nn.Module):
+    """VGG with LIF for ReLU: convolutions of `widths`, "M" a max pool, then Linear - LIF - Linear.
+
+    Shapes: [N, C, H, W] or [T, N, C, H, W], H and W at least 32 -> logits [T, N, num_classes].
+    """
+
+    dims = 4  # axes of a batch; one more is a sequence
+
+    def __init__(
+        self,
+        widths: tuple[int | Literal["M"], ...],
+        in_channels: int,
+        num_classes: int,
+        neuron: Callable[[], nn.Module],
+        T: int,
+        spiking_output: bool,
+    ):
+        super().__init__()
+        self.T = count("T", T)
+        self.features = nn.Sequential()
+        channels = in_channels
+        for width in widths:
+            if width == "M":
+                self.features.append(MaxPool2d(2))
+            else:
+                self.features.append(Conv2d(channels, width, 3, padding=1))
+                self.features.append(NormSpike(width, neuron))
+                channels = width
+        self.pool = GlobalAvgPool()  # 1x1 maps at 32x32: no change
+        self.head = nn.Sequential(Linear(channels, 128), make_neuron(neuron, 128), Linear(128, num_classes))
+        if spiking_output:
+            self.head.append(make_neuron(neuron, num_classes))
+        kaiming(self, "fan_in", linear=True)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = channels_last(as_sequence(x, self.T, self.dims))
+        if min(x.shape[-2:]) < 32:
+            raise ValueError(f"VGG takes images of at least 32x32, got {x.shape[-2]}x{x.shape[-1]}")
+        return self.head(self.pool(self.features(x)))
+
+
+@MODELS.register
+def report_vgg16(
+    in_channels: int = 3,
+    num_classes: int = 10,
+    neuron: Callable[[], nn.Module] = report_lif,
+    T: int = 6,
+    spiking_output: bool = False,
+) -> SpikingVGG:
+    """Spiking VGG-16 (tables 1 and 2). `spiking_output` ends in neurons, whose spikes are averaged."""
+    widths = (64, 64, "M", 128, 128, "M", 256, 256, 256, "M", 512, 512, 512, "M", 512, 512, 512, "M")
+    return SpikingVGG(widths, in_channels, num_classes, neuron, T, spiking_output)
+
+
+def _resnet34(
+    block: Callable[..., nn.Module],
+    in_channels: int,
+    num_classes: int,
+    neuron: Callable[[], nn.Module],
+    T: int,
+    block_bias: bool,
+) -> ResidualNet:
+    """The 6n + 2 layers of He et al. (2016), Sec. 4.2, n = 5, made spiking with one of three shortcuts (Eqs. 4-6)."""
+
+    def make(channels: int, width: int, stride: int) -> nn.Module:
+        same = stride == 1 and channels == width
+        return block(
+            basic_branch(channels, width, stride, neuron, bias=block_bias),
+            NormSpike(width, neuron),
+            nn.Identity() if same else PadShortcut(channels, width),
+        )
+
+    model = ResidualNet(
+        stem=Conv2d(in_channels, 16, 3, padding=1, bias=False),
+        stem_spike=NormSpike(16, neuron),
+        blocks=residual_stages(make, 16, ((16, 5, 1), (32, 5, 2), (64, 5, 2))),
+        head=Linear(64, num_classes),
+        T=T,
+    )
+    kaiming(model, "fan_in", linear=True)
+    return model
+
+
+@MODELS.register
+def report_vanilla_resnet34(
+    in_channels: int = 3,
+    num_classes: int = 10,
+    neuron: Callable[[], nn.Module] = report_lif,
+    T: int = 6,
+    block_bias: bool = False,
+) -> ResidualNet:
+    """`O = SN(F2(SN(F1(U))) + U)` (Eq. 4)."""
+    return _resnet34(VanillaBlock, in_channels, num_classes, neuron, T, block_bias)
+
+
+@MODELS.register
+def report_sew_resnet34(
+    in_channels: int = 3,
+    num_classes: int = 10,
+    neuron: Callable[[], nn.Module] = report_lif,
+    T: int = 6,
+    block_bias: bool = False,
+) -> ResidualNet:
+    """`O = SN(F2(SN(F1(U)))) + U` (Eq. 5)."""
+    return _resnet34(SEWBlock, in_channels, num_classes, neuron, T, block_bias)
+
+
+@MODELS.register
+def report_ms_resnet34(
+    in_channels: int = 3,
+    num_classes: int = 10,
+    neuron: Callable[[], nn.Module] = report_lif,
+    T: int = 6,
+    block_bias: bool = False,
+) -> ResidualNet:
+    """`O = F2(SN(F1(SN(U)))) + U` (Eq. 6), and a last SN before the pooling."""
+    return _resnet34(MembraneBlock, in_channels, num_classes, neuron, T, block_bias)
+
+
+class ColoredMNISTNet(nn.Module):
+    """The small convolutional network of the Colored MNIST experiments (table 3).
+
+    Takes square images of `image_size`, at least 16.
+
+    Shapes: [N, C, H, W] or [T, N, C, H, W] -> logits [T, N, num_classes].
+    """
+
+    dims = 4  # axes of a batch; one more is a sequence
+
+    def __init__(self, in_channels: int, num_classes: int, neuron: Callable[[], nn.Module], T: int, image_size: int):
+        super().__init__()
+        self.T, self.image_size = count("T", T), image_size
+        side = ((image_size - 4) // 2 - 4) // 2
+        if side < 1:
+            raise ValueError(f"image_size must be at least 16, got {image_size}")
+        self.features = nn.Sequential(
+            Conv2d(in_channels, 20, 5), make_neuron(neuron, 20), MaxPool2d(2),
+            Conv2d(20, 50, 5), make_neuron(neuron, 50), MaxPool2d(2), Flatten(),
+        )  # fmt: skip
+        self.head = nn.Sequential(Linear(50 * side * side, 500), make_neuron(neuron, 500), Linear(500, num_classes))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = channels_last(as_sequence(x, self.T, self.dims))
+        if x.shape[-2:] != (self.image_size, self.image_size):
+            raise ValueError(
+                f"this network is made for images of {self.image_size}x{self.image_size}, got "
+                f"{x.shape[-2]}x{x.shape[-1]}: set model.image_size, or data.size to pad"
+            )
+        return self.head(self.features(x))
+
+
+@MODELS.register
+def colored_mnist_net(
+    in_channels: int = 3,
+    num_classes: int = 2,
+    neuron: Callable[[], nn.Module] = report_lif,
+    T: int = 8,
+    image_size: int = 28,
+) -> ColoredMNISTNet:
+    """Two 5x5 convolutions with bias, two linear layers; PyTorch's default initialisation, as the code it mirrors."""
+    return ColoredMNISTNet(in_channels, num_classes, neuron, T, image_size)

@@ -1,0 +1,36 @@
+"""The event engine's kernels under sanitizers, in a build of their own."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+NATIVE = Path(__file__).parents[3] / "native"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("level", ["baseline", "native"])
+def test_random_shapes_under_sanitizers(level: str, tmp_path: Path) -> None:
+    """No byte outside its buffer is touched, and every result is that of plain loops (native/fuzz)."""
+    if shutil.which("cmake") is None or shutil.which("c++") is None:
+        pytest.skip("NO CMAKE OR COMPILER: the kernels are not fuzzed")
+    nanobind = subprocess.run([sys.executable, "-m", "nanobind", "--cmake_dir"], capture_output=True, text=True)
+    if nanobind.returncode:
+        pytest.skip("NO NANOBIND: the kernels are not fuzzed")
+    words = [
+        f"-Dnanobind_DIR={nanobind.stdout.strip()}",
+        f"-DPython_EXECUTABLE={sys.executable}",
+        "-DSPIKELOOM_FUZZ=ON",
+    ]
+    for command in (
+        ["cmake", "-S", str(NATIVE), "-B", str(tmp_path), *words],
+        ["cmake", "--build", str(tmp_path), "--target", f"events_fuzz_{level}"],
+        [str(tmp_path / f"events_fuzz_{level}"), "2000"],
+    ):
+        done = subprocess.run(command, capture_output=True, text=True)
+        assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
+    assert done.stdout == "2000 cases\n"
