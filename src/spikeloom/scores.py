@@ -1,6 +1,6 @@
 """The scoreboard: every published accuracy beside the best that was measured here, and what that says.
 
-`spikeloom reproduce --scores` prints it, and writes it as Markdown.
+`spikeloom reproduce --scores` prints it, and writes it as Markdown or HTML.
 """
 
 from __future__ import annotations
@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import textwrap
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -28,6 +29,12 @@ STATES: dict[State, str] = {
     "not run": "no result, though the data are freely available or come with the package",
     "no data": "no result, and the data must be asked for or are large",
 }
+INTRODUCTION = (
+    "Every published accuracy that a recipe stands for, and the best that was measured with this library, in percent.",
+    "Written by `spikeloom reproduce --scores`; every measured number has its settings, seed, machine and time in "
+    "`results/`.",
+    "Accuracies are of the last epoch, never of the epoch that is best on the test part.",
+)
 ACCURACIES = ("acc", "acc_test")
 CLOSE = 2.0  # points of accuracy
 FAILS = 15.0  # percent, up to which a row of ten classes is published as one that does not learn
@@ -169,14 +176,33 @@ def summary(scores: Iterable[Score]) -> list[str]:
     return [f"{counts[state]:4d}  {state}: {meaning}" for state, meaning in STATES.items()]
 
 
+def as_page(scores: list[Score]) -> str:
+    """The scoreboard as one HTML file that needs no network, with a table that sorts by any column."""
+    from spikeloom.analyse.report.render import Table, fill
+
+    counts = Counter(score.state for score in scores)
+    states = Table("Rows by what their result says", ("state", "rows", "meaning"),
+                   [(state, counts[state], meaning) for state, meaning in STATES.items()])  # fmt: skip
+    head = ("table", "row", "system", "published, %", "measured, %", "standard error", "difference", "budget", "seeds",
+            "of the training, %", "state")  # fmt: skip
+    rows: list[tuple[Any, ...]] = []
+    for score in scores:
+        found = score.measured is not None
+        numbers = (score.measured, score.error, score.difference) if found else (None, None, None)
+        rounded = [None if number is None else round(number, 2) for number in numbers]
+        share = 100 * score.share if found else None
+        rows.append((score.table, score.row, score.system, score.published, *rounded, score.budget,
+                     score.seeds if found else None, share, score.state))  # fmt: skip
+    table = Table("Published accuracies beside the best measured", head, rows, sortable=True)
+    return fill("scores.html", plots=False, intro=INTRODUCTION, states=states, rows=table)
+
+
 def as_markdown(scores: list[Score]) -> str:
     """The scoreboard as a page."""
     lines = [
         "# Scores",
         "",
-        "Every published accuracy that a recipe stands for, and the best that was measured with this library, in",
-        "percent. Written by `spikeloom reproduce --scores`; every measured number has its settings, seed, machine and",
-        "time in `results/`. Accuracies are of the last epoch, never of the epoch that is best on the test part.",
+        *textwrap.wrap(" ".join(INTRODUCTION), 119, break_on_hyphens=False),
         "",
         "| state | rows | meaning |",
         "|---|---|---|",

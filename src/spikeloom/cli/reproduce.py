@@ -24,7 +24,7 @@ def reproduce(
     scores: Annotated[
         bool, typer.Option("--scores", help="Train nothing: print every published accuracy beside the best measured.")
     ] = False,
-    out: Annotated[Path | None, typer.Option("--out", metavar="FILE", help="Of --scores: a page of Markdown.")] = None,
+    out: Annotated[Path | None, typer.Option("--out", metavar="FILE", help="Of --scores: a page, .md or .html.")] = None,
     as_json: AsJson = False,
 ) -> None:
     """Train or measure every row of a published table and print published beside measured.
@@ -73,16 +73,19 @@ def reproduce(
 
 
 def _print_scores(words: list[str] | None, results: Path, out: Path | None, as_json: bool) -> None:
-    from spikeloom.scores import as_markdown, scoreboard, summary
+    from spikeloom.scores import as_markdown, as_page, scoreboard, summary
 
     if words:
         raise UsageError(f"--scores is of all recipes and takes no settings, got {words[0]!r}")
+    if out is not None and out.suffix not in (".md", ".html"):
+        raise UsageError(f"--out takes a page that ends in .md or .html, got {out}")
     if not results.is_dir():
         raise UsageError(f"there are no results in {results}: give their folder as --results PATH")
     scores = scoreboard(results)
     if out is not None:
         try:
-            out.write_text(as_markdown(scores), encoding="utf-8")
+            page = as_page(scores) if out.suffix == ".html" else as_markdown(scores)
+            out.write_text(page, encoding="utf-8")
         except OSError as error:
             raise cannot_write(out, error) from None
     if as_json:

@@ -80,8 +80,26 @@ def write_report(
 
 def render(runs: Sequence[RunData]) -> str:
     """The page."""
+    names, several = _names(runs), len(runs) > 1
+    return fill(
+        "report.html", plots=True,
+        title=f"{len(runs)} runs compared" if several else runs[0].title, several=several,
+        runs=[_run(run, name, several) for run, name in zip(runs, names, strict=True)],
+        overview=_overview(runs, names), different=_different(runs, names) if several else None,
+        published=_published(runs, names), curves=_curves(runs, names), rates=_rates(runs, names),
+        energies=_energies(runs, names), spent=_spent(runs, names), environment=_environment(runs, names),
+    )  # fmt: skip
+
+
+def fill(template: str, plots: bool, **values: Any) -> str:
+    """A page that needs no network: its scripts and styles are inside, and no other script can run.
+
+    Args:
+        template: in the folder `page`.
+        plots: whether it draws, for which it holds plotly.
+        values: what the template names.
+    """
     import jinja2
-    from plotly.offline import get_plotlyjs
 
     files = resources.files("spikeloom.analyse.report") / "page"
     environment = jinja2.Environment(
@@ -89,18 +107,14 @@ def render(runs: Sequence[RunData]) -> str:
         undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True,
     )  # fmt: skip
     environment.filters["shown"] = shown
-    names = _names(runs)
-    scripts = [get_plotlyjs(), (files / "report.js").read_text("utf-8")]
+    scripts = [(files / "report.js").read_text("utf-8")]
+    if plots:
+        from plotly.offline import get_plotlyjs
+
+        scripts.insert(0, get_plotlyjs())
     hashes = [base64.b64encode(hashlib.sha256(script.encode()).digest()).decode() for script in scripts]
-    several = len(runs) > 1
-    return environment.get_template("report.html").render(
-        title=f"{len(runs)} runs compared" if several else runs[0].title, several=several,
-        runs=[_run(run, name, several) for run, name in zip(runs, names, strict=True)],
-        overview=_overview(runs, names), different=_different(runs, names) if several else None,
-        published=_published(runs, names), curves=_curves(runs, names), rates=_rates(runs, names),
-        energies=_energies(runs, names), spent=_spent(runs, names), environment=_environment(runs, names),
-        scripts=scripts, hashes=hashes, style=(files / "report.css").read_text("utf-8"),
-    )  # fmt: skip
+    style = (files / "report.css").read_text("utf-8")
+    return environment.get_template(template).render(scripts=scripts, hashes=hashes, style=style, **values)
 
 
 def _names(runs: Sequence[RunData]) -> list[str]:
