@@ -11,7 +11,7 @@ import pytest
 from helpers.command_line import spikeloom
 
 from spikeloom.errors import DataFileError
-from spikeloom.scores import SIZES, STATES, Score, as_markdown, scoreboard, summary
+from spikeloom.scores import SIZES, STATES, Score, as_markdown, as_page, scoreboard, summary
 from spikeloom.train.recipe import list_recipes, load_recipe, merge
 
 
@@ -106,6 +106,18 @@ def test_the_page(tmp_path: Path) -> None:
     assert row == "| `s0t1b` | SEW-ResNet-34 | 89.03 | 87.50 ± 0.37 | -1.53 | hours, 1 | 100 % | close |"
 
 
+def test_the_html_page_needs_no_network(tmp_path: Path) -> None:
+    write(tmp_path, 88.5)
+    scores = scoreboard(tmp_path)
+    page = as_page(scores)
+    assert "http" not in page.replace("http-equiv", "")
+    body = page.partition('id="rows"')[2]
+    assert body.count("<tr>") == len(scores) + 1
+    [row] = [line for line in body.splitlines() if ">s0t1b<" in line]
+    for cell in ("report/table1", "SEW-ResNet-34", "89.03", "88.5", "hours", "met"):
+        assert f">{cell}<" in row
+
+
 def test_every_data_set_of_a_recipe_has_its_size() -> None:
     recipes = [load_recipe(name) for name in list_recipes()]
     names = {r.resolve(row, "full").data.name for r in recipes if not r.measures for row in r.rows}
@@ -132,6 +144,7 @@ def test_the_command_prints_rows_and_counts_and_writes_the_page(tmp_path: Path) 
         (["--scores", "--results", "none"], "there are no results in none: give their folder as --results PATH"),
         (["--scores", "report/table1"], "--scores is of all recipes and takes no settings, got 'report/table1'"),
         (["report/table1", "--out", "x"], "--out is the page of --scores; tables write their numbers to --results"),
+        (["--scores", "--out", "scores.txt"], "--out takes a page that ends in .md or .html, got scores.txt"),
         (["--scores", "--out", "none/scores.md"], "cannot write none/scores.md: there is no folder none; make it"),
     ],
 )
