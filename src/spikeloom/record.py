@@ -185,6 +185,10 @@ class RateMeter:
 
         return hook
 
+    def spikes(self) -> dict[str, float]:
+        """Spikes of every layer, all inputs and steps together."""
+        return {name: total for name, (total, _) in self._sums.items()}
+
     def rates(self) -> dict[str, float]:
         """Spikes per neuron and step of every layer, in the order in which they ran."""
         return {name: total / max(count, 1) for name, (total, count) in self._sums.items()}

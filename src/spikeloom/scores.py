@@ -194,7 +194,9 @@ def as_page(scores: list[Score]) -> str:
         rows.append((score.table, score.row, score.system, score.published, *rounded, score.budget,
                      score.seeds if found else None, share, score.state))  # fmt: skip
     table = Table("Published accuracies beside the best measured", head, rows, sortable=True)
-    return fill("scores.html", plots=False, intro=[line.replace("`", "") for line in INTRODUCTION], states=states, rows=table)
+    return fill(
+        "scores.html", plots=False, intro=[line.replace("`", "") for line in INTRODUCTION], states=states, rows=table
+    )
 
 
 def as_markdown(scores: list[Score]) -> str:

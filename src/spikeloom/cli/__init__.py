@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 
 import spikeloom
-from spikeloom.cli import arguments, audit, bench, doctor, evaluate, export, report, reproduce, run, train
+from spikeloom.cli import arguments, audit, bench, doctor, evaluate, export, predict, report, reproduce, run, train
 from spikeloom.cli import list as list_
 from spikeloom.errors import UsageError
 from spikeloom.memory import keep_memory
@@ -42,6 +42,7 @@ app.command()(train.train)
 app.command()(evaluate.evaluate)
 app.command()(audit.audit)
 app.command()(run.run)
+app.command()(predict.predict)
 app.command()(export.export)
 app.command()(report.report)
 app.command()(reproduce.reproduce)

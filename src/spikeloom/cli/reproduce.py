@@ -24,7 +24,9 @@ def reproduce(
     scores: Annotated[
         bool, typer.Option("--scores", help="Train nothing: print every published accuracy beside the best measured.")
     ] = False,
-    out: Annotated[Path | None, typer.Option("--out", metavar="FILE", help="Of --scores: a page, .md or .html.")] = None,
+    out: Annotated[
+        Path | None, typer.Option("--out", metavar="FILE", help="Of --scores: a page, .md or .html.")
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Train or measure every row of a published table and print published beside measured.

@@ -137,7 +137,15 @@ def load(folder: str | os.PathLike[str]) -> torch.nn.Module:
     path = Path(folder)
     if path.is_file():
         raise DataFileError(f"{path} is a file: give a run's folder; an engine's file is read by spikeloom.deploy.load")
-    run = Run.open(path)
+    return load_trained(Run.open(path))[0]
+
+
+def load_trained(run: Run) -> tuple[torch.nn.Module, int]:
+    """The trained model of a finished run as `load` gives it, and how many classes it tells apart.
+
+    Raises:
+        DataFileError, UsageError: as `load`.
+    """
     tensors, information = _trained(run)
     made = information.get("made_for")
     if made is None:
@@ -146,7 +154,7 @@ def load(folder: str | os.PathLike[str]) -> torch.nn.Module:
     with torch.random.fork_rng(devices=[]):  # the weights are replaced: the caller's random numbers stay as they are
         model = make_model(run.settings, **made)
     load_weights(model, tensors, run.weights, run.settings.model.name)
-    return model.eval()
+    return model.eval(), int(made["num_classes"])
 
 
 def _trained(run: Run) -> tuple[dict[str, Tensor], Json]:

@@ -6,6 +6,7 @@ import io
 import os
 import re
 import wave
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -56,13 +57,9 @@ def fsdd(
     title = "FSDD" if path.is_file() else f"FSDD, {count} WAV files"
     title = title if subset in (None, count) else f"{title}, first {subset} recordings"
     chosen = range(count if subset is None else subset)
-    length = T * _HOP + _WINDOW
-    waves = torch.zeros(len(chosen), length)
-    for i in chosen:
-        sound = samples[offsets[i] : offsets[i + 1]][:length]
-        waves[i, : len(sound)] = torch.from_numpy(sound.astype(np.float32) / 32768)
+    sounds = [samples[offsets[i] : offsets[i + 1]] for i in chosen]
     return SpikeDataset(
-        mel_spikes(waves, T, bands),
+        encoded(sounds, T, bands),
         torch.from_numpy(labels[: len(chosen)].astype(np.int64)),
         name="fsdd",
         title=title,
@@ -71,6 +68,16 @@ def fsdd(
 
 
 _HOP, _WINDOW = 50, 200  # samples: 6.25 ms and 25 ms
+
+
+def encoded(sounds: Sequence[npt.NDArray[Any]], T: int, bands: int) -> Tensor:
+    """Spikes uint8 [N, T, 2 x bands] of int16 recordings, cut or followed by silence."""
+    length = T * _HOP + _WINDOW
+    waves = torch.zeros(len(sounds), length)
+    for row, sound in zip(waves, sounds, strict=True):
+        cut = sound[:length]
+        row[: len(cut)] = torch.from_numpy(cut.astype(np.float32) / 32768)
+    return mel_spikes(waves, T, bands)
 
 
 def mel_spikes(waves: Tensor, T: int, bands: int) -> Tensor:
@@ -116,14 +123,19 @@ def _read_wavs(folder: Path, split: str) -> list[npt.NDArray[Any]]:
         if (int(name[3]) < 5) == (split == "test"):
             found.append((int(name[3]), name[2], int(name[1]), path))
     found.sort()
-    waves = [_read_wav(path) for *_, path in found]
+    waves = [read_wav(path) for *_, path in found]
     labels = [digit for _, _, digit, _ in found]
     if not labels:
         raise DataFileError(f"{folder}: holds no recordings of the {split} part (takes below 5 are for testing)")
     return [np.concatenate(waves), np.cumsum([0, *map(len, waves)]), np.array(labels, np.uint8)]
 
 
-def _read_wav(path: Path) -> npt.NDArray[np.int16]:
+def read_wav(path: Path) -> npt.NDArray[np.int16]:
+    """The samples of a WAV file of 8 kHz, one channel and 16 bits.
+
+    Raises:
+        DataFileError: it is of another kind, damaged or truncated.
+    """
     try:
         # From memory, where no more is read than there is: from a file, as much is allocated as a chunk claims.
         with wave.open(io.BytesIO(path.read_bytes()), "rb") as file:

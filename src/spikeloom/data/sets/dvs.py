@@ -242,16 +242,16 @@ def cifar10_dvs(
         fetch_with_tonic("CIFAR10DVS", folder)
     cuts = _by_class(base, CIFAR10_CLASSES, ("*.aedat", "*.aedat4"), split, test_part, "CIFAR10-DVS", folder,
                      CIFAR10_DVS_SOURCE)  # fmt: skip
-
-    def read(cut: Cut) -> Events:
-        events = reader(cut.path)
-        if cut.path.suffix == ".aedat4":
-            return events
-        return Events(events.t, 127 - events.y, 127 - events.x, 1 - events.p, 128, 128)
-
     title = f"CIFAR10-DVS ({test_part} tenth for testing)"
     return _dataset("cifar10_dvs", title, cuts, subset, CIFAR10_CLASSES, reader, Framing(slicer, downsample),
-                    read, size, resize)  # fmt: skip
+                    lambda cut: upright(reader(cut.path), cut.path), size, resize)  # fmt: skip
+
+
+def upright(events: Events, path: Path) -> Events:
+    """A recording of CIFAR10-DVS as the field's loaders turn it; what tonic downloads is turned already."""
+    if path.suffix == ".aedat4":
+        return events
+    return Events(events.t, 127 - events.y, 127 - events.x, 1 - events.p, 128, 128)
 
 
 @DATASETS.register

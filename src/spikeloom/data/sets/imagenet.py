@@ -16,6 +16,7 @@ from spikeloom.data.image_dataset import ImageDataset
 from spikeloom.data.locate import data_root, missing
 from spikeloom.data.options import check_integer
 from spikeloom.data.registry import DATASETS
+from spikeloom.data.sets.vision import NORMALISATION
 from spikeloom.data.subset import chosen
 from spikeloom.errors import DataFileError
 
@@ -27,16 +28,16 @@ WHOLE = {"train": 1_281_167, "test": 50_000}
 
 
 class Pictures:
-    """RGB pictures as uint8 rows [3, size, size]: the shorter side becomes `resize` (bicubic), the middle is cut out.
+    """Pictures as uint8 rows [C, size, size]: the shorter side becomes `resize` (bicubic), the middle is cut out.
 
-    What `ImageDataset` asks of a tensor of images: its shape, its type and its rows.
+    `channels` is 3 for RGB, 1 for grey. What `ImageDataset` asks of a tensor of images: its shape, its type and its rows.
     """
 
     dtype = torch.uint8
 
-    def __init__(self, paths: Sequence[Path], size: int, resize: int):
+    def __init__(self, paths: Sequence[Path], size: int, resize: int, channels: int = 3):
         self._paths, self._size, self._resize = list(paths), size, resize
-        self.shape = torch.Size((len(self._paths), 3, size, size))
+        self.shape = torch.Size((len(self._paths), channels, size, size))
 
     def dim(self) -> int:
         return 4
@@ -58,7 +59,7 @@ class Pictures:
                 most = Image.MAX_IMAGE_PIXELS or 2**31
                 if shorter < 1 or shorter * longer > most or self._resize**2 * longer > most * shorter:
                     raise ValueError(f"{file.width}x{file.height} pixels")
-                picture = file.convert("RGB")
+                picture = file.convert("RGB" if self.shape[1] == 3 else "L")
         except UnidentifiedImageError:
             raise DataFileError(f"{path}: not a whole JPEG or PNG picture: it is neither") from None
         except Exception as error:  # Pillow raises OSError, SyntaxError, ValueError, its own, ...
@@ -70,7 +71,7 @@ class Pictures:
         )
         left, top = (picture.width - self._size) // 2, (picture.height - self._size) // 2
         cut = picture.crop((left, top, left + self._size, top + self._size))
-        return torch.from_numpy(np.array(cut)).permute(2, 0, 1)
+        return torch.from_numpy(np.array(cut)).view(self._size, self._size, -1).permute(2, 0, 1)
 
 
 @DATASETS.register
@@ -113,6 +114,6 @@ def imagenet(
         name="imagenet",
         title=title,
         classes=classes,
-        mean=(0.485, 0.456, 0.406),
-        std=(0.229, 0.224, 0.225),
+        mean=NORMALISATION["imagenet"][0],
+        std=NORMALISATION["imagenet"][1],
     )

@@ -19,6 +19,14 @@ from spikeloom.errors import DataFileError, UsageError
 
 DIGITS = [str(digit) for digit in range(10)]
 CIFAR10_CLASSES = ["airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"]
+# Mean and deviation of each channel, on the scale 0 to 1, measured on the training part (of digits before padding).
+NORMALISATION: dict[str, tuple[tuple[float, ...], tuple[float, ...]]] = {
+    "digits": ((0.3053,), (0.3757,)),
+    "mnist": ((0.1307,), (0.3081,)),
+    "cifar10": ((0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010)),
+    "cifar100": ((0.5071, 0.4865, 0.4409), (0.2673, 0.2564, 0.2762)),
+    "imagenet": ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
+}
 MNIST_SOURCE = (
     "data.download=true fetches it (see https://pytorch.org/vision/stable/generated/torchvision.datasets.MNIST.html)"
 )
@@ -52,15 +60,14 @@ def digits(
     images = torch.from_numpy(np.rint(pixels[chosen] * (255 / 16)).astype(np.uint8)).view(-1, 1, 8, 8)
     labels = torch.from_numpy(targets[chosen].astype(np.int64))
     title = _subset_title("digits (scikit-learn)", subset, len(labels))
-    # Measured on the whole training part, before padding.
     return ImageDataset(
         padded(images[:subset], size),
         labels[:subset],
         name="digits",
         title=title,
         classes=DIGITS,
-        mean=(0.3053,),
-        std=(0.3757,),
+        mean=NORMALISATION["digits"][0],
+        std=NORMALISATION["digits"][1],
     )
 
 
@@ -180,8 +187,8 @@ def _mnist(
         name=name,
         title=title,
         classes=DIGITS,
-        mean=(0.1307,),
-        std=(0.3081,),
+        mean=NORMALISATION["mnist"][0],
+        std=NORMALISATION["mnist"][1],
         to_sequence=to_sequence,
     )
 
@@ -213,8 +220,8 @@ def _cifar10(
         name=name,
         title=title,
         classes=CIFAR10_CLASSES,
-        mean=(0.4914, 0.4822, 0.4465),
-        std=(0.2023, 0.1994, 0.2010),
+        mean=NORMALISATION["cifar10"][0],
+        std=NORMALISATION["cifar10"][1],
         to_sequence=to_sequence,
         resize=resize,
     )
@@ -239,8 +246,8 @@ def _cifar100(
         name=name,
         title=_subset_title("CIFAR-100", subset, len(labels)),
         classes=classes,
-        mean=(0.5071, 0.4865, 0.4409),
-        std=(0.2673, 0.2564, 0.2762),
+        mean=NORMALISATION["cifar100"][0],
+        std=NORMALISATION["cifar100"][1],
         to_sequence=to_sequence,
         resize=resize,
     )

@@ -1,0 +1,133 @@
+"""What a trained network says of a user's own files, and what it costs to say it: `spikeloom predict`."""
+
+from __future__ import annotations
+
+import os
+import statistics
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from spikeloom import deploy
+from spikeloom.analyse import audit
+from spikeloom.data.own_files import own_files
+from spikeloom.errors import DataFileError, UsageError
+from spikeloom.files import PathLike
+from spikeloom.record import RateMeter
+from spikeloom.train.evaluate import load_trained
+from spikeloom.train.run import Run
+
+_CALLS = 5  # timed, of which the median counts
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """The answer for one file.
+
+    Attributes:
+        file: its path, as it was given or found in a folder.
+        label: the class of the largest mean logit over time.
+        name: of this class.
+        probability: of this class, by the softmax of the mean logits; trained networks tend to be surer than right.
+        top: names and probabilities of the first classes, the most likely first.
+        spikes: of all layers in all steps.
+        energy_uJ: of this input, by the audit's rule "measured".
+        ms: milliseconds by the engine, or by the network where the engine cannot run it.
+        by: "engine" or "network".
+    """
+
+    file: str
+    label: int
+    name: str
+    probability: float
+    top: tuple[tuple[str, float], ...]
+    spikes: int
+    energy_uJ: float
+    ms: float
+    by: str
+
+
+def predict(run: PathLike, files: Sequence[PathLike], top: int = 3) -> list[Prediction]:
+    """Classifies files with a trained network.
+
+    Args:
+        run: the folder of a finished run, or `weights:NAME`.
+        files: pictures, event recordings or sound, as `own_files` takes them for the run's data set; of a folder all
+            files in it.
+        top: how many classes to name.
+
+    Returns:
+        One prediction a file, in the order of the files.
+
+    Raises:
+        UsageError: the run is unfinished or does not classify, a file is missing or not readable, or it does not fit.
+    """
+    opened = Run.open(run)
+    summary = opened.summary()
+    if summary is None or summary["test_accuracy"] is None:
+        raise UsageError(f"{run} is not a finished run of a network that classifies")
+    paths = list(find_files(files))
+    model, classes = load_trained(opened)
+    data = opened.settings.data
+    dataset = own_files(data.name, data.options, paths, classes)
+    answers: list[Prediction] = []
+    engine: Callable[[Tensor], Tensor] | None = None
+    for index, path in enumerate(paths):
+        x = dataset.encode(dataset.batch([index])[0])
+        with torch.no_grad(), RateMeter(model) as meter:
+            logits = model(x).float().mean(0)[0]
+        if engine is None:
+            engine = _engine(model, x)
+        probabilities, order = logits.softmax(0).sort(descending=True, stable=True)
+        names = [dataset.classes[label] for label in order.tolist()[:top]]
+        answers.append(
+            Prediction(
+                file=str(path), label=int(order[0]), name=names[0], probability=float(probabilities[0]),
+                top=tuple(zip(names, probabilities.tolist(), strict=False)),
+                spikes=round(sum(meter.spikes().values())),
+                energy_uJ=audit(model, [(x, torch.zeros(1, dtype=torch.int64))]).energy_pj / 1e6,
+                ms=_milliseconds(engine, x), by="network" if engine is model else "engine",
+            )
+        )  # fmt: skip
+    return answers
+
+
+def find_files(names: Sequence[PathLike]) -> Iterator[Path]:
+    """Files as they are named, and of folders what is in them, by name; hidden files are left out.
+
+    Raises:
+        UsageError: no such file, or an empty folder.
+    """
+    for name in names:
+        path = Path(os.fspath(name))
+        if path.is_dir():
+            inside = sorted(p for p in path.iterdir() if p.is_file() and not p.name.startswith("."))
+            if not inside:
+                raise DataFileError(f"{path}: a folder without files")
+            yield from inside
+        elif path.is_file():
+            yield path
+        else:
+            raise DataFileError(f"{path}: no such file")
+
+
+def _engine(model: nn.Module, x: Tensor) -> Callable[[Tensor], Tensor]:
+    try:
+        return deploy.compile(model, x)
+    except UsageError:
+        return model
+
+
+@torch.no_grad()
+def _milliseconds(run: Callable[[Tensor], Any], x: Tensor) -> float:
+    times: list[float] = []
+    for _ in range(_CALLS + 1):  # the first makes buffers
+        start = time.perf_counter()
+        run(x)
+        times.append(time.perf_counter() - start)
+    return 1e3 * statistics.median(times[1:])
