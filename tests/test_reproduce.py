@@ -16,7 +16,7 @@ from made_files import idx_bytes, write_cifar10, write_fsdd
 
 from spikeloom import cli
 from spikeloom import reproduce as module
-from spikeloom.analyse import audit, write_report
+from spikeloom.analyse import audit, read_figure, write_report
 from spikeloom.analyse.energy import paper_rule
 from spikeloom.cli.progress import Quiet
 from spikeloom.cli.tables import print_table
@@ -475,4 +475,7 @@ def test_a_measured_row_is_written(
     assert record["published"]["acceleration_plain_lif_at_5000"] == 200
     folder = tmp_path / "paralif" / "speed"
     assert json.loads((folder / "main.smoke.seed1.json").read_text()) == record
-    assert "plotly" in (folder / record["figures"][0]).read_text()
+    assert record["figures"] == ["figures/main.smoke.seed1.speed.json"]
+    assert list(tmp_path.rglob("*.html")) == []
+    times = [row["paralif_ms"] for rows in record["tables"].values() for row in rows]
+    assert read_figure(folder / record["figures"][0]).data[2].y == pytest.approx(times, rel=1e-5)
