@@ -41,6 +41,7 @@ from spikeloom.train.recipe import (
 from spikeloom.train.run import Run, environment
 
 Json = dict[str, Any]
+_PLACES = {"measure": {"root": True, "data": {"root": True}}}  # of data on this machine, in options of measurements
 _AUDITED = 64  # images from which a row's energy and operations are counted
 
 
@@ -233,7 +234,7 @@ def _measure(recipe: Recipe, row: str, budget: Budget, settings: MeasureSettings
         "table": recipe.name, "row": row, "system": recipe.rows[row].system, "budget": budget, "seed": settings.seed,
         "published": recipe.rows[row].published, "measured": found.values, "tables": found.tables,
         "figures": _write_figures(folder, stem, found.figures),
-        "seconds": round(time.monotonic() - start, 3), "settings": settings.model_dump(),
+        "seconds": round(time.monotonic() - start, 3), "settings": settings.model_dump(exclude=_PLACES),
         "environment": environment(), "date": datetime.date.today().isoformat(),
     }  # fmt: skip
     write_json(folder / f"{stem}.json", record)
