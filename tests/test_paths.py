@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import plotly.graph_objects as go
 import pytest
 import torch
 from torch import Tensor, nn
@@ -22,6 +23,7 @@ from spikeloom import analyse, deploy, files
 from spikeloom.analyse.load import open_target
 from spikeloom.analyse.papers.attention_inputs import attention_inputs
 from spikeloom.analyse.papers.figures import confusions
+from spikeloom.analyse.plots import draw_figures, read_figure, write_figure
 from spikeloom.analyse.report.data import gather_run, read_signed, write_signed
 from spikeloom.bench import events as bench_events
 from spikeloom.bench.write import earlier_results, write_results
@@ -33,7 +35,7 @@ from spikeloom.models import create_model
 from spikeloom.models._pretrained import load_ann
 from spikeloom.models.zoo import read_weights, run_folder
 from spikeloom.neurons import LIF
-from spikeloom.reproduce import reproduce
+from spikeloom.reproduce import recorded_figures, reproduce
 from spikeloom.scores import scoreboard
 from spikeloom.train.loop import build_model, train
 from spikeloom.train.pretrain import start_from, write_pictures
@@ -127,6 +129,9 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     deploy.compile(network(), x, tune=False).save(home / "engine.safetensors")
     deploy.write_nir(deploy.to_nir(network(), x), home / "net.nir")
     write_results(home, "bench", {"table": [{"a": 1}]})
+    write_figure(home / "figure.json", go.Figure(go.Scatter(y=[1, 2])))
+    place = home / "recorded" / "quickstart" / "digits" / "figures"
+    write_figure(place / "main.full.seed1.a.json", go.Figure(go.Scatter(y=[1, 2])))
     (home / "events").mkdir()
     (home / "events" / "one.bin").write_bytes(bytes([1, 2, 128, 0, 1] * 20))
     source = Path(spikeloom.__file__).parent / "recipes" / "quickstart" / "digits.toml"
@@ -222,6 +227,7 @@ CALLS: dict[str, Callable[[Any], Any]] = {
     "atomic_folder": lambda at: whole_folder(at("new")),
     "attention_inputs": without_attention,
     "confusions": lambda at: sorted(map(os.path.basename, confusions([at("run")], 10).tables)),
+    "draw_figures": lambda at: [path.name for path in draw_figures([at("figure.json")], at("new"))],
     "earlier_results": lambda at: earlier_results(at("."), "bench"),
     "export_file": lambda at: {
         **export_file(network(), SEQUENCE, True, "nir", at("new"), None), "path": None, "bytes": None},
@@ -232,6 +238,7 @@ CALLS: dict[str, Callable[[Any], Any]] = {
     "load_tensors": lambda at: sorted(files.load_tensors(at("run/model.safetensors"))[0]),
     "load_weights": lambda at: files.load_weights(network(), dict(network().state_dict()), at("new"), "x"),
     "open_target": lambda at: open_target(at("run"), {"images": 2}).title,
+    "read_figure": lambda at: read_figure(at("figure.json")).data[0].y,
     "read_json": lambda at: files.read_json(at("run/summary.json")),
     "read_metrics": lambda at: read_metrics(at("run")),
     "read_nir": lambda at: sorted(deploy.read_nir(at("net.nir")).nodes),
@@ -249,6 +256,9 @@ CALLS: dict[str, Callable[[Any], Any]] = {
     "run_folder": lambda at: run_folder(at("run")).name,
     "write_weights": lambda at: write_weights(Run.open(at("run")), Run.open(at("run")).settings, at("new"), Quiet())[
         "test_accuracy"],
+    "recorded_figures": lambda at: [
+        path.name for path in recorded_figures(load_recipe("quickstart/digits"), at("recorded"), None, {})],
+    "write_figure": lambda at: write_figure(at("new"), read_figure(at("figure.json"))) or Path(at("new")).read_text(),
     "write_json": lambda at: files.write_json(at("new"), [1]) or Path(at("new")).read_text(),
     "write_nir": lambda at: deploy.write_nir(deploy.read_nir(at("net.nir")), at("new")) or Path(at("new")).is_file(),
     "write_pictures": lambda at: write_pictures(Pictures(), Pictures(), at("new")) or Path(at("new")).is_file(),

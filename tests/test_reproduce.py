@@ -16,7 +16,7 @@ from helpers.made_files import idx_bytes, write_cifar10, write_fsdd
 
 from spikeloom import cli
 from spikeloom import reproduce as module
-from spikeloom.analyse import audit, write_report
+from spikeloom.analyse import Measured, audit, read_figure, write_report
 from spikeloom.analyse.audit.energy import paper_rule
 from spikeloom.cli.progress import Quiet
 from spikeloom.cli.tables import print_table
@@ -465,6 +465,25 @@ def test_every_measurement_takes_its_options(name: str) -> None:
         module.check_measure(recipe, next(iter(recipe.rows)), "smoke", {"measure": {"no_such_option": 1}})
 
 
+@pytest.mark.parametrize("data", [{"name": "cifar10", "root": "/there"}, {"name": "cifar10"}])
+def test_a_measured_row_names_no_place_of_this_machine(
+    data: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given: list[Any] = []
+
+    def measure(layout: str, images: int, n: int = 1, data: Any = None, root: Any = None) -> Measured:
+        given.append((data, root))
+        return Measured()
+
+    monkeypatch.setattr(module, "MEASUREMENTS", {"rates_by_depth": measure})
+    overrides = {"measure": {"data": data, "root": "/here"}}
+    recipe, row = load_recipe("sew/figure5_to_8"), "figure5_cifar"
+    [record] = reproduce(recipe, [row], "smoke", overrides, tmp_path, tmp_path, Quiet(), lambda: False)
+    assert given == [(data, "/here")]
+    assert record["settings"]["measure"]["data"] == {"name": "cifar10"}
+    assert "root" not in record["settings"]["measure"]
+
+
 def test_a_measured_row_is_written(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -475,4 +494,7 @@ def test_a_measured_row_is_written(
     assert record["published"]["acceleration_plain_lif_at_5000"] == 200
     folder = tmp_path / "paralif" / "speed"
     assert json.loads((folder / "main.smoke.seed1.json").read_text()) == record
-    assert "plotly" in (folder / record["figures"][0]).read_text()
+    assert record["figures"] == ["figures/main.smoke.seed1.speed.json"]
+    assert list(tmp_path.rglob("*.html")) == []
+    times = [row["paralif_ms"] for rows in record["tables"].values() for row in rows]
+    assert read_figure(folder / record["figures"][0]).data[2].y == pytest.approx(times, rel=1e-5)

@@ -142,8 +142,9 @@ def test_the_command_prints_rows_and_counts_and_writes_the_page(tmp_path: Path) 
     ("words", "message"),
     [
         (["--scores", "--results", "none"], "there are no results in none: give their folder as --results PATH"),
+        (["--scores", "--figures"], "--scores and --figures are two commands: give one of them"),
         (["--scores", "report/table1"], "--scores is of all recipes and takes no settings, got 'report/table1'"),
-        (["report/table1", "--out", "x"], "--out is the page of --scores; tables write their numbers to --results"),
+        (["report/table1", "--out", "x"], "or the folder of --figures; tables write their numbers to --results"),
         (["--scores", "--out", "scores.txt"], "--out takes a page that ends in .md or .html, got scores.txt"),
         (["--scores", "--out", "none/scores.md"], "cannot write none/scores.md: there is no folder none; make it"),
     ],

@@ -7,6 +7,7 @@ import datetime
 import functools
 import hashlib
 import json
+import shlex
 import time
 from collections.abc import Callable, Generator, Iterable
 from dataclasses import asdict, dataclass
@@ -20,6 +21,7 @@ from spikeloom.analyse import MEASUREMENTS, Measured, audit, count_cost, trainin
 from spikeloom.analyse.audit.cost import steps_of
 from spikeloom.analyse.audit.energy import paper_rule
 from spikeloom.analyse.load import open_target
+from spikeloom.analyse.plots import FOLDER, write_figure
 from spikeloom.errors import UsageError
 from spikeloom.files import PathLike, write_json
 from spikeloom.train.build import build_datasets, build_model, seed_everything
@@ -39,6 +41,7 @@ from spikeloom.train.recipe import (
 from spikeloom.train.run import Run, environment
 
 Json = dict[str, Any]
+_PLACES = {"measure": {"root": True, "data": {"root": True}}}  # of data on this machine, in options of measurements
 _AUDITED = 64  # images from which a row's energy and operations are counted
 
 
@@ -64,7 +67,7 @@ def reproduce(
         budget: how much of it.
         overrides: settings from the command line.
         runs: where run folders go; a row with the same settings finds its own again.
-        results: where `<table>/<row>.<budget>.seed<seed>.json` goes.
+        results: where `<table>/<row>.<budget>.seed<seed>.json` goes, and data of figures in `<table>/figures/`.
         progress, stop: as `train`.
 
     Returns:
@@ -188,9 +191,9 @@ def _train_row(recipe: Recipe, row: str, budget: Budget, settings: Settings, cos
     record["measured"] |= _other_columns(recipe, recipe.rows[row].published, run, summary)
     stem = f"{row}.{budget}.seed{settings.seed}"
     if "last" in summary:
-        record |= _environments(summary, record["measured"], f"{stem}.curves.html")
+        record |= _environments(summary, record["measured"])
         curves = training_curves(run.metrics(), f"{recipe.rows[row].system}, {summary['data']['train']}")
-        curves.write_html(str(work.results / f"{stem}.curves.html"), include_plotlyjs=True)
+        record["figures"] = _write_figures(work.results, stem, {"curves": curves})
     write_json(work.results / f"{stem}.json", record)
     return record
 
@@ -227,17 +230,52 @@ def _measure(recipe: Recipe, row: str, budget: Budget, settings: MeasureSettings
     start = time.monotonic()
     found: Measured = MEASUREMENTS[settings.measure.name](**settings.measure.options)
     stem = f"{row}.{budget}.seed{settings.seed}"
-    for name, figure in found.figures.items():
-        figure.write_html(str(folder / f"{stem}.{name}.html"), include_plotlyjs=True)
     record: Json = {
         "table": recipe.name, "row": row, "system": recipe.rows[row].system, "budget": budget, "seed": settings.seed,
         "published": recipe.rows[row].published, "measured": found.values, "tables": found.tables,
-        "figures": [f"{stem}.{name}.html" for name in found.figures],
-        "seconds": round(time.monotonic() - start, 3), "settings": settings.model_dump(),
+        "figures": _write_figures(folder, stem, found.figures),
+        "seconds": round(time.monotonic() - start, 3), "settings": settings.model_dump(exclude=_PLACES),
         "environment": environment(), "date": datetime.date.today().isoformat(),
     }  # fmt: skip
     write_json(folder / f"{stem}.json", record)
     return record
+
+
+def _write_figures(folder: Path, stem: str, figures: dict[str, Any]) -> list[str]:
+    """Records the data of figures, and returns the files by their names in the folder of results."""
+    names = {f"{FOLDER}/{stem}.{name}.json": figure for name, figure in figures.items()}
+    for name, figure in names.items():
+        write_figure(folder / name, figure)
+    return list(names)
+
+
+def recorded_figures(recipe: Recipe, results: PathLike, row: str | None, filters: Json) -> list[Path]:
+    """Files of the recorded figures of a recipe.
+
+    Args:
+        recipe: the table or figure.
+        results: as `reproduce`.
+        row: its id; None: all rows.
+        filters: `budget` and `seed`, where only figures of these are wanted.
+
+    Raises:
+        UsageError: there are none, or the recipe has no such row.
+    """
+    if row is not None:
+        recipe.check_row(row)
+    folder = Path(results) / recipe.short_name / FOLDER
+    stem = f"{row or '*'}.{filters.get('budget', '*')}.seed{filters.get('seed', '*')}.*.json"
+    found = sorted(folder.glob(stem))
+    if found:
+        return found
+    if others := len(list(folder.glob("*.json"))):
+        fix = f"there are {others} of other rows, budgets or seeds, drawn if none is named"
+    elif recipe.measures:
+        fix = f"'spikeloom reproduce {shlex.quote(recipe.name)}' records those of its measurement, if it has any"
+    else:
+        fix = "of trained rows, only those of several environments record curves; 'spikeloom report RUN' draws any run"
+    asked = [f"{recipe.name}#{row}" if row else recipe.name, *(f"{key}={value}" for key, value in filters.items())]
+    raise UsageError(f"no figure of {', '.join(asked)} is recorded in {folder}: {fix}")
 
 
 @contextlib.contextmanager
@@ -292,7 +330,7 @@ def _other_columns(recipe: Recipe, published: Json, run: Run, summary: Json) -> 
     return {name: found[name] for name in published if found.get(name) is not None}
 
 
-def _environments(summary: Json, measured: Json, figure: str) -> Json:
+def _environments(summary: Json, measured: Json) -> Json:
     """What is reported of a run over environments: the accuracies of the epoch that the paper's rule selects, if any,
     and those of the last."""
     found: Json = {}
@@ -301,7 +339,7 @@ def _environments(summary: Json, measured: Json, figure: str) -> Json:
             found[f"{prefix}_train{n}"] = accuracy
         if epoch is not None:
             found |= {f"{prefix}_test": epoch["test_accuracy"], f"{prefix}_epoch": epoch["epoch"]}
-    return {"measured": {**found, **measured}, "figures": [figure]}
+    return {"measured": {**found, **measured}}
 
 
 def _digest(settings: Settings) -> str:

@@ -13,6 +13,7 @@ import pytest
 import torch
 from helpers.made_events import five_bytes, made
 
+from spikeloom.analyse import read_figure
 from spikeloom.bench import events, neurons, run, timing, write
 from spikeloom.bench.timing import copies, medians, saved_bytes
 from spikeloom.errors import UsageError
@@ -95,7 +96,7 @@ def test_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert saved["environment"]["threads"] >= 1
     text = (tmp_path / "out" / "neurons.md").read_text()
     assert "| LIF | 4x1 |  |" in text
-    assert "plotly" in (tmp_path / "out" / "psn_speed.html").read_text()
+    assert len(read_figure(tmp_path / "out" / "figures" / "psn_speed.json").data) == 2
 
 
 def test_events(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from spikeloom import cli
+from spikeloom.analyse import read_figure
 from spikeloom.bench import methods
 from spikeloom.bench.run import bench_methods
 from spikeloom.errors import UsageError
@@ -72,7 +73,9 @@ def test_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.C
     spreads = [{"contender": c, "spread_percent": 5.88} for c in methods.CONTENDERS]
     assert tables["highest over lowest peak memory"] == spreads
     assert json.loads((tmp_path / "methods-anything.json").read_text())["highest over lowest peak memory"] == spreads
-    assert "peak resident memory, MB" in (tmp_path / "methods-anything.html").read_text()
+    plot = read_figure(tmp_path / "figures" / "methods-anything.json")
+    assert plot.layout.annotations[1].text == "peak resident memory, MB"
+    assert plot.data[-1].y == (102, 108)
     monkeypatch.setattr(sys, "argv", ["spikeloom", "bench", "methods", f"--out={tmp_path}", "--model=other"])
     with pytest.raises(SystemExit) as exit_:
         cli.main()

@@ -355,5 +355,7 @@ def test_published_beside_measured(
     out = capsys.readouterr().out
     assert " 42.1 " in out
     assert "last_train1" in out
+    assert out.endswith("draw its figures: spikeloom reproduce report/table3 --figures\n")
+    assert list(tmp_path.rglob("results/**/*.html")) == []
     written = tmp_path / "results" / "report" / "table3" / "s0t3b.smoke.seed1.json"
     assert json.loads(written.read_text())["published"]["acc_test"] == 42.1

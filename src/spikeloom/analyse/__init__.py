@@ -15,6 +15,7 @@ from spikeloom.analyse.papers.pruning import Pruning, draw_pruning, prune_silent
 from spikeloom.analyse.papers.rates import BlockRates, block_rates, draw_layer_rates, draw_rates
 from spikeloom.analyse.papers.residual_influence import draw_influence, residual_influence, simulate_influence
 from spikeloom.analyse.papers.similarity import block_similarity, draw_similarity, ssim
+from spikeloom.analyse.plots import draw_figures, figure_data, read_figure, write_figure
 from spikeloom.analyse.report.render import write_report
 from spikeloom.analyse.spike_plots import (
     attention_rates,
@@ -35,9 +36,10 @@ __all__ = [
     "MEASUREMENTS", "RULES", "Audit", "BlockGradient", "BlockInput", "BlockRates", "Confusion", "Cost", "Costs",
     "Energy", "Landscape", "Layer", "LayerEnergy", "Measured", "Operand", "Pruning", "Target", "attention_rates",
     "audit", "block_gradients", "block_inputs", "block_isometry", "block_rates", "block_similarity", "calibrated",
-    "confusion", "count_cost", "draw_attention_rates", "draw_block_inputs", "draw_confusion", "draw_gradients",
-    "draw_influence", "draw_isometry", "draw_landscape", "draw_layer_rates", "draw_pruning", "draw_raster",
-    "draw_rates", "draw_responses", "draw_similarity", "draw_spike_maps", "loss_landscape", "metric_curves",
-    "open_target", "probe_current", "prune_silent_shortcuts", "report_readings", "residual_influence", "responses",
-    "simulate_influence", "spike_train", "ssim", "training_curves", "write_report",
+    "confusion", "count_cost", "draw_attention_rates", "draw_block_inputs", "draw_confusion", "draw_figures",
+    "draw_gradients", "draw_influence", "draw_isometry", "draw_landscape", "draw_layer_rates", "draw_pruning",
+    "draw_raster", "draw_rates", "draw_responses", "draw_similarity", "draw_spike_maps", "figure_data",
+    "loss_landscape", "metric_curves", "open_target", "probe_current", "prune_silent_shortcuts", "read_figure",
+    "report_readings", "residual_influence", "responses", "simulate_influence", "spike_train", "ssim",
+    "training_curves", "write_figure", "write_report",
 ]  # fmt: skip

@@ -18,7 +18,7 @@ class Measured:
     Attributes:
         values: single numbers and verdicts, set beside the published ones; None: these data cannot tell.
         tables: rows by the title of their table.
-        figures: plotly figures by name.
+        figures: plotly figures by name, of which `reproduce` records the data.
     """
 
     values: dict[str, float | str | bool | None] = field(default_factory=dict)

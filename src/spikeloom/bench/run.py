@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
+from spikeloom.analyse.plots import FOLDER, write_figure
 from spikeloom.bench import audit, events, methods, neurons
 from spikeloom.bench.write import plot_psn_grid, write_results
 from spikeloom.files import PathLike
@@ -14,10 +15,10 @@ Json = dict[str, Any]
 
 
 def bench_neurons(folder: PathLike, quick: bool, tell: Callable[[Json], None] | None) -> dict[str, list[Json]]:
-    """Measures every neuron and writes tables, and unless `quick` the plot of the PSN paper's speed figure.
+    """Measures every neuron and writes tables, and unless `quick` the data of the PSN paper's speed figure.
 
     Args:
-        folder: where `neurons.json`, `neurons.md` and `psn_speed.html` go.
+        folder: where `neurons.json`, `neurons.md` and `figures/psn_speed.json` go.
         quick: two lengths and few turns instead of all.
         tell: is given every row as it is measured.
     """
@@ -35,8 +36,7 @@ def bench_neurons(folder: PathLike, quick: bool, tell: Callable[[Json], None] | 
         tables["serial LIF over PSN"] = _collect(neurons.psn_grid(repeats), tell)
     write_results(folder, "neurons", tables)
     if not quick:
-        plot = plot_psn_grid(tables["serial LIF over PSN"])
-        plot.write_html(str(Path(folder) / "psn_speed.html"), include_plotlyjs=True)
+        write_figure(Path(folder) / FOLDER / "psn_speed.json", plot_psn_grid(tables["serial LIF over PSN"]))
     return tables
 
 
@@ -88,7 +88,7 @@ def bench_methods(
     """Measures time and peak memory of a training step over T: BPTT, SLTT, and SpikingJelly with BPTT.
 
     Args:
-        folder: where `methods-<model>.json`, `.md` and `.html` go.
+        folder: where `methods-<model>.json`, `.md` and `figures/methods-<model>.json` go.
         quick: T = 2 and 8 with small batches instead of all.
         tell: is given every row as it is measured.
         model: in the registry; it takes images.
@@ -101,5 +101,5 @@ def bench_methods(
     ]
     tables = {"time and peak memory of a training step": found, "highest over lowest peak memory": spreads}
     write_results(folder, f"methods-{model}", tables)
-    methods.plot(found).write_html(str(Path(folder) / f"methods-{model}.html"), include_plotlyjs=True)
+    write_figure(Path(folder) / FOLDER / f"methods-{model}.json", methods.plot(found))
     return tables

@@ -1,4 +1,4 @@
-"""Benchmark results as files: JSON with the environment, a table in Markdown, a plot in HTML."""
+"""Benchmark results as files: JSON with the environment, a table in Markdown; and their plots."""
 
 from __future__ import annotations
 

@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import shlex
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from spikeloom.cli.arguments import AsJson, Words, read_budget, read_recipe
 from spikeloom.cli.progress import show_progress, stop_on_signal
-from spikeloom.cli.tables import print_measured, print_scores, print_table
+from spikeloom.cli.tables import print_drawn, print_measured, print_scores, print_table
 from spikeloom.errors import UsageError, cannot_write
+
+if TYPE_CHECKING:
+    from spikeloom.train.recipe import Recipe
 
 
 def reproduce(
@@ -24,8 +28,16 @@ def reproduce(
     scores: Annotated[
         bool, typer.Option("--scores", help="Train nothing: print every published accuracy beside the best measured.")
     ] = False,
+    figures: Annotated[
+        bool, typer.Option("--figures", help="Train and measure nothing: draw the recorded figures as HTML pages.")
+    ] = False,
     out: Annotated[
-        Path | None, typer.Option("--out", metavar="FILE", help="Of --scores: a page, .md or .html.")
+        Path | None,
+        typer.Option(
+            "--out",
+            metavar="PATH",
+            help="Of --scores: a page, .md or .html. Of --figures: the folder of the pages, figures/RECIPE without it.",
+        ),
     ] = None,
     as_json: AsJson = False,
 ) -> None:
@@ -35,16 +47,22 @@ def reproduce(
     spikeloom reproduce report/table2 budget=smoke data.root=DATA
     spikeloom reproduce report/table2#s0t2b budget=short data.root=DATA
     spikeloom reproduce --scores --out docs/scores.md
+    spikeloom reproduce report/table3 --figures
 
     Finished rows are taken from their run folders, interrupted ones are continued, and rows whose data are missing
     are left out. Keys: seed, budget (smoke, short, hours, full), and anything under data., model., neuron., train. and
-    measure. that a recipe may set.
+    measure. that a recipe may set. Figures are recorded as data beside the numbers; --figures takes budget= and seed=
+    where only those of one budget or seed are to be drawn.
     """
+    if scores and figures:
+        raise UsageError("--scores and --figures are two commands: give one of them")
     if scores:
         _print_scores(words, results, out, as_json)
         return
-    if out is not None:
-        raise UsageError("--out is the page of --scores; tables write their numbers to --results")
+    if out is not None and not figures:
+        raise UsageError(
+            "--out is the page of --scores or the folder of --figures; tables write their numbers to --results"
+        )
     name, values = read_recipe(context, words)
     if name is None:
         raise UsageError("name a table, for example 'spikeloom reproduce report/table2'; see 'spikeloom list recipes'")
@@ -52,7 +70,12 @@ def reproduce(
 
     recipe_name, _, row = name.partition("#")
     recipe = load_recipe(recipe_name)
-    budget = read_budget(values) or recipe.budget
+    budget = read_budget(values)
+    if figures:
+        filters = values if budget is None else {"budget": budget, **values}
+        _draw_figures(recipe, row or None, filters, results, out, as_json)
+        return
+    budget = budget or recipe.budget
     from spikeloom.reproduce import reproduce as run_table
     from spikeloom.train.loop import Interrupted
 
@@ -70,8 +93,23 @@ def reproduce(
         whole = recipe.measures or any("figures" in record for record in records)
         (print_measured if whole else print_table)(recipe.title, recipe.paper, budget, records)
         print(f"results: {results / recipe.short_name}")
+        if any(record.get("figures") for record in records):
+            place = "" if results == Path("results") else f" --results {shlex.quote(str(results))}"
+            print(f"draw its figures: spikeloom reproduce {shlex.quote(recipe.name)} --figures{place}")
     if any("failed" in record for record in records):
         raise typer.Exit(2)
+
+
+def _draw_figures(
+    recipe: Recipe, row: str | None, filters: dict[str, Any], results: Path, out: Path | None, as_json: bool
+) -> None:
+    from spikeloom.analyse.plots import FOLDER, draw_figures
+    from spikeloom.reproduce import recorded_figures
+
+    for key in filters.keys() - {"budget", "seed"}:
+        raise UsageError(f"--figures draws what is recorded and takes budget= and seed= alone, got {key!r}")
+    recorded = recorded_figures(recipe, results, row, filters)
+    print_drawn(draw_figures(recorded, out or Path(FOLDER) / recipe.short_name), as_json)
 
 
 def _print_scores(words: list[str] | None, results: Path, out: Path | None, as_json: bool) -> None:

@@ -6,6 +6,7 @@ import json
 import os
 import sys
 from collections.abc import Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -25,6 +26,15 @@ def print_names(lines: Mapping[str, str], as_json: bool) -> None:
     width = max(map(len, lines), default=0)
     for name, line in lines.items():
         print(f"{name:{width}}  {line}")
+
+
+def print_drawn(pages: list[Path], as_json: bool) -> None:
+    """The pages of figures, a line each."""
+    if as_json:
+        print(json.dumps({"drawn": [str(page) for page in pages]}))
+        return
+    for page in pages:
+        print(f"drawn: {page}")
 
 
 def _console() -> Console:

@@ -219,6 +219,11 @@ class Recipe(_Strict):
         """What folders of its runs and results are called: its name, or of a recipe of the user's own its file's."""
         return Path(self.name).stem if self.name.endswith(".toml") else self.name
 
+    def check_row(self, row: str) -> None:
+        """Raises a `UsageError` with the nearest row if there is none of this name."""
+        if row not in self.rows:
+            raise UsageError(f"recipe {self.name} has no row {row!r}; {nearest(row, self.rows)}")
+
     def resolve(self, row: str, budget: Budget | None = None, overrides: Json | None = None) -> Settings:
         """The settings of one row under a budget, checked against what they name."""
         if self.measures:
@@ -230,8 +235,7 @@ class Recipe(_Strict):
         return _validate(MeasureSettings, self._merged(row, budget, overrides), f"{self.name}#{row}")
 
     def _merged(self, row: str, budget: Budget | None, overrides: Json | None) -> Json:
-        if row not in self.rows:
-            raise UsageError(f"recipe {self.name} has no row {row!r}; {nearest(row, self.rows)}")
+        self.check_row(row)
         entry, budget = self.rows[row], budget or self.budget
         known = [b for b in BUDGETS if b == "full" or b in self.budgets or b in entry.budgets]
         if budget not in known:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -293,12 +294,15 @@ MEASURED: dict[str, dict[str, Any]] = {
 
 
 @pytest.mark.parametrize("name", MEASURED)
-def test_measurements(name: str) -> None:
+def test_measurements(name: str, tmp_path: Path) -> None:
     found = analyse.MEASUREMENTS[name](**MEASURED[name])
     assert found.values
     assert all(isinstance(value, bool | int | float | str) for value in found.values.values())
     for figure in found.figures.values():
         assert figure.data
+        analyse.write_figure(tmp_path / "a.json", figure)
+        assert analyse.figure_data(analyse.read_figure(tmp_path / "a.json")) == analyse.figure_data(figure)
+        assert (tmp_path / "a.json").stat().st_size < 200_000
     if name == "energy":
         assert found.values["images"] == 4
         assert found.values["spike_driven"] is False

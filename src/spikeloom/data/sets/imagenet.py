@@ -30,7 +30,7 @@ WHOLE = {"train": 1_281_167, "test": 50_000}
 class Pictures:
     """Pictures as uint8 rows [C, size, size]: the shorter side becomes `resize` (bicubic), the middle is cut out.
 
-    `channels` is 3 for RGB, 1 for grey. What `ImageDataset` asks of a tensor of images: its shape, its type and its rows.
+    C is 3 for RGB, 1 for grey. It has what `ImageDataset` asks of a tensor of images: shape, type and rows.
     """
 
     dtype = torch.uint8
