@@ -13,11 +13,11 @@ from spikeloom.analyse.papers.depth import gradients_by_depth, rates_by_depth
 from spikeloom.analyse.papers.gradients import (
     BlockGradient,
     block_gradients,
-    residual_blocks,
     draw_gradients,
     growth,
     identity_regions,
     keeps_shape,
+    residual_blocks,
     verdict,
 )
 from spikeloom.analyse.papers.rates import block_rates, draw_rates
