@@ -191,7 +191,7 @@ def test_train_ends_with_a_report(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     assert f"  report: {run}/report.html" in result.out
     assert (run / "report.html").stat().st_size > 4_000_000
     # A report that fails loses nothing: neither the numbers nor the exit code.
-    monkeypatch.setattr("spikeloom.analyse.report.render", lambda runs: {}[0])
+    monkeypatch.setattr("spikeloom.analyse.report.render.render", lambda runs: {}[0])
     other = tmp_path / "another"
     result = spikeloom("train", *SMALL, "train.epochs=1", f"--out={other}", "--json")
     assert result.code == 0
