@@ -82,6 +82,3 @@ class FrameDataset(LabelledDataset):
     def encode(self, x: Tensor) -> Tensor:
         """[B, T, ...] -> [T, B, ...]."""
         return x.transpose(0, 1).contiguous()
-
-
-# --- the cache --------------------------------------------------------------------------------------------------------
