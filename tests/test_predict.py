@@ -75,9 +75,7 @@ def test_the_command(digits: Path) -> None:
         (["words.txt", "--json", "--csv"], "--csv and --json are two ways to print"),
     ],
 )
-def test_mistakes_are_one_line(
-    words: list[str], message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_mistakes_are_one_line(words: list[str], message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "empty").mkdir()
     (tmp_path / "words.txt").write_text("seven")
@@ -120,7 +118,9 @@ def test_cifar10_dvs_is_turned_upright(tmp_path: Path) -> None:
     paths = [root / "CIFAR10DVS" / name / f"cifar10_{name}_9.aedat" for name in data.classes]
     assert torch.equal(own_files("cifar10_dvs", {"T": 4}, paths, 10).batch(range(10))[0], data.batch(range(10))[0])
     (tmp_path / "other.aedat").write_bytes(aedat2(made(60, 128, 128, 1)))
-    assert own_files("dvs_gesture", {"T": 4, "other": False}, [tmp_path / "other.aedat"], 10).classes[-1] == "air_guitar"
+    assert (
+        own_files("dvs_gesture", {"T": 4, "other": False}, [tmp_path / "other.aedat"], 10).classes[-1] == "air_guitar"
+    )
 
 
 def test_sound_is_encoded_as_the_data_set_encodes_it(tmp_path: Path) -> None:

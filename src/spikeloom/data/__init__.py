@@ -1,8 +1,8 @@
 """Data sets and augmentations, chosen by name."""
 
 from spikeloom.data.base import LabelledDataset, batches, collate
+from spikeloom.data.formats.events import EventFileError, Events
 from spikeloom.data.formats.read import read_events
-from spikeloom.data.formats.types import EventFileError, Events
 from spikeloom.data.frame_dataset import FrameDataset
 from spikeloom.data.frames import event_frames
 from spikeloom.data.image_dataset import ImageDataset

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from spikeloom.data.formats.types import Array
+from spikeloom.data.formats.events import Array
 from spikeloom.errors import UsageError
 
 Json = dict[str, Any]

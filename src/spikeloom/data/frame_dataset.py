@@ -83,6 +83,3 @@ class FrameDataset(LabelledDataset):
         """[B, T, C, H, W] or [B, T, units] -> [T, B, *input_shape]."""
         x = x.transpose(0, 1).contiguous()
         return x.flatten(2) if self._flatten else x
-
-
-# --- the cache --------------------------------------------------------------------------------------------------------

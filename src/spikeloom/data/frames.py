@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from spikeloom.data.formats.types import Array, Events
+from spikeloom.data.formats.events import Array, Events
 from spikeloom.data.options import check_integer
 from spikeloom.errors import UsageError
 

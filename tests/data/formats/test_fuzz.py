@@ -28,7 +28,7 @@ from PIL import Image
 
 from spikeloom.data import create_dataset, read_events
 from spikeloom.data.formats import idx, jpeg
-from spikeloom.data.formats.types import TOLERANCE_US, Outside
+from spikeloom.data.formats.events import TOLERANCE_US, Outside
 from spikeloom.data.sets.imagenet import Pictures
 from spikeloom.errors import DataFileError
 

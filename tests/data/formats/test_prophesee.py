@@ -14,8 +14,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from spikeloom.data import EventFileError, Events, read_events
+from spikeloom.data.formats.events import Decoded, EventFile
 from spikeloom.data.formats.prophesee import prophesee
-from spikeloom.data.formats.types import Decoded, EventFile
 
 Rows = list[tuple[int, int, int, int]]
 

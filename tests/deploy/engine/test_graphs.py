@@ -386,13 +386,13 @@ def test_a_window_of_tokens() -> None:
 
 
 def test_an_engine_that_says_something_else_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    from spikeloom.deploy.engine import arithmetic, verify
+    from spikeloom.deploy.engine import lower_arithmetic, verify
 
     model, x = unit(lambda s, m: m.norm.bias.view(C, 1, 1) - s), images(T, N, 2, 4, 4)
     model.norm = BatchNorm(C)
     nn.init.constant_(model.norm.bias, 0.5)
     check(model, x)
-    wrong = arithmetic.sub
+    wrong = lower_arithmetic.sub
     monkeypatch.setattr(
         "spikeloom.deploy.engine.lower._Network._sub", lambda low, a, b, alpha=1: wrong(low, b, a, alpha)
     )

@@ -10,7 +10,7 @@ import warnings
 
 import numpy as np
 
-from spikeloom.data.formats.types import Columns, Decoded, EventFile, unwrap
+from spikeloom.data.formats.events import Columns, Decoded, EventFile, unwrap
 
 # Sizes of the chips whose class is named in a header, such as "eu.seebetter.ini.chips.davis.DAVIS240C".
 _CHIPS = {

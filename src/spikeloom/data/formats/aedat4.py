@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from spikeloom.data.formats.types import Columns, Decoded, EventFile
+from spikeloom.data.formats.events import Columns, Decoded, EventFile
 
 _START = 14
 _LZ4, _ZSTD = (1, 2), (3, 4)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from spikeloom.data.formats.types import Columns, Decoded, EventFile
+from spikeloom.data.formats.events import Columns, Decoded, EventFile
 
 _CHUNK = 1 << 12  # bytes at a time: what is needed for one is many times its size
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from spikeloom.data.formats.types import Decoded, EventFile, unwrap
+from spikeloom.data.formats.events import Decoded, EventFile, unwrap
 
 
 def five_bytes(file: EventFile, sensor: tuple[int, int] | None) -> Decoded:

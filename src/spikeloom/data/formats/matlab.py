@@ -7,7 +7,7 @@ import zlib
 
 import numpy as np
 
-from spikeloom.data.formats.types import Array, Columns, Decoded, EventFile
+from spikeloom.data.formats.events import Array, Columns, Decoded, EventFile
 
 _ROWS = 101  # 100 sensors, then the time in seconds
 _MATRIX, _COMPRESSED = 14, 15

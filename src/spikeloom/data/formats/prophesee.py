@@ -6,7 +6,7 @@ import re
 
 import numpy as np
 
-from spikeloom.data.formats.types import Array, Columns, Decoded, EventFile, Evt3Time, unwrap
+from spikeloom.data.formats.events import Array, Columns, Decoded, EventFile, Evt3Time, unwrap
 
 # Sensors by the end of "plugin_name hal_plugin_...", for headers that name no size.
 _CAMERAS = {

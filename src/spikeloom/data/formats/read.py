@@ -16,10 +16,7 @@ import numpy as np
 from spikeloom.data.formats.aedat import aedat2, aedat3
 from spikeloom.data.formats.aedat4 import aedat4
 from spikeloom.data.formats.event_stream import event_stream
-from spikeloom.data.formats.five_bytes import five_bytes
-from spikeloom.data.formats.matlab import st_mnist
-from spikeloom.data.formats.prophesee import prophesee
-from spikeloom.data.formats.types import (
+from spikeloom.data.formats.events import (
     TOLERANCE_US,
     Array,
     Decoded,
@@ -29,6 +26,9 @@ from spikeloom.data.formats.types import (
     Evt3Time,
     Outside,
 )
+from spikeloom.data.formats.five_bytes import five_bytes
+from spikeloom.data.formats.matlab import st_mnist
+from spikeloom.data.formats.prophesee import prophesee
 from spikeloom.errors import UsageError
 
 # Headerless formats do not name their sensor: the smallest of these that holds the events is taken.

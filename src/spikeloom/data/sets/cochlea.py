@@ -16,7 +16,7 @@ import torch
 
 from spikeloom.data.cache import cache_place, cached, writing
 from spikeloom.data.formats import hdf5
-from spikeloom.data.formats.types import Array
+from spikeloom.data.formats.events import Array
 from spikeloom.data.frame_dataset import FrameDataset
 from spikeloom.data.frames import Slicer, Slicing, accumulate
 from spikeloom.data.locate import data_root, fetch_with_tonic, missing

@@ -14,8 +14,8 @@ import numpy as np
 import torch
 
 from spikeloom.data.cache import cached
+from spikeloom.data.formats.events import Array, Decoded, EventFile, EventFileError, Events, Outside
 from spikeloom.data.formats.read import checked, read_events
-from spikeloom.data.formats.types import Array, Decoded, EventFile, EventFileError, Events, Outside
 from spikeloom.data.frame_dataset import FrameDataset, Resize
 from spikeloom.data.frames import Slicer, Slicing, accumulate, check_number
 from spikeloom.data.locate import data_root, fetch_with_tonic, missing

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from spikeloom.deploy.engine import arithmetic
+from spikeloom.deploy.engine import lower_arithmetic
 from spikeloom.deploy.engine.ir import (
     Affine,
     Attention,
@@ -27,7 +27,7 @@ from spikeloom.deploy.engine.ir import (
     Pool,
     Time,
 )
-from spikeloom.deploy.engine.lowering import Lowered, Lowering, Product, Spikes
+from spikeloom.deploy.engine.lower_state import Lowered, Lowering, Product, Spikes
 from spikeloom.deploy.engine.views import View, plain, same
 from spikeloom.deploy.exchange.fold import fold
 from spikeloom.deploy.exchange.fold_pairs import Norm
@@ -340,8 +340,8 @@ class _Network(Lowering):
     def _hardtanh(self, x: View, low: float = -1.0, high: float = 1.0) -> View:
         return self.map("clamp", x, float(low), float(high))
 
-    _add, _sub, _rsub, _mul = arithmetic.add, arithmetic.sub, arithmetic.rsub, arithmetic.mul
-    _div, _neg = arithmetic.div, arithmetic.neg
+    _add, _sub, _rsub, _mul = lower_arithmetic.add, lower_arithmetic.sub, lower_arithmetic.rsub, lower_arithmetic.mul
+    _div, _neg = lower_arithmetic.div, lower_arithmetic.neg
 
     def _cat(self, xs: Sequence[View], dim: int = 0) -> View:
         if dim == 0 and len(set(xs)) == 1:

@@ -17,7 +17,7 @@ from torch import Tensor, fx
 
 from spikeloom.deploy.engine.engine import Engine
 from spikeloom.deploy.engine.ir import Affine, Attention, Conv, Map, Mean, Pool, Step, Time, Value
-from spikeloom.deploy.engine.lowering import Lowered
+from spikeloom.deploy.engine.lower_state import Lowered
 from spikeloom.deploy.engine.views import View
 from spikeloom.deploy.exchange.graph import described
 from spikeloom.errors import UsageError

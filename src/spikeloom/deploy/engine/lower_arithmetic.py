@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from spikeloom.deploy.engine.ir import Affine, Join, Value
-from spikeloom.deploy.engine.lowering import Lowering
+from spikeloom.deploy.engine.lower_state import Lowering
 from spikeloom.deploy.engine.views import View
 
 

@@ -33,7 +33,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from spikeloom.data import EventFileError, Events, read_events
-from spikeloom.data.formats.types import TOLERANCE_US, unwrap
+from spikeloom.data.formats.events import TOLERANCE_US, unwrap
 from spikeloom.errors import UsageError
 
 DATA = shared_folder() / "data"
