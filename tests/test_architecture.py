@@ -29,7 +29,7 @@ STAGES = [
     {"train"},
     {"analyse", "deploy"},
     {"bench"},
-    {"cards", "doctor", "reproduce", "scores"},
+    {"cards", "doctor", "predict", "reproduce", "scores"},
     {"cli"},
     {"__main__"},
 ]
