@@ -3,6 +3,8 @@
 Notes in docs/notes/ are of their day: only their links are checked.
 """
 
+import contextlib
+import importlib
 import json
 import re
 import shlex
@@ -436,3 +438,17 @@ def test_files_of_everyday_changes_exist():
         name for name in names if not any((root / name).is_file() for root in (ROOT / "src" / "spikeloom", ROOT))
     ]
     assert not missing
+
+
+def test_names_of_the_architecture_exist():
+    section = (ROOT / "CONTRIBUTING.md").read_text().split("## How it works")[1].split("### How to time")[0]
+    names = [name for name in re.findall(r"`([a-z_]+(?:\.[A-Za-z_]+)+)`", section) if not name.startswith("torch.")]
+    assert len(names) >= 25
+    for name in names:
+        parts = name.split(".")
+        for count in range(len(parts), 0, -1):
+            with contextlib.suppress(ModuleNotFoundError):
+                found = importlib.import_module(".".join(("spikeloom", *parts[:count])))
+                break
+        for part in parts[count:]:
+            found = getattr(found, part)
