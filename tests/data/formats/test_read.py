@@ -420,3 +420,15 @@ def test_a_matrix_of_zeros_is_not_unfolded(tmp_path: Path) -> None:
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     assert peak < n * 101 * 8 / 4
+
+
+def test_events_whose_first_byte_is_the_mark_of_header_lines(tmp_path: Path) -> None:
+    """y = 140 of a DAVIS begins its address with "#", and nothing behind it is the end of a line."""
+    e = Events(np.array([1, 2]), np.array([5, 6]), np.array([140, 140]), np.array([1, 0]), 240, 180)
+    data = davis240(e)
+    assert data.partition(b"DAVIS240C\r\n")[2][:1] == b"#"
+    assert b"\n" not in data.partition(b"DAVIS240C\r\n")[2]
+    path = tmp_path / "a.aedat"
+    path.write_bytes(data)
+    found = read_events(path)
+    assert (found.x.tolist(), found.y.tolist(), found.t.tolist()) == ([5, 6], [140, 140], [1, 2])

@@ -90,12 +90,12 @@ class EventFile:
         head, start = self.data[:_LONGEST_HEADER].tobytes(), 0
         while head.startswith(mark, start):
             end = head.find(b"\n", start)
-            if end < 0:
-                raise self.error(start, f"truncated: a line of the header has no end within {len(head)} bytes")
-            line = head[start:end].decode("latin-1").strip()
+            line = head[start : end if end >= 0 else None].decode("latin-1").strip()
             # Binary data may begin with the mark by chance: a line of text is printable.
             if not line.replace("\t", " ").isprintable():
                 break
+            if end < 0:
+                raise self.error(start, f"truncated: a line of the header has no end within {len(head)} bytes")
             found.append(line)
             start = end + 1
             if line.startswith(last):
