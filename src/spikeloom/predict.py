@@ -74,7 +74,7 @@ def predict(run: PathLike, files: Sequence[PathLike], top: int = 3) -> list[Pred
     paths = list(find_files(files))
     model, classes = load_trained(opened)
     data = opened.settings.data
-    dataset = own_files(data.name, data.options, paths, classes)
+    dataset = own_files(data.name, data.options, paths, classes, summary.get("classes"))
     answers: list[Prediction] = []
     engine: Callable[[Tensor], Tensor] | None = None
     for index, path in enumerate(paths):

@@ -8,9 +8,11 @@ import math
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from helpers.golden_vectors import shared_folder
+from helpers.made_sets import write_wav
 
 from spikeloom.analyse import MEASUREMENTS
 from spikeloom.cli.progress import Quiet
@@ -48,7 +50,8 @@ SHAPES = {
     "digits": (1, 10), "mnist": (1, 10), "sequential_mnist": (1, 10), "cifar10": (3, 10), "sequential_cifar10": (3, 10),
     "cifar100": (3, 100), "sequential_cifar100": (3, 100), "fsdd": (80, 10),
     "imagenet": (3, 1000), "nmnist": (2, 10), "cifar10_dvs": (2, 10), "dvs_gesture": (2, 11), "n_caltech101": (2, 101),
-    "shd": (700, 20), "n_tidigits": (64, 11), "colored_mnist": (3, 2),
+    "shd": (700, 20), "n_tidigits": (64, 11), "colored_mnist": (3, 2), "folder": (3, 2), "recordings": (2, 2),
+    "audio": (80, 2), "arrays": (3, 2),
 }  # fmt: skip
 
 
@@ -184,7 +187,16 @@ def test_the_smallest_row_is_reproduced(name: str, tmp_path: Path, monkeypatch: 
     if "depth" in inspect.signature(MODELS[planned.model.name]).parameters:
         reduced["model"] = {"depth": 1, "channels": 32, "heads": 4}  # a transformer takes its time
     settings = recipe.resolve(row, "smoke", reduced)
-    if settings.data.name != "digits":
+    if name == "quickstart/own":
+        assert row == "sound"
+        for label in ("high", "low"):
+            (tmp_path / "own" / label).mkdir(parents=True)
+            for take in range(20):
+                noise = np.random.default_rng(take).integers(-9000, 9000, 3000).astype(np.int16)
+                write_wav(tmp_path / "own" / label / f"{take}.wav", noise)
+        reduced["data"]["root"] = str(tmp_path / "own")
+        settings = recipe.resolve(row, "smoke", reduced)
+    elif settings.data.name != "digits":
         try:
             build_datasets(settings)
         except UsageError as error:

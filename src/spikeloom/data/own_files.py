@@ -23,23 +23,23 @@ from spikeloom.errors import UsageError
 
 Json = dict[str, Any]
 
-# Side of the pictures of each set, and what they are called.
-_PICTURES: dict[str, tuple[int, Sequence[str] | None]] = {
-    "digits": (8, DIGITS),
-    "mnist": (28, DIGITS),
-    "cifar10": (32, CIFAR10_CLASSES),
-    "cifar100": (32, None),
-}
-# Sensor of the recordings of each set (width, height), and what they are called.
-_RECORDINGS: dict[str, tuple[tuple[int, int], Sequence[str] | None]] = {
-    "nmnist": ((34, 34), DIGITS),
-    "cifar10_dvs": ((128, 128), CIFAR10_CLASSES),
-    "dvs_gesture": ((128, 128), GESTURES),
-    "n_caltech101": ((240, 180), None),
-}
+_SIDES = {
+    "digits": 8,
+    "mnist": 28,
+    "cifar10": 32,
+    "cifar100": 32,
+    "imagenet": None,
+}  # of pictures; ImageNet's is `size`
+_SENSORS = {"nmnist": (34, 34), "cifar10_dvs": (128, 128), "dvs_gesture": (128, 128), "n_caltech101": (240, 180)}
+_NAMES: dict[str, Sequence[str]] = {
+    "digits": DIGITS, "mnist": DIGITS, "cifar10": CIFAR10_CLASSES, "nmnist": DIGITS, "cifar10_dvs": CIFAR10_CLASSES,
+    "dvs_gesture": GESTURES, "fsdd": DIGITS,
+}  # fmt: skip
 
 
-def own_files(name: str, options: Json, paths: Sequence[Path], num_classes: int) -> LabelledDataset:
+def own_files(
+    name: str, options: Json, paths: Sequence[Path], num_classes: int, classes: Sequence[str] | None = None
+) -> LabelledDataset:
     """Files as a data set shows its own to a network; their labels are all 0, which means nothing.
 
     Pictures (JPEG or PNG) are cut to the square in their middle and resized to the set's side; grey sets take their
@@ -50,50 +50,50 @@ def own_files(name: str, options: Json, paths: Sequence[Path], num_classes: int)
         name: of the data set that the network was trained on.
         options: of that data set; those about its files are not used.
         paths: the files.
-        num_classes: of the network, which are called by number where the set's names come with its files.
+        num_classes: of the network.
+        classes: their names; without them those of the set, or numbers where its names come with its files.
 
     Raises:
         DataFileError: a file that cannot be read, or is of another kind.
         UsageError: a data set for whose inputs there is no file format.
     """
     labels = torch.zeros(len(paths), dtype=torch.int64)
-    described: Json = {"name": name, "title": "own files"}
     kind = name.removeprefix("sequential_")
-    if kind in _PICTURES or kind == "imagenet":
-        side, classes = _PICTURES.get(kind, (options.get("size", 224), None))
-        mean, std = NORMALISATION[kind]
-        enlarged = kind in ("cifar10", "cifar100")
-        pictures = Pictures(paths, side, options.get("resize") or side if kind == "imagenet" else side, len(mean))
+    names = classes or _NAMES.get(kind) or [str(label) for label in range(num_classes)]
+    about: Json = {"name": name, "title": "own files", "classes": list(names)[:num_classes]}
+    if kind in _SIDES or kind == "folder":
+        side = _SIDES.get(kind) or options.get("size", 224 if kind == "imagenet" else 32)
+        mean, std = NORMALISATION.get(kind) or _own_normalisation(options)
+        cut = kind in ("imagenet", "folder")
+        pictures = Pictures(paths, side, (options.get("resize") if cut else None) or side, len(mean))
         images = torch.stack([pictures[index] for index in range(len(paths))])
         return ImageDataset(
-            padded(images, options.get("size") if kind in ("digits", "mnist") else None), labels,
-            classes=classes or _numbers(num_classes), mean=mean, std=std,
-            to_sequence=columns if kind != name else None, resize=options.get("resize") if enlarged else None,
-            **described,
+            padded(images, options.get("size") if kind in ("digits", "mnist") else None), labels, mean=mean, std=std,
+            to_sequence=columns if kind != name else None, resize=None if cut else options.get("resize"), **about,
         )  # fmt: skip
-    if name in _RECORDINGS:
-        sensor, classes = _RECORDINGS[name]
+    if name in _SENSORS or name == "recordings":
         return FrameDataset(
-            _counts(name, options, paths, sensor), labels, classes=(classes or _numbers(num_classes))[:num_classes],
-            size=options.get("size"), resize=options.get("resize", "bilinear"), flatten=options.get("flatten", False),
-            **described,
+            _counts(name, options, paths), labels, size=options.get("size"), resize=options.get("resize", "bilinear"),
+            flatten=options.get("flatten", False), **about,
         )  # fmt: skip
-    if name == "fsdd":
+    if name in ("fsdd", "audio"):
         spikes = encoded([read_wav(path) for path in paths], options.get("T", 100), options.get("bands", 40))
-        return SpikeDataset(spikes, labels, classes=DIGITS, **described)
+        return SpikeDataset(spikes, labels, **about)
     raise UsageError(
-        f"a network for {name} takes no files: those that do are for pictures ({', '.join(_PICTURES)}, imagenet), "
-        f"recordings ({', '.join(_RECORDINGS)}) and sound (fsdd)"
+        f"a network for {name} takes no files: those that do are for pictures ({', '.join(_SIDES)}, folder), "
+        f"recordings ({', '.join(_SENSORS)}, recordings) and sound (fsdd, audio)"
     )
 
 
-def _numbers(count: int) -> list[str]:
-    return [str(label) for label in range(count)]
+def _own_normalisation(options: Json) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    channels = 1 if options.get("gray") else 3
+    return tuple(options.get("mean") or (0.5,) * channels), tuple(options.get("std") or (0.25,) * channels)
 
 
-def _counts(name: str, options: Json, paths: Sequence[Path], sensor: tuple[int, int]) -> Counts:
+def _counts(name: str, options: Json, paths: Sequence[Path]) -> Counts:
     """The frames of recordings, in memory."""
-    reader = Reader(sensor, options.get("outside", "error"))
+    width, height = _SENSORS.get(name) or options["sensor"]
+    reader = Reader((width, height), options.get("outside", "error"))
     slicer = Slicer.filled(options.get("frames", "count"), options.get("T"), options.get("dt"))
     framing = Framing(slicer, options.get("downsample"), options.get("polarity"))
     parts: list[Any] = []

@@ -20,6 +20,7 @@ def finish(run: Run, model: nn.Module, train_set: Any, test_set: Any, parameters
     """Writes the weights and the summary of a run that has trained to its end, and returns the summary."""
     records = run.metrics()
     summary = summarise(run, records, train_set.title, test_set.title, parameters)
+    summary["classes"] = list(train_set.classes)
     if summary["test_accuracy"] is None:
         write_pictures(model, test_set, run.folder / "pictures.png")
     if run.settings.data.validation:

@@ -126,7 +126,7 @@ class Framing:
         return accumulate(cell, index, steps, shape)
 
 
-def _dataset(
+def dataset_of(
     name: str,
     title: str,
     cuts: Sequence[Cut],
@@ -200,7 +200,7 @@ def nmnist(
     _only_digits(part)
     whole = len(cuts) == {"train": 60_000, "test": 10_000}[split]
     title = "N-MNIST" if whole else f"N-MNIST files of {len(cuts)} recordings"
-    return _dataset(
+    return dataset_of(
         "nmnist", title, cuts, subset, [str(digit) for digit in range(10)], reader,
         Framing(slicer, polarity=polarity), lambda cut: reader(cut.path), size, resize, flatten,
     )  # fmt: skip
@@ -243,7 +243,7 @@ def cifar10_dvs(
     cuts = _by_class(base, CIFAR10_CLASSES, ("*.aedat", "*.aedat4"), split, test_part, "CIFAR10-DVS", folder,
                      CIFAR10_DVS_SOURCE)  # fmt: skip
     title = f"CIFAR10-DVS ({test_part} tenth for testing)"
-    return _dataset("cifar10_dvs", title, cuts, subset, CIFAR10_CLASSES, reader, Framing(slicer, downsample),
+    return dataset_of("cifar10_dvs", title, cuts, subset, CIFAR10_CLASSES, reader, Framing(slicer, downsample),
                     lambda cut: upright(reader(cut.path), cut.path), size, resize)  # fmt: skip
 
 
@@ -292,7 +292,7 @@ def n_caltech101(
                       f"{CALTECH_SOURCE} (there are {len(classes)} of 101 classes)")  # fmt: skip
     cuts = _by_class(base, classes, ("*.bin",), split, test_part, "N-Caltech101", folder, CALTECH_SOURCE)
     title = f"N-Caltech101 ({test_part} tenth for testing)"
-    return _dataset("n_caltech101", title, cuts, subset, classes, reader, Framing(slicer),
+    return dataset_of("n_caltech101", title, cuts, subset, classes, reader, Framing(slicer),
                     lambda cut: reader(cut.path), size, resize)  # fmt: skip
 
 
@@ -344,7 +344,7 @@ def dvs_gesture(
     classes = GESTURES if other else GESTURES[:-1]
     cuts = [cut for cut in cuts if cut.label < len(classes)]
     title = "DVS128 Gesture" if other else "DVS128 Gesture without other gestures"
-    return _dataset("dvs_gesture", title, cuts, subset, classes, reader, Framing(slicer, downsample), read,
+    return dataset_of("dvs_gesture", title, cuts, subset, classes, reader, Framing(slicer, downsample), read,
                     size, resize, flatten)  # fmt: skip
 
 
