@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -574,3 +575,22 @@ def test_the_weights_are_of_the_named_model(places: Path) -> None:
         "model": {"name": "colored_mnist_net", "T": 2, "image_size": 16},
         "made_for": {"in_channels": 1, "num_classes": 10},
     }
+
+
+def test_list_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    found = spikeloom("list", "runs")
+    assert (found.code, found.err.count("\n")) == (2, 1)
+    assert "there are no runs in runs: give their folder as --runs PATH" in found.err
+    spikeloom("train", *SMALL, "train.epochs=1", "--out=runs/one")
+    shutil.copytree("runs/one", "runs/table/begun")
+    Path("runs/table/begun/summary.json").unlink()
+    shutil.copytree("runs/one", "runs/torn")
+    Path("runs/torn/settings.json").write_text("{")
+    (tmp_path / "runs" / "notes").mkdir()
+    lines = json.loads(spikeloom("list", "runs", "--json").out)
+    assert set(lines) == {"runs/one", "runs/table/begun", "runs/torn"}
+    assert re.fullmatch(r"quickstart/digits \(full\), seed 1: \d+\.\d\d %, 1 epochs, \d+ s", lines["runs/one"])
+    assert re.search(r": epoch 1 of 1, \d+\.\d\d % so far, not finished$", lines["runs/table/begun"])
+    assert lines["runs/torn"].startswith("damaged: runs/torn/settings.json")
+    assert "runs/one  " in spikeloom("list", "runs", "--runs", str(tmp_path / "runs")).out.replace(f"{tmp_path}/", "")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -27,6 +28,7 @@ REGISTRIES = {
 RECIPES = "published tables, for train and reproduce"
 KINDS = {
     "recipes": RECIPES,
+    "runs": "folders of runs, with accuracy, time and state: --runs PATH",
     "weights": "trained networks that come with the package: weights:NAME",
     **{kind: line for kind, (_, _, line) in REGISTRIES.items()},
 }
@@ -36,13 +38,21 @@ def list_(
     what: Annotated[
         str | None, typer.Argument(metavar="KIND", help=", ".join(KINDS), autocompletion=lambda: list(KINDS))
     ] = None,
+    runs: Annotated[
+        Path, typer.Option("--runs", metavar="PATH", help="Of the kind runs: where they are; runs without it.")
+    ] = Path("runs"),
     as_json: AsJson = False,
 ) -> None:
-    """List what can be named. Without a kind, list the kinds."""
-    print_names(KINDS if what is None else _entries(what), as_json)
+    """List what can be named. Without a kind, list the kinds.
+
+    \b
+    spikeloom list models
+    spikeloom list runs
+    """
+    print_names(KINDS if what is None else _entries(what, runs), as_json)
 
 
-def _entries(kind: str) -> dict[str, str]:
+def _entries(kind: str, runs: Path) -> dict[str, str]:
     """A line about each thing of a kind, by its name."""
     if kind not in KINDS:
         raise UsageError(f"unknown list {kind!r}; {nearest(kind, KINDS)}")
@@ -50,6 +60,10 @@ def _entries(kind: str) -> dict[str, str]:
         from spikeloom.train.recipe import load_recipe
 
         return {name: load_recipe(name).title for name in list_recipes()}
+    if kind == "runs":
+        from spikeloom.train.run import describe_run, find_runs
+
+        return {str(folder): describe_run(folder) for folder in find_runs(runs)}
     if kind == "weights":
         from spikeloom.models.zoo import describe_weights, list_weights
 
