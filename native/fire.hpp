@@ -10,8 +10,6 @@ namespace {
 typedef int32_t IntVec __attribute__((vector_size(LANES * 4)));
 typedef uint8_t ByteVec __attribute__((vector_size(LANES)));
 
-inline Vec all(float value) { return Vec{} + value; }
-
 #if defined(__AVX512BW__)
 inline __mmask16 first(int64_t n) { return static_cast<__mmask16>((1u << n) - 1); }
 #endif

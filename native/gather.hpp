@@ -3,104 +3,11 @@
 
 #include <type_traits>
 
-#include "level.hpp"
-
-#if defined(__AVX2__)
-#include <immintrin.h>
-#endif
+#include "common/simd.hpp"
 
 namespace spikeloom {
 namespace SPIKELOOM_LEVEL {
 namespace {
-
-// Vectors of one register; registers hold 8 WIDE sums beside what is added to them.
-#if defined(__AVX512F__)
-constexpr int LANES = 16, WIDE = 2;
-#elif defined(__AVX__)
-constexpr int LANES = 8, WIDE = 1;
-#else
-constexpr int LANES = 4, WIDE = 1;
-#endif
-typedef float Vec __attribute__((vector_size(LANES * 4)));
-typedef float Unaligned __attribute__((vector_size(LANES * 4), aligned(4), may_alias));
-
-inline Vec get(const float* p) { return *reinterpret_cast<const Unaligned*>(p); }
-inline void put(float* p, Vec v) { *reinterpret_cast<Unaligned*>(p) = v; }
-
-typedef uint32_t Words __attribute__((vector_size(LANES * 4)));
-typedef uint16_t Halves __attribute__((vector_size(LANES * 2)));
-typedef uint8_t Bytes __attribute__((vector_size(LANES)));
-
-// One instruction each where the processor has it: GCC makes several of __builtin_convertvector.
-inline Words widen(Halves x) {
-#if defined(__AVX512F__)
-  return reinterpret_cast<Words>(_mm512_cvtepu16_epi32(reinterpret_cast<__m256i>(x)));
-#elif defined(__AVX2__)
-  return reinterpret_cast<Words>(_mm256_cvtepu16_epi32(reinterpret_cast<__m128i>(x)));
-#else
-  return __builtin_convertvector(x, Words);
-#endif
-}
-inline Halves narrow(Words x) {
-#if defined(__AVX512F__)
-  return reinterpret_cast<Halves>(_mm512_cvtepi32_epi16(reinterpret_cast<__m512i>(x)));
-#elif defined(__AVX2__)
-  const __m256i words = reinterpret_cast<__m256i>(x);
-  return reinterpret_cast<Halves>(_mm_packus_epi32(_mm256_castsi256_si128(words), _mm256_extracti128_si256(words, 1)));
-#else
-  return __builtin_convertvector(x, Halves);
-#endif
-}
-inline Words get_bytes(const uint8_t* p) {
-#if defined(__AVX512F__)
-  return reinterpret_cast<Words>(_mm512_cvtepu8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p))));
-#elif defined(__AVX2__)
-  return reinterpret_cast<Words>(_mm256_cvtepu8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(p))));
-#else
-  Bytes bytes;
-  std::memcpy(&bytes, p, sizeof bytes);
-  return __builtin_convertvector(bytes, Words);
-#endif
-}
-inline void put_bytes(uint8_t* p, Words x) {
-#if defined(__AVX512F__)
-  _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm512_cvtepi32_epi8(reinterpret_cast<__m512i>(x)));
-#elif defined(__AVX2__)
-  const __m128i halves = reinterpret_cast<__m128i>(narrow(x));
-  _mm_storel_epi64(reinterpret_cast<__m128i*>(p), _mm_packus_epi16(halves, halves));
-#else
-  const Bytes bytes = __builtin_convertvector(x, Bytes);
-  std::memcpy(p, &bytes, sizeof bytes);
-#endif
-}
-
-inline Vec get_floats(const float* p) { return get(p); }
-inline void put_floats(float* p, Vec v) { put(p, v); }
-inline Vec get_floats(const bfloat16* p) {
-  Halves bits;
-  std::memcpy(&bits, p, sizeof bits);
-  return reinterpret_cast<Vec>(widen(bits) << 16);
-}
-// Rounds as `store`.
-inline void put_floats(bfloat16* p, Vec v) {
-  const Words bits = reinterpret_cast<Words>(v), rounded = (bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16;
-  const Words unordered = reinterpret_cast<Words>(v != v);
-  const Halves half = narrow((rounded & ~unordered) | (0x7fc0u & unordered));
-  std::memcpy(p, &half, sizeof half);
-}
-
-// a b + c, rounded once where the processor can.
-inline Vec fused(Vec a, Vec b, Vec c) {
-#if defined(__AVX512F__)
-  const auto raw = [](Vec v) ALWAYS_INLINE { return reinterpret_cast<__m512>(v); };
-  return reinterpret_cast<Vec>(_mm512_fmadd_ps(raw(a), raw(b), raw(c)));
-#elif defined(__FMA__)
-  const auto raw = [](Vec v) ALWAYS_INLINE { return reinterpret_cast<__m256>(v); };
-  return reinterpret_cast<Vec>(_mm256_fmadd_ps(raw(a), raw(b), raw(c)));
-#else
-  return a * b + c;
-#endif
-}
 
 // An integer that is part of a type.
 template <int N>
@@ -157,7 +64,6 @@ inline auto by_shape(const Window& w, const Run& run) {
     }
     return run(columns, Constant<most>{});
   };
-  if (w.stride == 1 && w.kernel_width == 2) return by_width(Constant<2>{});
   if (w.stride == 1 && w.kernel_width == 3) return by_width(Constant<3>{});
   return by_width(Constant<1>{});
 }

@@ -141,22 +141,20 @@ inline int64_t larger(int64_t a, int64_t b) { return a > b ? a : b; }
 template <class T>
 class Soon {
  public:
-  void read(const T* row) { rows_[reads_++] = row; }
-  void write(const T* row) { rows_[MOST + writes_++] = row; }
+  void read(const T* row) { rows_[count_++] = row; }
+  void write(const T* row) { rows_[count_++] = row; }
 
   // Asks for `count` elements of all rows from the i-th on. Memory behind the rows may be asked for: it is not touched.
   ALWAYS_INLINE void ask(int64_t i, int64_t count) const {
     constexpr int64_t line = 64 / sizeof(T);
-    for (int64_t k = i; k < i + count; k += line) {
-      for (int r = 0; r < reads_; r++) __builtin_prefetch(rows_[r] + k);
-      for (int r = 0; r < writes_; r++) __builtin_prefetch(rows_[MOST + r] + k, 1);
-    }
+    for (int r = 0; r < count_; r++)
+      for (int64_t k = i; k < i + count; k += line) __builtin_prefetch(rows_[r] + k);
   }
 
  private:
-  static constexpr int MOST = 4;
-  const T* rows_[2 * MOST];
-  int reads_ = 0, writes_ = 0;
+  static constexpr int MOST = 6;
+  const T* rows_[MOST];
+  int count_ = 0;
 };
 
 // Asks for the part-th of `parts` of memory that is wanted soon, while there is something else to compute; into the first
