@@ -4,10 +4,9 @@
 
 #include <type_traits>
 
-#include "level.hpp"
+#include "common/prefetch.hpp"
 
-namespace spikeloom {
-namespace SPIKELOOM_LEVEL {
+namespace spikeloom::SPIKELOOM_LEVEL {
 namespace {
 
 // Vectors of one register; registers hold 8 WIDE sums beside what is added to them.
@@ -106,6 +105,22 @@ inline Vec fused(Vec a, Vec b, Vec c) {
 #endif
 }
 
+// An integer that is part of a type.
+template <int N>
+using Constant = std::integral_constant<int, N>;
+
+// Runs body(vectors, first channel) over all channels: four vectors of them at a time, then one; then single channels
+// (0 vectors).
+template <class Body>
+inline void by_channels(int64_t channels, const Body& body) {
+  int64_t c = 0;
+  for (; c + 4 * LANES <= channels; c += 4 * LANES) body(Constant<4>{}, c);
+  for (; c + LANES <= channels; c += LANES) body(Constant<1>{}, c);
+  for (; c < channels; c++) body(Constant<0>{}, c);
+}
+
+inline int64_t round_up(int64_t n, int64_t unit) { return (n + unit - 1) / unit * unit; }
+
 inline Vec all(float value) { return value - Vec{}; }  // the compiler leaves the subtraction out
 
 // Which lanes of a comparison hold.
@@ -118,7 +133,8 @@ inline Mask below(Vec a, Vec b) {
   return _mm512_cmp_ps_mask(reinterpret_cast<__m512>(a), reinterpret_cast<__m512>(b), _CMP_LT_OQ);
 }
 inline Vec select(Mask which, Vec yes, Vec no) {
-  return reinterpret_cast<Vec>(_mm512_mask_blend_ps(which, reinterpret_cast<__m512>(no), reinterpret_cast<__m512>(yes)));
+  return reinterpret_cast<Vec>(
+      _mm512_mask_blend_ps(which, reinterpret_cast<__m512>(no), reinterpret_cast<__m512>(yes)));
 }
 #else
 typedef int32_t Mask __attribute__((vector_size(LANES * 4)));
@@ -145,11 +161,17 @@ inline void put_integers(bfloat16* p, Vec v) {
 // How a vector's elements are read and written: all of them,
 struct Whole {
   template <class T>
-  ALWAYS_INLINE Vec get(const T* p) const { return get_floats(p); }
+  ALWAYS_INLINE Vec get(const T* p) const {
+    return get_floats(p);
+  }
   template <class T>
-  ALWAYS_INLINE void put(T* p, Vec v) const { put_floats(p, v); }
+  ALWAYS_INLINE void put(T* p, Vec v) const {
+    put_floats(p, v);
+  }
   template <class T>
-  ALWAYS_INLINE void put_integers(T* p, Vec v) const { SPIKELOOM_LEVEL::put_integers(p, v); }
+  ALWAYS_INLINE void put_integers(T* p, Vec v) const {
+    SPIKELOOM_LEVEL::put_integers(p, v);
+  }
 };
 
 // or the first n, with zeros behind them; memory behind the n-th is not touched.
@@ -185,25 +207,26 @@ struct Some {
   }
 #endif
   template <class T>
-  void put_integers(T* p, Vec v) const { put(p, v); }
+  void put_integers(T* p, Vec v) const {
+    put(p, v);
+  }
 };
 
-// Runs step(i, Whole or Some) for the vectors of n elements, and prefetches a piece of the rows of `soon` before each
-// piece of as many elements: all at once, requests would wait for one another, and the core for them.
+// Runs step(i, Whole or Some) for the vectors of n elements, and prefetches a piece of the listed rows before each
+// piece of as many elements: issued all at once, prefetches would fill the core's miss buffers and stall it.
 template <class T, class Step>
-ALWAYS_INLINE inline void each_vector(int64_t n, const Soon<T>& soon, const Step& step) {
+ALWAYS_INLINE inline void each_vector(int64_t n, const PrefetchList<T>& prefetch, const Step& step) {
   constexpr int64_t PIECE = 32;
   int64_t i = 0;
   for (; i + PIECE <= n; i += PIECE) {
-    soon.ask(i, PIECE);
+    prefetch.issue(i, PIECE);
 #pragma GCC unroll 1
     for (int64_t j = i; j < i + PIECE; j += 2 * LANES) step(j, Whole{}), step(j + LANES, Whole{});
   }
-  soon.ask(i, n - i);
+  prefetch.issue(i, n - i);
 #pragma GCC unroll 1
   for (; i < n; i += LANES) step(i, Some{smaller(LANES, n - i)});
 }
 
 }  // namespace
-}  // namespace SPIKELOOM_LEVEL
-}  // namespace spikeloom
+}  // namespace spikeloom::SPIKELOOM_LEVEL

@@ -1,14 +1,15 @@
 // What both passes of the neuron scan share: the currents of a block, and how a potential charges and is reset.
 #pragma once
 
+#include "common/channels.hpp"
 #include "common/simd.hpp"
+#include "common/threads.hpp"
 
-namespace spikeloom {
-namespace SPIKELOOM_LEVEL {
+namespace spikeloom::SPIKELOOM_LEVEL {
 namespace {
 
 // Elements below which a scan runs on one core: its few operations an element are done before the others are awake.
-constexpr int64_t FEW_ELEMENTS = 1 << 16;
+constexpr int64_t MIN_PARALLEL_SCAN = 1 << 16;
 
 // Where a row of currents u[t] comes from: the input; a row of floats that holds it; or a normalisation of the input,
 // factor x + shift (+ residual), computed where it is read.
@@ -35,8 +36,13 @@ class Currents {
  public:
   // A row of floats is written where the currents are read `several` times.
   Currents(const Scan& a, bool several, float* rows, int64_t block)
-      : a_(a), block_(block), factor_(rows), shift_(rows + block), u_(rows + 2 * block),
-        fixed_(a.factor && repeats(a.layout, block)), source_(source_of(a, several)) {
+      : a_(a),
+        block_(block),
+        factor_(rows),
+        shift_(rows + block),
+        u_(rows + 2 * block),
+        fixed_(a.factor && repeats(a.layout, block)),
+        source_(source_of(a, several)) {
     if (fixed_) fill(0, block);
   }
 
@@ -71,10 +77,10 @@ class Currents {
   }
 
   // What u[t] is made of, of this block or the next.
-  void needed(int64_t t, bool next, Soon<T>& soon) const {
+  void needed(int64_t t, bool next, PrefetchList<T>& prefetch) const {
     const int64_t i0 = next ? i0_ + block_ : i0_;
-    soon.read(static_cast<const T*>(a_.x) + t * a_.x_stride + i0);
-    if (a_.residual) soon.read(static_cast<const T*>(a_.residual) + t * a_.size + i0);
+    prefetch.add(static_cast<const T*>(a_.x) + t * a_.x_stride + i0);
+    if (a_.residual) prefetch.add(static_cast<const T*>(a_.residual) + t * a_.size + i0);
   }
 
  private:
@@ -89,7 +95,7 @@ class Currents {
   template <Source source>
   void fill_row(Current<T> made, T* out) {
     float* u = u_;
-    each_vector(n_, Soon<T>(), [=](int64_t i, auto lanes) ALWAYS_INLINE {
+    each_vector(n_, PrefetchList<T>(), [=](int64_t i, auto lanes) ALWAYS_INLINE {
       Vec current = made.template get<source>(i, lanes);
       if (out) lanes.put(out + i, current), current = lanes.get(out + i);
       lanes.put(u + i, current);
@@ -97,8 +103,8 @@ class Currents {
   }
 
   void fill(int64_t i0, int64_t n) {
-    spread(a_.layout, i0, n, a_.factor, factor_);
-    spread(a_.layout, i0, n, a_.shift, shift_);
+    broadcast_channels(a_.layout, i0, n, a_.factor, factor_);
+    broadcast_channels(a_.layout, i0, n, a_.shift, shift_);
   }
 
   const Scan& a_;
@@ -111,8 +117,8 @@ class Currents {
 
 constexpr int64_t CURRENT_ROWS = 3;
 
-// Where a potential falls after a spike. Almost every neuron's rest is 0, which is less to compute; with a soft reset it
-// is always 0.
+// Where a potential falls after a spike. Almost every neuron's rest is 0, which is less to compute; with a soft reset
+// it is always 0.
 enum class Reset { soft, zero, hard };
 
 template <Reset reset>
@@ -130,8 +136,10 @@ ALWAYS_INLINE inline Vec after(Mask fires, Vec f, Vec threshold, Vec rest) {
 
 // n potentials of a state, or `value` where there is none.
 inline void read_state(const float* state, float value, int64_t n, float* to) {
-  if (state) std::memcpy(to, state, n * 4);
-  else for (int64_t i = 0; i < n; i++) to[i] = value;
+  if (state)
+    std::memcpy(to, state, n * 4);
+  else
+    for (int64_t i = 0; i < n; i++) to[i] = value;
 }
 
 // Levels are taken K at a time, one at a time or the three of the papers' MLF neurons, whose loads and stores of the
@@ -144,5 +152,4 @@ ALWAYS_INLINE inline void each_level(const Body& body) {
 }
 
 }  // namespace
-}  // namespace SPIKELOOM_LEVEL
-}  // namespace spikeloom
+}  // namespace spikeloom::SPIKELOOM_LEVEL

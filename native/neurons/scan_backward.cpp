@@ -11,15 +11,14 @@
 // with f and h as in the forward pass. They are computed again from x, a chunk of steps at a time, in cache.
 #include "neurons/scan.hpp"
 
-namespace spikeloom {
-namespace SPIKELOOM_LEVEL {
+namespace spikeloom::SPIKELOOM_LEVEL {
 namespace {
 
 constexpr int64_t FIRST_CACHE = 32 << 10, SECOND_CACHE = 320 << 10;  // bytes of a block's rows
 
 // What one block needs, as rows of `block` floats. Row r + 1 of a level's `f` is f of the chunk's step r, row 0 the
-// potential with which the chunk begins; `h` likewise where that differs. Rows lie a cache line more than a block apart:
-// at whole pages, what is stored in one would hold up loads from the next.
+// potential with which the chunk begins; `h` likewise where that differs. Rows lie a cache line more than a block
+// apart: at whole pages, what is stored in one would hold up loads from the next.
 struct BackwardRows {
   int64_t block, stride, chunk, count = 0;
   float *f, *h, *carried, *total, *slope, *pass, *pass_x, *over_steps, *currents;
@@ -44,7 +43,8 @@ struct BackwardRows {
   float* potential(int level, int64_t row) const { return f + (level * (chunk + 1) + row) * stride; }
 };
 
-// --- potentials, again ------------------------------------------------------------------------------------------------
+// --- potentials, again
+// ------------------------------------------------------------------------------------------------
 
 // Step r of a chunk on n elements, of levels from `level` on.
 template <class T>
@@ -52,7 +52,7 @@ struct ChargeStep {
   int64_t level, r, n;
   Current<T> u;
   const BackwardRows& rows;
-  const Soon<T>& soon;
+  const PrefetchList<T>& prefetch;
 };
 
 template <class T>
@@ -73,7 +73,7 @@ __attribute__((noinline)) void charge(const Scan& a, const ChargeStep<T>& at) {
   });
   float* before = at.rows.h + (at.r + 1) * at.rows.stride;
   const Current<T> u = at.u;
-  each_vector(at.n, at.soon, [=](int64_t i, auto lanes) ALWAYS_INLINE {
+  each_vector(at.n, at.prefetch, [=](int64_t i, auto lanes) ALWAYS_INLINE {
     const Vec current = gain * u.template get<source>(i, lanes);
     each_level<K>([&](int j) ALWAYS_INLINE {
       const Vec f_last = lanes.get(last[j] + i);
@@ -104,14 +104,14 @@ Charge<T> charge_of(const Scan& a, int levels_at_once, Source source) {
   const bool three = levels_at_once == 3;
   if (a.rectified)
     return a.hard ? charge_of<T, 1, Reset::hard, true>(source) : charge_of<T, 1, Reset::soft, true>(source);
-  if (!a.hard)
-    return three ? charge_of<T, 3, Reset::soft, false>(source) : charge_of<T, 1, Reset::soft, false>(source);
+  if (!a.hard) return three ? charge_of<T, 3, Reset::soft, false>(source) : charge_of<T, 1, Reset::soft, false>(source);
   if (a.v_rest != 0.f)
     return three ? charge_of<T, 3, Reset::hard, false>(source) : charge_of<T, 1, Reset::hard, false>(source);
   return three ? charge_of<T, 3, Reset::zero, false>(source) : charge_of<T, 1, Reset::zero, false>(source);
 }
 
-// --- one step back ----------------------------------------------------------------------------------------------------
+// --- one step back
+// ----------------------------------------------------------------------------------------------------
 
 // dS/dF of one level and step: given, or of a surrogate that `back` does not compute itself, in a row.
 const float* slope_row(const ScanBackward& a, int64_t level, int64_t t, int64_t i0, int64_t n, const float* f,
@@ -137,8 +137,8 @@ struct ConstantSums {
   double decay = 0, gain = 0, scale = 0;
 };
 
-// How the gradient of a potential passes the reset behind it: as the settings say, or, with less arithmetic, a reset to 0
-// and one that is no part of the gradient, where spikes cut what came from later and nothing else.
+// How the gradient of a potential passes the reset behind it: as the settings say, or, with less arithmetic, a reset to
+// 0 and one that is no part of the gradient, where spikes cut what came from later and nothing else.
 enum class Through { any, zero, cut };
 
 // Step t, number r of its chunk, of n elements from i0 on, of levels from `level` on.
@@ -146,12 +146,12 @@ template <class T>
 struct BackStep {
   int64_t level, t, r, i0, n;
   const T* x;
-  const float* row;  // the currents as a row of floats, or null: they are x
-  T* out;            // takes grad_u,
-  float* total;      // or, where not null, this row of sums does
+  const float* row;      // the currents as a row of floats, or null: they are x
+  T* out;                // takes grad_u,
+  float* total;          // or, where not null, this row of sums does
   float *pass, *pass_x;  // rows of sums of grad_u and grad_u x, or null
   const BackwardRows& rows;
-  const Soon<T>& soon;
+  const PrefetchList<T>& prefetch;
   ConstantSums& sums;
 };
 
@@ -188,7 +188,7 @@ __attribute__((noinline)) void back(const ScanBackward& a, const BackStep<T>& at
   float *const sums = at.total, *const pass = at.pass, *const pass_x = at.pass_x;
   const bool is_hard = hard != 0.f;
   Vec decay_sum{}, gain_sum{}, scale_sum{};
-  each_vector(at.n, at.soon, [=, &decay_sum, &gain_sum, &scale_sum](int64_t i, auto lanes) ALWAYS_INLINE {
+  each_vector(at.n, at.prefetch, [=, &decay_sum, &gain_sum, &scale_sum](int64_t i, auto lanes) ALWAYS_INLINE {
     const Vec g = lanes.get(grad_s + i);
     Vec grad_u{};
     each_level<K>([&](int j) ALWAYS_INLINE {
@@ -244,10 +244,13 @@ Back<T> back_of(const ScanBackward& a, int levels_at_once) {
   const bool cut = a.hard && a.detach_reset, zero = a.hard && !a.detach_reset && a.v_rest == 0.f;
   if (a.rectified) return back<T, kind, true, true, Through::any, 1, total>;
   if (a.grad_constants)
-    return cut ? back<T, kind, false, true, Through::cut, 1, total> : back<T, kind, false, true, Through::any, 1, total>;
+    return cut ? back<T, kind, false, true, Through::cut, 1, total>
+               : back<T, kind, false, true, Through::any, 1, total>;
   if (levels_at_once == 3)
-    return zero ? back<T, kind, false, false, Through::zero, 3, total> : back<T, kind, false, false, Through::any, 3, total>;
-  return cut ? back<T, kind, false, false, Through::cut, 1, total> : back<T, kind, false, false, Through::any, 1, total>;
+    return zero ? back<T, kind, false, false, Through::zero, 3, total>
+                : back<T, kind, false, false, Through::any, 3, total>;
+  return cut ? back<T, kind, false, false, Through::cut, 1, total>
+             : back<T, kind, false, false, Through::any, 1, total>;
 }
 
 // The surrogates of the papers' neurons by themselves, all others by a row of derivatives.
@@ -266,16 +269,22 @@ Back<T> back_of(const ScanBackward& a, int levels_at_once, bool total) {
   }
 }
 
-// --- all steps --------------------------------------------------------------------------------------------------------
+// --- all steps
+// --------------------------------------------------------------------------------------------------------
 
 template <class T>
 class Backward {
  public:
   explicit Backward(const ScanBackward& a)
-      : a_(a), learn_(a.rectified || a.grad_constants), normed_(a.grad_norm != nullptr),
-        total_(a.sum_steps || a.grad_sum || a.levels != levels_at_once(a)), at_once_(levels_at_once(a)),
-        block_(block_of(a)), ahead_(rows_ahead(a.chunk)), last_start_((a.steps - 1) / a.chunk * a.chunk),
-        past_caches_(!a.sum_steps && large<T>(a.steps * a.size)),
+      : a_(a),
+        learn_(a.rectified || a.grad_constants),
+        normed_(a.grad_norm != nullptr),
+        total_(a.sum_steps || a.grad_sum || a.levels != levels_at_once(a)),
+        at_once_(levels_at_once(a)),
+        block_(block_of(a)),
+        distance_(prefetch_distance(a.chunk)),
+        last_start_((a.steps - 1) / a.chunk * a.chunk),
+        non_temporal_(!a.sum_steps && exceeds_caches<T>(a.steps * a.size)),
         charge_(charge_of<T>(a, at_once_, Currents<T>::source_of(a, a.levels > at_once_))),
         back_(back_of<T>(a, at_once_, total_)) {}
 
@@ -285,20 +294,20 @@ class Backward {
     const int64_t C = a_.layout.channels, blocks = (a_.size + block_ - 1) / block_, groups = groups_of(blocks, normed_);
     const int64_t constants = learn_ ? 3 : 0, partial_size = constants + (normed_ ? 2 * C : 0);
     double* partial = static_cast<double*>(std::calloc(groups * partial_size + 1, sizeof(double)));
-    if (partial == nullptr) return -1;
+    if (partial == nullptr) return OUT_OF_MEMORY;
     const int64_t bytes = BackwardRows(a_, at_once_, nullptr, 0).count * BackwardRows::spaced(block_) * 4;
-    const int failed = for_groups(blocks, groups, bytes, a_.threads, a_.steps * a_.size < FEW_ELEMENTS,
+    const int failed = for_groups(blocks, groups, bytes, a_.threads, a_.steps * a_.size < MIN_PARALLEL_SCAN,
                                   [&](int64_t group, int64_t first, int64_t last, float* scratch) {
-                                    double* mine = partial + group * partial_size;
-                                    run_group(first, last, scratch, mine, mine + constants);
-                                  });
+      double* mine = partial + group * partial_size;
+      run_group(first, last, scratch, mine, mine + constants);
+    });
     if (a_.grad_constants) {
       std::memset(a_.grad_constants, 0, 3 * sizeof(double));
-      add_groups(partial, groups, partial_size, 3, a_.grad_constants);
+      reduce_partials(partial, groups, partial_size, 3, a_.grad_constants);
     }
     if (normed_) {
       std::memset(a_.grad_norm, 0, 2 * C * sizeof(double));
-      add_groups(partial + constants, groups, partial_size, 2 * C, a_.grad_norm);
+      reduce_partials(partial + constants, groups, partial_size, 2 * C, a_.grad_norm);
     }
     std::free(partial);
     return failed;
@@ -323,8 +332,8 @@ class Backward {
     Currents<T> currents(a_, a_.levels > at_once_, rows.currents, block_);
     const bool fixed = normed_ && repeats(a_.layout, block_);
     const auto gather_sums = [&](int64_t i0, int64_t n) {
-      gather(a_.layout, i0, n, rows.pass, norm_sums);
-      gather(a_.layout, i0, n, rows.pass_x, norm_sums + a_.layout.channels);
+      sum_by_channel(a_.layout, i0, n, rows.pass, norm_sums);
+      sum_by_channel(a_.layout, i0, n, rows.pass_x, norm_sums + a_.layout.channels);
     };
     if (normed_) std::memset(rows.pass, 0, block_ * 4), std::memset(rows.pass_x, 0, block_ * 4);
     ConstantSums sums;
@@ -335,7 +344,7 @@ class Backward {
       if (normed_ && !fixed) gather_sums(i0, n);
     }
     if (fixed) gather_sums(0, block_);
-    streamed();
+    fence_non_temporal();
     if (learn_) constant_sums[0] = sums.decay, constant_sums[1] = sums.gain, constant_sums[2] = sums.scale;
   }
 
@@ -353,12 +362,12 @@ class Backward {
       for (int j = 0; j < at_once_; j++)
         read_state(v ? v + place + j * a_.size : nullptr, a_.v_rest, n, rows.potential(j, 0));
       for (int64_t t = t0; t < t1; t++) {
-        Soon<T> soon;
-        if (t + ahead_ < t1)
-          currents.needed(t + ahead_, false, soon);
+        PrefetchList<T> prefetch;
+        if (t + distance_ < t1)
+          currents.needed(t + distance_, false, prefetch);
         else
-          needed(larger(2 * t1 - 1 - t - ahead_, t0), i0, soon);
-        charge_(a_, {k, t - t0, n, currents.at(t), rows, soon});
+          needed(larger(2 * t1 - 1 - t - distance_, t0), i0, prefetch);
+        charge_(a_, {k, t - t0, n, currents.at(t), rows, prefetch});
       }
       const NoSubnormals none;
       for (int64_t t = t1 - 1; t >= t0; t--) step_back(k, t, t0, i0, n, rows, currents, sums);
@@ -382,29 +391,30 @@ class Backward {
   // Step t back of levels from k on, in the chunk that begins with step t0.
   void step_back(int64_t k, int64_t t, int64_t t0, int64_t i0, int64_t n, const BackwardRows& rows,
                  Currents<T>& currents, ConstantSums& sums) const {
-    Soon<T> soon;
-    const int64_t later = ahead_ - 1 - (t - t0);
+    PrefetchList<T> prefetch;
+    const int64_t later = distance_ - 1 - (t - t0);
     if (later < 0)
-      needed(t - ahead_, i0, soon);
+      needed(t - distance_, i0, prefetch);
     else if (t0 > 0)
-      currents.needed(t0 - a_.chunk + later, false, soon);
+      currents.needed(t0 - a_.chunk + later, false, prefetch);
     else
-      currents.needed(smaller(last_start_ + later, a_.steps - 1), true, soon);
+      currents.needed(smaller(last_start_ + later, a_.steps - 1), true, prefetch);
     T* to = static_cast<T*>(a_.grad_u) + (a_.sum_steps ? 0 : t * a_.size) + i0;
-    T* out = past_caches_ ? reinterpret_cast<T*>(rows.over_steps) : to;
+    T* out = non_temporal_ ? reinterpret_cast<T*>(rows.over_steps) : to;
     const T* x = static_cast<const T*>(a_.x) + t * a_.x_stride + i0;
     const float* row = learn_ && a_.factor ? currents.row(t) : nullptr;
     float* total = total_ ? rows.total + (a_.levels == at_once_ ? 0 : t) * block_ : nullptr;
     if (total && k == 0) std::memset(total, 0, n * 4);
     float *pass = normed_ ? rows.pass : nullptr, *pass_x = normed_ ? rows.pass_x : nullptr;
-    back_(a_, {k, t, t - t0, i0, n, x, row, out, total, pass, pass_x, rows, soon, sums});
+    back_(a_, {k, t, t - t0, i0, n, x, row, out, total, pass, pass_x, rows, prefetch, sums});
     if (k < a_.levels - at_once_) return;
     if (total) finish_total(t, i0, n, x, total, rows, out);
-    if (past_caches_) stream(to, out, n);
+    if (non_temporal_) store_non_temporal(to, out, n);
   }
 
   // What becomes of the gradients of a step that several passes have summed.
-  void finish_total(int64_t t, int64_t i0, int64_t n, const T* x, float* total, const BackwardRows& rows, T* out) const {
+  void finish_total(int64_t t, int64_t i0, int64_t n, const T* x, float* total, const BackwardRows& rows,
+                    T* out) const {
     if (a_.grad_sum) {
       const T* grad_sum = static_cast<const T*>(a_.grad_sum) + t * a_.size + i0;
       for (int64_t i = 0; i < n; i++) total[i] += load(grad_sum, i);
@@ -425,18 +435,18 @@ class Backward {
   }
 
   // What step t back needs.
-  void needed(int64_t t, int64_t i0, Soon<T>& soon) const {
+  void needed(int64_t t, int64_t i0, PrefetchList<T>& prefetch) const {
     const int64_t place = t * a_.size + i0;
-    soon.read(static_cast<const T*>(a_.grad_spikes) + place);
-    if (a_.grad_sum) soon.read(static_cast<const T*>(a_.grad_sum) + place);
-    if (!a_.sum_steps && !past_caches_) soon.write(static_cast<const T*>(a_.grad_u) + place);
+    prefetch.add(static_cast<const T*>(a_.grad_spikes) + place);
+    if (a_.grad_sum) prefetch.add(static_cast<const T*>(a_.grad_sum) + place);
+    if (!a_.sum_steps && !non_temporal_) prefetch.add(static_cast<const T*>(a_.grad_u) + place);
   }
 
   const ScanBackward& a_;
   const bool learn_, normed_, total_;
   const int at_once_;
-  const int64_t block_, ahead_, last_start_;
-  const bool past_caches_;
+  const int64_t block_, distance_, last_start_;
+  const bool non_temporal_;
   const Charge<T> charge_;
   const Back<T> back_;
 };
@@ -444,9 +454,8 @@ class Backward {
 }  // namespace
 
 int scan_backward(const ScanBackward& a) {
-  if (a.steps > a.chunk && a.size > 0 && a.starts == nullptr) return -2;
+  if (a.steps > a.chunk && a.size > 0 && a.starts == nullptr) return UNSUPPORTED;
   return a.dtype == Dtype::float32 ? Backward<float>(a).run() : Backward<bfloat16>(a).run();
 }
 
-}  // namespace SPIKELOOM_LEVEL
-}  // namespace spikeloom
+}  // namespace spikeloom::SPIKELOOM_LEVEL

@@ -6,12 +6,12 @@
 //              s[t, i] += f >= fire_at[k]
 //              v[k, i] = f >= fire_at[k] ? (hard ? v_rest : f - threshold[k]) : f
 //
-// with u = x, or what a normalisation and a residual make of it. A block of elements goes through all its steps, and all
-// its levels, before the next block starts: its potentials stay in cache, and memory sees each input and output once.
+// with u = x, or what a normalisation and a residual make of it. A block of elements goes through all its steps, and
+// all its levels, before the next block starts: its potentials stay in cache, and memory sees each input and output
+// once.
 #include "neurons/scan.hpp"
 
-namespace spikeloom {
-namespace SPIKELOOM_LEVEL {
+namespace spikeloom::SPIKELOOM_LEVEL {
 namespace {
 
 // One step of some levels of a block: n elements, potentials `block` floats apart, of levels from `level` on.
@@ -23,7 +23,7 @@ struct FireStep {
   T* spikes;
   const T* add;               // added to the spikes, or null
   float *total, *potentials;  // where the levels take several passes: the sum of their spikes, and f
-  const Soon<T>& soon;
+  const PrefetchList<T>& prefetch;
 };
 
 // `total`: spikes are added to a row of sums, and the potentials kept; else they are stored.
@@ -41,7 +41,7 @@ __attribute__((noinline)) void fire(const Scan& a, const FireStep<T>& at) {
   T* const spikes = at.spikes;
   const T* const add = at.add;
   float *const sums = at.total, *const potentials = at.potentials;
-  each_vector(at.n, at.soon, [=](int64_t i, auto lanes) ALWAYS_INLINE {
+  each_vector(at.n, at.prefetch, [=](int64_t i, auto lanes) ALWAYS_INLINE {
     const Vec current = gain * u.template get<source>(i, lanes);
     Vec fired{};
     each_level<K>([&](int j) ALWAYS_INLINE {
@@ -109,8 +109,12 @@ template <class T>
 class Forward {
  public:
   explicit Forward(const ScanForward& a)
-      : a_(a), block_(forward_block(a)), past_caches_(large<T>(a.steps * a.size)), ahead_(rows_ahead(a.steps)),
-        at_once_(a.levels == 3 && !a.potentials && !a.rectified ? 3 : 1), total_(a.potentials || a.levels != at_once_),
+      : a_(a),
+        block_(forward_block(a)),
+        non_temporal_(exceeds_caches<T>(a.steps * a.size)),
+        distance_(prefetch_distance(a.steps)),
+        at_once_(a.levels == 3 && !a.potentials && !a.rectified ? 3 : 1),
+        total_(a.potentials || a.levels != at_once_),
         several_(a.sum || total_),
         fire_(fire_of<T>(a, at_once_, Currents<T>::source_of(a, several_), total_)) {}
 
@@ -121,14 +125,15 @@ class Forward {
       Currents<T> currents(a_, several_, rows + (levels + 2) * block_, block_);
       for (int64_t i0 = first * block_; i0 < smaller(last * block_, a_.size); i0 += block_)
         run_block(i0, smaller(block_, a_.size - i0), currents, rows);
-      streamed();
+      fence_non_temporal();
     };
-    return for_groups(blocks, groups, rows_count * block_ * 4, a_.threads, a_.steps * a_.size < FEW_ELEMENTS, body);
+    return for_groups(blocks, groups, rows_count * block_ * 4, a_.threads, a_.steps * a_.size < MIN_PARALLEL_SCAN,
+                      body);
   }
 
  private:
   // All steps of the elements [i0, i0 + n). Rows: potentials of the levels, sums of spikes, unwanted potentials, what
-  // `currents` needs, and spikes that are then written past the caches.
+  // `currents` needs, and spikes that are then written with non-temporal stores.
   void run_block(int64_t i0, int64_t n, Currents<T>& currents, float* rows) const {
     T* row = reinterpret_cast<T*>(rows + (a_.levels + 2 + CURRENT_ROWS) * block_);
     currents.enter(i0, n);
@@ -136,23 +141,22 @@ class Forward {
       read_state(a_.v ? a_.v + k * a_.size + i0 : nullptr, a_.v_rest, n, rows + k * block_);
     for (int64_t t = 0; t < a_.steps; t++) {
       T* to = static_cast<T*>(a_.spikes) + t * a_.size + i0;
-      run_step(t, i0, n, currents, rows, past_caches_ ? row : to);
-      if (past_caches_) stream(to, row, n);
+      run_step(t, i0, n, currents, rows, non_temporal_ ? row : to);
+      if (non_temporal_) store_non_temporal(to, row, n);
       if (a_.starts && (t + 1) % a_.chunk == 0 && t + 1 < a_.steps)
         for (int64_t k = 0; k < a_.levels; k++)
           std::memcpy(a_.starts + ((t / a_.chunk) * a_.levels + k) * a_.size + i0, rows + k * block_, n * 4);
     }
     if (a_.v_out)
-      for (int64_t k = 0; k < a_.levels; k++)
-        std::memcpy(a_.v_out + k * a_.size + i0, rows + k * block_, n * 4);
+      for (int64_t k = 0; k < a_.levels; k++) std::memcpy(a_.v_out + k * a_.size + i0, rows + k * block_, n * 4);
   }
 
   // All levels of one step. The spikes of several passes are summed in a row of floats before they are stored.
   void run_step(int64_t t, int64_t i0, int64_t n, Currents<T>& currents, float* rows, T* spikes) const {
-    Soon<T> soon;
-    const bool next = t + ahead_ >= a_.steps;
-    const int64_t later = next ? t + ahead_ - a_.steps : t + ahead_;
-    currents.needed(later, next, soon), needed(later, next ? i0 + block_ : i0, soon);
+    PrefetchList<T> prefetch;
+    const bool next = t + distance_ >= a_.steps;
+    const int64_t later = next ? t + distance_ - a_.steps : t + distance_;
+    currents.needed(later, next, prefetch), needed(later, next ? i0 + block_ : i0, prefetch);
     Current<T> u;
     if (a_.sum)  // of a normalisation
       u.row = currents.row(t, a_.sum);
@@ -160,7 +164,7 @@ class Forward {
       u = currents.at(t);
     const T* add = a_.add ? static_cast<const T*>(a_.add) + t * a_.size + i0 : nullptr;
     float *total = rows + a_.levels * block_, *unwanted = total + block_;
-    FireStep<T> step{0, n, block_, u, rows, spikes, add, total, unwanted, soon};
+    FireStep<T> step{0, n, block_, u, rows, spikes, add, total, unwanted, prefetch};
     if (!total_) return fire_(a_, step);
     std::memset(total, 0, n * 4);
     for (int64_t k = 0; k < a_.levels; k++) {
@@ -172,17 +176,17 @@ class Forward {
   }
 
   // What step t needs beside its currents.
-  void needed(int64_t t, int64_t i0, Soon<T>& soon) const {
+  void needed(int64_t t, int64_t i0, PrefetchList<T>& prefetch) const {
     const int64_t place = t * a_.size + i0;
-    if (!past_caches_) soon.write(static_cast<const T*>(a_.spikes) + place);
-    if (a_.sum) soon.write(static_cast<const T*>(a_.sum) + place);
-    if (a_.add) soon.read(static_cast<const T*>(a_.add) + place);
+    if (!non_temporal_) prefetch.add(static_cast<const T*>(a_.spikes) + place);
+    if (a_.sum) prefetch.add(static_cast<const T*>(a_.sum) + place);
+    if (a_.add) prefetch.add(static_cast<const T*>(a_.add) + place);
   }
 
   const ScanForward& a_;
   const int64_t block_;
-  const bool past_caches_;
-  const int64_t ahead_;
+  const bool non_temporal_;
+  const int64_t distance_;
   const int at_once_;
   const bool total_, several_;
   const Fire<T> fire_;
@@ -194,5 +198,4 @@ int scan_forward(const ScanForward& a) {
   return a.dtype == Dtype::float32 ? Forward<float>(a).run() : Forward<bfloat16>(a).run();
 }
 
-}  // namespace SPIKELOOM_LEVEL
-}  // namespace spikeloom
+}  // namespace spikeloom::SPIKELOOM_LEVEL

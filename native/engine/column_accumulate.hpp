@@ -1,29 +1,10 @@
 // Rows of weights added up in registers for the inputs that are not zero: the inner part of sparse convolutions.
 #pragma once
 
-#include <type_traits>
-
 #include "common/simd.hpp"
 
-namespace spikeloom {
-namespace SPIKELOOM_LEVEL {
+namespace spikeloom::SPIKELOOM_LEVEL {
 namespace {
-
-// An integer that is part of a type.
-template <int N>
-using Constant = std::integral_constant<int, N>;
-
-// Runs body(vectors, first channel) over all channels: four vectors of them at a time, then one; then single channels
-// (0 vectors).
-template <class Body>
-inline void by_channels(int64_t channels, const Body& body) {
-  int64_t c = 0;
-  for (; c + 4 * LANES <= channels; c += 4 * LANES) body(Constant<4>{}, c);
-  for (; c + LANES <= channels; c += LANES) body(Constant<1>{}, c);
-  for (; c < channels; c++) body(Constant<0>{}, c);
-}
-
-inline int64_t round_up(int64_t n, int64_t unit) { return (n + unit - 1) / unit * unit; }
 
 // An image is laid out by columns, so that what a column of the filter sees lies side by side: [column, row, channel]
 // values with the padding's zeros, and one bit each. The bits of one column and filter window are cut into groups of
@@ -56,7 +37,8 @@ inline Plan plan_gather(const Window& w, int64_t block) {
 template <class Run>
 inline auto by_shape(const Window& w, const Run& run) {
   const auto by_width = [&](auto columns) {
-    constexpr int most = LANES == 16 ? (decltype(columns)::value == 1 ? 4 : 2) : (decltype(columns)::value == 1 ? 8 : 4);
+    constexpr int most =
+        LANES == 16 ? (decltype(columns)::value == 1 ? 4 : 2) : (decltype(columns)::value == 1 ? 8 : 4);
     if (w.out <= LANES) return run(columns, Constant<1>{});
     if constexpr (LANES < 16) {
       if (w.out <= 2 * LANES) return run(columns, Constant<2>{});
@@ -74,8 +56,8 @@ inline int64_t weight_floats(const Window& w, const Plan& p) {
 }
 inline int64_t packed_floats(const Window& w, const Plan& p) { return weight_floats(w, p) + w.kernel_width * p.block; }
 
-// Weights as [block, group, (kernel column) bit (kernel column), channel of the block], columns inside where they slide,
-// and a row of zeros. weight(o, c, ky, kx) reads one.
+// Weights as [block, group, (kernel column) bit (kernel column), channel of the block], columns inside where they
+// slide, and a row of zeros. weight(o, c, ky, kx) reads one.
 template <int COLS, class Weight>
 void pack_gather(const Window& w, const Plan& p, const Weight& weight, float* packed) {
   const int64_t KW = w.kernel_width;
@@ -96,7 +78,8 @@ inline uint64_t group_mask(const Plan& p, int64_t g) {
   return width == 64 ? ~uint64_t{0} : (uint64_t{1} << width) - 1;
 }
 
-// sum[j] = add(sum[j], weights), of SUMS vectors side by side. Two vectors of bfloat16 are one of words, the first in the lower halves
+// sum[j] = add(sum[j], weights), of SUMS vectors side by side. Two vectors of bfloat16 are one of words, the first in
+// the lower halves
 // (`halve`): one load for both.
 template <int SUMS, class Add>
 ALWAYS_INLINE inline void add_row(Vec* sum, const float* row, const Add& add) {
@@ -140,16 +123,16 @@ struct Apart {
   const Weight* zeros = nullptr;
 };
 
-// One row of outputs (or ROWS of them), of one block and group: out[x] (+)= sum over columns and bits of value x weights.
-// Of `Ones` the values are not read. Short lists of bits cost a wrongly guessed branch each: rows that are worked on
-// together share it, and those with fewer bits add zeros meanwhile.
+// One row of outputs (or ROWS of them), of one block and group: out[x] (+)= sum over columns and bits of value x
+// weights. Of `Ones` the values are not read. Short lists of bits cost a wrongly guessed branch each: rows that are
+// worked on together share it, and those with fewer bits add zeros meanwhile.
 struct Ones {};
 template <int COLS, int NV, int ROWS = 1, class Value, class Weight>
 void gather_row(const Window& a, const Plan& p, const uint8_t* bits, const Value* values, const Weight* weight,
                 uint64_t mask, bool first, float* out, int64_t out_step, const Apart<Weight>& apart = {}) {
   constexpr int SUMS = COLS * NV, ROW = SUMS * LANES;
   const int64_t step = p.rows * p.C;
-  const auto gather = [&](int64_t column, const Weight* w, Vec (*sum)[SUMS]) ALWAYS_INLINE {
+  const auto gather = [&](int64_t column, const Weight* w, Vec(*sum)[SUMS]) ALWAYS_INLINE {
     uint64_t words[ROWS], any = 0;
 #pragma GCC unroll 4
     for (int r = 0; r < ROWS; r++) {
@@ -207,5 +190,4 @@ void gather_row(const Window& a, const Plan& p, const uint8_t* bits, const Value
 }
 
 }  // namespace
-}  // namespace SPIKELOOM_LEVEL
-}  // namespace spikeloom
+}  // namespace spikeloom::SPIKELOOM_LEVEL
