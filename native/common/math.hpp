@@ -11,8 +11,8 @@
 
 #if defined(__AVX2__)
 #include <immintrin.h>
-#elif defined(__SSE__)
-#include <xmmintrin.h>
+#elif defined(__SSE2__)
+#include <emmintrin.h>
 #endif
 
 #ifdef _OPENMP

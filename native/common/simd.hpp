@@ -73,10 +73,16 @@ inline void put_bytes(uint8_t* p, Words x) {
 inline Vec get_floats(const float* p) { return get(p); }
 inline void put_floats(float* p, Vec v) { put(p, v); }
 inline Vec get_floats(const bfloat16* p) {
+#if defined(__SSE2__) && !defined(__AVX__)
+  const __m128i half = _mm_loadl_epi64(reinterpret_cast<const __m128i*>(p));
+  return reinterpret_cast<Vec>(_mm_unpacklo_epi16(_mm_setzero_si128(), half));
+#else
   Halves bits;
   std::memcpy(&bits, p, sizeof bits);
   return reinterpret_cast<Vec>(widen(bits) << 16);
+#endif
 }
+
 // Rounds as `store`.
 inline void put_floats(bfloat16* p, Vec v) {
   const Words bits = reinterpret_cast<Words>(v), rounded = (bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16;
@@ -85,11 +91,17 @@ inline void put_floats(bfloat16* p, Vec v) {
   const __mmask16 unordered = _mm512_cmp_ps_mask(value, value, _CMP_UNORD_Q);
   const __m512i words = _mm512_mask_mov_epi32(reinterpret_cast<__m512i>(rounded), unordered, _mm512_set1_epi32(0x7fc0));
   const __m256i half = _mm512_cvtepi32_epi16(words);
+#elif defined(__SSE2__) && !defined(__AVX__)
+  // Packing saturates signed words: these are sign-extended, so that it keeps all sixteen bits.
+  const __m128i words = _mm_srai_epi32(reinterpret_cast<__m128i>(rounded << 16), 16);
+  const __m128i unordered = reinterpret_cast<__m128i>(v != v), quiet = _mm_set1_epi32(0x7fc0);
+  const __m128i kept = _mm_or_si128(_mm_andnot_si128(unordered, words), _mm_and_si128(unordered, quiet));
+  const __m128i half = _mm_packs_epi32(kept, kept);
 #else
   const Words unordered = reinterpret_cast<Words>(v != v);
   const Halves half = narrow((rounded & ~unordered) | (0x7fc0u & unordered));
 #endif
-  std::memcpy(p, &half, sizeof half);
+  std::memcpy(p, &half, LANES * sizeof *p);
 }
 
 // a b + c, rounded once where the processor can.
@@ -154,8 +166,13 @@ inline float sum_of(Vec v) {
 // Small integers, which bfloat16 holds without rounding.
 inline void put_integers(float* p, Vec v) { put(p, v); }
 inline void put_integers(bfloat16* p, Vec v) {
+#if defined(__SSE2__) && !defined(__AVX__)
+  const __m128i words = _mm_srai_epi32(reinterpret_cast<__m128i>(v), 16);
+  _mm_storel_epi64(reinterpret_cast<__m128i*>(p), _mm_packs_epi32(words, words));
+#else
   const Halves half = narrow(reinterpret_cast<Words>(v) >> 16);
   std::memcpy(p, &half, sizeof half);
+#endif
 }
 
 // How a vector's elements are read and written: all of them,
