@@ -61,7 +61,7 @@ struct ScanBackward : Scan {
   Surrogate surrogate;
   float p, q;
   bool detach_reset;
-  void* grad_u;            // [steps, size]; with `sum_steps` [size], summed over the steps
+  void* grad_u;  // [steps, size]; with `sum_steps` [size], summed over the steps
   bool sum_steps;
   float* grad_v;           // or null
   double* grad_constants;  // {decay, gain, scale}, or null when these are fixed
@@ -95,7 +95,7 @@ struct Affine {
 // A product with a matrix over time, then the threshold: h[t] = bias[t] + sum_j w[t, j] x[j], s[t] = h[t] >= 0.
 // `order` 0: all j; k > 0: j from t - k + 1 to t. `sliding`: one row of k taps and one bias for all t, taps[k - 1]
 // belonging to x[t].
-struct Band {
+struct Psn {
   Dtype dtype;
   int64_t steps, size, order;
   bool sliding;
@@ -105,12 +105,12 @@ struct Band {
   int threads;
 };
 
-struct BandForward : Band {
+struct PsnForward : Psn {
   void* spikes;
   float* potentials;  // [steps, size], or null
 };
 
-struct BandBackward : Band {
+struct PsnBackward : Psn {
   const void* grad_spikes;
   const float* slope;
   Surrogate surrogate;
@@ -121,7 +121,7 @@ struct BandBackward : Band {
 
 // Two leaky filters in a row: i[t] = alpha i[t-1] + x[t], m[t] = beta m[t-1] + (1 - beta) i[t].
 // alpha and beta are scalars (constant_stride 0) or one value an element (1). The state is {i, m} [2, size].
-struct Filter {
+struct Leaky {
   Dtype dtype;
   int64_t steps, size;
   const void* x;
@@ -132,12 +132,12 @@ struct Filter {
   int threads;
 };
 
-struct FilterForward : Filter {
+struct LeakyForward : Leaky {
   void* m;
   float* state_out;  // or null
 };
 
-struct FilterBackward : Filter {
+struct LeakyBackward : Leaky {
   const void* grad_m;
   const float* grad_state_out;  // or null
   void* grad_x;
@@ -152,7 +152,7 @@ struct FilterBackward : Filter {
 enum class Map : int { identity = 0, sigmoid = 1, tanh = 2, relu_tanh = 3 };
 enum class Rule : int { threshold = 0, difference = 1, bernoulli = 2, gumbel = 3 };
 
-struct Firing {
+struct FiringRule {
   Map map;
   Rule rule;
   float threshold;
@@ -160,15 +160,15 @@ struct Firing {
   const float* before;  // y one step before the first [size], or null: 0
 };
 
-struct FilterFireForward : Filter {
-  Firing fire;
+struct ParaLifForward : Leaky {
+  FiringRule fire;
   void* spikes;
   float* state_out;   // or null
   float* mapped_out;  // the last y [size], or null
 };
 
-struct FilterFireBackward : Filter {
-  Firing fire;
+struct ParaLifBackward : Leaky {
+  FiringRule fire;
   const void* grad_spikes;
   const float* grad_state_out;   // or null
   const float* grad_mapped_out;  // or null
@@ -184,8 +184,9 @@ struct FilterFireBackward : Filter {
 // A leaky integration less an estimate of what past spikes took (PSU, IPSU, RPSU):
 //   u[t] = integrate ? decay u[t-1] + (1 - decay) x[t] : x[t],    r[t] = decay r[t-1] + (1 - decay) e[t],
 //   V[t] = u[t] - drop r[t-1],   s[t] = V[t] >= threshold (>: strict),
-// with e = sigmoid(z), or z itself where `raw`; z is a tensor of its own, or u where null. The state is {u, r} [2, size].
-struct Estimate {
+// with e = sigmoid(z), or z itself where `raw`; z is a tensor of its own, or u where null. The state is {u, r} [2,
+// size].
+struct Psu {
   Dtype dtype;
   int64_t steps, size;
   const void* x;
@@ -197,13 +198,13 @@ struct Estimate {
   int threads;
 };
 
-struct EstimateForward : Estimate {
+struct PsuForward : Psu {
   void* spikes;       // or null
   float* potentials;  // V [steps, size], or null
   float* state_out;   // or null
 };
 
-struct EstimateBackward : Estimate {
+struct PsuBackward : Psu {
   const void* grad_spikes;
   const float* grad_state_out;  // or null
   const float* slope;           // [steps, size] where surrogate == slope
@@ -217,7 +218,7 @@ struct EstimateBackward : Estimate {
 // A gated neuron with constants of its own for every channel (GLIF):
 //   u[t] = decay v[t-1] - drop s[t-1] - leak + open[t] x[t],   s[t] = u[t] > threshold (>= unless strict),
 //   v[t] = u[t] (1 - gate s[t]).
-struct Gated {
+struct Glif {
   int64_t steps, size;
   const float* x;
   int64_t x_stride;
@@ -229,11 +230,11 @@ struct Gated {
   int threads;
 };
 
-struct GatedForward : Gated {
+struct GlifForward : Glif {
   float *spikes, *state_out;
 };
 
-struct GatedBackward : Gated {
+struct GlifBackward : Glif {
   const float* grad_spikes;
   const float* grad_state_out;  // gradient of the last {u, s}
   Surrogate surrogate;          // not slope
@@ -252,16 +253,16 @@ struct Convolution {
   const void* x;  // [images, height, width, in]
   const float* weight;
   int64_t weight_out, weight_in, weight_row, weight_column;
-  void* y;             // [images, out height, out width, out]
-  const void* grad_y;  // as y
-  void* grad_x;        // as x
+  void* y;                // [images, out height, out width, out]
+  const void* grad_y;     // as y
+  void* grad_x;           // as x
   const void* grad_skip;  // as x, added to grad_x; null for none
   float* grad_weight;
   int threads;
 };
 
-// A convolution of every channel by its own filter, channels-last, and its gradients; what a kernel does not use is null.
-// Weights and their gradient are float32 [kernel height, kernel width, channels].
+// A convolution of every channel by its own filter, channels-last, and its gradients; what a kernel does not use is
+// null. Weights and their gradient are float32 [kernel height, kernel width, channels].
 struct Depthwise {
   Dtype dtype;
   int64_t images, height, width, channels, kernel_height, kernel_width, stride, pad_height, pad_width;
@@ -286,13 +287,14 @@ struct MaxPool {
   int threads;
 };
 
-// --- the event engine: maps of bytes [steps, images, height, width, channels], spikes or small integers ---------------
+// --- the engine: maps of bytes [steps, images, height, width, channels], spikes or small integers
+// ---------------
 
 constexpr int MOST_LEVELS = 16;
 
-// What follows a layer's sums u [steps, elements of a step]: u plus a residual is written to `sum`, and where `spikes` is
-// given the neurons of `Scan` fire on it.
-struct Fired {
+// What follows a layer's sums u [steps, elements of a step]: u plus a residual is written to `sum`, and where `spikes`
+// is given the neurons of `Scan` fire on it.
+struct Epilogue {
   int64_t steps;
   const float* residual;           // [steps, ...], or null
   const uint8_t* residual_spikes;  // or null; one of the two at most
@@ -308,17 +310,17 @@ struct Fired {
 };
 
 // A convolution with bias, of one group or of one filter a channel (`depthwise`). `binary`: no value is above one.
-struct EventConv : Fired {
+struct EngineConv : Epilogue {
   int64_t images, height, width, in, out, kernel_height, kernel_width, stride, padding_y, padding_x;
   bool depthwise, binary;
   const uint8_t* x;
-  const float *weight, *bias;  // as `event_pack` writes it; [out]
+  const float *weight, *bias;  // as `engine_pack` writes it; [out]
   const uint16_t* half;        // the weights as bfloat16 instead, or null; depthwise filters have none
 };
 
-// Weights [out, in, kernel_height, kernel_width], of depthwise filters [out, 1, ...], in the order in which `event_conv`
-// of the same instruction level and of inputs that are as `binary` reads them.
-struct EventPack {
+// Weights [out, in, kernel_height, kernel_width], of depthwise filters [out, 1, ...], in the order in which
+// `engine_conv` of the same instruction level and of inputs that are as `binary` reads them.
+struct EnginePack {
   int64_t in, out, kernel_height, kernel_width, stride;
   bool depthwise, binary;
   const float* weight;
@@ -328,12 +330,12 @@ struct EventPack {
 };
 
 // Neurons behind a layer that was computed otherwise: x [steps, size], its steps `x_stride` apart (0: all the same).
-struct EventFire : Fired {
+struct EngineFire : Epilogue {
   int64_t size, x_stride;
   const float* x;
 };
 
-struct EventPool {
+struct EnginePool {
   int64_t images, height, width, channels, kernel, stride, padding;
   const uint8_t* x;
   uint8_t* y;
@@ -341,7 +343,7 @@ struct EventPool {
 };
 
 // Q (K^T V) scale in every head: maps [maps, tokens, channels].
-struct EventAttention {
+struct EngineAttention {
   int64_t maps, tokens, channels, heads;
   float scale;
   const uint8_t *q, *k, *v;
@@ -349,78 +351,32 @@ struct EventAttention {
   int threads;
 };
 
+// What a kernel returns.
+enum Status : int { OK = 0, OUT_OF_MEMORY = -1, UNSUPPORTED = -2 };
+
 struct Kernels {
   const char* level;
-  int (*scan_forward)(const ScanForward&);
-  int (*scan_backward)(const ScanBackward&);
-  int (*moments)(const Moments&);
-  int (*affine)(const Affine&);
-  int (*band_forward)(const BandForward&);
-  int (*band_backward)(const BandBackward&);
-  int (*filter_forward)(const FilterForward&);
-  int (*filter_backward)(const FilterBackward&);
-  int (*filter_fire_forward)(const FilterFireForward&);
-  int (*filter_fire_backward)(const FilterFireBackward&);
-  int (*estimate_forward)(const EstimateForward&);
-  int (*estimate_backward)(const EstimateBackward&);
-  int (*gated_forward)(const GatedForward&);
-  int (*gated_backward)(const GatedBackward&);
-  int (*conv_forward_sparse)(const Convolution&);
-  int (*conv_forward_minimal)(const Convolution&);
-  int (*conv_weight_sparse)(const Convolution&);
-  int (*conv_weight_minimal)(const Convolution&);
-  int (*conv_input_minimal)(const Convolution&);
-  int (*conv_weight_strided)(const Convolution&);
-  int (*conv_input_strided)(const Convolution&);
-  int (*depthwise_forward)(const Depthwise&);
-  int (*depthwise_input)(const Depthwise&);
-  int (*depthwise_weight)(const Depthwise&);
-  int (*max_pool_forward)(const MaxPool&);
-  int (*max_pool_backward)(const MaxPool&);
-  int (*event_pack)(const EventPack&);
-  int (*event_conv)(const EventConv&);
-  int (*event_fire)(const EventFire&);
-  int (*event_max_pool)(const EventPool&);
-  int (*event_attention)(const EventAttention&);
+#define KERNEL(function, arguments, name, calls) int (*function)(const arguments&);
+#include "kernels.def"
+#undef KERNEL
 };
 
-#define SPIKELOOM_DECLARE(level)                  \
-  namespace level {                               \
-  extern const Kernels kernels;                   \
-  int scan_forward(const ScanForward&);           \
-  int scan_backward(const ScanBackward&);         \
-  int moments(const Moments&);                    \
-  int affine(const Affine&);                      \
-  int band_forward(const BandForward&);           \
-  int band_backward(const BandBackward&);         \
-  int filter_forward(const FilterForward&);       \
-  int filter_backward(const FilterBackward&);     \
-  int filter_fire_forward(const FilterFireForward&);   \
-  int filter_fire_backward(const FilterFireBackward&); \
-  int estimate_forward(const EstimateForward&);   \
-  int estimate_backward(const EstimateBackward&); \
-  int gated_forward(const GatedForward&);         \
-  int gated_backward(const GatedBackward&);       \
-  int conv_forward_sparse(const Convolution&);    \
-  int conv_forward_minimal(const Convolution&);   \
-  int conv_weight_sparse(const Convolution&);     \
-  int conv_weight_minimal(const Convolution&);    \
-  int conv_input_minimal(const Convolution&);     \
-  int conv_weight_strided(const Convolution&);    \
-  int conv_input_strided(const Convolution&);     \
-  int depthwise_forward(const Depthwise&);        \
-  int depthwise_input(const Depthwise&);          \
-  int depthwise_weight(const Depthwise&);         \
-  int max_pool_forward(const MaxPool&);           \
-  int max_pool_backward(const MaxPool&);          \
-  int event_pack(const EventPack&);               \
-  int event_conv(const EventConv&);               \
-  int event_fire(const EventFire&);               \
-  int event_max_pool(const EventPool&);           \
-  int event_attention(const EventAttention&);     \
-  }
-SPIKELOOM_DECLARE(baseline)
-SPIKELOOM_DECLARE(avx2)
-SPIKELOOM_DECLARE(avx512)
+namespace baseline {
+extern const Kernels kernels;
+}
+namespace avx2 {
+extern const Kernels kernels;
+}
+namespace avx512 {
+extern const Kernels kernels;
+}
+
+#ifdef SPIKELOOM_LEVEL
+namespace SPIKELOOM_LEVEL {
+#define KERNEL(function, arguments, name, calls) int function(const arguments&);
+#include "kernels.def"
+#undef KERNEL
+}  // namespace SPIKELOOM_LEVEL
+#endif
 
 }  // namespace spikeloom

@@ -3,6 +3,7 @@
 #include <nanobind/stl/string.h>
 #include <nanobind/stl/vector.h>
 
+#include <algorithm>
 #include <stdexcept>
 #include <string>
 #include <type_traits>
@@ -31,8 +32,8 @@ std::vector<const Kernels*> supported() {
   __builtin_cpu_init();
   if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("bmi2")) {
     levels.push_back(&avx2::kernels);
-    if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
-        __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl"))
+    if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq") &&
+        __builtin_cpu_supports("avx512vl"))
       levels.push_back(&avx512::kernels);
   }
 #endif
@@ -56,8 +57,8 @@ void set_level(const std::string& name) {
 }
 
 void check(int code) {
-  if (code == -1) throw std::bad_alloc();
-  if (code != 0) throw std::logic_error("unknown kernel arguments");
+  if (code == OUT_OF_MEMORY) throw std::bad_alloc();
+  if (code != OK) throw std::logic_error("unknown kernel arguments");
 }
 
 constexpr const char* last_part(const char* path) {
@@ -97,6 +98,7 @@ class Reader {
     if (PyObject* found = PyDict_GetItemWithError(values_.ptr(), name)) {
       set<Field>(&field, found);
       used_++;
+      if (names_) names_->push_back(nb::cast<std::string>(nb::handle(name)));
       return;
     }
     const auto text = nb::cast<std::string>(nb::handle(name));
@@ -109,24 +111,29 @@ class Reader {
     throw std::invalid_argument("missing argument " + text);
   }
 
-  void finish() const {
+  // Whether every argument and late name was a field's.
+  bool complete() const {
     bool known = used_ == values_.size();
     for (const Late& one : late_) known = known && one.set != nullptr;
-    if (!known) throw std::invalid_argument("unknown argument");
+    return known;
   }
+
+  // Collects the names of the fields that are read.
+  void collect(std::vector<std::string>& names) { names_ = &names; }
 
  private:
   const nb::dict& values_;
   void* arguments_;
   std::vector<Late>& late_;
   size_t used_ = 0;
+  std::vector<std::string>* names_ = nullptr;
 };
 
 // A nested field's name in Python is its last part.
-#define READ(field)                                                        \
-  r([] {                                                                   \
+#define READ(field)                                                              \
+  r([] {                                                                         \
     static PyObject* const name = PyUnicode_InternFromString(last_part(#field)); \
-    return name;                                                           \
+    return name;                                                                 \
   }(), a.field)
 
 void read(Reader& r, Scan& a) {
@@ -151,65 +158,63 @@ void read(Reader& r, Affine& a) {
   READ(dtype), READ(steps), READ(size), READ(x), READ(x_stride), READ(layout.channels), READ(layout.inner);
   READ(g), READ(a), READ(b), READ(c), READ(out), READ(threads);
 }
-void read(Reader& r, Band& a) {
+void read(Reader& r, Psn& a) {
   READ(dtype), READ(steps), READ(size), READ(order), READ(sliding), READ(x), READ(x_stride), READ(weight), READ(bias);
   READ(threads);
 }
-void read(Reader& r, BandForward& a) {
-  read(r, static_cast<Band&>(a));
+void read(Reader& r, PsnForward& a) {
+  read(r, static_cast<Psn&>(a));
   READ(spikes), READ(potentials);
 }
-void read(Reader& r, BandBackward& a) {
-  read(r, static_cast<Band&>(a));
+void read(Reader& r, PsnBackward& a) {
+  read(r, static_cast<Psn&>(a));
   READ(grad_spikes), READ(slope), READ(surrogate), READ(p), READ(q), READ(grad_x), READ(grad_weight), READ(grad_bias);
 }
-void read(Reader& r, Filter& a) {
+void read(Reader& r, Leaky& a) {
   READ(dtype), READ(steps), READ(size), READ(x), READ(x_stride), READ(alpha), READ(beta), READ(constant_stride);
   READ(state), READ(threads);
 }
-void read(Reader& r, FilterForward& a) {
-  read(r, static_cast<Filter&>(a));
+void read(Reader& r, LeakyForward& a) {
+  read(r, static_cast<Leaky&>(a));
   READ(m), READ(state_out);
 }
-void read(Reader& r, FilterBackward& a) {
-  read(r, static_cast<Filter&>(a));
+void read(Reader& r, LeakyBackward& a) {
+  read(r, static_cast<Leaky&>(a));
   READ(grad_m), READ(grad_state_out), READ(grad_x), READ(grad_state), READ(grad_alpha), READ(grad_beta);
 }
-void read(Reader& r, Firing& a) {
-  READ(map), READ(rule), READ(threshold), READ(seed), READ(before);
-}
-void read(Reader& r, FilterFireForward& a) {
-  read(r, static_cast<Filter&>(a)), read(r, a.fire);
+void read(Reader& r, FiringRule& a) { READ(map), READ(rule), READ(threshold), READ(seed), READ(before); }
+void read(Reader& r, ParaLifForward& a) {
+  read(r, static_cast<Leaky&>(a)), read(r, a.fire);
   READ(spikes), READ(state_out), READ(mapped_out);
 }
-void read(Reader& r, FilterFireBackward& a) {
-  read(r, static_cast<Filter&>(a)), read(r, a.fire);
+void read(Reader& r, ParaLifBackward& a) {
+  read(r, static_cast<Leaky&>(a)), read(r, a.fire);
   READ(grad_spikes), READ(grad_state_out), READ(grad_mapped_out), READ(surrogate), READ(p), READ(q), READ(grad_x);
   READ(grad_state), READ(grad_before), READ(grad_alpha), READ(grad_beta), READ(grad_threshold);
 }
-void read(Reader& r, Estimate& a) {
+void read(Reader& r, Psu& a) {
   READ(dtype), READ(steps), READ(size), READ(x), READ(x_stride), READ(z), READ(integrate), READ(raw), READ(strict);
   READ(decay), READ(drop), READ(threshold), READ(state), READ(threads);
 }
-void read(Reader& r, EstimateForward& a) {
-  read(r, static_cast<Estimate&>(a));
+void read(Reader& r, PsuForward& a) {
+  read(r, static_cast<Psu&>(a));
   READ(spikes), READ(potentials), READ(state_out);
 }
-void read(Reader& r, EstimateBackward& a) {
-  read(r, static_cast<Estimate&>(a));
+void read(Reader& r, PsuBackward& a) {
+  read(r, static_cast<Psu&>(a));
   READ(grad_spikes), READ(grad_state_out), READ(slope), READ(surrogate), READ(p), READ(q), READ(grad_x);
   READ(grad_z), READ(grad_state);
 }
-void read(Reader& r, Gated& a) {
+void read(Reader& r, Glif& a) {
   READ(steps), READ(size), READ(x), READ(x_stride), READ(layout.channels), READ(layout.inner), READ(open);
   READ(constants), READ(strict), READ(state), READ(threads);
 }
-void read(Reader& r, GatedForward& a) {
-  read(r, static_cast<Gated&>(a));
+void read(Reader& r, GlifForward& a) {
+  read(r, static_cast<Glif&>(a));
   READ(spikes), READ(state_out);
 }
-void read(Reader& r, GatedBackward& a) {
-  read(r, static_cast<Gated&>(a));
+void read(Reader& r, GlifBackward& a) {
+  read(r, static_cast<Glif&>(a));
   READ(grad_spikes), READ(grad_state_out), READ(surrogate), READ(p), READ(q), READ(grad_x), READ(grad_state);
   READ(grad_open), READ(grad_constants);
 }
@@ -229,29 +234,29 @@ void read(Reader& r, MaxPool& a) {
   READ(x), READ(y), READ(winners), READ(grad_y), READ(grad_x), READ(threads);
 }
 
-void read(Reader& r, Fired& a) {
+void read(Reader& r, Epilogue& a) {
   READ(steps), READ(residual), READ(residual_spikes), READ(residual_stride), READ(sum), READ(spikes), READ(v);
   READ(decay), READ(gain), READ(v_rest), READ(hard), READ(levels), READ(threshold), READ(fire_at), READ(threads);
 }
-void read(Reader& r, EventConv& a) {
-  read(r, static_cast<Fired&>(a));
+void read(Reader& r, EngineConv& a) {
+  read(r, static_cast<Epilogue&>(a));
   READ(images), READ(height), READ(width), READ(in), READ(out), READ(kernel_height), READ(kernel_width), READ(stride);
   READ(padding_y), READ(padding_x), READ(depthwise), READ(binary), READ(x), READ(weight), READ(bias);
   READ(half);
 }
-void read(Reader& r, EventPack& a) {
+void read(Reader& r, EnginePack& a) {
   READ(in), READ(out), READ(kernel_height), READ(kernel_width), READ(stride), READ(depthwise), READ(binary);
   READ(weight), READ(packed), READ(half), READ(floats);
 }
-void read(Reader& r, EventFire& a) {
-  read(r, static_cast<Fired&>(a));
+void read(Reader& r, EngineFire& a) {
+  read(r, static_cast<Epilogue&>(a));
   READ(size), READ(x_stride), READ(x);
 }
-void read(Reader& r, EventPool& a) {
+void read(Reader& r, EnginePool& a) {
   READ(images), READ(height), READ(width), READ(channels), READ(kernel), READ(stride), READ(padding), READ(x), READ(y);
   READ(threads);
 }
-void read(Reader& r, EventAttention& a) {
+void read(Reader& r, EngineAttention& a) {
   READ(maps), READ(tokens), READ(channels), READ(heads), READ(scale), READ(q), READ(k), READ(v), READ(y), READ(threads);
 }
 
@@ -269,17 +274,38 @@ void run(Kernel<Arguments> kernel, Arguments& a) {
   check((active->*kernel)(a));
 }
 
+// Reads once more, to say which argument or late name is no field's.
+template <class Arguments>
+[[noreturn]] void throw_unknown(const nb::dict& values, std::vector<Late>& late) {
+  Arguments a;
+  std::vector<std::string> known;
+  Reader reader(values, &a, late);
+  reader.collect(known);
+  read(reader, a);
+  for (const auto& [name, value] : values) {
+    const auto text = nb::cast<std::string>(name);
+    if (std::find(known.begin(), known.end(), text) == known.end())
+      throw std::invalid_argument("unknown argument " + text);
+  }
+  for (const Late& one : late)
+    if (one.set == nullptr) throw std::invalid_argument("unknown or repeated late argument " + one.name);
+  throw std::invalid_argument("unknown argument");
+}
+
 template <class Arguments>
 Arguments arguments(const nb::dict& values, std::vector<Late>& late) {
   Arguments a;
   Reader reader(values, &a, late);
   read(reader, a);
-  reader.finish();
+  if (!reader.complete()) throw_unknown<Arguments>(values, late);
   return a;
 }
 
+// How Python calls a kernel (kernels.def).
+constexpr int CALL = 1, BIND = 2;
+
 template <class Arguments>
-void bind(nb::module_& m, const char* name, Kernel<Arguments> kernel) {
+void bind_call(nb::module_& m, const char* name, Kernel<Arguments> kernel) {
   m.def(name, [kernel](const nb::kwargs& values) {
     std::vector<Late> none;
     auto a = arguments<Arguments>(values, none);
@@ -287,16 +313,17 @@ void bind(nb::module_& m, const char* name, Kernel<Arguments> kernel) {
   });
 }
 
-// For kernels of small layers, where reading forty arguments takes longer than the kernel: what stays the same from call
-// to call is read once, and the function that comes back takes the rest in the order of `late`.
+// For kernels of small layers, where reading forty arguments takes longer than the kernel: what stays the same from
+// call to call is read once, and the function that comes back takes the rest in the order of `late`.
 template <class Arguments>
-void bind_once(nb::module_& m, const char* name, Kernel<Arguments> kernel) {
+void bind_late(nb::module_& m, const char* name, Kernel<Arguments> kernel) {
   m.def(name, [kernel](const nb::dict& values, const std::vector<std::string>& late) {
     std::vector<Late> rest;
     for (const std::string& one : late) rest.push_back({one});
     const auto fixed = arguments<Arguments>(values, rest);
     return nb::cpp_function([kernel, fixed, rest](const nb::args& given) {
-      if (given.size() != rest.size()) throw std::invalid_argument("a bound kernel takes its late arguments, all of them");
+      if (given.size() != rest.size())
+        throw std::invalid_argument("a bound kernel takes its late arguments, all of them");
       Arguments a = fixed;
       size_t i = 0;
       for (const Late& one : rest) one.set(reinterpret_cast<char*>(&a) + one.offset, given[i++]);
@@ -336,37 +363,9 @@ NB_MODULE(_native, m) {
     if (last > first) madvise(reinterpret_cast<void*>(first), last - first, MADV_HUGEPAGE);
 #endif
   });
-  bind(m, "scan_forward", &Kernels::scan_forward);
-  bind(m, "scan_backward", &Kernels::scan_backward);
-  bind_once(m, "bound_scan_forward", &Kernels::scan_forward);
-  bind_once(m, "bound_scan_backward", &Kernels::scan_backward);
-  bind(m, "moments", &Kernels::moments);
-  bind(m, "affine", &Kernels::affine);
-  bind(m, "band_forward", &Kernels::band_forward);
-  bind(m, "band_backward", &Kernels::band_backward);
-  bind(m, "filter_forward", &Kernels::filter_forward);
-  bind(m, "filter_backward", &Kernels::filter_backward);
-  bind(m, "filter_fire_forward", &Kernels::filter_fire_forward);
-  bind(m, "filter_fire_backward", &Kernels::filter_fire_backward);
-  bind(m, "estimate_forward", &Kernels::estimate_forward);
-  bind(m, "estimate_backward", &Kernels::estimate_backward);
-  bind(m, "gated_forward", &Kernels::gated_forward);
-  bind(m, "gated_backward", &Kernels::gated_backward);
-  bind(m, "conv_forward_sparse", &Kernels::conv_forward_sparse);
-  bind(m, "conv_forward_minimal", &Kernels::conv_forward_minimal);
-  bind(m, "conv_weight_sparse", &Kernels::conv_weight_sparse);
-  bind(m, "conv_weight_minimal", &Kernels::conv_weight_minimal);
-  bind(m, "conv_input_minimal", &Kernels::conv_input_minimal);
-  bind(m, "conv_weight_strided", &Kernels::conv_weight_strided);
-  bind(m, "conv_input_strided", &Kernels::conv_input_strided);
-  bind(m, "depthwise_forward", &Kernels::depthwise_forward);
-  bind(m, "depthwise_input", &Kernels::depthwise_input);
-  bind(m, "depthwise_weight", &Kernels::depthwise_weight);
-  bind(m, "max_pool_forward", &Kernels::max_pool_forward);
-  bind(m, "max_pool_backward", &Kernels::max_pool_backward);
-  bind(m, "event_pack", &Kernels::event_pack);
-  bind_once(m, "bound_event_conv", &Kernels::event_conv);
-  bind_once(m, "bound_event_fire", &Kernels::event_fire);
-  bind_once(m, "bound_event_max_pool", &Kernels::event_max_pool);
-  bind_once(m, "bound_event_attention", &Kernels::event_attention);
+#define KERNEL(function, arguments, name, calls)                                   \
+  if constexpr ((calls) & CALL) bind_call<arguments>(m, name, &Kernels::function); \
+  if constexpr ((calls) & BIND) bind_late<arguments>(m, "bound_" name, &Kernels::function);
+#include "kernels.def"
+#undef KERNEL
 }

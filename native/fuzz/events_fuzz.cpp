@@ -48,8 +48,8 @@ bool fail(const char* what) {
   return false;
 }
 
-// What `Fired` says, in plain loops: u [steps, size] to spikes.
-void fire_plainly(const Fired& a, int64_t size, const std::vector<float>& u, std::vector<uint8_t>& spikes,
+// What `Epilogue` says, in plain loops: u [steps, size] to spikes.
+void fire_plainly(const Epilogue& a, int64_t size, const std::vector<float>& u, std::vector<uint8_t>& spikes,
                   std::vector<float>& v) {
   spikes.assign(a.steps * size, 0);
   for (int k = 0; k < a.levels; k++)
@@ -63,7 +63,7 @@ void fire_plainly(const Fired& a, int64_t size, const std::vector<float>& u, std
 }
 
 bool convolution() {
-  EventConv a{};
+  EngineConv a{};
   a.steps = from_to(1, 4), a.images = from_to(1, 3), a.height = from_to(1, 9), a.width = from_to(1, 9);
   a.depthwise = from_to(0, 3) == 0, a.binary = coin(), a.stride = from_to(1, 3);
   a.in = from_to(0, 3) == 0 ? from_to(128, 600) : from_to(1, 70), a.out = a.depthwise ? a.in : from_to(1, 70);
@@ -82,19 +82,22 @@ bool convolution() {
   const auto weight = grid_of(a.out * inside * a.kernel_height * a.kernel_width), bias = grid_of(a.out);
 
   int64_t floats = 0;
-  EventPack pack{a.in, a.out, a.kernel_height, a.kernel_width, a.stride, a.depthwise, a.binary, weight.get(), nullptr, nullptr, &floats};
-  level::event_pack(pack);
+  EnginePack pack{a.in,     a.out,        a.kernel_height, a.kernel_width, a.stride, a.depthwise,
+                  a.binary, weight.get(), nullptr,         nullptr,        &floats};
+  level::engine_pack(pack);
   const auto packed = exactly<float>(floats);
   const auto half = exactly<uint16_t>(floats);
   pack.packed = packed.get();
   if (!a.depthwise && coin()) pack.half = half.get(), a.half = half.get();
-  level::event_pack(pack);
+  level::engine_pack(pack);
 
   const auto residual = grid_of(a.steps * size);
   const auto residual_spikes = spikes_of(a.steps * size, 3);
   a.residual_stride = coin() ? size : 0;
-  if (coin()) a.residual = residual.get();
-  else if (coin()) a.residual_spikes = residual_spikes.get();
+  if (coin())
+    a.residual = residual.get();
+  else if (coin())
+    a.residual_spikes = residual_spikes.get();
   const auto sum = exactly<float>(a.steps * size), v = exactly<float>(3 * size);
   const auto spikes = exactly<uint8_t>(a.steps * size);
   const float threshold[] = {0.25f, 0.5f, 1.f};
@@ -110,11 +113,12 @@ bool convolution() {
     for (int64_t i = 0; i < a.levels * size; i++) v[i] = state[i] = from_to(-4, 3) / 16.f;
   }
   a.x = x.get(), a.weight = packed.get(), a.bias = bias.get();
-  if (level::event_conv(a) != 0) return fail("the code of a convolution");
+  if (level::engine_conv(a) != 0) return fail("the code of a convolution");
 
   std::vector<float> u(a.steps * size);
   for (int64_t i = 0; i < a.steps * size; i++) {
-    const int64_t o = i % a.out, column = i / a.out % wide, row = i / a.out / wide % high, map = i / a.out / wide / high;
+    const int64_t o = i % a.out, column = i / a.out % wide, row = i / a.out / wide % high,
+                  map = i / a.out / wide / high;
     float total = bias[o];
     for (int64_t ky = 0; ky < a.kernel_height; ky++)
       for (int64_t kx = 0; kx < a.kernel_width; kx++) {
@@ -140,14 +144,14 @@ bool convolution() {
 }
 
 bool firing() {
-  EventFire a{};
+  EngineFire a{};
   a.steps = from_to(1, 5), a.size = from_to(1, 3000), a.x_stride = coin() ? 0 : a.size;
   const auto x = grid_of(a.x_stride == 0 ? a.size : a.steps * a.size);
   const auto spikes = exactly<uint8_t>(a.steps * a.size);
   const float threshold[] = {0.25f};
   a.decay = 0.5f, a.gain = 1.f, a.hard = coin(), a.levels = 1, a.threshold = a.fire_at = threshold, a.threads = 1;
   a.x = x.get(), a.spikes = spikes.get();
-  level::event_fire(a);
+  level::engine_fire(a);
   std::vector<float> u(a.steps * a.size), v(a.size, 0.f);
   for (int64_t i = 0; i < a.steps * a.size; i++) u[i] = x[i / a.size * a.x_stride + i % a.size];
   std::vector<uint8_t> expected;
@@ -158,7 +162,7 @@ bool firing() {
 }
 
 bool pool() {
-  EventPool a{};
+  EnginePool a{};
   a.images = from_to(1, 3), a.height = from_to(1, 9), a.width = from_to(1, 9), a.channels = from_to(1, 70);
   a.kernel = from_to(1, std::min(a.height, a.width)), a.stride = from_to(1, 3), a.padding = from_to(0, a.kernel / 2);
   a.threads = 1;
@@ -167,7 +171,7 @@ bool pool() {
   const auto x = spikes_of(a.images * a.height * a.width * a.channels, 9);
   const auto y = exactly<uint8_t>(a.images * high * wide * a.channels);
   a.x = x.get(), a.y = y.get();
-  level::event_max_pool(a);
+  level::engine_max_pool(a);
   for (int64_t i = 0; i < a.images * high * wide * a.channels; i++) {
     const int64_t c = i % a.channels, column = i / a.channels % wide, row = i / a.channels / wide % high;
     const int64_t image = i / a.channels / wide / high;
@@ -184,7 +188,7 @@ bool pool() {
 }
 
 bool attention() {
-  EventAttention a{};
+  EngineAttention a{};
   a.heads = from_to(1, 4), a.maps = from_to(1, 3), a.tokens = from_to(1, 20), a.scale = 0.125f, a.threads = 1;
   const int64_t d = from_to(1, 70);
   a.channels = a.heads * d;
@@ -192,7 +196,7 @@ bool attention() {
   const auto q = spikes_of(size, 2), k = spikes_of(size, 1), v = spikes_of(size, 1);
   const auto y = exactly<float>(size);
   a.q = q.get(), a.k = k.get(), a.v = v.get(), a.y = y.get();
-  level::event_attention(a);
+  level::engine_attention(a);
   for (int64_t i = 0; i < size; i++) {
     const int64_t c = i % a.channels, head = c / d, token = i / a.channels % a.tokens, map = i / a.channels / a.tokens;
     const int64_t first = map * a.tokens * a.channels;

@@ -1,9 +1,14 @@
-// Convolutions of every channel by its own filter, and their gradients: channels lie side by side, so each pass reads
-// and writes whole vectors, and the few taps of a pixel are all the work there is.
-#include "gather.hpp"
+// Convolutions of every channel by its own filter, and their gradients:
+//
+//   for n, oy, ox, ky, kx:  y[n, oy, ox, :] += x[n, oy stride + ky - pad_height, ox stride + kx - pad_width, :] w[ky,
+//   kx, :]
+//
+// Channels lie side by side, so each pass reads and writes whole vectors, and the few taps of a pixel are all the work
+// there is.
+#include "common/simd.hpp"
+#include "common/threads.hpp"
 
-namespace spikeloom {
-namespace SPIKELOOM_LEVEL {
+namespace spikeloom::SPIKELOOM_LEVEL {
 namespace {
 
 inline int64_t out_height(const Depthwise& a) { return (a.height + 2 * a.pad_height - a.kernel_height) / a.stride + 1; }
@@ -33,11 +38,17 @@ template <>
 struct Lanes<0> {
   float v = 0.f;
   template <class T>
-  void add(const T* x, const float* w) { v += load(x, 0) * *w; }
+  void add(const T* x, const float* w) {
+    v += load(x, 0) * *w;
+  }
   template <class T>
-  void add_both(const T* x, const T* g) { v += load(x, 0) * load(g, 0); }
+  void add_both(const T* x, const T* g) {
+    v += load(x, 0) * load(g, 0);
+  }
   template <class T>
-  void write(T* to) const { store(to, 0, v); }
+  void write(T* to) const {
+    store(to, 0, v);
+  }
   void add_to(float* to) const { *to += v; }
 };
 
@@ -50,7 +61,8 @@ inline void by_sums(int64_t channels, const Body& body) {
 template <class T>
 int forward(const Depthwise& a) {
   const int64_t C = a.channels, H = out_height(a), W = out_width(a), KW = a.kernel_width;
-  return for_blocks(a.images * H, 1, 64, a.threads, a.images * H * W * C < SMALL, [&](int64_t line, int64_t, float*) {
+  return for_blocks(a.images * H, 1, 64, a.threads, a.images * H * W * C < MIN_PARALLEL,
+                    [&](int64_t line, int64_t, float*) {
     const int64_t n = line / H, top = line % H * a.stride - a.pad_height;
     const int64_t ky0 = larger(0, -top), ky1 = smaller(a.kernel_height, a.height - top);
     const T* image = static_cast<const T*>(a.x) + n * a.height * a.width * C;
@@ -70,7 +82,8 @@ int forward(const Depthwise& a) {
 template <class T>
 int input_gradient(const Depthwise& a) {
   const int64_t C = a.channels, H = out_height(a), W = out_width(a), KW = a.kernel_width, s = a.stride;
-  return for_blocks(a.images * a.height, 1, 64, a.threads, a.images * a.height * a.width * C < SMALL, [&](int64_t line, int64_t, float*) {
+  return for_blocks(a.images * a.height, 1, 64, a.threads, a.images * a.height * a.width * C < MIN_PARALLEL,
+                    [&](int64_t line, int64_t, float*) {
     const int64_t n = line / a.height, y = line % a.height + a.pad_height;
     const T* grad = static_cast<const T*>(a.grad_y) + n * H * W * C;
     for (int64_t x = 0; x < a.width; x++) {
@@ -97,8 +110,9 @@ int weight_gradient(const Depthwise& a) {
   const int64_t C = a.channels, H = out_height(a), W = out_width(a), KW = a.kernel_width, s = a.stride;
   const int64_t taps = a.kernel_height * KW, groups = groups_of(a.images, false);
   float* partial = static_cast<float*>(std::calloc(groups * taps * C, sizeof(float)));
-  if (partial == nullptr) return -1;
-  const int failed = for_groups(a.images, groups, 64, a.threads, a.images * H * W * C < SMALL, [&](int64_t group, int64_t first, int64_t last, float*) {
+  if (partial == nullptr) return OUT_OF_MEMORY;
+  const int failed = for_groups(a.images, groups, 64, a.threads, a.images * H * W * C < MIN_PARALLEL,
+                                [&](int64_t group, int64_t first, int64_t last, float*) {
     float* mine = partial + group * taps * C;
     for (int64_t n = first; n < last; n++) {
       const T* image = static_cast<const T*>(a.x) + n * a.height * a.width * C;
@@ -139,5 +153,4 @@ BY_TYPE(depthwise_forward, forward)
 BY_TYPE(depthwise_input, input_gradient)
 BY_TYPE(depthwise_weight, weight_gradient)
 
-}  // namespace SPIKELOOM_LEVEL
-}  // namespace spikeloom
+}  // namespace spikeloom::SPIKELOOM_LEVEL

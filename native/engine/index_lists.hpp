@@ -4,10 +4,9 @@
 // weights. Between lists of one length it guesses right, and several of them go through the loop together.
 #pragma once
 
-#include "gather.hpp"
+#include "engine/column_accumulate.hpp"
 
-namespace spikeloom {
-namespace SPIKELOOM_LEVEL {
+namespace spikeloom::SPIKELOOM_LEVEL {
 namespace {
 
 constexpr int64_t LISTED = 256;  // inputs of a list: their weights for a block of outputs are 32 KB
@@ -137,8 +136,8 @@ inline List list_bytes(const uint8_t* x, int64_t n, uint16_t* numbers, int64_t f
   return {static_cast<uint32_t>(first), static_cast<uint32_t>(end - first)};
 }
 
-// Jobs in the order of their lengths. each(body) runs body(list, place) for all of them, the same at every call. Returns
-// how many there are.
+// Jobs in the order of their lengths. each(body) runs body(list, place) for all of them, the same at every call.
+// Returns how many there are.
 template <class Each>
 inline int64_t sort_jobs(const Each& each, Job* jobs) {
   uint32_t next[LISTED + 1] = {}, all = 0;
@@ -147,9 +146,8 @@ inline int64_t sort_jobs(const Each& each, Job* jobs) {
     const uint32_t count = first;
     first = all, all += count;
   }
-  each([&](List list, int64_t to) ALWAYS_INLINE {
-    jobs[next[list.count]++] = {list.first, list.count, static_cast<uint32_t>(to)};
-  });
+  each([&](List list, int64_t to)
+           ALWAYS_INLINE { jobs[next[list.count]++] = {list.first, list.count, static_cast<uint32_t>(to)}; });
   return all;
 }
 
@@ -178,7 +176,8 @@ inline void add_lists(const Job* jobs, const uint16_t* numbers, const Weight* we
     for (int j = 0; j < NV; j++) put(to[r] + j * LANES, sum[r][j]);
 }
 
-// The same for jobs in the order of their lengths, while some of the weights that are `next` come into the second cache.
+// The same for jobs in the order of their lengths, while some of the weights that are `next` come into the second
+// cache.
 template <int NV, class Weight>
 inline void add_sorted(const Job* job, int64_t jobs, const uint16_t* numbers, const Weight* weight, bool to_zero,
                        float* sums, const Weight* next, int64_t next_floats) {
@@ -187,12 +186,11 @@ inline void add_sorted(const Job* job, int64_t jobs, const uint16_t* numbers, co
   while (!to_zero && job < last && job->count == 0) job++;
   const int64_t turns = (last - job) / ROWS;
   for (int64_t turn = 0; turn < turns; turn++, job += ROWS) {
-    if (next != nullptr) ahead<false>(next, next_floats, turn, turns);
+    if (next != nullptr) prefetch_part<false>(next, next_floats, turn, turns);
     add_lists<NV, ROWS>(job, numbers, weight, to_zero, sums);
   }
   for (; job < last; job++) add_lists<NV, 1>(job, numbers, weight, to_zero, sums);
 }
 
 }  // namespace
-}  // namespace SPIKELOOM_LEVEL
-}  // namespace spikeloom
+}  // namespace spikeloom::SPIKELOOM_LEVEL

@@ -1,9 +1,11 @@
-// The largest of every window of an image, channels side by side, and its gradient, which reads what won in each window
-// and writes every input once.
-#include "gather.hpp"
+// Max pooling of images, channels side by side, and its gradient:
+//
+//   for n, oy, ox:  y[n, oy, ox, :] = max over the window of x[n, iy, ix, :],  winners = the place of the maximum in it
+//   for n, iy, ix:  grad_x[n, iy, ix, :] = sum of grad_y[n, oy, ox, :] over the windows whose winner (iy, ix) is
+#include "common/simd.hpp"
+#include "common/threads.hpp"
 
-namespace spikeloom {
-namespace SPIKELOOM_LEVEL {
+namespace spikeloom::SPIKELOOM_LEVEL {
 namespace {
 
 constexpr int64_t MOST = 256;  // places of a window
@@ -33,7 +35,8 @@ inline void largest(const Seen& seen, const T* x, T* y, uint8_t* winners) {
   } else {
     Vec best[NV];
     Words winner[NV];
-    for (int j = 0; j < NV; j++) best[j] = get_floats(x + seen.element[0] + j * LANES), winner[j] = Words{} + seen.place[0];
+    for (int j = 0; j < NV; j++)
+      best[j] = get_floats(x + seen.element[0] + j * LANES), winner[j] = Words{} + seen.place[0];
     for (int64_t k = 1; k < seen.count; k++) {
       const T* from = x + seen.element[k];
       const Words place = Words{} + seen.place[k];
@@ -54,7 +57,8 @@ inline void largest(const Seen& seen, const T* x, T* y, uint8_t* winners) {
 template <class T>
 int forward(const MaxPool& a) {
   const int64_t C = a.channels, H = outputs(a, a.height), W = outputs(a, a.width);
-  return for_blocks(a.images * H, 1, 64, a.threads, a.images * H * W * C < SMALL, [&](int64_t line, int64_t, float*) {
+  return for_blocks(a.images * H, 1, 64, a.threads, a.images * H * W * C < MIN_PARALLEL,
+                    [&](int64_t line, int64_t, float*) {
     const int64_t top = line % H * a.stride - a.padding;
     const T* image = static_cast<const T*>(a.x) + line / H * a.height * a.width * C;
     for (int64_t ox = 0; ox < W; ox++) {
@@ -64,7 +68,8 @@ int forward(const MaxPool& a) {
         for (int64_t kx = larger(0, -left); kx < smaller(a.kernel, a.width - left); kx++)
           seen.add(((top + ky) * a.width + left + kx) * C, ky * a.kernel + kx);
       by_channels(C, [&](auto vectors, int64_t c) {
-        largest<decltype(vectors)::value>(seen, image + c, static_cast<T*>(a.y) + place + c, a.winners ? a.winners + place + c : nullptr);
+        largest<decltype(vectors)::value>(seen, image + c, static_cast<T*>(a.y) + place + c,
+                                          a.winners ? a.winners + place + c : nullptr);
       });
     }
   });
@@ -97,15 +102,18 @@ int backward(const MaxPool& a) {
   // Windows [first, last] that see place i of an axis.
   const auto first_of = [&](int64_t i) { return larger(0, (i + a.padding - a.kernel + a.stride) / a.stride); };
   const auto last_of = [&](int64_t i, int64_t count) { return smaller(count - 1, (i + a.padding) / a.stride); };
-  return for_blocks(a.images * a.height, 1, 64, a.threads, a.images * a.height * a.width * C < SMALL, [&](int64_t line, int64_t, float*) {
+  return for_blocks(a.images * a.height, 1, 64, a.threads, a.images * a.height * a.width * C < MIN_PARALLEL,
+                    [&](int64_t line, int64_t, float*) {
     const int64_t iy = line % a.height, image = line / a.height * H;
     for (int64_t ix = 0; ix < a.width; ix++) {
       Seen seen;
       for (int64_t oy = first_of(iy); oy <= last_of(iy, H); oy++)
         for (int64_t ox = first_of(ix); ox <= last_of(ix, W); ox++)
-          seen.add(((image + oy) * W + ox) * C, (iy + a.padding - oy * a.stride) * a.kernel + ix + a.padding - ox * a.stride);
+          seen.add(((image + oy) * W + ox) * C,
+                   (iy + a.padding - oy * a.stride) * a.kernel + ix + a.padding - ox * a.stride);
       by_channels(C, [&](auto vectors, int64_t c) {
-        won<decltype(vectors)::value>(seen, static_cast<const T*>(a.grad_y) + c, a.winners + c, static_cast<T*>(a.grad_x) + (line * a.width + ix) * C + c);
+        won<decltype(vectors)::value>(seen, static_cast<const T*>(a.grad_y) + c, a.winners + c,
+                                      static_cast<T*>(a.grad_x) + (line * a.width + ix) * C + c);
       });
     }
   });
@@ -114,7 +122,8 @@ int backward(const MaxPool& a) {
 }  // namespace
 
 int max_pool_forward(const MaxPool& a) { return a.dtype == Dtype::float32 ? forward<float>(a) : forward<bfloat16>(a); }
-int max_pool_backward(const MaxPool& a) { return a.dtype == Dtype::float32 ? backward<float>(a) : backward<bfloat16>(a); }
+int max_pool_backward(const MaxPool& a) {
+  return a.dtype == Dtype::float32 ? backward<float>(a) : backward<bfloat16>(a);
+}
 
-}  // namespace SPIKELOOM_LEVEL
-}  // namespace spikeloom
+}  // namespace spikeloom::SPIKELOOM_LEVEL

@@ -1,9 +1,14 @@
-// Layers of a trained network that run by their spikes: maps of bytes, [steps, images, height, width, channels].
-#include "fire.hpp"
-#include "lists.hpp"
+// Convolutions of maps of spikes or small integers, and the neurons behind them, over all steps at once:
+//
+//   for t, n, oy, ox, ky, kx, c:
+//     v = x[t, n, oy stride + ky - padding_y, ox stride + kx - padding_x, c]
+//     if v is not zero:  u[t, n, oy, ox, :] += v w[:, c, ky, kx]
+//   spikes = neurons(u + bias + residual)                                                    (engine/epilogue.hpp)
+#include "engine/epilogue.hpp"
+#include "engine/index_lists.hpp"
+#include "engine/items.hpp"
 
-namespace spikeloom {
-namespace SPIKELOOM_LEVEL {
+namespace spikeloom::SPIKELOOM_LEVEL {
 namespace {
 
 // Whether any of n bytes is not zero.
@@ -15,50 +20,10 @@ inline bool any_byte(const uint8_t* x, int64_t n) {
 
 constexpr int64_t SECOND_CACHE = 512 << 10;  // bytes that the smallest of today's keep of a layer's weights
 
-// Memory of one thread that lasts from call to call.
-struct Scratch {
-  void* memory = nullptr;
-  size_t size = 0;
-  ~Scratch() { std::free(memory); }
-  float* of(size_t bytes) {
-    if (bytes > size) {
-      std::free(memory);
-      memory = std::aligned_alloc(64, (bytes + 63) / 64 * 64);
-      size = memory == nullptr ? 0 : bytes;
-    }
-    return static_cast<float*>(memory);
-  }
-};
-thread_local Scratch scratch_of_thread;
+inline int64_t out_height(const EngineConv& a) { return (a.height + 2 * a.padding_y - a.kernel_height) / a.stride + 1; }
+inline int64_t out_width(const EngineConv& a) { return (a.width + 2 * a.padding_x - a.kernel_width) / a.stride + 1; }
 
-// Runs body(item, scratch) for all items, each where a core is free: they differ in spikes. Returns 0, or -1 without
-// memory.
-template <class Body>
-int for_items(int64_t items, size_t bytes, int threads, const Body& body) {
-  int failed = 0;
-#ifdef _OPENMP
-#pragma omp parallel for num_threads(threads) schedule(dynamic) if (items > 1 && threads > 1)
-#endif
-  for (int64_t i = 0; i < items; i++) {
-    float* scratch = bytes == 0 ? nullptr : scratch_of_thread.of(bytes);
-    if (bytes != 0 && scratch == nullptr) {
-#ifdef _OPENMP
-#pragma omp atomic write
-#endif
-      failed = -1;
-      continue;
-    }
-    body(i, scratch);
-  }
-  return failed;
-}
-
-// --- convolutions -----------------------------------------------------------------------------------------------------
-
-inline int64_t out_height(const EventConv& a) { return (a.height + 2 * a.padding_y - a.kernel_height) / a.stride + 1; }
-inline int64_t out_width(const EventConv& a) { return (a.width + 2 * a.padding_x - a.kernel_width) / a.stride + 1; }
-
-inline Window window(const EventConv& a, int64_t rows) {
+inline Window window(const EngineConv& a, int64_t rows) {
   return {a.in, a.out, a.kernel_height, a.kernel_width, a.stride, rows, out_width(a)};
 }
 
@@ -67,7 +32,7 @@ struct Part {
   int64_t images, rows, bands, chunks;
 };
 
-inline Part divide(const EventConv& a, int64_t block, int64_t bytes = 192 << 10) {
+inline Part partition(const EngineConv& a, int64_t block, int64_t bytes = 192 << 10) {
   const int64_t row = a.steps * out_width(a), most = bytes / (block * 4);
   Part p;
   p.rows = smaller(out_height(a), most / row < 1 ? 1 : most / row);
@@ -85,7 +50,7 @@ struct Band {
   int64_t n, images, y, rows, top, bottom;
 };
 
-inline Band band_of(const EventConv& a, const Part& part, int64_t chunk) {
+inline Band band_of(const EngineConv& a, const Part& part, int64_t chunk) {
   Band b;
   b.n = chunk / part.bands * part.images, b.images = smaller(part.images, a.images - b.n);
   b.y = chunk % part.bands * part.rows, b.rows = smaller(part.rows, out_height(a) - b.y);
@@ -96,13 +61,15 @@ inline Band band_of(const EventConv& a, const Part& part, int64_t chunk) {
 }
 
 // The i-th of a chunk's inputs [image, step].
-inline const uint8_t* image_of(const EventConv& a, const Band& band, int64_t i) {
+inline const uint8_t* image_of(const EngineConv& a, const Band& band, int64_t i) {
   return a.x + (i % a.steps * a.images + band.n + i / a.steps) * a.height * a.width * a.in;
 }
 
-// Bits (and values, if any is above one) of what some rows of outputs see, laid out by columns; false where all is zero.
+// Bits (and values, if any is above one) of what some rows of outputs see, laid out by columns; false where all is
+// zero.
 template <class Value>
-bool lay_out(const EventConv& a, const Plan& p, const uint8_t* image, int64_t first_row, uint8_t* bits, Value* values) {
+bool lay_out(const EngineConv& a, const Plan& p, const uint8_t* image, int64_t first_row, uint8_t* bits,
+             Value* values) {
   const int64_t from = first_row < 0 ? -first_row : 0, to = smaller(p.rows, a.height - first_row);
   if (to <= from || !any_byte(image + (first_row + from) * a.width * a.in, (to - from) * a.width * a.in)) return false;
   const int64_t columns = smaller(a.width, p.columns - a.padding_x), step = p.rows * p.C;
@@ -126,24 +93,29 @@ bool lay_out(const EventConv& a, const Plan& p, const uint8_t* image, int64_t fi
         for (int64_t column = 0; column < columns; column++, at += step, pixel += a.in) {
           for (int64_t c = 0; c < a.in; c += 64) {
             const uint64_t found = nonzero_bytes(pixel + c, smaller(64, a.in - c));
-            if (a.in - c >= 64) std::memcpy(bits + (at + c) / 8, &found, 8);
-            else std::memcpy(bits + (at + c) / 8, &found, (a.in - c + 7) / 8);
+            if (a.in - c >= 64)
+              std::memcpy(bits + (at + c) / 8, &found, 8);
+            else
+              std::memcpy(bits + (at + c) / 8, &found, (a.in - c + 7) / 8);
           }
           if constexpr (!std::is_same_v<Value, Ones>) std::memcpy(values + at, pixel, a.in);
         }
       }
     }
   };
-  if (a.in == 16) lay(Constant<16>{});
-  else if (a.in == 32) lay(Constant<32>{});
-  else lay(Constant<0>{});
+  if (a.in == 16)
+    lay(Constant<16>{});
+  else if (a.in == 32)
+    lay(Constant<32>{});
+  else
+    lay(Constant<0>{});
   return true;
 }
 
-// Whether nothing reaches an image's neurons at any step, and they do the same at all places. is_silent(i) tells it of the
-// i-th of a chunk's inputs.
+// Whether nothing reaches an image's neurons at any step, and they do the same at all places. is_silent(i) tells it of
+// the i-th of a chunk's inputs.
 template <class Silent>
-bool stays_silent(const EventConv& a, int64_t image, const Silent& is_silent) {
+bool stays_silent(const EngineConv& a, int64_t image, const Silent& is_silent) {
   bool silent = starts_alike(a);
   for (int64_t t = 0; t < a.steps; t++) silent = silent && is_silent(image * a.steps + t);
   return silent;
@@ -152,11 +124,12 @@ bool stays_silent(const EventConv& a, int64_t image, const Silent& is_silent) {
 // The neurons of a block of channels from the first on, of a chunk, from sums [image, step, row, column, channel of the
 // block].
 template <int NV, class Silent>
-void fire_block(const EventConv& a, int64_t first_channel, const Band& band, const float* sums, const Silent& is_silent) {
+void fire_block(const EngineConv& a, int64_t first_channel, const Band& band, const float* sums,
+                const Silent& is_silent) {
   constexpr int64_t BLOCK = NV * LANES;
   const int64_t out_h = out_height(a), out_w = out_width(a), step = a.images * out_h * out_w * a.out;
   const int64_t area = band.rows * out_w, map_floats = area * BLOCK;
-  const Fired fired = a;
+  const Epilogue fired = a;
   const int64_t out = a.out;
   Vec bias[NV];
   for (int j = 0; j < NV; j++) {
@@ -193,12 +166,12 @@ void fire_block(const EventConv& a, int64_t first_channel, const Band& band, con
 }
 
 template <class Value, int COLS, int NV, class Weight>
-int convolve(const EventConv& a, const Weight* all_weights) {
+int convolve(const EngineConv& a, const Weight* all_weights) {
   constexpr int64_t BLOCK = NV * LANES;
   // Maps that are worked on at once, as registers hold sums: steps of one image, whose lists are about as long.
   constexpr int MAPS = COLS * NV <= 3 ? 4 : COLS * NV <= 6 ? 2 : 1;
   const int64_t out_w = out_width(a);
-  const Part part = divide(a, BLOCK);
+  const Part part = partition(a, BLOCK);
   const Plan most = plan_gather(window(a, part.rows), BLOCK);
   const int64_t maps = a.steps * part.images, pixels = most.rows * most.columns;
   const int64_t bit_bytes = round_up(pixels * most.C / 8 + 16, 64);
@@ -223,7 +196,7 @@ int convolve(const EventConv& a, const Weight* all_weights) {
     const int64_t row_floats = out_w * BLOCK, map_floats = rows * row_floats;
     const Weight* weights = all_weights + o * p.groups * group_floats;
     for (int64_t i = 0; i < last; i++) {
-      if (far) ahead<false>(weights, group_floats, i, last);
+      if (far) prefetch_part<false>(weights, group_floats, i, last);
       const bool any = lay_out(a, p, image_of(a, band, i), band.y * a.stride - a.padding_y, bits + i * bit_bytes,
                                reinterpret_cast<Value*>(values + i * value_bytes));
       // The last byte of a map's bits, behind all of them, says whether there is any.
@@ -231,14 +204,15 @@ int convolve(const EventConv& a, const Weight* all_weights) {
     }
     const auto is_silent = [&](int64_t i) { return bits[(i + 1) * bit_bytes - 1] == 0; };
     for (int64_t i = 0; i < last; i++)
-      if (is_silent(i)) std::memset(sums + i * map_floats, 0, (stays_silent(a, i / a.steps, is_silent) ? BLOCK : map_floats) * 4);
+      if (is_silent(i))
+        std::memset(sums + i * map_floats, 0, (stays_silent(a, i / a.steps, is_silent) ? BLOCK : map_floats) * 4);
     for (int64_t g = 0; g < p.groups; g++) {
       const uint64_t mask = group_mask(p, g);
       const Weight* weight = weights + g * group_floats;
       const bool more = far && g + 1 < p.groups;
       const auto gather = [&](int64_t i, auto together) {
         for (int64_t y = 0; y < rows; y++) {
-          if (more) ahead<false>(weight + group_floats, group_floats, i * rows + y, last * rows);
+          if (more) prefetch_part<false>(weight + group_floats, group_floats, i * rows + y, last * rows);
           const int64_t from = y * a.stride * p.C + g * p.group;
           gather_row<COLS, NV, decltype(together)::value>(
               w, p, bits + i * bit_bytes + from / 8,
@@ -287,7 +261,7 @@ struct Listed {
   int64_t* job_counts;  // [group]
   size_t end;
 
-  Listed(void* memory, const EventConv& a, const Part& part, const Parts& p, int64_t block) {
+  Listed(void* memory, const EngineConv& a, const Part& part, const Parts& p, int64_t block) {
     const int64_t maps = a.steps * part.images, places = maps * part.rows * out_width(a);
     const int64_t pixels = maps * a.width * smaller(a.height, (part.rows - 1) * a.stride + a.kernel_height);
     const int64_t most = pixels * a.in + BEHIND;
@@ -302,11 +276,11 @@ struct Listed {
   }
 };
 
-// The places of a group's lists: body(list, place) for all whose input is there and not silent, and for the others with an
-// empty list if `all` are wanted.
+// The places of a group's lists: body(list, place) for all whose input is there and not silent, and for the others with
+// an empty list if `all` are wanted.
 template <class Body>
-ALWAYS_INLINE inline void each_place(const EventConv& a, const Band& band, const Parts& p, int64_t g, const List* lists,
-                                     const int64_t* ends, bool all, const Body& body) {
+ALWAYS_INLINE inline void each_place(const EngineConv& a, const Band& band, const Parts& p, int64_t g,
+                                     const List* lists, const int64_t* ends, bool all, const Body& body) {
   const int64_t out_w = out_width(a), kx = g / p.parts % a.kernel_width, ky = g / p.parts / a.kernel_width;
   // Outputs of a row whose inputs are there.
   const int64_t first = smaller(out_w, larger(0, (a.padding_x - kx + a.stride - 1) / a.stride));
@@ -325,15 +299,16 @@ ALWAYS_INLINE inline void each_place(const EventConv& a, const Band& band, const
 
 // By lists of single places, which serve all blocks of outputs.
 template <int NV, class Weight>
-int convolve_lists(const EventConv& a, const Weight* all_weights) {
+int convolve_lists(const EngineConv& a, const Weight* all_weights) {
   constexpr int64_t BLOCK = NV * LANES;
-  const Part part = divide(a, BLOCK);
+  const Part part = partition(a, BLOCK);
   const Parts p = plan_parts(window(a, part.rows), BLOCK);
   const size_t bytes = Listed(nullptr, a, part, p, BLOCK).end;
-  if (bytes == 0) return -1;
+  if (bytes == 0) return OUT_OF_MEMORY;
   const bool far = p.floats() * int64_t{sizeof(Weight)} > SECOND_CACHE;
   // Who has made lists uses them for all blocks, unless cores would be left without work.
-  const int64_t shares = part.chunks % a.threads == 0 || part.chunks >= 8 * a.threads ? 1 : smaller(p.blocks, a.threads);
+  const int64_t shares =
+      part.chunks % a.threads == 0 || part.chunks >= 8 * a.threads ? 1 : smaller(p.blocks, a.threads);
   return for_items(part.chunks * shares, bytes, a.threads, [&](int64_t item, float* scratch) {
     const int64_t share = item % shares;
     const Band band = band_of(a, part, item / shares);
@@ -351,9 +326,9 @@ int convolve_lists(const EventConv& a, const Weight* all_weights) {
     m.ends[a.steps * band.images] = end;
     const int64_t places = a.steps * band.images * band.rows * out_width(a);
     for (int64_t g = 0; g < p.groups; g++)
-      m.job_counts[g] = sort_jobs(
-          [&](const auto& body) ALWAYS_INLINE { each_place(a, band, p, g, m.lists, m.ends, g == 0, body); },
-          m.jobs + g * places);
+      m.job_counts[g] = sort_jobs([&](const auto& body) ALWAYS_INLINE {
+        each_place(a, band, p, g, m.lists, m.ends, g == 0, body);
+      }, m.jobs + g * places);
     for (int64_t o = p.blocks * share / shares; o < p.blocks * (share + 1) / shares; o++) {
       for (int64_t g = 0; g < p.groups; g++) {
         const Weight* weight = all_weights + (o * p.groups + g) * p.group_floats;
@@ -365,15 +340,15 @@ int convolve_lists(const EventConv& a, const Weight* all_weights) {
   });
 }
 
-// Whether a layer runs by lists of single places: where these are long enough, and hold nothing but places. Else outputs
-// share the column of a window that they see, and its values.
+// Whether a layer runs by lists of single places: where these are long enough, and hold nothing but places. Else
+// outputs share the column of a window that they see, and its values.
 inline bool by_lists(const Window& w, bool binary) {
   return binary && w.in >= (w.kernel_height * w.kernel_width == 1 ? 128 : 256);
 }
 
 // The channels of a block as numbers, with zeros at both sides: [row, column, channel of the block].
 template <int NV>
-void to_numbers(const EventConv& a, const Band& band, const uint8_t* image, int64_t c, int64_t frame, float* numbers) {
+void to_numbers(const EngineConv& a, const Band& band, const uint8_t* image, int64_t c, int64_t frame, float* numbers) {
   constexpr int64_t BLOCK = NV * LANES;
   const uint8_t* const end = a.x + a.steps * a.images * a.height * a.width * a.in;
   for (int64_t row = band.top; row < band.bottom; row++, numbers += frame * BLOCK) {
@@ -394,7 +369,7 @@ struct Taps {
 
 // X outputs side by side with filters of one channel each; the first's window begins at `numbers`.
 template <int X, int NV>
-ALWAYS_INLINE inline void filter_places(const EventConv& a, const Taps& taps, const float* numbers, int64_t frame,
+ALWAYS_INLINE inline void filter_places(const EngineConv& a, const Taps& taps, const float* numbers, int64_t frame,
                                         const float* weight, float* sums) {
   constexpr int64_t BLOCK = NV * LANES;
   const int64_t padded = round_up(a.in, LANES), apart = a.stride * BLOCK;
@@ -413,7 +388,7 @@ ALWAYS_INLINE inline void filter_places(const EventConv& a, const Taps& taps, co
 
 // One filter a channel, for a block of them. A step without spikes in the rows that it sees costs no sums.
 template <int NV>
-void filter_block(const EventConv& a, const Band& band, int64_t c, const uint8_t* active, float* scratch) {
+void filter_block(const EngineConv& a, const Band& band, int64_t c, const uint8_t* active, float* scratch) {
   constexpr int64_t BLOCK = NV * LANES;
   constexpr int X = 8 / NV;
   const int64_t out_w = out_width(a), map_floats = band.rows * out_w * BLOCK, frame = a.width + 2 * a.padding_x;
@@ -443,9 +418,9 @@ void filter_block(const EventConv& a, const Band& band, int64_t c, const uint8_t
   fire_block<NV>(a, c, band, sums, [&](int64_t i) { return !active[i]; });
 }
 
-int convolve_depthwise(const EventConv& a) {
+int convolve_depthwise(const EngineConv& a) {
   constexpr int64_t BLOCK = 4 * LANES;
-  const Part part = divide(a, BLOCK, 48 << 10);
+  const Part part = partition(a, BLOCK, 48 << 10);
   const int64_t blocks = (a.in + BLOCK - 1) / BLOCK, maps = a.steps * part.images;
   const int64_t frame = a.width + 2 * a.padding_x, rows = (part.rows - 1) * a.stride + a.kernel_height;
   const int64_t floats = (maps * part.rows * out_width(a) + rows * frame) * BLOCK;
@@ -464,7 +439,7 @@ int convolve_depthwise(const EventConv& a) {
 
 }  // namespace
 
-int event_pack(const EventPack& a) {
+int engine_pack(const EnginePack& a) {
   const Window w{a.in, a.out, a.kernel_height, a.kernel_width, a.stride, 1, 1};
   const int64_t taps = a.kernel_height * a.kernel_width;
   if (a.depthwise) {
@@ -479,14 +454,15 @@ int event_pack(const EventPack& a) {
   const auto weight = [&](int64_t o, int64_t c, int64_t ky, int64_t kx) {
     return a.weight[((o * a.in + c) * a.kernel_height + ky) * a.kernel_width + kx];
   };
-  if (by_lists(w, a.binary)) return by_block(w, [&](auto vectors) {
-    constexpr int NV = decltype(vectors)::value;
-    const Parts p = plan_parts(w, NV * LANES);
-    *a.floats = p.floats();
-    if (a.packed != nullptr) pack_parts(w, p, NV * LANES, weight, a.packed);
-    if (a.half != nullptr) halve(a.packed, *a.floats, NV, a.half);
-    return 0;
-  });
+  if (by_lists(w, a.binary))
+    return by_block(w, [&](auto vectors) {
+      constexpr int NV = decltype(vectors)::value;
+      const Parts p = plan_parts(w, NV * LANES);
+      *a.floats = p.floats();
+      if (a.packed != nullptr) pack_parts(w, p, NV * LANES, weight, a.packed);
+      if (a.half != nullptr) halve(a.packed, *a.floats, NV, a.half);
+      return 0;
+    });
   return by_shape(w, [&](auto columns, auto vectors) {
     const Plan p = plan_gather(w, decltype(vectors)::value * LANES);
     *a.floats = packed_floats(w, p);
@@ -497,8 +473,8 @@ int event_pack(const EventPack& a) {
   });
 }
 
-int event_conv(const EventConv& a) {
-  if (a.levels > MOST_LEVELS) return -2;
+int engine_conv(const EngineConv& a) {
+  if (a.levels > MOST_LEVELS) return UNSUPPORTED;
   if (a.depthwise) return convolve_depthwise(a);
   const Window w = window(a, 1);
   const auto by_weight = [&](const auto& run) {
@@ -516,73 +492,4 @@ int event_conv(const EventConv& a) {
   });
 }
 
-int event_fire(const EventFire& a) {
-  if (a.levels > MOST_LEVELS) return -2;
-  constexpr int64_t BLOCK = 64 * LANES;
-  return for_items((a.size + BLOCK - 1) / BLOCK, 0, a.threads, [&](int64_t item, float*) {
-    const Fired fired = a;
-    const int64_t last = smaller(a.size, (item + 1) * BLOCK);
-    const int64_t rows = (last - item * BLOCK) / (4 * LANES);
-    const Vec none[4] = {};
-    fire_rows<4>(fired, item * BLOCK, 4 * LANES, rows, a.size, {a.x + item * BLOCK, a.x_stride, 4 * LANES, none});
-    for (int64_t i = item * BLOCK + rows * 4 * LANES; i < last; i += LANES) {
-      const int64_t n = smaller(LANES, last - i);
-      fire(fired, i, a.size, n, [&](int64_t t) ALWAYS_INLINE { return get_some(a.x + t * a.x_stride + i, n); });
-    }
-  });
-}
-
-int event_max_pool(const EventPool& a) {
-  const int64_t out_h = (a.height + 2 * a.padding - a.kernel) / a.stride + 1;
-  const int64_t out_w = (a.width + 2 * a.padding - a.kernel) / a.stride + 1, C = a.channels;
-  return for_items(a.images * out_h, 0, a.threads, [&](int64_t item, float*) {
-    const int64_t n = item / out_h, y = item % out_h;
-    for (int64_t x = 0; x < out_w; x++) {
-      uint8_t* out = a.y + ((n * out_h + y) * out_w + x) * C;
-      std::memset(out, 0, C);
-      for (int64_t ky = 0; ky < a.kernel; ky++)
-        for (int64_t kx = 0; kx < a.kernel; kx++) {
-          const int64_t row = y * a.stride - a.padding + ky, column = x * a.stride - a.padding + kx;
-          if (row < 0 || row >= a.height || column < 0 || column >= a.width) continue;
-          const uint8_t* in = a.x + ((n * a.height + row) * a.width + column) * C;
-#pragma omp simd
-          for (int64_t c = 0; c < C; c++) out[c] = in[c] > out[c] ? in[c] : out[c];
-        }
-    }
-  });
-}
-
-int event_attention(const EventAttention& a) {
-  const int64_t C = a.channels, d = C / a.heads, L = a.tokens, wide = round_up(d, LANES);
-  return for_items(a.maps * a.heads, (d + 1) * wide * 4, a.threads, [&](int64_t item, float* scratch) {
-    const int64_t map = item / a.heads, head = item % a.heads, first = map * L * C + head * d;
-    const auto rows_of = [&](const uint8_t* token, const auto& body) {
-      for (int64_t c = 0; c < d; c += 64)
-        for (uint64_t word = nonzero_bytes(token + c, smaller(64, d - c)); word != 0; word &= word - 1) {
-          const int64_t row = c + __builtin_ctzll(word);
-          body(row, static_cast<float>(token[row]));
-        }
-    };
-    float *state = scratch + wide, *sum = scratch;
-    std::memset(scratch, 0, (d + 1) * wide * 4);
-    for (int64_t l = 0; l < L; l++) {
-      const uint8_t* v = a.v + first + l * C;
-      rows_of(a.k + first + l * C, [&](int64_t row, float k) {
-        for (int64_t c = 0; c < d; c += LANES) {
-          float* to = state + row * wide + c;
-          put(to, get(to) + k * get_some(v + c, smaller(LANES, d - c)));
-        }
-      });
-    }
-    for (int64_t l = 0; l < L; l++) {
-      std::memset(sum, 0, wide * 4);
-      rows_of(a.q + first + l * C, [&](int64_t row, float q) {
-        for (int64_t c = 0; c < d; c += LANES) put(sum + c, get(sum + c) + q * get(state + row * wide + c));
-      });
-      for (int64_t c = 0; c < d; c++) a.y[first + l * C + c] = sum[c] * a.scale;
-    }
-  });
-}
-
-}  // namespace SPIKELOOM_LEVEL
-}  // namespace spikeloom
+}  // namespace spikeloom::SPIKELOOM_LEVEL

@@ -1,16 +1,13 @@
 // Neurons behind the layers that run by their spikes, over all steps at once.
 #pragma once
 
-#include "gather.hpp"
+#include "engine/column_accumulate.hpp"
 
-namespace spikeloom {
-namespace SPIKELOOM_LEVEL {
+namespace spikeloom::SPIKELOOM_LEVEL {
 namespace {
 
 typedef int32_t IntVec __attribute__((vector_size(LANES * 4)));
 typedef uint8_t ByteVec __attribute__((vector_size(LANES)));
-
-inline Vec all(float value) { return Vec{} + value; }
 
 #if defined(__AVX512BW__)
 inline __mmask16 first(int64_t n) { return static_cast<__mmask16>((1u << n) - 1); }
@@ -57,7 +54,7 @@ inline void put_some(uint8_t* p, IntVec v, int64_t n) {
 // n neurons side by side over all steps, the first at element `at`; current(t) gives their sums. Rounds as `scan` does.
 // `a` is a copy of the caller's own: bytes that are written here could else be part of it.
 template <class Current>
-ALWAYS_INLINE inline void fire(const Fired& a, int64_t at, int64_t step, int64_t n, const Current& current) {
+ALWAYS_INLINE inline void fire(const Epilogue& a, int64_t at, int64_t step, int64_t n, const Current& current) {
   const auto input = [&](int64_t t) ALWAYS_INLINE {
     Vec u = current(t);
     if (a.residual != nullptr) u += get_some(a.residual + t * a.residual_stride + at, n);
@@ -132,15 +129,16 @@ struct Sums {
 };
 
 // n <= LANES neurons of one row.
-void fire_few(const Fired& fired, int64_t at, int64_t step, int64_t n, const float* sums, int64_t sums_step, Vec bias) {
-  const Fired a = fired;
+void fire_few(const Epilogue& fired, int64_t at, int64_t step, int64_t n, const float* sums, int64_t sums_step,
+              Vec bias) {
+  const Epilogue a = fired;
   fire(a, at, step, n, [=](int64_t t) ALWAYS_INLINE { return get(sums + t * sums_step) + bias; });
 }
 
-// Rows of V whole vectors, `apart` elements from one to the next, of neurons of K levels that rest at zero: a loop with
-// hardly a question.
+// Rows of V whole vectors, `apart` elements from one to the next, of neurons of K levels that rest at zero: a loop
+// almost without branches.
 template <int V, int K>
-void fire_resting_at_zero(const Fired& a, int64_t at, int64_t apart, int64_t rows, int64_t step, const Sums& sums) {
+void fire_resting_at_zero(const Epilogue& a, int64_t at, int64_t apart, int64_t rows, int64_t step, const Sums& sums) {
   // Copies: what is written through pointers to bytes could be anything.
   const Vec decay = all(a.decay), gain = all(a.gain);
   const IntVec to_zero = IntVec{} - (a.hard ? 1 : 0);
@@ -160,7 +158,8 @@ void fire_resting_at_zero(const Fired& a, int64_t at, int64_t apart, int64_t row
       for (int64_t t = 0; t < steps; t++) {
         const int64_t row = t * step + r * apart;
         IntVec fires[V];
-        // Places lie far apart where the block is a part of the channels: no prefetcher of the processor's sees them come.
+        // Places lie far apart where the block is a part of the channels: no prefetcher of the processor's sees them
+        // come.
         for (int j = 0; (shortcut || total != nullptr) && j < V * LANES; j += 16) {
           if constexpr (shortcut) __builtin_prefetch(residual + t * residual_step + (r + 2) * apart + j);
           if (total != nullptr) __builtin_prefetch(total + row + 2 * apart + j, 1);
@@ -195,7 +194,7 @@ void fire_resting_at_zero(const Fired& a, int64_t at, int64_t apart, int64_t row
 
 // The same of any neurons.
 template <int V>
-void fire_rows(const Fired& a, int64_t at, int64_t apart, int64_t rows, int64_t step, const Sums& sums) {
+void fire_rows(const Epilogue& a, int64_t at, int64_t apart, int64_t rows, int64_t step, const Sums& sums) {
   const auto some = [&](int j) { return Sums{sums.first + j * LANES, sums.step, sums.apart, sums.bias + j}; };
   const bool plain = a.spikes != nullptr && a.v_rest == 0.f;
   if (plain && a.levels == 1) return fire_resting_at_zero<V, 1>(a, at, apart, rows, step, sums);
@@ -210,12 +209,12 @@ void fire_rows(const Fired& a, int64_t at, int64_t apart, int64_t rows, int64_t 
 }
 
 // Whether neurons that no input reaches do the same at all places.
-inline bool starts_alike(const Fired& a) {
+inline bool starts_alike(const Epilogue& a) {
   return a.residual == nullptr && a.residual_spikes == nullptr && a.v == nullptr && a.sum == nullptr;
 }
 
 // Gives n neurons at other places, `apart` elements from one to the next, the spikes of those at the first.
-void repeat_first(const Fired& a, int64_t at, int64_t step, int64_t apart, int64_t places, int64_t n) {
+void repeat_first(const Epilogue& a, int64_t at, int64_t step, int64_t apart, int64_t places, int64_t n) {
   for (int64_t t = 0; t < a.steps; t++) {
     uint8_t* const from = a.spikes + t * step + at;
     for (int64_t place = 1; place < places; place++) std::memcpy(from + place * apart, from, n);
@@ -223,5 +222,4 @@ void repeat_first(const Fired& a, int64_t at, int64_t step, int64_t apart, int64
 }
 
 }  // namespace
-}  // namespace SPIKELOOM_LEVEL
-}  // namespace spikeloom
+}  // namespace spikeloom::SPIKELOOM_LEVEL

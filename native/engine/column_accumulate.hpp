@@ -1,122 +1,10 @@
 // Rows of weights added up in registers for the inputs that are not zero: the inner part of sparse convolutions.
 #pragma once
 
-#include <type_traits>
+#include "common/simd.hpp"
 
-#include "level.hpp"
-
-#if defined(__AVX2__)
-#include <immintrin.h>
-#endif
-
-namespace spikeloom {
-namespace SPIKELOOM_LEVEL {
+namespace spikeloom::SPIKELOOM_LEVEL {
 namespace {
-
-// Vectors of one register; registers hold 8 WIDE sums beside what is added to them.
-#if defined(__AVX512F__)
-constexpr int LANES = 16, WIDE = 2;
-#elif defined(__AVX__)
-constexpr int LANES = 8, WIDE = 1;
-#else
-constexpr int LANES = 4, WIDE = 1;
-#endif
-typedef float Vec __attribute__((vector_size(LANES * 4)));
-typedef float Unaligned __attribute__((vector_size(LANES * 4), aligned(4), may_alias));
-
-inline Vec get(const float* p) { return *reinterpret_cast<const Unaligned*>(p); }
-inline void put(float* p, Vec v) { *reinterpret_cast<Unaligned*>(p) = v; }
-
-typedef uint32_t Words __attribute__((vector_size(LANES * 4)));
-typedef uint16_t Halves __attribute__((vector_size(LANES * 2)));
-typedef uint8_t Bytes __attribute__((vector_size(LANES)));
-
-// One instruction each where the processor has it: GCC makes several of __builtin_convertvector.
-inline Words widen(Halves x) {
-#if defined(__AVX512F__)
-  return reinterpret_cast<Words>(_mm512_cvtepu16_epi32(reinterpret_cast<__m256i>(x)));
-#elif defined(__AVX2__)
-  return reinterpret_cast<Words>(_mm256_cvtepu16_epi32(reinterpret_cast<__m128i>(x)));
-#else
-  return __builtin_convertvector(x, Words);
-#endif
-}
-inline Halves narrow(Words x) {
-#if defined(__AVX512F__)
-  return reinterpret_cast<Halves>(_mm512_cvtepi32_epi16(reinterpret_cast<__m512i>(x)));
-#elif defined(__AVX2__)
-  const __m256i words = reinterpret_cast<__m256i>(x);
-  return reinterpret_cast<Halves>(_mm_packus_epi32(_mm256_castsi256_si128(words), _mm256_extracti128_si256(words, 1)));
-#else
-  return __builtin_convertvector(x, Halves);
-#endif
-}
-inline Words get_bytes(const uint8_t* p) {
-#if defined(__AVX512F__)
-  return reinterpret_cast<Words>(_mm512_cvtepu8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p))));
-#elif defined(__AVX2__)
-  return reinterpret_cast<Words>(_mm256_cvtepu8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(p))));
-#else
-  Bytes bytes;
-  std::memcpy(&bytes, p, sizeof bytes);
-  return __builtin_convertvector(bytes, Words);
-#endif
-}
-inline void put_bytes(uint8_t* p, Words x) {
-#if defined(__AVX512F__)
-  _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm512_cvtepi32_epi8(reinterpret_cast<__m512i>(x)));
-#elif defined(__AVX2__)
-  const __m128i halves = reinterpret_cast<__m128i>(narrow(x));
-  _mm_storel_epi64(reinterpret_cast<__m128i*>(p), _mm_packus_epi16(halves, halves));
-#else
-  const Bytes bytes = __builtin_convertvector(x, Bytes);
-  std::memcpy(p, &bytes, sizeof bytes);
-#endif
-}
-
-inline Vec get_floats(const float* p) { return get(p); }
-inline void put_floats(float* p, Vec v) { put(p, v); }
-inline Vec get_floats(const bfloat16* p) {
-  Halves bits;
-  std::memcpy(&bits, p, sizeof bits);
-  return reinterpret_cast<Vec>(widen(bits) << 16);
-}
-// Rounds as `store`.
-inline void put_floats(bfloat16* p, Vec v) {
-  const Words bits = reinterpret_cast<Words>(v), rounded = (bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16;
-  const Words unordered = reinterpret_cast<Words>(v != v);
-  const Halves half = narrow((rounded & ~unordered) | (0x7fc0u & unordered));
-  std::memcpy(p, &half, sizeof half);
-}
-
-// a b + c, rounded once where the processor can.
-inline Vec fused(Vec a, Vec b, Vec c) {
-#if defined(__AVX512F__)
-  const auto raw = [](Vec v) ALWAYS_INLINE { return reinterpret_cast<__m512>(v); };
-  return reinterpret_cast<Vec>(_mm512_fmadd_ps(raw(a), raw(b), raw(c)));
-#elif defined(__FMA__)
-  const auto raw = [](Vec v) ALWAYS_INLINE { return reinterpret_cast<__m256>(v); };
-  return reinterpret_cast<Vec>(_mm256_fmadd_ps(raw(a), raw(b), raw(c)));
-#else
-  return a * b + c;
-#endif
-}
-
-// An integer that is part of a type.
-template <int N>
-using Constant = std::integral_constant<int, N>;
-
-// Runs body(vectors, first channel) over all channels: four vectors of them at a time, then one; then single channels
-// (0 vectors).
-template <class Body>
-inline void by_channels(int64_t channels, const Body& body) {
-  int64_t c = 0;
-  for (; c + 4 * LANES <= channels; c += 4 * LANES) body(Constant<4>{}, c);
-  for (; c + LANES <= channels; c += LANES) body(Constant<1>{}, c);
-  for (; c < channels; c++) body(Constant<0>{}, c);
-}
-
-inline int64_t round_up(int64_t n, int64_t unit) { return (n + unit - 1) / unit * unit; }
 
 // An image is laid out by columns, so that what a column of the filter sees lies side by side: [column, row, channel]
 // values with the padding's zeros, and one bit each. The bits of one column and filter window are cut into groups of
@@ -149,7 +37,8 @@ inline Plan plan_gather(const Window& w, int64_t block) {
 template <class Run>
 inline auto by_shape(const Window& w, const Run& run) {
   const auto by_width = [&](auto columns) {
-    constexpr int most = LANES == 16 ? (decltype(columns)::value == 1 ? 4 : 2) : (decltype(columns)::value == 1 ? 8 : 4);
+    constexpr int most =
+        LANES == 16 ? (decltype(columns)::value == 1 ? 4 : 2) : (decltype(columns)::value == 1 ? 8 : 4);
     if (w.out <= LANES) return run(columns, Constant<1>{});
     if constexpr (LANES < 16) {
       if (w.out <= 2 * LANES) return run(columns, Constant<2>{});
@@ -157,7 +46,6 @@ inline auto by_shape(const Window& w, const Run& run) {
     }
     return run(columns, Constant<most>{});
   };
-  if (w.stride == 1 && w.kernel_width == 2) return by_width(Constant<2>{});
   if (w.stride == 1 && w.kernel_width == 3) return by_width(Constant<3>{});
   return by_width(Constant<1>{});
 }
@@ -168,8 +56,8 @@ inline int64_t weight_floats(const Window& w, const Plan& p) {
 }
 inline int64_t packed_floats(const Window& w, const Plan& p) { return weight_floats(w, p) + w.kernel_width * p.block; }
 
-// Weights as [block, group, (kernel column) bit (kernel column), channel of the block], columns inside where they slide,
-// and a row of zeros. weight(o, c, ky, kx) reads one.
+// Weights as [block, group, (kernel column) bit (kernel column), channel of the block], columns inside where they
+// slide, and a row of zeros. weight(o, c, ky, kx) reads one.
 template <int COLS, class Weight>
 void pack_gather(const Window& w, const Plan& p, const Weight& weight, float* packed) {
   const int64_t KW = w.kernel_width;
@@ -190,7 +78,8 @@ inline uint64_t group_mask(const Plan& p, int64_t g) {
   return width == 64 ? ~uint64_t{0} : (uint64_t{1} << width) - 1;
 }
 
-// sum[j] = add(sum[j], weights), of SUMS vectors side by side. Two vectors of bfloat16 are one of words, the first in the lower halves
+// sum[j] = add(sum[j], weights), of SUMS vectors side by side. Two vectors of bfloat16 are one of words, the first in
+// the lower halves
 // (`halve`): one load for both.
 template <int SUMS, class Add>
 ALWAYS_INLINE inline void add_row(Vec* sum, const float* row, const Add& add) {
@@ -234,16 +123,16 @@ struct Apart {
   const Weight* zeros = nullptr;
 };
 
-// One row of outputs (or ROWS of them), of one block and group: out[x] (+)= sum over columns and bits of value x weights.
-// Of `Ones` the values are not read. Short lists of bits cost a wrongly guessed branch each: rows that are worked on
-// together share it, and those with fewer bits add zeros meanwhile.
+// One row of outputs (or ROWS of them), of one block and group: out[x] (+)= sum over columns and bits of value x
+// weights. Of `Ones` the values are not read. Short lists of bits cost a wrongly guessed branch each: rows that are
+// worked on together share it, and those with fewer bits add zeros meanwhile.
 struct Ones {};
 template <int COLS, int NV, int ROWS = 1, class Value, class Weight>
 void gather_row(const Window& a, const Plan& p, const uint8_t* bits, const Value* values, const Weight* weight,
                 uint64_t mask, bool first, float* out, int64_t out_step, const Apart<Weight>& apart = {}) {
   constexpr int SUMS = COLS * NV, ROW = SUMS * LANES;
   const int64_t step = p.rows * p.C;
-  const auto gather = [&](int64_t column, const Weight* w, Vec (*sum)[SUMS]) ALWAYS_INLINE {
+  const auto gather = [&](int64_t column, const Weight* w, Vec(*sum)[SUMS]) ALWAYS_INLINE {
     uint64_t words[ROWS], any = 0;
 #pragma GCC unroll 4
     for (int r = 0; r < ROWS; r++) {
@@ -301,5 +190,4 @@ void gather_row(const Window& a, const Plan& p, const uint8_t* bits, const Value
 }
 
 }  // namespace
-}  // namespace SPIKELOOM_LEVEL
-}  // namespace spikeloom
+}  // namespace spikeloom::SPIKELOOM_LEVEL

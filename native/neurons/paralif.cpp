@@ -1,21 +1,18 @@
-// Neurons that do not wait for their spikes: a leaky integration and what is made of it (ParaLIF, SPSN), or less an
-// estimate of the reset (PSU and its kin). All steps of a block stay in cache; what is kept for the backward pass is x.
-#include "filter.hpp"
+// Leaky integrators whose membrane fires without a reset (ParaLIF, SPSN):
+//
+//   for t:  i = alpha i + x[t],  m = beta m + (1 - beta) i,  y = map(m)
+//           s[t] = y > threshold, y - y[t-1] > threshold, uniform < y or the Gumbel-softmax sample: by `rule`
+//
+// All steps of a block stay in cache; for the backward pass m and y are computed again from x.
+#include "common/threads.hpp"
+#include "neurons/leaky.hpp"
 
-namespace spikeloom {
-namespace SPIKELOOM_LEVEL {
+namespace spikeloom::SPIKELOOM_LEVEL {
 namespace {
-
-template <class T>
-inline const T* step_of(const void* x, int64_t t, int64_t stride, int64_t i0) {
-  return static_cast<const T*>(x) + t * stride + i0;
-}
 
 void map_row(Map map, int64_t n, const float* m, float* y) {
   switch (map) {
-    case Map::identity:
-      std::memcpy(y, m, n * 4);
-      return;
+    case Map::identity: std::memcpy(y, m, n * 4); return;
     case Map::sigmoid:
 #pragma omp simd
       for (int64_t i = 0; i < n; i++) y[i] = logistic(m[i]);
@@ -51,12 +48,13 @@ inline float soft_sample(float m, float u) {
 }
 
 template <class T>
-int fire_forward(const FilterFireForward& a) {
+int fire_forward(const ParaLifForward& a) {
   const int64_t block = 512;
-  return for_blocks(a.size, block, 7 * block * 4, a.threads, a.steps * a.size < SMALL, [&](int64_t i0, int64_t n, float* rows) {
+  return for_blocks(a.size, block, 7 * block * 4, a.threads, a.steps * a.size < MIN_PARALLEL,
+                    [&](int64_t i0, int64_t n, float* rows) {
     float *alpha = rows, *beta = rows + block, *syn = rows + 2 * block, *mem = rows + 3 * block;
     float *y = rows + 4 * block, *before = rows + 5 * block, *u = rows + 6 * block;
-    const Firing& f = a.fire;
+    const FiringRule& f = a.fire;
     enter(a, i0, n, alpha, beta, syn, mem);
     for (int64_t i = 0; i < n; i++) before[i] = f.before ? f.before[i0 + i] : 0.f;
     for (int64_t t = 0; t < a.steps; t++) {
@@ -97,18 +95,20 @@ int fire_forward(const FilterFireForward& a) {
 }
 
 template <class T>
-int fire_backward(const FilterFireBackward& a) {
+int fire_backward(const ParaLifBackward& a) {
   const bool learn = a.grad_alpha != nullptr;
   const int64_t kept = a.steps + 1, rows_count = 11 + kept * (learn ? 2 : 1);
   const int64_t block = block_size(rows_count * 4, 192 << 10, 512);
   const int64_t blocks = (a.size + block - 1) / block;
   double* partial = static_cast<double*>(std::calloc(blocks + 1, sizeof(double)));
-  if (partial == nullptr) return -1;
-  const int failed = for_blocks(a.size, block, rows_count * block * 4, a.threads, a.steps * a.size < SMALL, [&](int64_t i0, int64_t n, float* rows) {
-    const Firing& f = a.fire;
+  if (partial == nullptr) return OUT_OF_MEMORY;
+  const int failed = for_blocks(a.size, block, rows_count * block * 4, a.threads, a.steps * a.size < MIN_PARALLEL,
+                                [&](int64_t i0, int64_t n, float* rows) {
+    const FiringRule& f = a.fire;
     float *alpha = rows, *beta = alpha + block, *y = beta + block, *y_before = y + block, *u = y_before + block;
     float *grad = u + block, *later = grad + block, *grad_syn = later + block, *grad_mem = grad_syn + block;
-    float *sum_alpha = grad_mem + block, *sum_beta = sum_alpha + block, *mem = sum_beta + block, *syn = mem + kept * block;
+    float *sum_alpha = grad_mem + block, *sum_beta = sum_alpha + block, *mem = sum_beta + block,
+          *syn = mem + kept * block;
     // Without learned constants the synaptic current needs one row alone.
     enter(a, i0, n, alpha, beta, learn ? syn : u, mem);
     for (int64_t t = 0; t < a.steps; t++)
@@ -206,146 +206,19 @@ int fire_backward(const FilterFireBackward& a) {
   });
   if (a.grad_threshold) {
     *a.grad_threshold = 0;
-    add_groups(partial, blocks, 1, 1, a.grad_threshold);
+    reduce_partials(partial, blocks, 1, 1, a.grad_threshold);
   }
   std::free(partial);
   return failed;
 }
 
-// --- an estimate of the reset -----------------------------------------------------------------------------------------
-
-// One step forward: u and r move on, v is V[t].
-template <class T>
-inline void estimate_step(const Estimate& a, int64_t t, int64_t i0, int64_t n, const float* u0, const float* r0, float* u1,
-                          float* r1, float* v) {
-  const float decay = a.decay, gain = 1.f - a.decay, drop = a.drop;
-  const T *x = step_of<T>(a.x, t, a.x_stride, i0), *z = a.z ? step_of<T>(a.z, t, a.size, i0) : nullptr;
-  if (a.integrate) {
-#pragma omp simd
-    for (int64_t i = 0; i < n; i++) u1[i] = decay * u0[i] + gain * load(x, i);
-  } else {
-#pragma omp simd
-    for (int64_t i = 0; i < n; i++) u1[i] = load(x, i);
-  }
-#pragma omp simd
-  for (int64_t i = 0; i < n; i++) v[i] = u1[i] - drop * r0[i];
-  const auto move = [=](auto estimate) {
-#pragma omp simd
-    for (int64_t i = 0; i < n; i++) r1[i] = decay * r0[i] + gain * estimate(i);
-  };
-  if (a.raw && z)
-    move([=](int64_t i) { return load(z, i); });
-  else if (z)
-    move([=](int64_t i) { return logistic(load(z, i)); });
-  else
-    move([=](int64_t i) { return logistic(u1[i]); });
-}
-
-template <class T>
-int estimate_forward(const EstimateForward& a) {
-  const int64_t block = 512;
-  return for_blocks(a.size, block, 3 * block * 4, a.threads, a.steps * a.size < SMALL, [&](int64_t i0, int64_t n, float* rows) {
-    float *u = rows, *r = rows + block, *v = rows + 2 * block;
-    for (int64_t i = 0; i < n; i++) {
-      u[i] = a.state ? a.state[i0 + i] : 0.f;
-      r[i] = a.state ? a.state[a.size + i0 + i] : 0.f;
-    }
-    const float threshold = a.threshold;
-    for (int64_t t = 0; t < a.steps; t++) {
-      estimate_step<T>(a, t, i0, n, u, r, u, r, v);
-      if (a.potentials) std::memcpy(a.potentials + t * a.size + i0, v, n * 4);
-      if (!a.spikes) continue;
-      T* s = static_cast<T*>(a.spikes) + t * a.size + i0;
-      if (a.strict) {
-#pragma omp simd
-        for (int64_t i = 0; i < n; i++) store(s, i, v[i] > threshold ? 1.f : 0.f);
-      } else {
-#pragma omp simd
-        for (int64_t i = 0; i < n; i++) store(s, i, v[i] >= threshold ? 1.f : 0.f);
-      }
-    }
-    if (a.state_out) {
-      std::memcpy(a.state_out + i0, u, n * 4);
-      std::memcpy(a.state_out + a.size + i0, r, n * 4);
-    }
-  });
-}
-
-template <class T>
-int estimate_backward(const EstimateBackward& a) {
-  const int64_t rows_count = 2 * (a.steps + 1) + 5;
-  const int64_t block = block_size(rows_count * 4, 192 << 10, 512);
-  return for_blocks(a.size, block, rows_count * block * 4, a.threads, a.steps * a.size < SMALL, [&](int64_t i0, int64_t n, float* rows) {
-    float *v = rows, *grad = v + block, *grad_u = grad + block, *grad_r = grad_u + block, *delta = grad_r + block;
-    float *u = delta + block, *r = u + (a.steps + 1) * block;
-    const float decay = a.decay, gain = 1.f - a.decay, drop = a.drop, threshold = a.threshold;
-    for (int64_t i = 0; i < n; i++) {
-      u[i] = a.state ? a.state[i0 + i] : 0.f;
-      r[i] = a.state ? a.state[a.size + i0 + i] : 0.f;
-      grad_u[i] = a.grad_state_out ? a.grad_state_out[i0 + i] : 0.f;
-      grad_r[i] = a.grad_state_out ? a.grad_state_out[a.size + i0 + i] : 0.f;
-    }
-    for (int64_t t = 0; t < a.steps; t++)
-      estimate_step<T>(a, t, i0, n, u + t * block, r + t * block, u + (t + 1) * block, r + (t + 1) * block, v);
-    for (int64_t t = a.steps - 1; t >= 0; t--) {
-      const float *u1 = u + (t + 1) * block, *r0 = r + t * block;
-      const T* grad_s = step_of<T>(a.grad_spikes, t, a.size, i0);
-      const T* z = a.z ? step_of<T>(a.z, t, a.size, i0) : nullptr;
-      T *grad_x = static_cast<T*>(a.grad_x) + t * a.size + i0, *grad_z = a.grad_z ? static_cast<T*>(a.grad_z) + t * a.size + i0 : nullptr;
-      if (a.surrogate == Surrogate::slope) {
-        std::memcpy(grad, a.slope + t * a.size + i0, n * 4);
-      } else {
-#pragma omp simd
-        for (int64_t i = 0; i < n; i++) v[i] = u1[i] - drop * r0[i] - threshold;
-        derivative_row(a.surrogate, n, v, a.p, a.q, grad);
-      }
-      // grad_u and grad_r are gradients of what step t leaves; delta is that of its estimate's argument.
-#pragma omp simd
-      for (int64_t i = 0; i < n; i++) grad[i] *= load(grad_s, i);
-      if (a.raw && z) {
-#pragma omp simd
-        for (int64_t i = 0; i < n; i++) delta[i] = gain * grad_r[i];
-      } else if (z) {
-#pragma omp simd
-        for (int64_t i = 0; i < n; i++) {
-          const float e = logistic(load(z, i));
-          delta[i] = gain * grad_r[i] * e * (1.f - e);
-        }
-      } else {
-#pragma omp simd
-        for (int64_t i = 0; i < n; i++) {
-          const float e = logistic(u1[i]);
-          delta[i] = gain * grad_r[i] * e * (1.f - e);
-        }
-      }
-      if (z) {
-        for (int64_t i = 0; i < n; i++) store(grad_z, i, delta[i]);
-        std::memset(delta, 0, n * 4);
-      }
-      const float through = a.integrate ? gain : 1.f, back = a.integrate ? decay : 0.f;
-#pragma omp simd
-      for (int64_t i = 0; i < n; i++) {
-        const float gu = grad_u[i] + grad[i] + delta[i];
-        store(grad_x, i, through * gu);
-        grad_u[i] = back * gu;
-        grad_r[i] = decay * grad_r[i] - drop * grad[i];
-      }
-    }
-    if (a.grad_state) {
-      std::memcpy(a.grad_state + i0, grad_u, n * 4);
-      std::memcpy(a.grad_state + a.size + i0, grad_r, n * 4);
-    }
-  });
-}
-
 }  // namespace
 
-#define BY_DTYPE(function) a.dtype == Dtype::float32 ? function<float>(a) : function<bfloat16>(a)
+int paralif_forward(const ParaLifForward& a) {
+  return a.dtype == Dtype::float32 ? fire_forward<float>(a) : fire_forward<bfloat16>(a);
+}
+int paralif_backward(const ParaLifBackward& a) {
+  return a.dtype == Dtype::float32 ? fire_backward<float>(a) : fire_backward<bfloat16>(a);
+}
 
-int filter_fire_forward(const FilterFireForward& a) { return BY_DTYPE(fire_forward); }
-int filter_fire_backward(const FilterFireBackward& a) { return BY_DTYPE(fire_backward); }
-int estimate_forward(const EstimateForward& a) { return BY_DTYPE(estimate_forward); }
-int estimate_backward(const EstimateBackward& a) { return BY_DTYPE(estimate_backward); }
-
-}  // namespace SPIKELOOM_LEVEL
-}  // namespace spikeloom
+}  // namespace spikeloom::SPIKELOOM_LEVEL

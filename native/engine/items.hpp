@@ -1,0 +1,48 @@
+// Pieces of a layer's work, shared among threads, each with memory that lasts from call to call.
+#pragma once
+
+#include "common/math.hpp"
+
+namespace spikeloom::SPIKELOOM_LEVEL {
+namespace {
+
+// Memory of one thread that lasts from call to call.
+struct Scratch {
+  void* memory = nullptr;
+  size_t size = 0;
+  ~Scratch() { std::free(memory); }
+  float* of(size_t bytes) {
+    if (bytes > size) {
+      std::free(memory);
+      memory = std::aligned_alloc(64, (bytes + 63) / 64 * 64);
+      size = memory == nullptr ? 0 : bytes;
+    }
+    return static_cast<float*>(memory);
+  }
+};
+thread_local Scratch scratch_of_thread;
+
+// Runs body(item, scratch) for all items, each where a core is free: they differ in spikes. Returns OK or
+// OUT_OF_MEMORY.
+template <class Body>
+int for_items(int64_t items, size_t bytes, int threads, const Body& body) {
+  int failed = 0;
+#ifdef _OPENMP
+#pragma omp parallel for num_threads(threads) schedule(dynamic) if (items > 1 && threads > 1)
+#endif
+  for (int64_t i = 0; i < items; i++) {
+    float* scratch = bytes == 0 ? nullptr : scratch_of_thread.of(bytes);
+    if (bytes != 0 && scratch == nullptr) {
+#ifdef _OPENMP
+#pragma omp atomic write
+#endif
+      failed = OUT_OF_MEMORY;
+      continue;
+    }
+    body(i, scratch);
+  }
+  return failed;
+}
+
+}  // namespace
+}  // namespace spikeloom::SPIKELOOM_LEVEL
