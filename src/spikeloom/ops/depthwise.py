@@ -1,7 +1,7 @@
 """Convolution of every channel by its own filter, on channels-last memory.
 
 There is next to no arithmetic in it, so it is a matter of reading whole vectors of channels; oneDNN's gradients of
-small maps take many times as long (docs/performance.md).
+small maps take many times as long (docs/notes/convolution-kernels.md).
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The event engine: a trained network run by its spikes (plan in `engine.ir`, kernels in native/events.cpp).
+"""The event engine: a trained network run by its spikes (plan in `engine.ir`, kernels in native/engine).
 
 Between layers there are maps of bytes. A convolution lists the active inputs of every window and adds up their rows of
 weights in registers, fires the neurons behind it over all steps while the sums are in cache, and writes the next map.
