@@ -122,7 +122,7 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "data": {"name": "digits", "subset": 32, "test_subset": 20, "size": 16},
         "model": {"name": "colored_mnist_net", "T": 2, "image_size": 16},
         "train": {"batch_size": 16, "epochs": 1, "lr": 0.01},
-    }  # fmt: skip
+    }
     train(Run.plan(home / "run", "quickstart/digits", "main", "full", check_settings(settings, "here")), Quiet())
     analyse.write_report([home / "run"], {}, Quiet())
     x = torch.rand(2, 3, 2, 8, 8)
@@ -230,7 +230,10 @@ CALLS: dict[str, Callable[[Any], Any]] = {
     "draw_figures": lambda at: [path.name for path in draw_figures([at("figure.json")], at("new"))],
     "earlier_results": lambda at: earlier_results(at("."), "bench"),
     "export_file": lambda at: {
-        **export_file(network(), SEQUENCE, True, "nir", at("new"), None), "path": None, "bytes": None},
+        **export_file(network(), SEQUENCE, True, "nir", at("new"), None),
+        "path": None,
+        "bytes": None,
+    },
     "gather_run": lambda at: gather_run(at("run"), {}, Quiet()).records,
     "load": lambda at: deploy.load(at("engine.safetensors"))(SEQUENCE).tolist(),
     "load_ann": pretrained,
@@ -255,19 +258,22 @@ CALLS: dict[str, Callable[[Any], Any]] = {
     "read_weights": lambda at: sorted(read_weights("colored_mnist_net", at("run/model.safetensors")).tensors),
     "run_folder": lambda at: run_folder(at("run")).name,
     "write_weights": lambda at: write_weights(Run.open(at("run")), Run.open(at("run")).settings, at("new"), Quiet())[
-        "test_accuracy"],
+        "test_accuracy"
+    ],
     "recorded_figures": lambda at: [
-        path.name for path in recorded_figures(load_recipe("quickstart/digits"), at("recorded"), None, {})],
+        path.name for path in recorded_figures(load_recipe("quickstart/digits"), at("recorded"), None, {})
+    ],
     "write_figure": lambda at: write_figure(at("new"), read_figure(at("figure.json"))) or Path(at("new")).read_text(),
     "write_json": lambda at: files.write_json(at("new"), [1]) or Path(at("new")).read_text(),
     "write_nir": lambda at: deploy.write_nir(deploy.read_nir(at("net.nir")), at("new")) or Path(at("new")).is_file(),
     "write_pictures": lambda at: write_pictures(Pictures(), Pictures(), at("new")) or Path(at("new")).is_file(),
     "write_report": lambda at: [
-        analyse.write_report(runs, {}, Quiet(), at("new"))[0].name for runs in (at("run"), [at("run")])],
+        analyse.write_report(runs, {}, Quiet(), at("new"))[0].name for runs in (at("run"), [at("run")])
+    ],
     "write_results": lambda at: write_results(at("new"), "x", {}) or sorted(os.listdir(at("new"))),
     "write_safetensors": lambda at: files.write_safetensors(at("new"), TENSORS, {"a": "b"}),
     "write_signed": lambda at: write_signed(at("new"), {}) or Path(at("new")).read_text(),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("name", CALLS)

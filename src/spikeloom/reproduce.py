@@ -231,12 +231,20 @@ def _measure(recipe: Recipe, row: str, budget: Budget, settings: MeasureSettings
     found: Measured = MEASUREMENTS[settings.measure.name](**settings.measure.options)
     stem = f"{row}.{budget}.seed{settings.seed}"
     record: Json = {
-        "table": recipe.name, "row": row, "system": recipe.rows[row].system, "budget": budget, "seed": settings.seed,
-        "published": recipe.rows[row].published, "measured": found.values, "tables": found.tables,
+        "table": recipe.name,
+        "row": row,
+        "system": recipe.rows[row].system,
+        "budget": budget,
+        "seed": settings.seed,
+        "published": recipe.rows[row].published,
+        "measured": found.values,
+        "tables": found.tables,
         "figures": _write_figures(folder, stem, found.figures),
-        "seconds": round(time.monotonic() - start, 3), "settings": settings.model_dump(exclude=_PLACES),
-        "environment": environment(), "date": datetime.date.today().isoformat(),
-    }  # fmt: skip
+        "seconds": round(time.monotonic() - start, 3),
+        "settings": settings.model_dump(exclude=_PLACES),
+        "environment": environment(),
+        "date": datetime.date.today().isoformat(),
+    }
     write_json(folder / f"{stem}.json", record)
     return record
 

@@ -22,9 +22,15 @@ SMALL: dict[str, Any] = {
 NORMED: dict[str, Any] = {
     "data": {"name": "digits", "subset": 64, "test_subset": 50},
     "model": {"name": "report_sew_resnet34", "T": 2},
-    "train": {"batch_size": 16, "epochs": 2, "lr": 0.1, "weight_decay": 1e-4, "warmup_epochs": 0.5,
-              "augment": [{"name": "random_crop", "padding": 1}]},
-}  # fmt: skip
+    "train": {
+        "batch_size": 16,
+        "epochs": 2,
+        "lr": 0.1,
+        "weight_decay": 1e-4,
+        "warmup_epochs": 0.5,
+        "augment": [{"name": "random_crop", "padding": 1}],
+    },
+}
 
 
 class Told:

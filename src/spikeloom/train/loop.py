@@ -302,15 +302,21 @@ def _set_up(run: Run, progress: Progress, held: contextlib.ExitStack) -> tuple[S
         optimizer=optimizer,
         schedule=schedule,
         batches=Batches(
-            train_set, order, t, augment, settings.seed, steps_per_epoch,
-            accelerator.process_index, accelerator.num_processes,
+            train_set,
+            order,
+            t,
+            augment,
+            settings.seed,
+            steps_per_epoch,
+            accelerator.process_index,
+            accelerator.num_processes,
         ),
         method=functools.partial(METHODS[t.method.name], **t.method.options),
         loss=loss,
         penalised=_penalised(t, accelerator.unwrap_model(model), loss, environments, train_set.title),
         T=T,
         parameters=parameters,
-    )  # fmt: skip
+    )
     return setup, state
 
 

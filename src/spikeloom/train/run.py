@@ -39,9 +39,13 @@ from spikeloom.train.recipe import Budget, Named, Settings, check_settings, flat
 Json = dict[str, Any]
 _RECORD = {"test_accuracy", "test_loss", "seconds"}  # what every epoch's record has
 _SUMMARY: Json = {
-    "test_accuracy": float | int | None, "best_test_accuracy": float | int | None, "data": dict, "epochs": int,
-    "seconds": float | int, "environment": dict,
-}  # fmt: skip
+    "test_accuracy": float | int | None,
+    "best_test_accuracy": float | int | None,
+    "data": dict,
+    "epochs": int,
+    "seconds": float | int,
+    "environment": dict,
+}
 # What may change in a run that continues: neither the weights' shapes, nor the order of the data, nor the model.
 CHANGEABLE = (
     "train.lr",

@@ -169,9 +169,10 @@ class Layer:
         """The layer of which these are the `to_json`."""
         shape, own = values["shape"], {field.name: values[field.name] for field in fields(cls)}
         own |= {
-            "operands": tuple(Operand(**operand) for operand in values["operands"]), "rates": tuple(values["rates"]),
+            "operands": tuple(Operand(**operand) for operand in values["operands"]),
+            "rates": tuple(values["rates"]),
             "shape": None if shape is None else tuple(shape),
-        }  # fmt: skip
+        }
         return cls(**own)
 
 

@@ -108,9 +108,11 @@ class Measurements:
         """Plain values."""
         values = {key: value for key, value in vars(self).items() if key not in ("confusion", "audit", "rasters")}
         return {
-            **values, "confusion": None if self.confusion is None else asdict(self.confusion),
-            "audit": None if self.audit is None else self.audit.to_json(), "rasters": list(map(asdict, self.rasters)),
-        }  # fmt: skip
+            **values,
+            "confusion": None if self.confusion is None else asdict(self.confusion),
+            "audit": None if self.audit is None else self.audit.to_json(),
+            "rasters": list(map(asdict, self.rasters)),
+        }
 
     @classmethod
     def from_json(cls, values: Json) -> Measurements:
@@ -120,16 +122,20 @@ class Measurements:
             KeyError, TypeError, ValueError, IndexError: they are of no measurements.
         """
         matrix, audited = values["confusion"], values["audit"]
-        drawn: list[Json] = [{**r, "spikes": tuple((int(t), int(n)) for t, n in r["spikes"])}
-                             for r in values["rasters"]]  # fmt: skip
+        drawn: list[Json] = [
+            {**r, "spikes": tuple((int(t), int(n)) for t, n in r["spikes"])} for r in values["rasters"]
+        ]
         rasters = [Raster(**each) for each in drawn]
         plain: Json = {
-            **values, "problems": tuple(map(str, values["problems"])), "rasters": tuple(rasters),
+            **values,
+            "problems": tuple(map(str, values["problems"])),
+            "rasters": tuple(rasters),
             "rates": {str(name): float(rate) for name, rate in values["rates"].items()},
             "audit": None if audited is None else Audit.from_json(audited),
-            "confusion": None if matrix is None
+            "confusion": None
+            if matrix is None
             else Confusion(tuple(map(str, matrix["classes"])), tuple(tuple(map(int, row)) for row in matrix["counts"])),
-        }  # fmt: skip
+        }
         found = cls(**plain)
         for raster in rasters:
             raster.tensor()
@@ -404,11 +410,18 @@ def _rasters(target: Target) -> tuple[Raster, ...]:
     for index, label in enumerate(y[chosen].tolist()):
         flat = spikes[:, index].flatten(1)
         shown = _spread(flat)
-        found.append(Raster(
-            _png(x[:, index] if target.sequence else x[index], target.sequence),
-            target.classes[label] if classifies else None, target.classes[predicted[index]] if classifies else None,
-            len(flat), layer, flat.shape[1], shown.shape[1], tuple(map(tuple, shown.nonzero().tolist())),
-        ))  # fmt: skip
+        found.append(
+            Raster(
+                _png(x[:, index] if target.sequence else x[index], target.sequence),
+                target.classes[label] if classifies else None,
+                target.classes[predicted[index]] if classifies else None,
+                len(flat),
+                layer,
+                flat.shape[1],
+                shown.shape[1],
+                tuple(map(tuple, shown.nonzero().tolist())),
+            )
+        )
     return tuple(found)
 
 

@@ -58,9 +58,11 @@ def colored_mnist(
         UsageError: a probability outside 0 to 1.
     """
     for name, p in (
-        ("flip_train1", flip_train1), ("flip_train2", flip_train2), ("flip_test", flip_test),
+        ("flip_train1", flip_train1),
+        ("flip_train2", flip_train2),
+        ("flip_test", flip_test),
         ("label_noise", label_noise),
-    ):  # fmt: skip
+    ):
         if not 0 <= p <= 1:
             raise UsageError(f"{name} of colored_mnist must be a probability from 0 to 1, got {p!r}")
     whole = mnist(root, "train", download=download)

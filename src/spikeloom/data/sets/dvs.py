@@ -35,9 +35,18 @@ GESTURE_SOURCE = "get DvsGesture.tar.gz from https://ibm.box.com/s/3hiq58ww1pbbj
 CALTECH_SOURCE = "get Caltech101.zip from https://www.garrickorchard.com/datasets/n-caltech101 and unpack it there"
 CIFAR10_CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 GESTURES = (
-    "hand_clapping", "right_hand_wave", "left_hand_wave", "right_arm_clockwise", "right_arm_counter_clockwise",
-    "left_arm_clockwise", "left_arm_counter_clockwise", "arm_roll", "air_drums", "air_guitar", "other_gestures",
-)  # fmt: skip
+    "hand_clapping",
+    "right_hand_wave",
+    "left_hand_wave",
+    "right_arm_clockwise",
+    "right_arm_counter_clockwise",
+    "left_arm_clockwise",
+    "left_arm_counter_clockwise",
+    "arm_roll",
+    "air_drums",
+    "air_guitar",
+    "other_gestures",
+)
 
 
 @dataclass(frozen=True)
@@ -201,9 +210,18 @@ def nmnist(
     whole = len(cuts) == {"train": 60_000, "test": 10_000}[split]
     title = "N-MNIST" if whole else f"N-MNIST files of {len(cuts)} recordings"
     return dataset_of(
-        "nmnist", title, cuts, subset, [str(digit) for digit in range(10)], reader,
-        Framing(slicer, polarity=polarity), lambda cut: reader(cut.path), size, resize, flatten,
-    )  # fmt: skip
+        "nmnist",
+        title,
+        cuts,
+        subset,
+        [str(digit) for digit in range(10)],
+        reader,
+        Framing(slicer, polarity=polarity),
+        lambda cut: reader(cut.path),
+        size,
+        resize,
+        flatten,
+    )
 
 
 @DATASETS.register
@@ -240,11 +258,22 @@ def cifar10_dvs(
     base = folder / "CIFAR10DVS"
     if download and not base.is_dir():
         fetch_with_tonic("CIFAR10DVS", folder)
-    cuts = _by_class(base, CIFAR10_CLASSES, ("*.aedat", "*.aedat4"), split, test_part, "CIFAR10-DVS", folder,
-                     CIFAR10_DVS_SOURCE)  # fmt: skip
+    cuts = _by_class(
+        base, CIFAR10_CLASSES, ("*.aedat", "*.aedat4"), split, test_part, "CIFAR10-DVS", folder, CIFAR10_DVS_SOURCE
+    )
     title = f"CIFAR10-DVS ({test_part} tenth for testing)"
-    return dataset_of("cifar10_dvs", title, cuts, subset, CIFAR10_CLASSES, reader, Framing(slicer, downsample),
-                    lambda cut: upright(reader(cut.path), cut.path), size, resize)  # fmt: skip
+    return dataset_of(
+        "cifar10_dvs",
+        title,
+        cuts,
+        subset,
+        CIFAR10_CLASSES,
+        reader,
+        Framing(slicer, downsample),
+        lambda cut: upright(reader(cut.path), cut.path),
+        size,
+        resize,
+    )
 
 
 def upright(events: Events, path: Path) -> Events:
@@ -288,12 +317,26 @@ def n_caltech101(
         fetch_with_tonic("NCALTECH101", folder)
     classes = sorted(path.name for path in base.iterdir() if path.is_dir()) if base.is_dir() else []
     if len(classes) != 101:
-        raise missing("N-Caltech101", folder, base / "Faces_easy" / "image_0001.bin",
-                      f"{CALTECH_SOURCE} (there are {len(classes)} of 101 classes)")  # fmt: skip
+        raise missing(
+            "N-Caltech101",
+            folder,
+            base / "Faces_easy" / "image_0001.bin",
+            f"{CALTECH_SOURCE} (there are {len(classes)} of 101 classes)",
+        )
     cuts = _by_class(base, classes, ("*.bin",), split, test_part, "N-Caltech101", folder, CALTECH_SOURCE)
     title = f"N-Caltech101 ({test_part} tenth for testing)"
-    return dataset_of("n_caltech101", title, cuts, subset, classes, reader, Framing(slicer),
-                    lambda cut: reader(cut.path), size, resize)  # fmt: skip
+    return dataset_of(
+        "n_caltech101",
+        title,
+        cuts,
+        subset,
+        classes,
+        reader,
+        Framing(slicer),
+        lambda cut: reader(cut.path),
+        size,
+        resize,
+    )
 
 
 # --- DVS128 Gesture ---------------------------------------------------------------------------------------------------
@@ -344,8 +387,9 @@ def dvs_gesture(
     classes = GESTURES if other else GESTURES[:-1]
     cuts = [cut for cut in cuts if cut.label < len(classes)]
     title = "DVS128 Gesture" if other else "DVS128 Gesture without other gestures"
-    return dataset_of("dvs_gesture", title, cuts, subset, classes, reader, Framing(slicer, downsample), read,
-                    size, resize, flatten)  # fmt: skip
+    return dataset_of(
+        "dvs_gesture", title, cuts, subset, classes, reader, Framing(slicer, downsample), read, size, resize, flatten
+    )
 
 
 def _original_gestures(folder: Path, split: str) -> list[Cut]:
