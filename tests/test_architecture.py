@@ -213,3 +213,13 @@ def test_the_formatter_has_the_last_word() -> None:
     places = [path for folder in ("src", "tests", "benchmarks") for path in (ROOT.parents[1] / folder).rglob("*.py")]
     assert len(places) > 100
     assert [str(path) for path in places if any(mark in path.read_text() for mark in marks)] == []
+
+
+def test_functions_and_modules_stay_short() -> None:
+    """A function fits a page, a module an hour's reading."""
+    for path in ROOT.rglob("*.py"):
+        text = path.read_text()
+        assert text.count("\n") <= 450, path
+        for node in ast.walk(ast.parse(text)):
+            if isinstance(node, ast.FunctionDef):
+                assert (node.end_lineno or 0) - node.lineno < 80, f"{path}: {node.name}"

@@ -37,7 +37,8 @@ from spikeloom.models.zoo import read_weights, run_folder
 from spikeloom.neurons import LIF
 from spikeloom.reproduce import recorded_figures, reproduce
 from spikeloom.scores import scoreboard
-from spikeloom.train.loop import build_model, train
+from spikeloom.train.build import build_model
+from spikeloom.train.loop import train
 from spikeloom.train.pretrain import start_from, write_pictures
 from spikeloom.train.recipe import check_settings, load_recipe
 from spikeloom.train.run import Run, read_metrics

@@ -25,8 +25,8 @@ from spikeloom.train.build import build_datasets, make_accelerator
 from spikeloom.train.evaluate import evaluate, load
 from spikeloom.train.firing_rates import showing
 from spikeloom.train.losses import LOSSES
-from spikeloom.train.recipe import Settings
 from spikeloom.train.run import Run
+from spikeloom.train.settings import Settings
 
 Json = dict[str, Any]
 SAMPLE = 500  # first test images, or all of fewer, of which the card says how many are right

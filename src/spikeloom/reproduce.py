@@ -28,17 +28,9 @@ from spikeloom.train.build import build_datasets, build_model, seed_everything
 from spikeloom.train.environments import train_accuracies
 from spikeloom.train.loop import Progress, train
 from spikeloom.train.pretrain import Reconstructs
-from spikeloom.train.recipe import (
-    Budget,
-    MeasureSettings,
-    Recipe,
-    Row,
-    Settings,
-    check_options,
-    list_recipes,
-    load_recipe,
-)
+from spikeloom.train.recipe import Budget, Recipe, Row, check_options, list_recipes, load_recipe
 from spikeloom.train.run import Run, environment
+from spikeloom.train.settings import MeasureSettings, Settings
 
 Json = dict[str, Any]
 _PLACES = {"measure": {"root": True, "data": {"root": True}}}  # of data on this machine, in options of measurements

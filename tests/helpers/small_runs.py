@@ -9,8 +9,9 @@ import torch
 from torch import Tensor
 
 from spikeloom.files import load_tensors
-from spikeloom.train.recipe import Settings, check_settings, merge
+from spikeloom.train.recipe import check_settings, merge
 from spikeloom.train.run import Run
+from spikeloom.train.settings import Settings
 
 # Without norms; digits padded to the 16x16 that the network needs.
 SMALL: dict[str, Any] = {

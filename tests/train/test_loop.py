@@ -22,11 +22,10 @@ from spikeloom.errors import UsageError
 from spikeloom.files import load_tensors
 from spikeloom.layers import Linear
 from spikeloom.neurons import Neuron, make_factory
-from spikeloom.train import loop
 from spikeloom.train.build import build_datasets, build_model, epoch_order, seed_everything
 from spikeloom.train.loop import Interrupted, train
 from spikeloom.train.losses import sdt
-from spikeloom.train.methods import bptt
+from spikeloom.train.methods import METHODS, bptt
 from spikeloom.train.optim import build_schedule
 from spikeloom.train.recipe import check_settings
 from spikeloom.train.run import Run
@@ -227,7 +226,7 @@ def test_the_method_of_the_settings_is_used(tmp_path: Path, monkeypatch: pytest.
         calls.append(len(y))
         return bptt(model, x, y, loss)
 
-    monkeypatch.setitem(loop.METHODS._entries, "bptt", counted)
+    monkeypatch.setitem(METHODS._entries, "bptt", counted)
     train(run_of(tmp_path / "run", SMALL), Told())
     assert calls == [16] * 4
 
@@ -532,12 +531,12 @@ import torch
 
 from spikeloom.analyse.report import render
 from spikeloom.data.image_dataset import ImageDataset
-from spikeloom.train import build, loop
+from spikeloom.train import build, loop, setup
 
 render.write_report = lambda *args: ("none", [])  # it reads images too
 folder, sys.argv = sys.argv[1], ["spikeloom", *sys.argv[2:]]
 kept, read, while_training = [], {}, {}
-build_model, getitems = loop.build_model, ImageDataset.batch
+build_model, getitems = setup.build_model, ImageDataset.batch
 
 def building(*args):
     kept.append(build_model(*args))
@@ -563,7 +562,7 @@ def training(run, progress, stop):
     finally:
         while_training.update(read)  # the report reads them once more
 
-loop.build_model, ImageDataset.batch = building, reading
+setup.build_model, ImageDataset.batch = building, reading
 train, loop.train = loop.train, training
 try:
     runpy.run_module("spikeloom", run_name="__main__", alter_sys=True)

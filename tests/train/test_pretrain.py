@@ -22,8 +22,9 @@ from spikeloom.train.loop import train
 from spikeloom.train.losses import reconstruction, sdt, tet
 from spikeloom.train.optim import build_optimizer, build_schedule
 from spikeloom.train.pretrain import start_from
-from spikeloom.train.recipe import Settings, check_settings, load_recipe, merge
+from spikeloom.train.recipe import check_settings, load_recipe, merge
 from spikeloom.train.run import Run
+from spikeloom.train.settings import Settings
 
 SIZE = {"in_channels": 1, "num_classes": 10}
 PRETRAIN: dict[str, Any] = {

@@ -32,8 +32,6 @@ from spikeloom.train.recipe import (
     BUDGETS,
     Budget,
     Recipe,
-    Settings,
-    TrainSettings,
     check_settings,
     list_recipes,
     load_recipe,
@@ -41,6 +39,7 @@ from spikeloom.train.recipe import (
     parse_overrides,
 )
 from spikeloom.train.run import Run
+from spikeloom.train.settings import Settings, TrainSettings
 
 SHARED = shared_folder()
 TRAINED = [name for name in list_recipes() if not load_recipe(name).measures]

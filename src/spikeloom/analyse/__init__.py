@@ -2,7 +2,8 @@
 
 from spikeloom.analyse.audit.api import Audit, audit
 from spikeloom.analyse.audit.cost import Cost, count_cost
-from spikeloom.analyse.audit.energy import RULES, Costs, Energy, Layer, LayerEnergy, Operand, report_readings
+from spikeloom.analyse.audit.energy import RULES, Energy, LayerEnergy, report_readings
+from spikeloom.analyse.audit.layer import Costs, Layer, Operand
 from spikeloom.analyse.calibrate import calibrated
 from spikeloom.analyse.confusion import Confusion, confusion, draw_confusion
 from spikeloom.analyse.load import Target, open_target

@@ -10,8 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from spikeloom.analyse.audit.attention_products import attentions
 from spikeloom.analyse.audit.cost import evaluating
-from spikeloom.analyse.audit.energy import Layer, attentions
+from spikeloom.analyse.audit.layer import Layer
 from spikeloom.errors import UsageError
 from spikeloom.neurons.base import Neuron
 from spikeloom.record import Recorder

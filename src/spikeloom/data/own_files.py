@@ -15,7 +15,8 @@ from spikeloom.data.frame_dataset import FrameDataset
 from spikeloom.data.frames import Slicer
 from spikeloom.data.image_dataset import ImageDataset, columns
 from spikeloom.data.sets.audio import encoded, read_wav
-from spikeloom.data.sets.dvs import CIFAR10_CLASSES, GESTURES, Framing, Reader, upright
+from spikeloom.data.sets.dvs import CIFAR10_CLASSES, Framing, Reader, upright
+from spikeloom.data.sets.dvs_gesture import GESTURES
 from spikeloom.data.sets.imagenet import Pictures
 from spikeloom.data.sets.vision import DIGITS, NORMALISATION, padded
 from spikeloom.data.spike_dataset import SpikeDataset

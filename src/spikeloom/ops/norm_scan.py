@@ -98,6 +98,13 @@ def _inverse(variance: Tensor, eps: float, eps_outside: bool, single: bool) -> T
     return 1 / (variance.clamp_min(torch.finfo(torch.float32).tiny).sqrt() + eps)
 
 
+def _narrowing(variance: Tensor, k: Tensor, eps_outside: bool) -> Tensor:
+    """-2 dk / d variance, float64."""
+    if not eps_outside:
+        return k.double() ** 3
+    return k.double().square() / variance.clamp_min(torch.finfo(torch.float32).tiny).double().sqrt()
+
+
 def _single(x: Tensor, channels: int, frozen: bool) -> bool:
     """Whether batch statistics are of one element a channel."""
     return not frozen and x.numel() // channels == (x.shape[0] if _repeats(x) else 1)
@@ -270,11 +277,8 @@ def _backward(
     grad_weight, grad_bias = (passed_x * k).float(), passed.float()
     slope, offset = torch.zeros_like(factor), torch.zeros_like(factor)
     if not frozen:
-        count = x.numel() // C
-        wide = variance.clamp_min(torch.finfo(torch.float32).tiny).double()
-        narrow = k.double().square() / wide.sqrt() if eps_outside else k.double() ** 3
-        curved = weight.double() * narrow * passed_x / count
-        slope, offset = (-curved).float(), (mean * curved - factor * passed / count).float()
+        curved = weight.double() * _narrowing(variance, k, eps_outside) * passed_x / (x.numel() // C)
+        slope, offset = (-curved).float(), (mean * curved - factor * passed / (x.numel() // C)).float()
     if repeated:  # every step gets its part of the sum
         factor, fields["steps"] = factor / fields["steps"], 1
     grad_x = grad_u if residual is None else fresh(x, x.dtype)

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from spikeloom.analyse import RULES, Costs, Layer, Operand, audit, report_readings
-from spikeloom.analyse.audit.energy import attentions
+from spikeloom.analyse.audit.attention_products import attentions
 from spikeloom.errors import UsageError
 from spikeloom.models import create_model
 

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from spikeloom import analyse, create_model
-from spikeloom.analyse.audit.energy import attentions
+from spikeloom.analyse.audit.attention_products import attentions
 from spikeloom.analyse.load import open_target
 from spikeloom.analyse.papers.landscape import directions
 from spikeloom.analyse.papers.similarity import listed_blocks

@@ -16,7 +16,8 @@ import torch
 from torch import Tensor, nn
 
 from spikeloom.analyse.audit.cost import evaluating
-from spikeloom.analyse.audit.energy import RULES, SPIKES, Costs, Energy, Layer
+from spikeloom.analyse.audit.energy import RULES, Energy
+from spikeloom.analyse.audit.layer import SPIKES, Costs, Layer
 from spikeloom.analyse.audit.tracer import OpTrace
 from spikeloom.analyse.calibrate import calibrated
 from spikeloom.errors import UsageError

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from spikeloom.analyse.audit.energy import SPIKES, Kind, Layer, Role
+from spikeloom.analyse.audit.layer import SPIKES, Kind, Layer, Role
 from spikeloom.analyse.audit.value_types import TensorSummary, merge_summaries
 
 _MERGED = 32  # summaries that are kept apart: merging costs as much as making one

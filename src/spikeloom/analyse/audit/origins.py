@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from spikeloom.analyse.audit.energy import Operand
+from spikeloom.analyse.audit.layer import Operand
 from spikeloom.analyse.audit.value_types import TensorSummary
 
 # Operations that hand on what they receive; views need no entry, they share memory.

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from spikeloom.analyse.audit.energy import SPIKES, Kind, Layer
+from spikeloom.analyse.audit.layer import SPIKES, Kind, Layer
 from spikeloom.analyse.audit.layer_totals import LayerTotals, named
 from spikeloom.analyse.audit.origins import UNSEEN, Origin, Origins, memory
 from spikeloom.analyse.audit.value_types import REAL, TensorSummary, summarise

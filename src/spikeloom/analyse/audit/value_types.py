@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from spikeloom.analyse.audit.energy import Input, Operand
+from spikeloom.analyse.audit.layer import Input, Operand
 
 _LEVELS = 4096  # more multiples of a common factor than this are real values
 _PARTS = 64  # of the smallest value, which may be the sum of that many pooled spikes

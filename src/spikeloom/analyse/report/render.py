@@ -16,7 +16,9 @@ from spikeloom.analyse.audit.api import Audit
 from spikeloom.analyse.audit.energy import paper_rule
 from spikeloom.analyse.confusion import Confusion, draw_confusion
 from spikeloom.analyse.papers.rates import draw_layer_rates
-from spikeloom.analyse.report.data import Raster, RunData, Work, changes, gather_run, is_number
+from spikeloom.analyse.report.data import RunData, Work, changes, gather_run, is_number
+from spikeloom.analyse.report.plain_figure import plain_figure
+from spikeloom.analyse.report.raster import Raster
 from spikeloom.analyse.spike_plots import draw_raster
 from spikeloom.analyse.training_curves import metric_curves
 from spikeloom.errors import UsageError
@@ -206,7 +208,7 @@ def _confusion(found: Confusion, name: str) -> Plot | None:
     else:
         rows = [(label, round(each, 2)) for label, each in zip(found.classes, found.per_class, strict=True)]
         table = Table("Accuracy of each class", ("class", "accuracy, %"), rows, sortable=True)
-    return Plot(name, words, _plain(draw_confusion(found)), table, square=True)
+    return Plot(name, words, plain_figure(draw_confusion(found)), table, square=True)
 
 
 def _mistakes(found: Confusion) -> Table:
@@ -241,7 +243,7 @@ def _raster(raster: Raster) -> Json:
     words = f"{int(spikes.sum())} spikes of {some} neurons of {raster.layer} in {raster.steps} steps."
     table = Table("Spikes of these neurons at each step", ("step", "spikes"), list(enumerate(each)))
     title = f"Test image: {says}" if says else "Test image"
-    plot = Plot(title, words, _plain(draw_raster(spikes)), table) if raster.spikes else None
+    plot = Plot(title, words, plain_figure(draw_raster(spikes)), table) if raster.spikes else None
     return {
         "png": raster.png,
         "alt": f"Test image, {says}" if says else "Test image",
@@ -387,7 +389,9 @@ def _curves(runs: Sequence[RunData], names: Sequence[str]) -> list[Plot]:
         epochs = sorted({epoch for column in columns for epoch in column})
         rows = [(epoch, *(column.get(epoch) for column in columns)) for epoch in epochs]
         table = Table(f"{what.capitalize()} by epoch", ("epoch", *(trace.name for trace in figure.data)), rows)
-        plots.append(Plot(what.capitalize(), f"{what.capitalize()} over the epochs: {ends}.", _plain(figure), table))
+        plots.append(
+            Plot(what.capitalize(), f"{what.capitalize()} over the epochs: {ends}.", plain_figure(figure), table)
+        )
     return plots
 
 
@@ -402,7 +406,9 @@ def _rates(runs: Sequence[RunData], names: Sequence[str]) -> Plot | None:
     layers = dict.fromkeys(layer for rates in found.values() for layer in rates)
     rows = [(layer, *(100 * rates[layer] if layer in rates else None for rates in found.values())) for layer in layers]
     table = Table("Spikes per neuron and step, %", ("layer", *found), rows, sortable=True)
-    return Plot("Firing rate of every layer", f"Firing rates, {ends}.", _plain(draw_layer_rates(found, "")), table)
+    return Plot(
+        "Firing rate of every layer", f"Firing rates, {ends}.", plain_figure(draw_layer_rates(found, "")), table
+    )
 
 
 def _energies(runs: Sequence[RunData], names: Sequence[str]) -> Table | None:
@@ -435,27 +441,3 @@ def _environment(runs: Sequence[RunData], names: Sequence[str]) -> Table:
     keys = dict.fromkeys(key for run in runs for key in run.environment)
     rows = [(str(key), *(shown(run.environment.get(key)) for run in runs)) for key in keys]
     return Table("Where it ran", ("", *names), rows)
-
-
-# --- plotly -----------------------------------------------------------------------------------------------------------
-
-
-def _plain(figure: Any) -> Json:
-    """A figure as plain values, without the title and the looks, which are the page's."""
-    values = json.loads(figure.to_json())
-    for key in ("template", "title"):
-        values["layout"].pop(key, None)
-    return _literal(values)
-
-
-def _literal(value: Any, key: str = "") -> Any:
-    """Names of classes, layers and runs as they are: plotly would read tags and entities in them."""
-    if isinstance(value, dict):
-        return {k: _literal(v, k) for k, v in value.items()}
-    if isinstance(value, list):
-        return [_literal(each, key) for each in value]
-    if isinstance(value, float):
-        return float(f"{value:.5g}")  # a screen shows no more, and the page is smaller
-    if isinstance(value, str) and not key.endswith("template"):
-        return value.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
-    return value
