@@ -290,9 +290,8 @@ def _backward(
         c=offset.data_ptr(),
         out=grad_x.data_ptr(),
     )
-    grad_residual = grad_u if residual is not None else x.new_empty(0)
     grad_v = _no_potentials(x) if v is None or states is None else states
-    return grad_x, grad_residual, grad_v, grad_weight, grad_bias, constants
+    return grad_x, x.new_empty(0) if residual is None else grad_u, grad_v, grad_weight, grad_bias, constants
 
 
 def _fake_backward(
