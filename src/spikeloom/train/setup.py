@@ -150,11 +150,8 @@ def set_up(run: Run, progress: Progress, held: contextlib.ExitStack) -> tuple[Se
         model = sync_norms(model)
     T = getattr(model, "T", None)
     rest = start_from(model, t.start_from) if t.start_from is not None else None
-    augment = augmentation(
-        [{"name": a.name, **a.options} for a in t.augment],
-        getattr(train_set, "mean", ()),
-        getattr(train_set, "std", ()),
-    )
+    named = [{"name": a.name, **a.options} for a in t.augment]
+    augment = augmentation(named, getattr(train_set, "mean", ()), getattr(train_set, "std", ()))
     try_input(model, train_set, settings.model.name, t.method.name)
     check_steps(t, model, train_set)
     _begin(run, held, accelerator)
