@@ -16,6 +16,7 @@ from typing import Any
 import plotly.graph_objects as go
 import pytest
 import torch
+from PIL import Image
 from torch import Tensor, nn
 
 import spikeloom
@@ -35,9 +36,11 @@ from spikeloom.models import create_model
 from spikeloom.models._pretrained import load_ann
 from spikeloom.models.zoo import read_weights, run_folder
 from spikeloom.neurons import LIF
+from spikeloom.predict import find_files, predict
 from spikeloom.reproduce import recorded_figures, reproduce
 from spikeloom.scores import scoreboard
 from spikeloom.train.build import build_model
+from spikeloom.train.list_runs import describe_run, find_runs
 from spikeloom.train.loop import train
 from spikeloom.train.pretrain import start_from, write_pictures
 from spikeloom.train.recipe import check_settings, load_recipe
@@ -49,7 +52,7 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 ELSEWHERE = ("spikeloom.data", "spikeloom.cli", "spikeloom.__main__", "spikeloom._native")
 # Records of what was found; the folder of a `Run`; settings, which `start_from` below has; and benchmarks that take
 # seconds or minutes, whose files go through `recordings` and `write_results`.
-RECORDS = {"RunData", "OnnxFile", "Weights", "locked", "DataSettings"}
+RECORDS = {"RunData", "OnnxFile", "Prediction", "Weights", "locked", "DataSettings"}
 BENCHMARKS = {"bench_audit", "bench_events", "bench_methods", "bench_neurons", "frame_rows"}
 OF_FILES = {"path", "file", "folder", "folders", "out", "root", "run", "runs", "results"}
 
@@ -133,6 +136,8 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     write_figure(home / "figure.json", go.Figure(go.Scatter(y=[1, 2])))
     place = home / "recorded" / "quickstart" / "digits" / "figures"
     write_figure(place / "main.full.seed1.a.json", go.Figure(go.Scatter(y=[1, 2])))
+    (home / "pictures").mkdir()
+    Image.new("L", (8, 8), 200).save(home / "pictures" / "grey.png")
     (home / "events").mkdir()
     (home / "events" / "one.bin").write_bytes(bytes([1, 2, 128, 0, 1] * 20))
     source = Path(spikeloom.__file__).parent / "recipes" / "quickstart" / "digits.toml"
@@ -228,6 +233,7 @@ CALLS: dict[str, Callable[[Any], Any]] = {
     "atomic_folder": lambda at: whole_folder(at("new")),
     "attention_inputs": without_attention,
     "confusions": lambda at: sorted(map(os.path.basename, confusions([at("run")], 10).tables)),
+    "describe_run": lambda at: describe_run(at("run")),
     "draw_figures": lambda at: [path.name for path in draw_figures([at("figure.json")], at("new"))],
     "earlier_results": lambda at: earlier_results(at("."), "bench"),
     "export_file": lambda at: {
@@ -235,6 +241,8 @@ CALLS: dict[str, Callable[[Any], Any]] = {
         "path": None,
         "bytes": None,
     },
+    "find_files": lambda at: [path.name for path in find_files([at("pictures"), at("figure.json")])],
+    "find_runs": lambda at: [path.name for path in find_runs(at("."))],
     "gather_run": lambda at: gather_run(at("run"), {}, Quiet()).records,
     "load": lambda at: deploy.load(at("engine.safetensors"))(SEQUENCE).tolist(),
     "load_ann": pretrained,
@@ -242,6 +250,7 @@ CALLS: dict[str, Callable[[Any], Any]] = {
     "load_tensors": lambda at: sorted(files.load_tensors(at("run/model.safetensors"))[0]),
     "load_weights": lambda at: files.load_weights(network(), dict(network().state_dict()), at("new"), "x"),
     "open_target": lambda at: open_target(at("run"), {"images": 2}).title,
+    "predict": lambda at: [(found.label, found.probability) for found in predict(at("run"), [at("pictures")])],
     "read_figure": lambda at: read_figure(at("figure.json")).data[0].y,
     "read_json": lambda at: files.read_json(at("run/summary.json")),
     "read_metrics": lambda at: read_metrics(at("run")),

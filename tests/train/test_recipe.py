@@ -360,7 +360,7 @@ def one_line(info: pytest.ExceptionInfo[UsageError], *parts: str) -> None:
         ("dta.root=/x", ["'dta'", "did you mean data"]),
         ("train.epoch=3", ["'train.epoch'", "did you mean epochs"]),
         ("train.batchsize=3", ["'train.batchsize'", "batch_size"]),
-        ("data.subst=3", ["data digits", "'subst'", "did you mean subset?"]),
+        ("data.subst=3", ["data digits", "'subst'", "did you mean subset or"]),
         ("data.download=true", ["data digits", "'download'"]),  # of other data sets
         ("model.t=3", ["model report_sew_resnet34", "'t'", "T"]),
         ("model.in_channels=3", ["model report_sew_resnet34", "'in_channels'"]),  # the data's

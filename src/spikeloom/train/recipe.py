@@ -191,7 +191,9 @@ def check_options(named: Named, registry: Any, where: str, supplied: set[str]) -
         builder = registry[named.name]
     except UsageError as error:
         raise UsageError(f"{where}: {error}") from None
-    _validate(_options_model(builder, frozenset(supplied)), named.options, f"{where} {named.name}")
+    # What every entry takes, such as data.root, is known beside an entry's own options.
+    shared = [key for key in type(named).model_fields if key != "name"]
+    _validate(_options_model(builder, frozenset(supplied)), named.options, f"{where} {named.name}", shared)
 
 
 @functools.lru_cache(maxsize=256)
@@ -218,7 +220,7 @@ def _options_model(builder: Callable[..., Any], supplied: frozenset[str]) -> typ
 _Model = typing.TypeVar("_Model", bound=BaseModel)
 
 
-def _validate(model: type[_Model], values: Json, where: str) -> _Model:
+def _validate(model: type[_Model], values: Json, where: str, shared: Iterable[str] = ()) -> _Model:
     try:
         return model.model_validate(values)
     except pydantic.ValidationError as error:
@@ -228,7 +230,7 @@ def _validate(model: type[_Model], values: Json, where: str) -> _Model:
         path = [str(part) for part in first["loc"]]
         key = ".".join(path)
         if first["type"] == "extra_forbidden":
-            known = _known_keys(model, path[:-1])
+            known = [*_known_keys(model, path[:-1]), *shared]
             raise UsageError(f"{where}: unknown key {key!r}; {nearest(path[-1], known)}") from None
         if missing := _missing(errors):
             missing += _missing_settings(values) if model is Recipe else []
