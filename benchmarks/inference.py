@@ -117,8 +117,11 @@ def contenders(model: nn.Module, engine: Engine, x: Tensor, leave_out: set[str])
             return own(x)
 
     runs: dict[str, Callable[[], Any]] = {
-        "engine": lambda: engine(x), "network": network, "dense": dense, "bf16": bf16,
-    }  # fmt: skip
+        "engine": lambda: engine(x),
+        "network": network,
+        "dense": dense,
+        "bf16": bf16,
+    }
     peers = with_peers(folded)
     if peers is not None:
 
@@ -235,10 +238,15 @@ def halved(run: str, values: Json) -> Json:
     (whole, rate), (half, half_rate), (none, none_rate) = (sorted(of_one)[2] for of_one in zip(*turns, strict=True))
     assert none_rate == 0
     row = {
-        "run": target.title, "active": round(rate, 4), "event layers ms": round(whole, 2),
-        "active with raised thresholds": round(half_rate, 4), "then ms": round(half, 2),
-        "less": round(1 - half / whole, 3), "silent ms": round(none, 2), "silent share": round(none / whole, 3),
-    }  # fmt: skip
+        "run": target.title,
+        "active": round(rate, 4),
+        "event layers ms": round(whole, 2),
+        "active with raised thresholds": round(half_rate, 4),
+        "then ms": round(half, 2),
+        "less": round(1 - half / whole, 3),
+        "silent ms": round(none, 2),
+        "silent share": round(none / whole, 3),
+    }
     print(json.dumps(row), flush=True)
     return row
 
@@ -301,9 +309,12 @@ def whole(run: str, values: Json, leave_out: set[str]) -> Json:
 
 # The first step of a plan that takes spikes, as 0 and 1.
 INPUT = Fire(
-    layer="input", out=(1,), x=0, keep_sum=False,
+    layer="input",
+    out=(1,),
+    x=0,
+    keep_sum=False,
     neuron=Neuron(decay=0.0, gain=1.0, threshold=(0.5,), v_reset=None, strict_firing=False),
-)  # fmt: skip
+)
 
 
 # --- one layer by density ---------------------------------------------------------------------------------------------
@@ -314,13 +325,14 @@ def layer(channels: int, side: int, density: float, images: int = 64) -> Json:
     neuron = Neuron(decay=0.5, gain=1.0, threshold=(1.0,), v_reset=0.0, strict_firing=False)
     weight = torch.randn(channels, channels, 3, 3) / math.sqrt(channels)
     plan = Plan(
-        input=Value(height=side, width=side, channels=channels), T=1,
+        input=Value(height=side, width=side, channels=channels),
+        T=1,
         steps=(
             INPUT,
             Conv(layer="conv", out=(2,), x=1, weight="w", padding=(1, 1), way="event", keep_sum=False, neuron=neuron),
             Mean(layer="mean", out=(3,), x=2),
         ),
-    )  # fmt: skip
+    )
     x = (torch.rand(images, channels, side, side) < density).float().contiguous(memory_format=torch.channels_last)
     engine = Engine(plan, {"w": weight})
     # As `medians`: two runs, the second timed.
@@ -358,9 +370,17 @@ def body(rate: float, images: int = 16, T: int = 4) -> Json:
         threshold = sums[:, :4].flatten()[:1_000_000].quantile(1 - rate).item()
         neuron = Neuron(decay=0.5, gain=1.0, threshold=(threshold,), v_reset=0.0, strict_firing=False)
         steps.append(
-            Conv(layer="conv", out=(at + 1,), x=at, weight=f"w{at}", padding=(1, 1), way="event", keep_sum=False,
-                 neuron=neuron)
-        )  # fmt: skip
+            Conv(
+                layer="conv",
+                out=(at + 1,),
+                x=at,
+                weight=f"w{at}",
+                padding=(1, 1),
+                way="event",
+                keep_sum=False,
+                neuron=neuron,
+            )
+        )
         x, _ = scan(sums, None, 0.5, 1.0, threshold, 0.0, ATan(), True)
     steps.append(Mean(layer="mean", out=(len(steps) + 1,), x=len(steps)))
     plan = Plan(input=Value(height=32, width=32, channels=64), T=T, steps=tuple(steps))

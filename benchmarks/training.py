@@ -65,9 +65,11 @@ class SEW18(nn.Module):
             for block in range(blocks):
                 stride = 2 if stage and not block else 1
                 same = stride == 1 and width == out
-                shortcut = nn.Identity() if same else nn.Sequential(
-                    Conv2d(width, out, 1, stride, bias=False), NormSpike(out, LIF)
-                )  # fmt: skip
+                shortcut = (
+                    nn.Identity()
+                    if same
+                    else nn.Sequential(Conv2d(width, out, 1, stride, bias=False), NormSpike(out, LIF))
+                )
                 layers.append(SEWBlock(basic_branch(width, out, stride, LIF), NormSpike(out, LIF), shortcut))
                 width = out
         self.blocks = nn.Sequential(*layers)
@@ -187,7 +189,7 @@ KINDS = {
     "convolution": ("convolution", "mkldnn", "spike_conv"),
     "norm + neuron": ("norm_scan", "batch_norm", "spikeloom", "relu", "threshold"),
     "copies": ("copy_", "clone", "contiguous", "_to_copy"),
-}  # fmt: skip
+}
 
 
 def split(step: Callable[[], None]) -> dict[str, float]:

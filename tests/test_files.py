@@ -387,12 +387,14 @@ def test_load_weights() -> None:
     ("change", "message"),
     [
         (lambda weights: weights.pop("1.running_mean"), "it has no 1.running_mean"),
-        (lambda weights: weights.update({"2.weight": torch.zeros(2, 5)}),
-         r"2.weight has shape \(2, 5\), the model's has \(2, 4\)"),
+        (
+            lambda weights: weights.update({"2.weight": torch.zeros(2, 5)}),
+            r"2.weight has shape \(2, 5\), the model's has \(2, 4\)",
+        ),
         (lambda weights: weights.update({"3.weight": torch.zeros(1)}), "the model has no 3.weight"),
         (dict.clear, "it has no 0.weight"),
     ],
-)  # fmt: skip
+)
 def test_weights_of_another_model(change: Any, message: str) -> None:
     source, target = model(), model()
     before = {name: tensor.clone() for name, tensor in target.state_dict().items()}

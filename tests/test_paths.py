@@ -16,6 +16,7 @@ from typing import Any
 import plotly.graph_objects as go
 import pytest
 import torch
+from PIL import Image
 from torch import Tensor, nn
 
 import spikeloom
@@ -35,9 +36,12 @@ from spikeloom.models import create_model
 from spikeloom.models._pretrained import load_ann
 from spikeloom.models.zoo import read_weights, run_folder
 from spikeloom.neurons import LIF
+from spikeloom.predict import find_files, predict
 from spikeloom.reproduce import recorded_figures, reproduce
 from spikeloom.scores import scoreboard
-from spikeloom.train.loop import build_model, train
+from spikeloom.train.build import build_model
+from spikeloom.train.list_runs import describe_run, find_runs
+from spikeloom.train.loop import train
 from spikeloom.train.pretrain import start_from, write_pictures
 from spikeloom.train.recipe import check_settings, load_recipe
 from spikeloom.train.run import Run, read_metrics
@@ -48,7 +52,7 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 ELSEWHERE = ("spikeloom.data", "spikeloom.cli", "spikeloom.__main__", "spikeloom._native")
 # Records of what was found; the folder of a `Run`; settings, which `start_from` below has; and benchmarks that take
 # seconds or minutes, whose files go through `recordings` and `write_results`.
-RECORDS = {"RunData", "OnnxFile", "Weights", "locked", "DataSettings"}
+RECORDS = {"RunData", "OnnxFile", "Prediction", "Weights", "locked", "DataSettings"}
 BENCHMARKS = {"bench_audit", "bench_events", "bench_methods", "bench_neurons", "frame_rows"}
 OF_FILES = {"path", "file", "folder", "folders", "out", "root", "run", "runs", "results"}
 
@@ -122,7 +126,7 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "data": {"name": "digits", "subset": 32, "test_subset": 20, "size": 16},
         "model": {"name": "colored_mnist_net", "T": 2, "image_size": 16},
         "train": {"batch_size": 16, "epochs": 1, "lr": 0.01},
-    }  # fmt: skip
+    }
     train(Run.plan(home / "run", "quickstart/digits", "main", "full", check_settings(settings, "here")), Quiet())
     analyse.write_report([home / "run"], {}, Quiet())
     x = torch.rand(2, 3, 2, 8, 8)
@@ -132,6 +136,8 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     write_figure(home / "figure.json", go.Figure(go.Scatter(y=[1, 2])))
     place = home / "recorded" / "quickstart" / "digits" / "figures"
     write_figure(place / "main.full.seed1.a.json", go.Figure(go.Scatter(y=[1, 2])))
+    (home / "pictures").mkdir()
+    Image.new("L", (8, 8), 200).save(home / "pictures" / "grey.png")
     (home / "events").mkdir()
     (home / "events" / "one.bin").write_bytes(bytes([1, 2, 128, 0, 1] * 20))
     source = Path(spikeloom.__file__).parent / "recipes" / "quickstart" / "digits.toml"
@@ -227,10 +233,16 @@ CALLS: dict[str, Callable[[Any], Any]] = {
     "atomic_folder": lambda at: whole_folder(at("new")),
     "attention_inputs": without_attention,
     "confusions": lambda at: sorted(map(os.path.basename, confusions([at("run")], 10).tables)),
+    "describe_run": lambda at: describe_run(at("run")),
     "draw_figures": lambda at: [path.name for path in draw_figures([at("figure.json")], at("new"))],
     "earlier_results": lambda at: earlier_results(at("."), "bench"),
     "export_file": lambda at: {
-        **export_file(network(), SEQUENCE, True, "nir", at("new"), None), "path": None, "bytes": None},
+        **export_file(network(), SEQUENCE, True, "nir", at("new"), None),
+        "path": None,
+        "bytes": None,
+    },
+    "find_files": lambda at: [path.name for path in find_files([at("pictures"), at("figure.json")])],
+    "find_runs": lambda at: [path.name for path in find_runs(at("."))],
     "gather_run": lambda at: gather_run(at("run"), {}, Quiet()).records,
     "load": lambda at: deploy.load(at("engine.safetensors"))(SEQUENCE).tolist(),
     "load_ann": pretrained,
@@ -238,6 +250,7 @@ CALLS: dict[str, Callable[[Any], Any]] = {
     "load_tensors": lambda at: sorted(files.load_tensors(at("run/model.safetensors"))[0]),
     "load_weights": lambda at: files.load_weights(network(), dict(network().state_dict()), at("new"), "x"),
     "open_target": lambda at: open_target(at("run"), {"images": 2}).title,
+    "predict": lambda at: [(found.label, found.probability) for found in predict(at("run"), [at("pictures")])],
     "read_figure": lambda at: read_figure(at("figure.json")).data[0].y,
     "read_json": lambda at: files.read_json(at("run/summary.json")),
     "read_metrics": lambda at: read_metrics(at("run")),
@@ -255,19 +268,22 @@ CALLS: dict[str, Callable[[Any], Any]] = {
     "read_weights": lambda at: sorted(read_weights("colored_mnist_net", at("run/model.safetensors")).tensors),
     "run_folder": lambda at: run_folder(at("run")).name,
     "write_weights": lambda at: write_weights(Run.open(at("run")), Run.open(at("run")).settings, at("new"), Quiet())[
-        "test_accuracy"],
+        "test_accuracy"
+    ],
     "recorded_figures": lambda at: [
-        path.name for path in recorded_figures(load_recipe("quickstart/digits"), at("recorded"), None, {})],
+        path.name for path in recorded_figures(load_recipe("quickstart/digits"), at("recorded"), None, {})
+    ],
     "write_figure": lambda at: write_figure(at("new"), read_figure(at("figure.json"))) or Path(at("new")).read_text(),
     "write_json": lambda at: files.write_json(at("new"), [1]) or Path(at("new")).read_text(),
     "write_nir": lambda at: deploy.write_nir(deploy.read_nir(at("net.nir")), at("new")) or Path(at("new")).is_file(),
     "write_pictures": lambda at: write_pictures(Pictures(), Pictures(), at("new")) or Path(at("new")).is_file(),
     "write_report": lambda at: [
-        analyse.write_report(runs, {}, Quiet(), at("new"))[0].name for runs in (at("run"), [at("run")])],
+        analyse.write_report(runs, {}, Quiet(), at("new"))[0].name for runs in (at("run"), [at("run")])
+    ],
     "write_results": lambda at: write_results(at("new"), "x", {}) or sorted(os.listdir(at("new"))),
     "write_safetensors": lambda at: files.write_safetensors(at("new"), TENSORS, {"a": "b"}),
     "write_signed": lambda at: write_signed(at("new"), {}) or Path(at("new")).read_text(),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("name", CALLS)

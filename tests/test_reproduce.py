@@ -160,8 +160,9 @@ def test_an_interrupted_table_continues(table: tuple[Path, list[dict[str, Any]]]
     timeless = [{key: value for key, value in record.items() if key != "seconds"} for record in records]
     assert timeless == [
         {key: value for key, value in record.items() if key != "seconds"}
-        for record in table[1] if record["row"] in rows
-    ]  # fmt: skip
+        for record in table[1]
+        if record["row"] in rows
+    ]
 
 
 def test_all_rows_are_checked_before_the_first_is_trained(tmp_path: Path, root: Path) -> None:

@@ -8,7 +8,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from command_line import spikeloom
+from helpers.command_line import spikeloom
 
 from spikeloom.analyse import figure_data, read_figure
 from spikeloom.train.recipe import list_recipes

@@ -20,9 +20,14 @@ def write(folder: Path, acc: float | None, budget: str = "hours", seed: int = 1,
     recipe = load_recipe("report/table1")
     settings = merge(recipe.resolve("s0t1b", "full").model_dump(), changes)
     record = {
-        "table": "report/table1", "row": "s0t1b", "budget": budget, "seed": seed, "measured": {"acc": acc},
-        "epochs": settings["train"]["epochs"], "settings": settings,
-    }  # fmt: skip
+        "table": "report/table1",
+        "row": "s0t1b",
+        "budget": budget,
+        "seed": seed,
+        "measured": {"acc": acc},
+        "epochs": settings["train"]["epochs"],
+        "settings": settings,
+    }
     folder = folder / "report/table1"
     folder.mkdir(parents=True, exist_ok=True)
     (folder / f"s0t1b.{budget}.seed{seed}.json").write_text(json.dumps(record))

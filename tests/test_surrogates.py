@@ -26,9 +26,17 @@ from spikeloom.surrogates import (
 
 VARIANTS = [
     *(SURROGATES[name]() for name in SURROGATES if name != "PiecewiseLinear"),
-    ATan(3.0), ATan(0.5), Sigmoid(1.0), Sigmoid(25.0), Rectangular(0.5), Rectangular(2.0, closed=True), Triangle(0.5),
-    Triangle(3.0), QuadraticGate(2.0), FastSigmoid(2.0),
-]  # fmt: skip
+    ATan(3.0),
+    ATan(0.5),
+    Sigmoid(1.0),
+    Sigmoid(25.0),
+    Rectangular(0.5),
+    Rectangular(2.0, closed=True),
+    Triangle(0.5),
+    Triangle(3.0),
+    QuadraticGate(2.0),
+    FastSigmoid(2.0),
+]
 
 
 def grid(dtype: torch.dtype = torch.float64) -> torch.Tensor:
@@ -70,20 +78,41 @@ def test_derivative_is_even_and_the_primitive_odd_around_a_half(surrogate: Surro
 @pytest.mark.parametrize(
     ("surrogate", "x", "value"),
     [
-        (ATan(2.0), 0.0, 1.0), (ATan(2.0), -1.0, 1 / (1 + math.pi**2)), (ATan(2.0), -1.0, 0.0920),
-        (ATan(2.0), 0.5, 1 / (1 + math.pi**2 / 4)), (ATan(2.0), -0.5, 0.2884),
-        (ATan(3.0), 0.0, 1.5), (ATan(3.0), -1.0, 1.5 / (1 + 2.25 * math.pi**2)), (ATan(3.0), -1.0, 0.0646),
-        (FlatATan(), 0.0, 1 + math.pi**2 / 4), (FlatATan(), 0.5, 1.0), (FlatATan(), -0.5, 1.0),
-        (Rectangular(), 0.0, 1.0), (Rectangular(), 0.4999, 1.0), (Rectangular(), 0.5, 0.0), (Rectangular(), -0.5, 0.0),
-        (Rectangular(closed=True), 0.5, 1.0), (Rectangular(closed=True), 0.5001, 0.0), (Rectangular(2.0), 0.9, 0.5),
-        (ConstantOne(), -50.0, 1.0), (Sigmoid(4.0), 0.0, 1.0), (Sigmoid(1.0), 0.0, 0.25),
+        (ATan(2.0), 0.0, 1.0),
+        (ATan(2.0), -1.0, 1 / (1 + math.pi**2)),
+        (ATan(2.0), -1.0, 0.0920),
+        (ATan(2.0), 0.5, 1 / (1 + math.pi**2 / 4)),
+        (ATan(2.0), -0.5, 0.2884),
+        (ATan(3.0), 0.0, 1.5),
+        (ATan(3.0), -1.0, 1.5 / (1 + 2.25 * math.pi**2)),
+        (ATan(3.0), -1.0, 0.0646),
+        (FlatATan(), 0.0, 1 + math.pi**2 / 4),
+        (FlatATan(), 0.5, 1.0),
+        (FlatATan(), -0.5, 1.0),
+        (Rectangular(), 0.0, 1.0),
+        (Rectangular(), 0.4999, 1.0),
+        (Rectangular(), 0.5, 0.0),
+        (Rectangular(), -0.5, 0.0),
+        (Rectangular(closed=True), 0.5, 1.0),
+        (Rectangular(closed=True), 0.5001, 0.0),
+        (Rectangular(2.0), 0.9, 0.5),
+        (ConstantOne(), -50.0, 1.0),
+        (Sigmoid(4.0), 0.0, 1.0),
+        (Sigmoid(1.0), 0.0, 0.25),
         (Sigmoid(4.0), 0.5, 4 * math.exp(2) / (1 + math.exp(2)) ** 2),
-        (Triangle(), 0.0, 1.0), (Triangle(), 0.25, 0.75), (Triangle(), 1.0, 0.0), (Triangle(0.5), 0.0, 2.0),
-        (QuadraticGate(2.0), 0.0, 2.0), (QuadraticGate(2.0), 0.25, 1.0), (QuadraticGate(2.0), 0.5, 0.0),
-        (FastSigmoid(100.0), 0.0, 1.0), (FastSigmoid(100.0), 0.01, 0.25), (FastSigmoid(2.0), -0.5, 0.25),
+        (Triangle(), 0.0, 1.0),
+        (Triangle(), 0.25, 0.75),
+        (Triangle(), 1.0, 0.0),
+        (Triangle(0.5), 0.0, 2.0),
+        (QuadraticGate(2.0), 0.0, 2.0),
+        (QuadraticGate(2.0), 0.25, 1.0),
+        (QuadraticGate(2.0), 0.5, 0.0),
+        (FastSigmoid(100.0), 0.0, 1.0),
+        (FastSigmoid(100.0), 0.01, 0.25),
+        (FastSigmoid(2.0), -0.5, 0.25),
     ],
     ids=str,
-)  # fmt: skip
+)
 def test_published_values(surrogate: Surrogate, x: float, value: float) -> None:
     got = surrogate.derivative(torch.tensor([x], dtype=torch.float64)).item()
     assert got == pytest.approx(value, abs=1e-4)
@@ -92,12 +121,19 @@ def test_published_values(surrogate: Surrogate, x: float, value: float) -> None:
 @pytest.mark.parametrize(
     ("surrogate", "integral"),
     [
-        (ATan(2.0), 1.0), (ATan(3.0), 1.0), (Sigmoid(4.0), 1.0), (Rectangular(), 1.0), (Rectangular(2.0), 1.0),
-        (Triangle(), 1.0), (Triangle(0.5), 1.0), (QuadraticGate(2.0), 1.0), (FlatATan(), 1 + math.pi**2 / 4),
+        (ATan(2.0), 1.0),
+        (ATan(3.0), 1.0),
+        (Sigmoid(4.0), 1.0),
+        (Rectangular(), 1.0),
+        (Rectangular(2.0), 1.0),
+        (Triangle(), 1.0),
+        (Triangle(0.5), 1.0),
+        (QuadraticGate(2.0), 1.0),
+        (FlatATan(), 1 + math.pi**2 / 4),
         (FastSigmoid(10.0), 2 / 10),
     ],
     ids=str,
-)  # fmt: skip
+)
 def test_integrals(surrogate: Surrogate, integral: float) -> None:
     # x = u / (1 - u^2) brings the whole line into (-1, 1).
     u = torch.linspace(-1, 1, 400_002, dtype=torch.float64)[1:-1]
@@ -118,10 +154,14 @@ def test_constant_one_has_no_integral() -> None:
 @pytest.mark.parametrize(
     ("make", "name"),
     [
-        (ATan, "alpha"), (Sigmoid, "alpha"), (Rectangular, "width"), (Triangle, "gamma"), (QuadraticGate, "alpha"),
+        (ATan, "alpha"),
+        (Sigmoid, "alpha"),
+        (Rectangular, "width"),
+        (Triangle, "gamma"),
+        (QuadraticGate, "alpha"),
         (FastSigmoid, "scale"),
     ],
-)  # fmt: skip
+)
 def test_invalid_constants(make: Any, name: str, value: float) -> None:
     with pytest.raises(ValueError, match=f"{name} must be a positive number, got {value}"):
         make(value)
@@ -146,9 +186,16 @@ def test_frozen_and_equal_by_value() -> None:
 
 def test_names() -> None:
     assert {
-        "ATan", "Sigmoid", "Rectangular", "PiecewiseLinear", "Triangle", "ConstantOne", "FlatATan", "FastSigmoid",
+        "ATan",
+        "Sigmoid",
+        "Rectangular",
+        "PiecewiseLinear",
+        "Triangle",
+        "ConstantOne",
+        "FlatATan",
+        "FastSigmoid",
         "QuadraticGate",
-    } <= set(SURROGATES)  # fmt: skip
+    } <= set(SURROGATES)
     assert PiecewiseLinear is Triangle is SURROGATES["PiecewiseLinear"]
 
 

@@ -57,8 +57,12 @@ def rounded(folder: Path) -> torch.nn.Module:
 def test_what_is_shared(home: Path) -> None:
     shared, made = home / "shared", json.loads((home / "made.json").read_text())
     assert sorted(path.name for path in shared.iterdir()) == [
-        "README.md", "metrics.jsonl", "model.safetensors", "settings.json", "summary.json",
-    ]  # fmt: skip
+        "README.md",
+        "metrics.jsonl",
+        "model.safetensors",
+        "settings.json",
+        "summary.json",
+    ]
     tensors, about = load_tensors(shared / "model.safetensors")
     assert {t.dtype for t in tensors.values()} == {torch.float16, torch.int64}
     assert about == {
@@ -228,19 +232,23 @@ DAMAGES: dict[str, tuple[Any, str]] = {
     "cut": (lambda p: p.write_bytes(p.read_bytes()[:-9]), "is truncated or not a safetensors file"),
     "changed": (lambda p: p.write_bytes(p.read_bytes()[:-9] + b"123456789"), "is damaged: its checksum does not match"),
     "pickled": (lambda p: torch.save({"a": torch.zeros(1)}, p), "is truncated or not a safetensors file"),
-    "foreign": (lambda p: __import__("safetensors.torch").torch.save_file({"a": torch.zeros(1)}, p),
-                "was not written by Spikeloom"),
+    "foreign": (
+        lambda p: __import__("safetensors.torch").torch.save_file({"a": torch.zeros(1)}, p),
+        "was not written by Spikeloom",
+    ),
     "nameless": (lambda p: save_tensors(p, {"a": torch.zeros(1)}, {}), "does not say of which model its weights are"),
     "of another": (lambda p: other_header(p, model={"name": "sew_7b"}), "holds the weights of sew_7b, not of"),
     "odd model": (lambda p: other_header(p, model=[1, 2]), "does not say of which model its weights are"),
-    "odd option": (lambda p: other_header(p, model={"name": "report_sew_resnet34", "nose": 1}),
-                   "names settings that report_sew_resnet34 cannot have"),
+    "odd option": (
+        lambda p: other_header(p, model={"name": "report_sew_resnet34", "nose": 1}),
+        "names settings that report_sew_resnet34 cannot have",
+    ),
     "odd T": (lambda p: other_header(p, model={"name": "report_sew_resnet34", "T": 0}), "T must be at least"),
     "huge": (lambda p: other_header(p, made_for={"in_channels": 2**40, "num_classes": 10}), "stem.weight has shape"),
     "odd neuron": (lambda p: other_header(p, neuron="LIF"), "does not say which neurons its model has"),
     "no neuron": (lambda p: other_header(p, neuron={"name": "LIFE"}), "unknown neuron 'LIFE'"),
     "other tensors": (lambda p: save_tensors(p, {"a": torch.zeros(1)}, load_tensors(p)[1]), "does not fit report_sew"),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("damage", DAMAGES)

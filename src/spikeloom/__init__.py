@@ -21,17 +21,44 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 __all__ = [
-    "DataFileError", "Recorder", "Registry", "Stream", "UsageError", "analyse", "backend", "checkpoint",
-    "create_model", "data", "deploy", "encode", "layers", "list_models", "list_weights", "load", "models", "neurons",
-    "ops", "summary", "surrogates", "train",
-]  # fmt: skip
+    "DataFileError",
+    "Recorder",
+    "Registry",
+    "Stream",
+    "UsageError",
+    "analyse",
+    "backend",
+    "checkpoint",
+    "create_model",
+    "data",
+    "deploy",
+    "encode",
+    "layers",
+    "list_models",
+    "list_weights",
+    "load",
+    "models",
+    "neurons",
+    "ops",
+    "summary",
+    "surrogates",
+    "train",
+]
 
 _HOME = {
-    "DataFileError": "errors", "UsageError": "errors", "Recorder": "record", "Registry": "registry",
-    "Stream": "stream", "backend": "ops", "checkpoint": "stream", "create_model": "models", "list_models": "models",
+    "DataFileError": "errors",
+    "UsageError": "errors",
+    "Recorder": "record",
+    "Registry": "registry",
+    "Stream": "stream",
+    "backend": "ops",
+    "checkpoint": "stream",
+    "create_model": "models",
+    "list_models": "models",
     "list_weights": "models",
-    "load": "train.evaluate", "summary": "record",
-}  # fmt: skip
+    "load": "train.evaluate",
+    "summary": "record",
+}
 
 
 def __getattr__(name: str) -> Any:

@@ -25,8 +25,8 @@ from spikeloom.train.build import build_datasets, make_accelerator
 from spikeloom.train.evaluate import evaluate, load
 from spikeloom.train.firing_rates import showing
 from spikeloom.train.losses import LOSSES
-from spikeloom.train.recipe import Settings
 from spikeloom.train.run import Run
+from spikeloom.train.settings import Settings
 
 Json = dict[str, Any]
 SAMPLE = 500  # first test images, or all of fewer, of which the card says how many are right
@@ -116,19 +116,25 @@ class Measured:
         """For `summary.json`."""
         return {
             "sample": dict(zip(("right", "images"), self.sample, strict=True)),
-            "by_steps": self.by_steps, "rates": self.rates,
-            "spike_driven": self.spike_driven, "energies_uJ": self.energies, "engine_ms": self.engine_ms,
+            "by_steps": self.by_steps,
+            "rates": self.rates,
+            "spike_driven": self.spike_driven,
+            "energies_uJ": self.energies,
+            "engine_ms": self.engine_ms,
             "sha256": self.sha256,
-        }  # fmt: skip
+        }
 
 
 def _measure(folder: Path, settings: Settings, dataset: Any, work: Any) -> Measured:
     model, data = load(folder), {"data": settings.data.model_dump()}
     t = settings.train
     score = functools.partial(
-        evaluate, model, t=t, loss=functools.partial(LOSSES[t.loss.name], **t.loss.options),
+        evaluate,
+        model,
+        t=t,
+        loss=functools.partial(LOSSES[t.loss.name], **t.loss.options),
         accelerator=make_accelerator("fp32"),
-    )  # fmt: skip
+    )
     steps = _steps(model, dataset)
     work.work("measuring the card", len(dataset) * max(1, len(steps)))
     meter = RateMeter(model)
@@ -200,12 +206,12 @@ def _card(run: Run, summary: Json, found: Measured) -> str:
         f"# {settings.model.name} on {task}",
         "",
         f"A spiking network for {summary['data']['test']}, trained by `spikeloom train {run.title}` (budget "
-        f"{run.budget}). Load it with `spikeloom.create_model(\"{settings.model.name}\", weights=\"{task}\")`.",
+        f'{run.budget}). Load it with `spikeloom.create_model("{settings.model.name}", weights="{task}")`.',
         "",
         "| | |",
         "|---|---|",
         f"| accuracy | {found.accuracy:.2f} % on {summary['data']['test']} |",
-    ]  # fmt: skip
+    ]
     if found.by_steps:
         shown = ", ".join(f"{accuracy:.2f} % at T = {T}" for T, accuracy in found.by_steps.items())
         lines.append(f"| by steps | {shown} |")
@@ -238,7 +244,7 @@ def _card(run: Run, summary: Json, found: Measured) -> str:
         "It is a reference for research. It is not made for decisions about people or safety, and says nothing of data",
         "unlike its training data.",
         "",
-    ]  # fmt: skip
+    ]
     return "\n".join(lines)
 
 

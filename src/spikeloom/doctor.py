@@ -33,8 +33,11 @@ def examine() -> dict[str, Any]:
     root = os.environ.get("SPIKELOOM_DATA")
     found["SPIKELOOM_DATA"] = root or "not set: give data.root=PATH to commands that need data"
     if root:
-        names = [name for name, part in (("mnist", "MNIST"), ("cifar10", "cifar-10-batches-py"), ("cifar10", "CIFAR10"))
-                 if (Path(root) / part).is_dir()]  # fmt: skip
+        names = [
+            name
+            for name, part in (("mnist", "MNIST"), ("cifar10", "cifar-10-batches-py"), ("cifar10", "CIFAR10"))
+            if (Path(root) / part).is_dir()
+        ]
         found["data found"] = ", ".join(dict.fromkeys(names)) or "none"
     return {key: "unknown" if value is None else value for key, value in found.items()}
 

@@ -87,13 +87,17 @@ def predict(run: PathLike, files: Sequence[PathLike], top: int = 3) -> list[Pred
         names = [dataset.classes[label] for label in order.tolist()[:top]]
         answers.append(
             Prediction(
-                file=str(path), label=int(order[0]), name=names[0], probability=float(probabilities[0]),
+                file=str(path),
+                label=int(order[0]),
+                name=names[0],
+                probability=float(probabilities[0]),
                 top=tuple(zip(names, probabilities.tolist(), strict=False)),
                 spikes=round(sum(meter.spikes().values())),
                 energy_uJ=audit(model, [(x, torch.zeros(1, dtype=torch.int64))]).energy_pj / 1e6,
-                ms=_milliseconds(engine, x), by="network" if engine is model else "engine",
+                ms=_milliseconds(engine, x),
+                by="network" if engine is model else "engine",
             )
-        )  # fmt: skip
+        )
     return answers
 
 

@@ -28,17 +28,9 @@ from spikeloom.train.build import build_datasets, build_model, seed_everything
 from spikeloom.train.environments import train_accuracies
 from spikeloom.train.loop import Progress, train
 from spikeloom.train.pretrain import Reconstructs
-from spikeloom.train.recipe import (
-    Budget,
-    MeasureSettings,
-    Recipe,
-    Row,
-    Settings,
-    check_options,
-    list_recipes,
-    load_recipe,
-)
+from spikeloom.train.recipe import Budget, Recipe, Row, check_options, list_recipes, load_recipe
 from spikeloom.train.run import Run, environment
+from spikeloom.train.settings import MeasureSettings, Settings
 
 Json = dict[str, Any]
 _PLACES = {"measure": {"root": True, "data": {"root": True}}}  # of data on this machine, in options of measurements
@@ -231,12 +223,20 @@ def _measure(recipe: Recipe, row: str, budget: Budget, settings: MeasureSettings
     found: Measured = MEASUREMENTS[settings.measure.name](**settings.measure.options)
     stem = f"{row}.{budget}.seed{settings.seed}"
     record: Json = {
-        "table": recipe.name, "row": row, "system": recipe.rows[row].system, "budget": budget, "seed": settings.seed,
-        "published": recipe.rows[row].published, "measured": found.values, "tables": found.tables,
+        "table": recipe.name,
+        "row": row,
+        "system": recipe.rows[row].system,
+        "budget": budget,
+        "seed": settings.seed,
+        "published": recipe.rows[row].published,
+        "measured": found.values,
+        "tables": found.tables,
         "figures": _write_figures(folder, stem, found.figures),
-        "seconds": round(time.monotonic() - start, 3), "settings": settings.model_dump(exclude=_PLACES),
-        "environment": environment(), "date": datetime.date.today().isoformat(),
-    }  # fmt: skip
+        "seconds": round(time.monotonic() - start, 3),
+        "settings": settings.model_dump(exclude=_PLACES),
+        "environment": environment(),
+        "date": datetime.date.today().isoformat(),
+    }
     write_json(folder / f"{stem}.json", record)
     return record
 

@@ -39,8 +39,9 @@ ACCURACIES = ("acc", "acc_test")
 CLOSE = 2.0  # points of accuracy
 FAILS = 15.0  # percent, up to which a row of ten classes is published as one that does not learn
 # What a search for a copy did not find, or what no desk trains on.
-RARE = frozenset({"imagenet", "cifar10_dvs", "dvs_gesture", "n_caltech101", "shd", "n_tidigits", "cifar100",
-                  "sequential_cifar100"})  # fmt: skip
+RARE = frozenset(
+    {"imagenet", "cifar10_dvs", "dvs_gesture", "n_caltech101", "shd", "n_tidigits", "cifar100", "sequential_cifar100"}
+)
 
 
 @dataclass(frozen=True)
@@ -141,12 +142,23 @@ def _state(difference: float, error: float, share: float, budget: str, data: Jso
 
 # Images of the training and the test part, where no subset is taken.
 SIZES = {
-    "digits": (1438, 359), "mnist": (60_000, 10_000), "cifar10": (50_000, 8_000), "cifar100": (50_000, 10_000),
-    "sequential_mnist": (60_000, 10_000), "sequential_cifar10": (50_000, 8_000),
-    "sequential_cifar100": (50_000, 10_000), "fsdd": (2_400, 300), "colored_mnist": (40_000, 20_000),
-    "imagenet": (1_281_167, 50_000), "nmnist": (1_000, 100), "cifar10_dvs": (9_000, 1_000),
-    "dvs_gesture": (1_176, 288), "n_caltech101": (7_838, 871), "shd": (8_156, 2_264), "n_tidigits": (2_464, 2_486),
-}  # fmt: skip
+    "digits": (1438, 359),
+    "mnist": (60_000, 10_000),
+    "cifar10": (50_000, 8_000),
+    "cifar100": (50_000, 10_000),
+    "sequential_mnist": (60_000, 10_000),
+    "sequential_cifar10": (50_000, 8_000),
+    "sequential_cifar100": (50_000, 10_000),
+    "fsdd": (2_400, 300),
+    "colored_mnist": (40_000, 20_000),
+    "imagenet": (1_281_167, 50_000),
+    "nmnist": (1_000, 100),
+    "cifar10_dvs": (9_000, 1_000),
+    "dvs_gesture": (1_176, 288),
+    "n_caltech101": (7_838, 871),
+    "shd": (8_156, 2_264),
+    "n_tidigits": (2_464, 2_486),
+}
 
 
 def _images_seen(settings: Json, epochs: int) -> float:
@@ -181,18 +193,43 @@ def as_page(scores: list[Score]) -> str:
     from spikeloom.analyse.report.render import Table, fill
 
     counts = Counter(score.state for score in scores)
-    states = Table("Rows by what their result says", ("state", "rows", "meaning"),
-                   [(state, counts[state], meaning) for state, meaning in STATES.items()])  # fmt: skip
-    head = ("table", "row", "system", "published, %", "measured, %", "standard error", "difference", "budget", "seeds",
-            "of the training, %", "state")  # fmt: skip
+    states = Table(
+        "Rows by what their result says",
+        ("state", "rows", "meaning"),
+        [(state, counts[state], meaning) for state, meaning in STATES.items()],
+    )
+    head = (
+        "table",
+        "row",
+        "system",
+        "published, %",
+        "measured, %",
+        "standard error",
+        "difference",
+        "budget",
+        "seeds",
+        "of the training, %",
+        "state",
+    )
     rows: list[tuple[Any, ...]] = []
     for score in scores:
         found = score.measured is not None
         numbers = (score.measured, score.error, score.difference) if found else (None, None, None)
         rounded = [None if number is None else round(number, 2) for number in numbers]
         share = 100 * score.share if found else None
-        rows.append((score.table, score.row, score.system, score.published, *rounded, score.budget,
-                     score.seeds if found else None, share, score.state))  # fmt: skip
+        rows.append(
+            (
+                score.table,
+                score.row,
+                score.system,
+                score.published,
+                *rounded,
+                score.budget,
+                score.seeds if found else None,
+                share,
+                score.state,
+            )
+        )
     table = Table("Published accuracies beside the best measured", head, rows, sortable=True)
     return fill(
         "scores.html", plots=False, intro=[line.replace("`", "") for line in INTRODUCTION], states=states, rows=table
@@ -216,10 +253,12 @@ def as_markdown(scores: list[Score]) -> str:
         if score.table != table:
             table = score.table
             lines += [
-                "", f"## {table}: {load_recipe(table).title}", "",
+                "",
+                f"## {table}: {load_recipe(table).title}",
+                "",
                 "| row | system | published | measured | difference | budget, seeds | of the training | state |",
                 "|---|---|---|---|---|---|---|---|",
-            ]  # fmt: skip
+            ]
         measured = "" if score.measured is None else f"{score.measured:.2f} ± {score.error:.2f}"
         difference = "" if score.difference is None else f"{score.difference:+.2f}"
         budget = "" if score.measured is None else f"{score.budget}, {score.seeds}"

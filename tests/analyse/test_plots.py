@@ -17,10 +17,12 @@ from spikeloom.errors import UsageError
 
 
 def figure() -> go.Figure:
-    drawn = go.Figure([
-        go.Scatter(x=[1, 2, 3, 4], y=[1 / 3, 2.0, math.nan, math.inf], name="a & b</script>"),
-        go.Heatmap(z=np.eye(2)),
-    ])  # fmt: skip
+    drawn = go.Figure(
+        [
+            go.Scatter(x=[1, 2, 3, 4], y=[1 / 3, 2.0, math.nan, math.inf], name="a & b</script>"),
+            go.Heatmap(z=np.eye(2)),
+        ]
+    )
     return drawn.update_layout(title="title", xaxis_title="steps", yaxis={"type": "log", "domain": (0, 0.5)})
 
 
@@ -36,8 +38,10 @@ def test_the_data_of_a_figure() -> None:
     assert scatter == {"type": "scatter", "x": [1, 2, 3, 4], "y": [0.333333, 2, None, None], "name": "a & b</script>"}
     assert heatmap == {"type": "heatmap", "z": [[1, 0], [0, 1]]}
     assert found["layout"] == {
-        "title": {"text": "title"}, "xaxis": {"title": {"text": "steps"}}, "yaxis": {"type": "log", "domain": [0, 0.5]},
-    }  # fmt: skip
+        "title": {"text": "title"},
+        "xaxis": {"title": {"text": "steps"}},
+        "yaxis": {"type": "log", "domain": [0, 0.5]},
+    }
 
 
 def test_round_trip(tmp_path: Path) -> None:

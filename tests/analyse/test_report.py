@@ -26,9 +26,17 @@ from spikeloom.train.recipe import check_settings, load_recipe, parse_overrides
 from spikeloom.train.run import Run
 
 SMALL = [
-    "data.subset=64", "data.test_subset=50", "data.size=16", "model.name=colored_mnist_net", "model.image_size=16",
-    "model.T=2", "train.batch_size=16", "train.epochs=2", "train.optimizer=adam", "train.lr=0.003",
-]  # fmt: skip
+    "data.subset=64",
+    "data.test_subset=50",
+    "data.size=16",
+    "model.name=colored_mnist_net",
+    "model.image_size=16",
+    "model.T=2",
+    "train.batch_size=16",
+    "train.epochs=2",
+    "train.optimizer=adam",
+    "train.lr=0.003",
+]
 HOSTILE = "</script><img src=x onerror=window.hit=1>"
 RECIPE = """
 title = "{hostile}"
@@ -206,12 +214,21 @@ def test_markup_in_names_is_text(home: Path) -> None:
 
 
 def test_a_model_that_gives_its_input_back(tmp_path: Path) -> None:
-    settings = check_settings({
-        "data": {"name": "digits", "subset": 32, "test_subset": 20, "size": 16},
-        "model": {"name": "masked_autoencoder", "encoder": "spikformer_v2_2_64", "image_size": 16,
-                  "decoder_width": 16, "decoder_depth": 1, "decoder_heads": 2},
-        "train": {"epochs": 1, "batch_size": 16, "loss": "reconstruction", "optimizer": "adamw", "lr": 2e-3},
-    }, "here")  # fmt: skip
+    settings = check_settings(
+        {
+            "data": {"name": "digits", "subset": 32, "test_subset": 20, "size": 16},
+            "model": {
+                "name": "masked_autoencoder",
+                "encoder": "spikformer_v2_2_64",
+                "image_size": 16,
+                "decoder_width": 16,
+                "decoder_depth": 1,
+                "decoder_heads": 2,
+            },
+            "train": {"epochs": 1, "batch_size": 16, "loss": "reconstruction", "optimizer": "adamw", "lr": 2e-3},
+        },
+        "here",
+    )
     run = Run.plan(tmp_path / "run", "quickstart/digits", "main", "full", settings)
     train(run, Quiet())
     page, problems = write_report([run.folder], {}, Quiet())
@@ -241,7 +258,8 @@ def _halve(name: str) -> Any:
 BROKEN = {
     "unfinished": (_remove("summary.json", "model.safetensors"), "unfinished: 2 of 2 epochs; continue with"),
     "only settings": (
-        _remove("summary.json", "model.safetensors", "checkpoint.safetensors", "metrics.jsonl"), "unfinished: 0 of 2"
+        _remove("summary.json", "model.safetensors", "checkpoint.safetensors", "metrics.jsonl"),
+        "unfinished: 0 of 2",
     ),
     "settings cut": (_halve("settings.json"), "settings.json is not valid JSON"),
     "settings of something else": (_write("settings.json", "[1]"), "settings.json is not the settings of a run"),
@@ -259,7 +277,7 @@ BROKEN = {
     "summary of something else": (_write("summary.json", '{"seconds": "x", "data": 3, "test_accuracy": []}'), ""),
     "weights cut": (_halve("model.safetensors"), "truncated or not a safetensors file"),
     "weights gone": (_remove("model.safetensors"), "there is no model.safetensors"),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("damage", BROKEN)
@@ -349,8 +367,15 @@ def test_many_classes_keep_the_page_small(copy: Path) -> None:
 
 # --- in a browser -----------------------------------------------------------------------------------------------------
 
-QUIET = ("--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
-         "--disable-component-update", "--disable-sync")  # fmt: skip
+QUIET = (
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+)
 
 
 @pytest.fixture(scope="module")

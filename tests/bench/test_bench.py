@@ -109,8 +109,11 @@ def test_events(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     frames, reading = tables.values()
     # Recordings with fewer events than frames are left out of the cutting.
     assert [(row["recordings"], row["frames"], row["events"]) for row in frames] == [
-        ("made, 128x128", "count", 2000), ("made, 128x128", "time", 2000), ("a", "count", 1100), ("a", "time", 1100),
-    ]  # fmt: skip
+        ("made, 128x128", "count", 2000),
+        ("made, 128x128", "time", 2000),
+        ("a", "count", 1100),
+        ("a", "time", 1100),
+    ]
     assert all(row["ours_Mev_per_s"] > 0 for row in frames)
     assert [(row["file"], row["events"]) for row in reading] == [("a/1.bin", 500), ("b/1.bin", 5)]
     assert "| a/1.bin | 500 |" in (tmp_path / "out" / "events.md").read_text()
@@ -147,5 +150,7 @@ def test_results_of_earlier_measurements_stay(tmp_path: Path) -> None:
     old["steps"].append({"kernels": "of another machine", "network": "a", "ms": 4})
     new = write.kept(old["steps"], [{"network": "a", "ms": 3}], "network")
     assert [(row["kernels"], row["network"], row["ms"]) for row in new] == [
-        (kernels, "b", 2), ("of another machine", "a", 4), (kernels, "a", 3)
-    ]  # fmt: skip
+        (kernels, "b", 2),
+        ("of another machine", "a", 4),
+        (kernels, "a", 3),
+    ]

@@ -17,8 +17,14 @@ from spikeloom.errors import UsageError
 
 def stream(t: list[int]) -> Events:
     n = len(t)
-    return Events(np.array(t, np.int64), np.arange(n, dtype=np.int16) % 4, np.zeros(n, np.int16),
-                  np.arange(n, dtype=np.uint8) % 2, 4, 3)  # fmt: skip
+    return Events(
+        np.array(t, np.int64),
+        np.arange(n, dtype=np.int16) % 4,
+        np.zeros(n, np.int16),
+        np.arange(n, dtype=np.uint8) % 2,
+        4,
+        3,
+    )
 
 
 def plain(e: Events, first: list[int]) -> torch.Tensor:

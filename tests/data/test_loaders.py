@@ -19,9 +19,15 @@ LENGTHS = (2, 5, 3, 4, 1, 3, 2)
 def images(sequence: bool = False) -> ImageDataset:
     torch.manual_seed(1)
     return ImageDataset(
-        torch.randint(256, (7, 3, 4, 5), dtype=torch.uint8), torch.arange(7), name="made", title="made images",
-        classes=list("abcdefg"), mean=(0.5,) * 3, std=(0.5,) * 3, to_sequence=columns if sequence else None,
-    )  # fmt: skip
+        torch.randint(256, (7, 3, 4, 5), dtype=torch.uint8),
+        torch.arange(7),
+        name="made",
+        title="made images",
+        classes=list("abcdefg"),
+        mean=(0.5,) * 3,
+        std=(0.5,) * 3,
+        to_sequence=columns if sequence else None,
+    )
 
 
 def frames() -> FrameDataset:

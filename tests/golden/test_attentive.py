@@ -30,10 +30,8 @@ NETWORKS = {
     "tdbn_resnet19": functools.partial(create_model, "tdbn_resnet19", norm="batch"),
     "vggsnn": functools.partial(create_model, "vggsnn", T=4),
     "ghostnet_t_ann": functools.partial(create_model, "ghostnet_snn", neuron=nn.ReLU, literal=True, T=1),
-    "ghostnetv2_ann": functools.partial(
-        create_model, "ghostnet_dfc", neuron=nn.ReLU, literal=True, variant="H", T=1
-    ),
-}  # fmt: skip
+    "ghostnetv2_ann": functools.partial(create_model, "ghostnet_dfc", neuron=nn.ReLU, literal=True, variant="H", T=1),
+}
 
 
 @pytest.mark.parametrize("name", NETWORKS)
@@ -63,8 +61,14 @@ def tet(channels: int, width: int, stride: int, vanilla: bool) -> nn.Module:
     return VanillaBlock(branch, NormSpike(width, tet_lif), conv_shortcut(channels, width, stride))
 
 
-DS_BLOCKS = ["ds_block", "ds_block_down", "ds_block_down_train", "ds_block_small_var", "ds_block_train",
-             "ds_block_vanilla_down"]  # fmt: skip
+DS_BLOCKS = [
+    "ds_block",
+    "ds_block_down",
+    "ds_block_down_train",
+    "ds_block_small_var",
+    "ds_block_train",
+    "ds_block_vanilla_down",
+]
 TET_BLOCKS = ["tet_block", "tet_block_down", "tet_block_train"]
 
 
@@ -149,10 +153,16 @@ def ghost_part(constructor: str) -> nn.Module:
 
 
 GHOST_PARTS = [
-    "dfc_module", "dfc_module_train", "ghost_bottleneck_t_s2_se1_train", "ghost_bottleneck_v2_s1_first",
-    "ghost_bottleneck_v2_s2_se1", "ghost_module_h_norelu_odd", "ghost_module_t_even", "ghost_module_t_odd",
+    "dfc_module",
+    "dfc_module_train",
+    "ghost_bottleneck_t_s2_se1_train",
+    "ghost_bottleneck_v2_s1_first",
+    "ghost_bottleneck_v2_s2_se1",
+    "ghost_module_h_norelu_odd",
+    "ghost_module_t_even",
+    "ghost_module_t_odd",
     *(f"ghost_bottleneck_{v}_s{s}_se{e}" for v in "ht" for s in (1, 2) for e in (0, 1)),
-]  # fmt: skip
+]
 
 
 @pytest.mark.parametrize("name", GHOST_PARTS)

@@ -83,9 +83,7 @@ def run(neuron: Neuron, case: Arrays, detach_every_step: bool = False) -> tuple[
 def check(golden: Golden, name: str, neuron: Neuron, settings: Settings, case: Arrays, sltt: bool = False) -> None:
     row = golden.rows[name]
     spikes, before, after, grad_x = run(neuron, case, detach_every_step=sltt)
-    before_of_source = next(
-        (case[key] for key in ("u", "v", "v_before_reset") if key in case), None
-    )  # fmt: skip
+    before_of_source = next((case[key] for key in ("u", "v", "v_before_reset") if key in case), None)
     if before_of_source is None:
         before_of_source = case["fire_arg"] + settings["v_threshold"]
     strict = "strict >" in row["departures"]

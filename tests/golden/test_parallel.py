@@ -41,10 +41,25 @@ from spikeloom.stream import Stream
 from spikeloom.surrogates import SURROGATES, Surrogate
 
 CASES = {
-    "mlf": 19, "psn": 13, "masked_psn": 45, "sliding_psn": 34, "psu": 15, "ipsu_paper": 15, "ipsu_released": 15,
-    "rpsu": 15, "spsn": 9, "klif": 17, "glif": 16, "glif_soft_gates": 6, "lif_synaptic": 23, "leaky_integrator": 18,
-    "paralif": 91, "paralif_stochastic": 12, "recurrent_lif": 8, "recurrent_paralif": 23,
-}  # fmt: skip
+    "mlf": 19,
+    "psn": 13,
+    "masked_psn": 45,
+    "sliding_psn": 34,
+    "psu": 15,
+    "ipsu_paper": 15,
+    "ipsu_released": 15,
+    "rpsu": 15,
+    "spsn": 9,
+    "klif": 17,
+    "glif": 16,
+    "glif_soft_gates": 6,
+    "lif_synaptic": 23,
+    "leaky_integrator": 18,
+    "paralif": 91,
+    "paralif_stochastic": 12,
+    "recurrent_lif": 8,
+    "recurrent_paralif": 23,
+}
 
 
 class Case:
@@ -250,9 +265,7 @@ def check_spsn(case: Case) -> None:
 def check_klif(case: Case) -> None:
     s, x = case.settings, case.input()
     assert not s.get("scale_reset", False)
-    neuron = KLIF(
-        s["tau"], s["decay_input"], s["v_threshold"], s["v_reset"], case.surrogate, s["detach_reset"]
-    )  # fmt: skip
+    neuron = KLIF(s["tau"], s["decay_input"], s["v_threshold"], s["v_reset"], case.surrogate, s["detach_reset"])
     neuron.k.data = case["param_k"]
     spikes = neuron(x)
     case.spikes(spikes)
@@ -323,9 +336,9 @@ def check_decays_gradients(case: Case, neuron: LeakyIntegrator, suffix: str) -> 
 def check_lif_synaptic(case: Case) -> None:
     s, x = case.settings, case.input()
     learned = s.get("learn_tau", False)
-    neuron = SynapticLIF(
-        **times(s), v_threshold=s["spk_threshold"], learn_tau=learned, surrogate=case.surrogate
-    ).to(case.dtype)  # fmt: skip
+    neuron = SynapticLIF(**times(s), v_threshold=s["spk_threshold"], learn_tau=learned, surrogate=case.surrogate).to(
+        case.dtype
+    )
     set_decays(case, neuron)
     grad_out = case["grad_out"]
     spikes = neuron(x)
@@ -379,9 +392,13 @@ def check_wrapped(case: Case, neuron: LeakyIntegrator) -> None:
 def check_paralif(case: Case) -> None:
     s, x = case.settings, case.input()
     neuron = ParaLIF(
-        s["firing"], **times(s), v_threshold=s["spk_threshold"], learn_threshold=s.get("learn_threshold", False),
-        learn_tau=s.get("learn_tau", False), surrogate=case.surrogate,
-    )  # fmt: skip
+        s["firing"],
+        **times(s),
+        v_threshold=s["spk_threshold"],
+        learn_threshold=s.get("learn_threshold", False),
+        learn_tau=s.get("learn_tau", False),
+        surrogate=case.surrogate,
+    )
     neuron = neuron.to(case.dtype)
     if isinstance(neuron.v_threshold, nn.Parameter):
         neuron.v_threshold.data = case["param__spk_threshold"]
@@ -429,9 +446,12 @@ def set_recurrent(case: Case, neuron: RecurrentLIF | RecurrentParaLIF) -> None:
 def check_recurrent_lif(case: Case) -> None:
     s, x = case.settings, case.input()
     neuron = RecurrentLIF(
-        x.shape[-1], **times(s), v_threshold=s["spk_threshold"], surrogate=case.surrogate,
+        x.shape[-1],
+        **times(s),
+        v_threshold=s["spk_threshold"],
+        surrogate=case.surrogate,
         feedback="spikes" if s["recurrent_fire"] else "relu",
-    ).to(case.dtype)  # fmt: skip
+    ).to(case.dtype)
     set_recurrent(case, neuron)
     spikes = neuron(x)
     case.spikes(spikes)
@@ -448,10 +468,13 @@ def check_recurrent_paralif(case: Case) -> None:
     s, x = case.settings, case.input()
     fires = s.get("fire", True)
     neuron = RecurrentParaLIF(
-        x.shape[-1], s.get("firing", "t"), **times(s), v_threshold=s.get("spk_threshold"),
+        x.shape[-1],
+        s.get("firing", "t"),
+        **times(s),
+        v_threshold=s.get("spk_threshold"),
         surrogate=case.surrogate if fires else SURROGATES["ATan"](),
         feedback="spikes" if s["recurrent_fire"] else "relu",
-    ).to(case.dtype)  # fmt: skip
+    ).to(case.dtype)
     set_recurrent(case, neuron)
     m = neuron.membrane(x, None, False)[0]
     case.output(m.detach(), "v_sequential")
@@ -469,13 +492,25 @@ def check_recurrent_paralif(case: Case) -> None:
 # --- every case -------------------------------------------------------------------------------------------------------
 
 CHECKS: dict[str, Callable[[Case], None]] = {
-    "mlf": check_mlf, "psn": check_psn, "masked_psn": check_masked_psn, "sliding_psn": check_sliding_psn,
-    "psu": check_psu_family, "ipsu_paper": check_psu_family, "ipsu_released": check_psu_family,
-    "rpsu": check_psu_family, "spsn": check_spsn, "klif": check_klif, "glif": check_glif,
-    "glif_soft_gates": check_glif, "lif_synaptic": check_lif_synaptic, "leaky_integrator": check_leaky_integrator,
-    "paralif": check_paralif, "paralif_stochastic": check_paralif_stochastic, "recurrent_lif": check_recurrent_lif,
+    "mlf": check_mlf,
+    "psn": check_psn,
+    "masked_psn": check_masked_psn,
+    "sliding_psn": check_sliding_psn,
+    "psu": check_psu_family,
+    "ipsu_paper": check_psu_family,
+    "ipsu_released": check_psu_family,
+    "rpsu": check_psu_family,
+    "spsn": check_spsn,
+    "klif": check_klif,
+    "glif": check_glif,
+    "glif_soft_gates": check_glif,
+    "lif_synaptic": check_lif_synaptic,
+    "leaky_integrator": check_leaky_integrator,
+    "paralif": check_paralif,
+    "paralif_stochastic": check_paralif_stochastic,
+    "recurrent_lif": check_recurrent_lif,
     "recurrent_paralif": check_recurrent_paralif,
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("name", golden_cases(*CHECKS))
@@ -538,9 +573,10 @@ def test_every_departure_is_met(golden: Golden) -> None:
 
 def cases_of(golden: Golden, *units: str, **wanted: Any) -> list[Case]:
     found = [
-        Case(golden, name) for name in golden_cases(*units)
+        Case(golden, name)
+        for name in golden_cases(*units)
         if all(json.loads(golden.rows[name]["settings"]).get(k) == v for k, v in wanted.items())
-    ]  # fmt: skip
+    ]
     assert found
     return found
 
@@ -680,9 +716,13 @@ def test_recurrent_paralif_release_counts_the_input_twice(golden: Golden) -> Non
         s, x = case.settings, case["x"]
         hidden = LeakyIntegrator(**times(s)).to(case.dtype)
         neuron = RecurrentParaLIF(
-            x.shape[-1], s.get("firing", "t"), **times(s), v_threshold=s.get("spk_threshold"),
-            feedback="spikes" if s["recurrent_fire"] else "relu", add_hidden=False,
-        ).to(case.dtype)  # fmt: skip
+            x.shape[-1],
+            s.get("firing", "t"),
+            **times(s),
+            v_threshold=s.get("spk_threshold"),
+            feedback="spikes" if s["recurrent_fire"] else "relu",
+            add_hidden=False,
+        ).to(case.dtype)
         set_decays(case, hidden)
         set_recurrent(case, neuron)
         single = neuron.potentials(x)

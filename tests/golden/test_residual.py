@@ -80,9 +80,11 @@ def block_of(constructor: str) -> nn.Module:
 BLOCKS = [
     *(f"sew_block_basicblock_{g}{end}" for g in ("add", "and", "iand") for end in ("", "_down", "_train")),
     *(f"sew_block_bottleneck_add{end}" for end in ("", "_down", "_train", "_down_train")),
-    "sew_block_basicblock_add_down_train", "spiking_block_basic_down", "spiking_block_basic_train",
+    "sew_block_basicblock_add_down_train",
+    "spiking_block_basic_down",
+    "spiking_block_basic_train",
     *(f"ms_block{end}" for end in ("", "_down", "_train", "_down_train", "104_down")),
-]  # fmt: skip
+]
 
 
 @pytest.mark.parametrize("name", BLOCKS)

@@ -50,9 +50,14 @@ def network(settings: dict[str, Any], case: dict[str, Tensor]) -> nn.Sequential:
 
     if settings["net"].startswith("Conv"):
         model = nn.Sequential(
-            Conv2d(2, 4, 3, padding=1), neuron(), AvgPool2d(2), Conv2d(4, 3, 3, padding=1, bias=False), neuron(),
-            Flatten(), Linear(27, 5),
-        )  # fmt: skip
+            Conv2d(2, 4, 3, padding=1),
+            neuron(),
+            AvgPool2d(2),
+            Conv2d(4, 3, 3, padding=1, bias=False),
+            neuron(),
+            Flatten(),
+            Linear(27, 5),
+        )
     else:
         a, b, c, d = (int(width) for width in settings["net"].split()[1].strip(",").split("-"))
         model = nn.Sequential(Linear(a, b), neuron(), Linear(b, c), neuron(), Linear(c, d))

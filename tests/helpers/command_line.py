@@ -13,10 +13,18 @@ from spikeloom import cli
 
 # A network without norms, on digits padded to 16x16: a second or less.
 SMALL = [
-    "quickstart/digits", "data.subset=64", "data.test_subset=50", "data.size=16", "model.name=colored_mnist_net",
-    "model.image_size=16", "model.T=2", "train.batch_size=16", "train.epochs=2", "train.optimizer=adam",
+    "quickstart/digits",
+    "data.subset=64",
+    "data.test_subset=50",
+    "data.size=16",
+    "model.name=colored_mnist_net",
+    "model.image_size=16",
+    "model.T=2",
+    "train.batch_size=16",
+    "train.epochs=2",
+    "train.optimizer=adam",
     "train.lr=0.003",
-]  # fmt: skip
+]
 
 
 class Result(NamedTuple):

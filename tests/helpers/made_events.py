@@ -33,8 +33,9 @@ def gappy(n: int, width: int, height: int, seed: int, longest: int, late: bool) 
         t[1:] = np.maximum(t[1:] - np.where(rng.random(n - 1) < 0.1, rng.integers(0, 1000, n - 1), 0), 0)
     # Rows of one polarity, which vectors are made of.
     run = np.cumsum(rng.random(n) < 0.2)
-    return Events(t, e.x, rng.permutation(height)[run % height].astype(np.int16), (run % 2).astype(np.uint8),
-                  width, height)  # fmt: skip
+    return Events(
+        t, e.x, rng.permutation(height)[run % height].astype(np.int16), (run % 2).astype(np.uint8), width, height
+    )
 
 
 def five_bytes(e: Events) -> bytes:

@@ -18,11 +18,25 @@ T, N, C = 6, 3, 4
 # where the time constants are 20 steps long.
 QUICK: dict[str, Any] = {"tau_mem": 0.002, "tau_syn": 0.001}
 ARGUMENTS: dict[str, dict[str, Any]] = {
-    "IF": {}, "LIF": {}, "PLIF": {}, "MLF": {}, "PSN": {"T": T}, "MaskedPSN": {"T": T, "order": 3},
-    "SlidingPSN": {"order": 3}, "PSU": {}, "IPSU": {"T": T}, "RPSU": {"T": T}, "SPSN": {}, "KLIF": {},
-    "GLIF": {"channels": C, "T": T}, "ParaLIF": QUICK, "SynapticLIF": QUICK, "RecurrentLIF": {"features": C} | QUICK,
-    "RecurrentParaLIF": {"features": C} | QUICK, "LeakyIntegrator": QUICK,
-}  # fmt: skip
+    "IF": {},
+    "LIF": {},
+    "PLIF": {},
+    "MLF": {},
+    "PSN": {"T": T},
+    "MaskedPSN": {"T": T, "order": 3},
+    "SlidingPSN": {"order": 3},
+    "PSU": {},
+    "IPSU": {"T": T},
+    "RPSU": {"T": T},
+    "SPSN": {},
+    "KLIF": {},
+    "GLIF": {"channels": C, "T": T},
+    "ParaLIF": QUICK,
+    "SynapticLIF": QUICK,
+    "RecurrentLIF": {"features": C} | QUICK,
+    "RecurrentParaLIF": {"features": C} | QUICK,
+    "LeakyIntegrator": QUICK,
+}
 # More forms of the same classes, under names of their own.
 VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {name: (name, arguments) for name, arguments in ARGUMENTS.items()} | {
     "MaskedPSN-half": ("MaskedPSN", {"T": T, "order": 3, "lam": 0.5}),

@@ -13,13 +13,26 @@ from spikeloom.models import list_models
 
 SMALL: dict[str, dict[str, Any]] = {
     **{name: {"channels": 32, "heads": 4, "depth": 1} for name in list_models("spik*former_*")},
-    "sequential_cifar_net": {"channels": 16}, "psn_cifar_net": {"channels": 8}, "cifarnet": {"T": 2},
-}  # fmt: skip
-SHAPES = {"sequential_cifar_net": (3, 32), "shd_net": (700,), "paralif_shd": (700,), "paralif_ntidigits": (64,),
-          "paralif_nmnist": (1, 34, 34), "paralif_gesture": (2, 64, 64), "colored_mnist_net": (3, 28, 28)}  # fmt: skip
+    "sequential_cifar_net": {"channels": 16},
+    "psn_cifar_net": {"channels": 8},
+    "cifarnet": {"T": 2},
+}
+SHAPES = {
+    "sequential_cifar_net": (3, 32),
+    "shd_net": (700,),
+    "paralif_shd": (700,),
+    "paralif_ntidigits": (64,),
+    "paralif_nmnist": (1, 34, 34),
+    "paralif_gesture": (2, 64, 64),
+    "colored_mnist_net": (3, 28, 28),
+}
 SMALL["masked_autoencoder"] = {
-    "encoder": "spikformer_v2_2_64", "image_size": 32, "decoder_depth": 1, "decoder_width": 32, "decoder_heads": 4,
-}  # fmt: skip
+    "encoder": "spikformer_v2_2_64",
+    "image_size": 32,
+    "decoder_depth": 1,
+    "decoder_width": 32,
+    "decoder_heads": 4,
+}
 # The events of these have two channels, whatever the side.
 EVENTS = dict.fromkeys((*list_models("spik*_dvs"), "ds_resnet14_dvs", "ds_resnet20_gesture"), (2, 32, 32))
 EVENTS |= dict.fromkeys(list_models("*_7b"), (2, 128, 128)) | {"vggsnn": (2, 16, 16)}

@@ -9,8 +9,9 @@ import torch
 from torch import Tensor
 
 from spikeloom.files import load_tensors
-from spikeloom.train.recipe import Settings, check_settings, merge
+from spikeloom.train.recipe import check_settings, merge
 from spikeloom.train.run import Run
+from spikeloom.train.settings import Settings
 
 # Without norms; digits padded to the 16x16 that the network needs.
 SMALL: dict[str, Any] = {
@@ -22,9 +23,15 @@ SMALL: dict[str, Any] = {
 NORMED: dict[str, Any] = {
     "data": {"name": "digits", "subset": 64, "test_subset": 50},
     "model": {"name": "report_sew_resnet34", "T": 2},
-    "train": {"batch_size": 16, "epochs": 2, "lr": 0.1, "weight_decay": 1e-4, "warmup_epochs": 0.5,
-              "augment": [{"name": "random_crop", "padding": 1}]},
-}  # fmt: skip
+    "train": {
+        "batch_size": 16,
+        "epochs": 2,
+        "lr": 0.1,
+        "weight_decay": 1e-4,
+        "warmup_epochs": 0.5,
+        "augment": [{"name": "random_crop", "padding": 1}],
+    },
+}
 
 
 class Told:

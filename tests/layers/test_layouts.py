@@ -131,7 +131,7 @@ LAYERS: dict[str, Callable[[Shape], nn.Module]] = {
         lambda block, x: sum(block(x, x / 4)),  # pyright: ignore[reportArgumentType]
         L.MembraneBlock(L.basic_branch(s[2], s[2], 1, LIF), L.NormSpike(s[2], LIF), nn.Identity()),
     ),
-}  # fmt: skip
+}
 
 
 def test_every_layer_and_neuron_is_here() -> None:

@@ -106,9 +106,7 @@ def test_membrane_equation(out: int, stride: int) -> None:
 @pytest.mark.parametrize("training", [True, False], ids=["train", "eval"])
 def test_zero_init_is_the_identity(training: bool) -> None:
     s, u = spikes(3, 2, 6, 8, 8), torch.randn(3, 2, 6, 8, 8)
-    sew, membrane, vanilla = (
-        make(*parts()).train(training) for make in (SEWBlock, MembraneBlock, VanillaBlock)
-    )  # fmt: skip
+    sew, membrane, vanilla = (make(*parts()).train(training) for make in (SEWBlock, MembraneBlock, VanillaBlock))
     for block in (sew, membrane, vanilla):
         silence(block)
     assert torch.equal(sew(s), s)

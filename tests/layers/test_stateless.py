@@ -36,7 +36,7 @@ PAIRS: dict[str, tuple[Callable[[], nn.Module], Callable[[], nn.Module], tuple[i
     "AvgPool1d": (lambda: AvgPool1d(3), lambda: nn.AvgPool1d(3), (4, 9)),
     "Flatten": (Flatten, lambda: nn.Flatten(1), (4, 7, 5)),
     "GlobalAvgPool": (GlobalAvgPool, lambda: nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(1)), (4, 7, 5)),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("shape", [(1, 1), (3, 2), (5, 1)], ids=str)

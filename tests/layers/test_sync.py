@@ -174,8 +174,11 @@ def test_one_process_has_its_own_statistics() -> None:
 def test_what_becomes_synced() -> None:
     model = sync_norms(nn.Sequential(NormSpike(4, LIF), nn.BatchNorm2d(3), nn.ModuleList([TdBN(2)])))
     assert [type(m).__name__ for m in model.modules() if "Norm" in type(m).__name__ or "BN" in type(m).__name__] == [
-        "NormSpike", "BatchNorm", "SyncBatchNorm", "TdBN",
-    ]  # fmt: skip
+        "NormSpike",
+        "BatchNorm",
+        "SyncBatchNorm",
+        "TdBN",
+    ]
     assert all(m.synced for m in model.modules() if isinstance(m, BatchNorm))
     assert isinstance(sync_norms(nn.BatchNorm1d(3)), nn.SyncBatchNorm)
 

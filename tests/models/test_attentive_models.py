@@ -28,31 +28,46 @@ GHOSTS = ("ghostnet_snn", "ghostnet_dfc", "ghostnet_channel_mlp")
 @pytest.mark.parametrize(
     ("name", "options", "count"),
     [
-        ("ghostnet_snn", {}, 3_912_650), ("ghostnet_snn", {"variant": "H"}, 3_914_318),
+        ("ghostnet_snn", {}, 3_912_650),
+        ("ghostnet_snn", {"variant": "H"}, 3_914_318),
         ("ghostnet_snn", {"literal": True, "spiking_se": True}, 3_912_650),
-        ("ghostnet_dfc", {}, 4_887_050), ("ghostnet_channel_mlp", {}, 4_650_298),
+        ("ghostnet_dfc", {}, 4_887_050),
+        ("ghostnet_channel_mlp", {}, 4_650_298),
         ("ghostnet_channel_mlp", {"inner_residual": True}, 4_650_298),
-        ("report_sew_resnet34_ghost", {}, 240_922), ("report_sew_resnet34_ghost", {"in_channels": 1}, 240_778),
+        ("report_sew_resnet34_ghost", {}, 240_922),
+        ("report_sew_resnet34_ghost", {"in_channels": 1}, 240_778),
         ("report_sew_resnet34_ghost", {"ghost_stem": False}, 241_034),
         ("report_sew_resnet34_ghost", {"ghost_stem": False, "in_channels": 1}, 240_746),
         ("report_sew_resnet34_ghost", {"outer_norm": False}, 238_650),
         ("report_sew_resnet34_ghost", {"outer_norm": False, "in_channels": 1}, 238_506),
-        ("syna_resnet18", {}, 11_175_370), ("syna_resnet18", {"attention": None}, 11_173_962),
-        ("syna_resnet18", GESTURE, 11_183_115), ("syna_resnet18", {**GESTURE, "attention": None}, 11_179_019),
-        ("syna_resnet18", DVS, 11_174_794), ("syna_resnet18", {**DVS, "attention": None}, 11_173_386),
+        ("syna_resnet18", {}, 11_175_370),
+        ("syna_resnet18", {"attention": None}, 11_173_962),
+        ("syna_resnet18", GESTURE, 11_183_115),
+        ("syna_resnet18", {**GESTURE, "attention": None}, 11_179_019),
+        ("syna_resnet18", DVS, 11_174_794),
+        ("syna_resnet18", {**DVS, "attention": None}, 11_173_386),
         ("syna_resnet18", {"attention": None, "in_channels": 1}, 11_172_810),
         # 8 MA and 3 IA: a channel's score has 16 C weights, a space's 18.
         ("syna_resnet18", {"attention": "channel"}, 11_173_962 + 16 * (2 * (64 + 128 + 256 + 512) + 128 + 256 + 512)),
         ("syna_resnet18", {"attention": "space"}, 11_173_962 + 11 * 18),
-        ("ds_resnet14", {}, 2_777_674), ("ds_resnet20", {}, 4_327_754), ("ds_resnet32", {}, 7_427_914),
-        ("ds_resnet44", {}, 10_528_074), ("ds_resnet68", {}, 16_728_394), ("ds_resnet20", {"sam": True}, 4_327_950),
+        ("ds_resnet14", {}, 2_777_674),
+        ("ds_resnet20", {}, 4_327_754),
+        ("ds_resnet32", {}, 7_427_914),
+        ("ds_resnet44", {}, 10_528_074),
+        ("ds_resnet68", {}, 16_728_394),
+        ("ds_resnet20", {"sam": True}, 4_327_950),
         ("ds_resnet20", {"vanilla": True}, 4_327_754),
-        ("ds_resnet20_gesture", {}, 272_395), ("ds_resnet20_gesture", {"sam": True}, 272_591),
-        ("ds_resnet14_dvs", {}, 696_330), ("ds_resnet14_dvs", {"sam": True}, 696_526),
-        ("tdbn_resnet19", {}, 12_630_858), ("tdbn_resnet19", {"norm": "batch"}, 12_630_858),
-        ("vggsnn", {}, 9_271_498), ("vggsnn", {"bias": False}, 9_268_746), ("vggsnn", {"pool": False}, 9_271_498),
+        ("ds_resnet20_gesture", {}, 272_395),
+        ("ds_resnet20_gesture", {"sam": True}, 272_591),
+        ("ds_resnet14_dvs", {}, 696_330),
+        ("ds_resnet14_dvs", {"sam": True}, 696_526),
+        ("tdbn_resnet19", {}, 12_630_858),
+        ("tdbn_resnet19", {"norm": "batch"}, 12_630_858),
+        ("vggsnn", {}, 9_271_498),
+        ("vggsnn", {"bias": False}, 9_268_746),
+        ("vggsnn", {"pool": False}, 9_271_498),
     ],
-)  # fmt: skip
+)
 def test_published_parameter_counts(name: str, options: dict[str, Any], count: int) -> None:
     with torch.device("meta"):
         assert sum(p.numel() for p in create_model(name, **options).parameters()) == count
@@ -122,8 +137,10 @@ def ghost(name: str, **options: Any) -> nn.Module:
 def test_a_gate_of_ones_and_an_mlp_of_one_change_nothing() -> None:
     plain, x = ghost("ghostnet_snn").eval(), torch.rand(2, 3, 32, 32) * 4
     gated, weighed, inner = (
-        ghost("ghostnet_dfc"), ghost("ghostnet_channel_mlp"), ghost("ghostnet_channel_mlp", inner_residual=True)
-    )  # fmt: skip
+        ghost("ghostnet_dfc"),
+        ghost("ghostnet_channel_mlp"),
+        ghost("ghostnet_channel_mlp", inner_residual=True),
+    )
     for module in gated.modules():
         if isinstance(module, GhostModule) and module.gate is not None:
             module.gate = Ones()
@@ -153,9 +170,10 @@ def copy_weights(source: nn.Module, target: nn.Module) -> None:
     own = [m for m in target.modules() if len([*m.children()]) == 0 and [*m.parameters()]]
     extra = {
         id(layer)
-        for m in target.modules() if isinstance(m, ChannelWeights) and isinstance(m.weights[-1], nn.Identity)
+        for m in target.modules()
+        if isinstance(m, ChannelWeights) and isinstance(m.weights[-1], nn.Identity)
         for layer in m.modules()
-    }  # fmt: skip
+    }
     own = [m for m in own if id(m) not in extra]
     theirs = [m for m in source.modules() if len([*m.children()]) == 0 and [*m.parameters()]]
     # Bottlenecks are built in one order, but a branch's last part may stand behind its shortcut.
@@ -227,9 +245,13 @@ def test_sew_resnet_of_ghost_modules(options: dict[str, bool]) -> None:
 # --- DS-ResNet --------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("name", "shape", "counts"), [
-    ("ds_resnet14", (3, 16, 16), (2, 2, 2)), ("ds_resnet20_gesture", (2, 32, 32), (3, 3, 3)),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("name", "shape", "counts"),
+    [
+        ("ds_resnet14", (3, 16, 16), (2, 2, 2)),
+        ("ds_resnet20_gesture", (2, 32, 32), (3, 3, 3)),
+    ],
+)
 def test_ds_blocks_count_spikes(name: str, shape: tuple[int, ...], counts: tuple[int, ...]) -> None:
     torch.manual_seed(1)
     blocks = outputs_of(create_model(name, T=3).train(), SEWBlock, torch.rand(3, *shape) * 8)

@@ -13,9 +13,14 @@ from spikeloom.models.masked_autoencoder import upsampled
 from spikeloom.record import Recorder
 
 SMALL = {
-    "encoder": "spikformer_v2_2_64", "image_size": 28, "in_channels": 1, "num_classes": 10, "decoder_width": 16,
-    "decoder_depth": 1, "decoder_heads": 2,
-}  # fmt: skip
+    "encoder": "spikformer_v2_2_64",
+    "image_size": 28,
+    "in_channels": 1,
+    "num_classes": 10,
+    "decoder_width": 16,
+    "decoder_depth": 1,
+    "decoder_heads": 2,
+}
 
 
 def lively(**overrides: Any) -> Any:

@@ -16,10 +16,25 @@ from spikeloom.layers import channels_last, repeats
 from spikeloom.models import MODELS, create_model
 
 NAMES = [
-    "cifarnet", "colored_mnist_net", "ds_resnet20", "ghostnet_dfc", "masked_autoencoder", "ms_resnet20",
-    "psn_cifar_net", "report_sew_resnet34", "report_vgg16", "sew_7b", "sew_resnet18", "sew_resnet_cifar",
-    "spikformer_4_256", "spikformer_v2_2_64", "spikingformer_2_256_dvs", "spiking_probe", "syna_resnet18", "vggsnn",
-]  # fmt: skip
+    "cifarnet",
+    "colored_mnist_net",
+    "ds_resnet20",
+    "ghostnet_dfc",
+    "masked_autoencoder",
+    "ms_resnet20",
+    "psn_cifar_net",
+    "report_sew_resnet34",
+    "report_vgg16",
+    "sew_7b",
+    "sew_resnet18",
+    "sew_resnet_cifar",
+    "spikformer_4_256",
+    "spikformer_v2_2_64",
+    "spikingformer_2_256_dvs",
+    "spiking_probe",
+    "syna_resnet18",
+    "vggsnn",
+]
 
 
 def is_channels_last(x: Tensor) -> bool:

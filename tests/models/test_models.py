@@ -21,25 +21,46 @@ from spikeloom.record import Recorder
 from spikeloom.stream import Stream
 
 INPUT = {
-    "colored_mnist_net": (3, 28, 28), "spikformer_2_256_dvs": (2, 32, 32), "spikingformer_2_256_dvs": (2, 32, 32),
-    "ds_resnet14_dvs": (2, 13, 13), "syna_resnet18": (3, 9, 9), "tdbn_resnet19": (3, 8, 8), "vggsnn": (2, 16, 16),
+    "colored_mnist_net": (3, 28, 28),
+    "spikformer_2_256_dvs": (2, 32, 32),
+    "spikingformer_2_256_dvs": (2, 32, 32),
+    "ds_resnet14_dvs": (2, 13, 13),
+    "syna_resnet18": (3, 9, 9),
+    "tdbn_resnet19": (3, 8, 8),
+    "vggsnn": (2, 16, 16),
     # Not 32x32: one element a channel has no deviation, and a norm's weight then no gradient.
-    "ghostnet_dfc": (3, 33, 33), "ghostnet_channel_mlp": (3, 33, 33),
-}  # fmt: skip
+    "ghostnet_dfc": (3, 33, 33),
+    "ghostnet_channel_mlp": (3, 33, 33),
+}
 # Narrower or smaller here than their names say, and livelier than with the weights they start from.
 SMALL: dict[str, dict[str, Any]] = {
     name: {"channels": 32, "heads": 4, "depth": 1, "scale": 2.0}
-    for name in ("spikformer_2_384", "spikformer_2_256_dvs", "spikformer_v2_2_64", "spikingformer_2_384",
-                 "spikingformer_2_256_dvs")
-}  # fmt: skip
+    for name in (
+        "spikformer_2_384",
+        "spikformer_2_256_dvs",
+        "spikformer_v2_2_64",
+        "spikingformer_2_384",
+        "spikingformer_2_256_dvs",
+    )
+}
 # Time attention, the default of SynA-ResNet, has one length and cannot step: test_attentive_models.
 SMALL |= {
-    "ds_resnet14_dvs": {"sam": True}, "syna_resnet18": {"attention": None}, "vggsnn": {"image_size": 16},
+    "ds_resnet14_dvs": {"sam": True},
+    "syna_resnet18": {"attention": None},
+    "vggsnn": {"image_size": 16},
     # The neurons between its linear layers have no norm before them.
     "tdbn_resnet19": {"neuron": functools.partial(LIF, decay_input=False, v_threshold=0.25)},
-}  # fmt: skip
-IMAGE_MODELS = [*list_models("report_*"), "colored_mnist_net", "sew_resnet18", "sew_probe", "ms_resnet20",
-                "ghostnet_dfc", "ghostnet_channel_mlp", *SMALL]  # fmt: skip
+}
+IMAGE_MODELS = [
+    *list_models("report_*"),
+    "colored_mnist_net",
+    "sew_resnet18",
+    "sew_probe",
+    "ms_resnet20",
+    "ghostnet_dfc",
+    "ghostnet_channel_mlp",
+    *SMALL,
+]
 RESNETS = ["report_vanilla_resnet34", "report_sew_resnet34", "report_ms_resnet34"]
 
 

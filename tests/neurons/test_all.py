@@ -81,9 +81,14 @@ def test_samples_do_not_meet(variant: str) -> None:
 
 
 SHAPES = {
-    "one": (1, 1, C), "one_sample": (T, 1, C), "one_step": (1, N, C), "space": (T, N, C, 2, 3), "short": (2, 5, C, 1),
-    "empty_space": (T, N, C, 0, 3), "empty_batch": (T, 0, C),
-}  # fmt: skip
+    "one": (1, 1, C),
+    "one_sample": (T, 1, C),
+    "one_step": (1, N, C),
+    "space": (T, N, C, 2, 3),
+    "short": (2, 5, C, 1),
+    "empty_space": (T, N, C, 0, 3),
+    "empty_batch": (T, 0, C),
+}
 
 
 @pytest.mark.parametrize("shape", SHAPES)

@@ -122,9 +122,11 @@ def glif_by_hand(neuron: GLIF, x: Tensor, hard: bool, strict: bool) -> Tensor:
             for t in range(x.shape[0]):
                 cond = sigmoid(neuron.conduct[t, c].item())
                 u = (
-                    (1 - a * (1 - value["tau"])) * u * (1 - g * s) - (1 - a) * value["leak"]
-                    + x[t, n, c].item() * (1 - b * (1 - cond)) - (1 - g) * value["v_drop"] * s
-                )  # fmt: skip
+                    (1 - a * (1 - value["tau"])) * u * (1 - g * s)
+                    - (1 - a) * value["leak"]
+                    + x[t, n, c].item() * (1 - b * (1 - cond))
+                    - (1 - g) * value["v_drop"] * s
+                )
                 s = float(u > value["v_threshold"] if strict else u >= value["v_threshold"])
                 out[t, n, c] = s
     return out
@@ -296,8 +298,10 @@ def test_synaptic_lif_gradients_native_and_reference(native: Any, tracks: Any) -
 @pytest.mark.parametrize("kind", ["klif", "glif", "synaptic"])
 def test_causality(kind: str) -> None:
     neuron: nn.Module = {
-        "klif": KLIF(), "glif": GLIF(10, 6), "synaptic": SynapticLIF(**QUICK, surrogate=ATan()),
-    }[kind]  # fmt: skip
+        "klif": KLIF(),
+        "glif": GLIF(10, 6),
+        "synaptic": SynapticLIF(**QUICK, surrogate=ATan()),
+    }[kind]
     x = (torch.randn(6, 4, 10) * 2).requires_grad_()
     out = neuron(x)
     for t in range(6):

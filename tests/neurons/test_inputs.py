@@ -102,12 +102,19 @@ def test_frames_of_events_go_into_a_network() -> None:
 
 
 LAYERS: dict[str, tuple[Callable[[], nn.Module], int]] = {
-    "Conv1d": (lambda: Conv1d(2, 3, 3), 1), "AvgPool1d": (lambda: AvgPool1d(2), 1), "Linear": (lambda: Linear(6, 3), 1),
-    "Conv2d": (lambda: Conv2d(2, 3, 3), 2), "MaxPool2d": (lambda: MaxPool2d(2), 2),
-    "AvgPool2d": (lambda: AvgPool2d(2), 2), "GlobalAvgPool": (GlobalAvgPool, 2), "Dropout": (Dropout, 2),
-    "BatchNorm": (lambda: BatchNorm(2), 2), "TdBN": (lambda: TdBN(2, eps_outside=True), 2),
-    "NormSpike": (lambda: NormSpike(2, LIF), 2), "PadShortcut": (lambda: PadShortcut(2, 5), 2),
-}  # fmt: skip
+    "Conv1d": (lambda: Conv1d(2, 3, 3), 1),
+    "AvgPool1d": (lambda: AvgPool1d(2), 1),
+    "Linear": (lambda: Linear(6, 3), 1),
+    "Conv2d": (lambda: Conv2d(2, 3, 3), 2),
+    "MaxPool2d": (lambda: MaxPool2d(2), 2),
+    "AvgPool2d": (lambda: AvgPool2d(2), 2),
+    "GlobalAvgPool": (GlobalAvgPool, 2),
+    "Dropout": (Dropout, 2),
+    "BatchNorm": (lambda: BatchNorm(2), 2),
+    "TdBN": (lambda: TdBN(2, eps_outside=True), 2),
+    "NormSpike": (lambda: NormSpike(2, LIF), 2),
+    "PadShortcut": (lambda: PadShortcut(2, 5), 2),
+}
 
 
 @pytest.mark.parametrize("training", [False, True])
@@ -132,9 +139,12 @@ def test_a_network_of_integers() -> None:
 # --- what is refused --------------------------------------------------------------------------------------------------
 
 NO_TENSORS = {
-    "ndarray": np.zeros((T, N, C), np.float32), "Image": Image.new("RGB", (8, 8)), "NoneType": None,
-    "list": [[0.0]], "Events": Events(*(np.zeros(1, np.int64),) * 4, 1, 1),
-}  # fmt: skip
+    "ndarray": np.zeros((T, N, C), np.float32),
+    "Image": Image.new("RGB", (8, 8)),
+    "NoneType": None,
+    "list": [[0.0]],
+    "Events": Events(*(np.zeros(1, np.int64),) * 4, 1, 1),
+}
 
 
 @pytest.mark.parametrize("kind", NO_TENSORS)

@@ -436,8 +436,13 @@ def test_settings_are_shown(name: str) -> None:
 def test_public_defaults() -> None:
     lif = LIF()
     assert (lif.tau, lif.decay_input, lif.v_threshold, lif.v_reset, lif.surrogate, lif.detach_reset) == (
-        2.0, True, 1.0, 0.0, ATan(2.0), True,
-    )  # fmt: skip
+        2.0,
+        True,
+        1.0,
+        0.0,
+        ATan(2.0),
+        True,
+    )
 
 
 @pytest.mark.parametrize("name", SEQUENTIAL)

@@ -215,9 +215,12 @@ def test_integrator_steps(tracks: Any) -> None:
 
 @pytest.mark.parametrize(
     ("firing", "probability"),
-    [("gs", lambda m: 1 / (1 + math.exp(-2 * m))), ("sb", lambda m: 1 / (1 + math.exp(-m))),
-     ("trb", lambda m: max(0.0, math.tanh(m)))],
-)  # fmt: skip
+    [
+        ("gs", lambda m: 1 / (1 + math.exp(-2 * m))),
+        ("sb", lambda m: 1 / (1 + math.exp(-m))),
+        ("trb", lambda m: max(0.0, math.tanh(m))),
+    ],
+)
 def test_firing_probability_at_a_constant_membrane(firing: str, probability: Any) -> None:
     neuron, n = ParaLIF(firing, tau_mem=0.001, tau_syn=None), 100_000
     for m in (-0.75, 0.5):

@@ -39,8 +39,9 @@ def test_weights(make: Any) -> None:
     """Kaiming-uniform, fan-in, linear gain: bound sqrt(3 / fan-in); no bias at first."""
     neuron = make(64)
     assert {name: tuple(p.shape) for name, p in neuron.named_parameters()} == {
-        "recurrent.weight": (64, 64), "recurrent.bias": (64,),
-    }  # fmt: skip
+        "recurrent.weight": (64, 64),
+        "recurrent.bias": (64,),
+    }
     bound = math.sqrt(3 / 64)
     assert 0.95 * bound < neuron.recurrent.weight.abs().max() <= bound
     assert not neuron.recurrent.bias.any()
@@ -156,9 +157,11 @@ def two_passes(neuron: RecurrentParaLIF, x: Tensor) -> Tensor:
     """M as its document prints it, step by step."""
     alpha, beta = neuron.decays()
     hidden, _ = leaky_filter_reference(x, alpha, beta)
-    h = torch.relu(hidden) if neuron.feedback == "relu" else fire_by(
-        neuron.firing, hidden, neuron.threshold(), neuron.surrogate
-    )[0]  # fmt: skip
+    h = (
+        torch.relu(hidden)
+        if neuron.feedback == "relu"
+        else fire_by(neuron.firing, hidden, neuron.threshold(), neuron.surrogate)[0]
+    )
     fed = [torch.zeros_like(x[0]), *h[:-1]]
     rows = [x_t + h_t @ neuron.recurrent.weight.T + neuron.recurrent.bias for x_t, h_t in zip(x, fed, strict=True)]
     out, _ = leaky_filter_reference(torch.stack(rows), alpha, beta)
@@ -170,9 +173,16 @@ def two_passes(neuron: RecurrentParaLIF, x: Tensor) -> Tensor:
 @pytest.mark.parametrize("firing", ["t", "d", "tt", "sd"])
 def test_recurrent_paralif(native: Any, tracks: Any, firing: str, feedback: str, add_hidden: bool) -> None:
     neuron = RecurrentParaLIF(
-        F, firing, **QUICK, v_threshold=0.3, learn_threshold=True, learn_tau=True, surrogate=ATan(),
-        feedback=feedback, add_hidden=add_hidden,
-    ).double()  # fmt: skip
+        F,
+        firing,
+        **QUICK,
+        v_threshold=0.3,
+        learn_threshold=True,
+        learn_tau=True,
+        surrogate=ATan(),
+        feedback=feedback,
+        add_hidden=add_hidden,
+    ).double()
     neuron.recurrent.bias.data.normal_()
     x, upstream = torch.randn(9, 5, F, dtype=torch.float64) * 2, torch.randn(9, 5, F, dtype=torch.float64)
     got = grads(neuron, x, upstream)

@@ -104,9 +104,13 @@ def test_a_surrogate_is_itself() -> None:
 # --- numbers ----------------------------------------------------------------------------------------------------------
 
 NO_NUMBERS: dict[str, tuple[Any, str]] = {
-    "nan": (math.nan, "nan"), "inf": (math.inf, "inf"), "-inf": (-math.inf, "-inf"), "text": ("1", "'1'"),
-    "tensor": (torch.tensor(1.0), "a Tensor"), "parameter": (nn.Parameter(torch.tensor(1.0)), "a Parameter"),
-}  # fmt: skip
+    "nan": (math.nan, "nan"),
+    "inf": (math.inf, "inf"),
+    "-inf": (-math.inf, "-inf"),
+    "text": ("1", "'1'"),
+    "tensor": (torch.tensor(1.0), "a Tensor"),
+    "parameter": (nn.Parameter(torch.tensor(1.0)), "a Parameter"),
+}
 
 
 @pytest.mark.parametrize("kind", NO_NUMBERS)
@@ -180,19 +184,23 @@ def test_norms(settings: Any) -> None:
 # --- networks ---------------------------------------------------------------------------------------------------------
 
 NO_FACTORIES: dict[str, tuple[Any, str]] = {
-    "name": ("LIF", "got 'LIF'"), "layer": (LIF(), "got a LIF"), "none": (None, "got a NoneType"),
+    "name": ("LIF", "got 'LIF'"),
+    "layer": (LIF(), "got a LIF"),
+    "none": (None, "got a NoneType"),
     "number": (2.0, "got a float"),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("kind", NO_FACTORIES)
 def test_what_cannot_make_neurons(kind: str) -> None:
     value, shown = NO_FACTORIES[kind]
     places: list[Callable[[], Any]] = [
-        lambda: make_neuron(value, 3), lambda: NormSpike(3, value), lambda: SpikingSelfAttention(8, 2, value),
+        lambda: make_neuron(value, 3),
+        lambda: NormSpike(3, value),
+        lambda: SpikingSelfAttention(8, 2, value),
         lambda: MODELS["sew_resnet18"](neuron=value),
         *(lambda name=name: spikeloom.create_model(name, neuron=value) for name in MODELS),
-    ]  # fmt: skip
+    ]
     for place in places:
         with pytest.raises(
             UsageError, match=rf"^neuron must be a class or function .*spikeloom\.neurons\.LIF.* {shown}"

@@ -150,10 +150,13 @@ def test_kernels_that_were_asked_for_by_name_say_so() -> None:
 # --- second derivatives -----------------------------------------------------------------------------------------------
 
 LAYERS: dict[str, Callable[[], nn.Module]] = {
-    "NormSpike": lambda: NormSpike(8, LIF), "NormSpike-eval": lambda: NormSpike(8, LIF).eval(),
-    "MaxPool2d": lambda: MaxPool2d(2), "depthwise": lambda: Conv2d(8, 8, 3, groups=8),
-    "PadShortcut": lambda: PadShortcut(8, 12), "Conv2d": lambda: Conv2d(64, 64, 3, padding=1, bias=False),
-}  # fmt: skip
+    "NormSpike": lambda: NormSpike(8, LIF),
+    "NormSpike-eval": lambda: NormSpike(8, LIF).eval(),
+    "MaxPool2d": lambda: MaxPool2d(2),
+    "depthwise": lambda: Conv2d(8, 8, 3, groups=8),
+    "PadShortcut": lambda: PadShortcut(8, 12),
+    "Conv2d": lambda: Conv2d(64, 64, 3, padding=1, bias=False),
+}
 
 
 def layer(name: str) -> tuple[nn.Module, Tensor]:
@@ -172,8 +175,10 @@ def test_the_convolution_is_ours() -> None:
 
 
 ENDS: dict[str, Callable[[Tensor], Tensor]] = {
-    "sum": Tensor.sum, "weighted": weighted, "square": lambda out: out.square().sum()
-}  # fmt: skip
+    "sum": Tensor.sum,
+    "weighted": weighted,
+    "square": lambda out: out.square().sum(),
+}
 
 
 @pytest.mark.parametrize("end", ENDS)

@@ -30,9 +30,15 @@ def constants(x: Tensor, hard: bool = False) -> tuple[Tensor, Tensor]:
 
 
 def run(
-    name: str, x: Tensor, constant: tuple[Tensor, Tensor], state: Tensor | None, grad: Tensor, grad_last: Tensor,
-    surrogate: Surrogate, strict: bool,
-) -> dict[str, Tensor]:  # fmt: skip
+    name: str,
+    x: Tensor,
+    constant: tuple[Tensor, Tensor],
+    state: Tensor | None,
+    grad: Tensor,
+    grad_last: Tensor,
+    surrogate: Surrogate,
+    strict: bool,
+) -> dict[str, Tensor]:
     x = x.detach().requires_grad_()
     state = None if state is None else state.detach().requires_grad_()
     open, learned = (c.detach().clone().requires_grad_() for c in constant)
@@ -54,9 +60,15 @@ def inputs(shape: tuple[int, ...]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
 
 
 def compare(
-    tracks: Any, x: Tensor, constant: tuple[Tensor, Tensor], state: Tensor | None, grad: Tensor, grad_last: Tensor,
-    surrogate: Surrogate = Rectangular(), strict: bool = True,  # noqa: B008
-) -> None:  # fmt: skip
+    tracks: Any,
+    x: Tensor,
+    constant: tuple[Tensor, Tensor],
+    state: Tensor | None,
+    grad: Tensor,
+    grad_last: Tensor,
+    surrogate: Surrogate = Rectangular(),  # noqa: B008
+    strict: bool = True,
+) -> None:
     arguments = x, constant, state, grad, grad_last, surrogate, strict
     fast, slow = run("native", *arguments), run("reference", *arguments)
     assert fast.keys() == slow.keys()
@@ -109,9 +121,13 @@ def test_any_layout(native: Any, tracks: Any, name: str, T: int) -> None:
     x, state, grad, grad_last = inputs((T, 2, 3, 5, 7))
     for other in ("channels_last", "time_last"):
         compare(
-            tracks, LAYOUTS[name](x), constants(x), LAYOUTS[other](state), LAYOUTS[other](grad),
+            tracks,
+            LAYOUTS[name](x),
+            constants(x),
+            LAYOUTS[other](state),
+            LAYOUTS[other](grad),
             LAYOUTS[other](grad_last),
-        )  # fmt: skip
+        )
 
 
 @pytest.mark.parametrize("size", [1, 63, 511, 512, 513, 40_009])

@@ -55,9 +55,11 @@ def run(
 def inputs(shape: tuple[int, ...], dtype: torch.dtype = torch.float32) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Currents, initial state, and gradients on membranes and last state."""
     return (
-        torch.randn(shape).to(dtype), torch.randn(2, *shape[1:]), torch.randn(shape).to(dtype),
+        torch.randn(shape).to(dtype),
         torch.randn(2, *shape[1:]),
-    )  # fmt: skip
+        torch.randn(shape).to(dtype),
+        torch.randn(2, *shape[1:]),
+    )
 
 
 def terms(x: Tensor, state: Tensor | None, grad: Tensor, grad_last: Tensor | None, alpha: Tensor, beta: Tensor) -> Any:
@@ -233,9 +235,10 @@ def test_a_state_of_another_batch_is_refused(native: Any) -> None:
 
 @pytest.mark.parametrize("T", [1, 2, 10, 50, 1000])
 @pytest.mark.parametrize(
-    ("alpha", "beta"), [(DECAY, DECAY), (0.0, DECAY), (0.3679, 0.6065), (0.951, 0.95)],
+    ("alpha", "beta"),
+    [(DECAY, DECAY), (0.0, DECAY), (0.3679, 0.6065), (0.951, 0.95)],
     ids=["20ms", "no_synapse", "fast", "close"],
-)  # fmt: skip
+)
 def test_scan_is_the_transform_is_the_definition(native: Any, alpha: float, beta: float, T: int) -> None:
     x = torch.rand(T, 4, 6)
     exact, _ = leaky_filter_reference(x.double(), alpha, beta)

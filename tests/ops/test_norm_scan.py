@@ -29,9 +29,15 @@ NORMS: dict[str, Callable[[int], nn.Module]] = {
     "outside": functools.partial(TdBN, eps_outside=True, form="affine"),
 }
 SHAPES = [
-    ((3, 5, 7, 3, 3), False), ((3, 5, 7, 3, 3), True), ((2, 3, 16, 8, 8), True), ((1, 1, 1, 2, 2), False),
-    ((4, 3, 5), False), ((70, 2, 3, 9), False), ((2, 2, 2500, 1, 2), True), ((1, 1, 4, 1, 1), False),
-]  # fmt: skip
+    ((3, 5, 7, 3, 3), False),
+    ((3, 5, 7, 3, 3), True),
+    ((2, 3, 16, 8, 8), True),
+    ((1, 1, 1, 2, 2), False),
+    ((4, 3, 5), False),
+    ((70, 2, 3, 9), False),
+    ((2, 2, 2500, 1, 2), True),
+    ((1, 1, 4, 1, 1), False),
+]
 
 
 def random(shape: tuple[int, ...], channels_last: bool) -> Tensor:
@@ -50,8 +56,16 @@ def unit(channels: int, neuron: str, norm: str, training: bool) -> NormSpike:
     return made
 
 
-def results(path: str, made: NormSpike, x: Tensor, repeat: int, residual: Tensor | None, add: Tensor | None,
-            upstream: Tensor, upstream_sum: Tensor | None) -> dict[str, Tensor]:  # fmt: skip
+def results(
+    path: str,
+    made: NormSpike,
+    x: Tensor,
+    repeat: int,
+    residual: Tensor | None,
+    add: Tensor | None,
+    upstream: Tensor,
+    upstream_sum: Tensor | None,
+) -> dict[str, Tensor]:
     """Outputs, gradients and running statistics of one path."""
     leaves = [None if t is None else t.detach().clone().requires_grad_() for t in (x, residual, add)]
     given = leaves[0]
@@ -76,9 +90,15 @@ def results(path: str, made: NormSpike, x: Tensor, repeat: int, residual: Tensor
 @pytest.mark.parametrize("neuron", NEURONS)
 @pytest.mark.parametrize(("shape", "channels_last"), SHAPES, ids=str)
 def test_fused_is_the_composition(
-    native: Any, dirty_memory: None, tracks: Any, shape: tuple[int, ...], channels_last: bool, neuron: str, norm: str,
+    native: Any,
+    dirty_memory: None,
+    tracks: Any,
+    shape: tuple[int, ...],
+    channels_last: bool,
+    neuron: str,
+    norm: str,
     training: bool,
-) -> None:  # fmt: skip
+) -> None:
     for repeated in (False, True):
         for wants_sum in (False, True):
             x = random(shape[1:] if repeated else shape, False) if repeated else random(shape, channels_last)
@@ -86,10 +106,18 @@ def test_fused_is_the_composition(
             add = None if wants_sum else torch.randint(0, 3, shape).float()
             upstream, upstream_sum = torch.randn(shape), torch.randn(shape) if wants_sum else None
             got, expected = (
-                results(path, unit(shape[2], neuron, norm, training), x, shape[0] if repeated else 0, residual, add,
-                        upstream, upstream_sum)
+                results(
+                    path,
+                    unit(shape[2], neuron, norm, training),
+                    x,
+                    shape[0] if repeated else 0,
+                    residual,
+                    add,
+                    upstream,
+                    upstream_sum,
+                )
                 for path in ("native", "reference")
-            )  # fmt: skip
+            )
             if not torch.equal(got["out"], expected["out"]):  # rounding flipped a spike: rare, and all differs then
                 assert (got["out"] != expected["out"]).float().mean() < 0.01
                 continue
@@ -191,6 +219,21 @@ def test_the_custom_ops_obey_the_rules(native: Any, wants_sum: bool) -> None:
     numbers = list(firing_numbers(1.0, 0.0, False, True, (0, 1.0, 3.0)))
     torch.library.opcheck(
         torch.ops.spikeloom.norm_scan.default,
-        (x, residual if wants_sum else None, None, v, weight, bias, None, None, decay, gain, numbers, 1e-5, False,
-         wants_sum, wants_sum),
-    )  # fmt: skip
+        (
+            x,
+            residual if wants_sum else None,
+            None,
+            v,
+            weight,
+            bias,
+            None,
+            None,
+            decay,
+            gain,
+            numbers,
+            1e-5,
+            False,
+            wants_sum,
+            wants_sum,
+        ),
+    )

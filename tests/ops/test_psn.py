@@ -240,10 +240,14 @@ def test_gradients_by_hand(native: Any, name: str) -> None:
         b = torch.tensor(-0.25) if form.startswith("slide") else bias
         got = run(name, form, x, w, b, grad, surrogate)
         mask = torch.ones(T, T) if form == "psn" else torch.ones(T, T).tril().triu(1 - order)
-        matrix = sum(
-            (w[i] * torch.diag(torch.ones(T - (order - 1 - i)), -(order - 1 - i)) for i in range(order)),
-            torch.zeros(T, T),
-        ) if form.startswith("slide") else w * mask  # fmt: skip
+        matrix = (
+            sum(
+                (w[i] * torch.diag(torch.ones(T - (order - 1 - i)), -(order - 1 - i)) for i in range(order)),
+                torch.zeros(T, T),
+            )
+            if form.startswith("slide")
+            else w * mask
+        )
         dh = grad * surrogate.derivative(matrix @ x + (b if b.dim() == 0 else b.unsqueeze(1)))
         torch.testing.assert_close(got["x"], matrix.T @ dh, rtol=1e-5, atol=1e-5)
         full = dh @ x.T * mask
@@ -322,6 +326,4 @@ def test_custom_ops_obey_the_rules(native: Any, how: str) -> None:
         torch.library.opcheck(ops.psn.default, (*learned, None, order, sliding, kind, p, q))
         torch.library.opcheck(ops.psn_potentials.default, (x, weight, bias, order, sliding))
         for slope, k in ((None, kind), (torch.rand(x.shape), 5)):
-            torch.library.opcheck(
-                ops.psn_backward.default, (grad, x, weight, bias, slope, order, sliding, k, p, q)
-            )  # fmt: skip
+            torch.library.opcheck(ops.psn_backward.default, (grad, x, weight, bias, slope, order, sliding, k, p, q))

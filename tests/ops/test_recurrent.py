@@ -21,28 +21,44 @@ SURROGATE = {name: SURROGATES[name]() for name in SURROGATES} | {
 LAST = ("synapse", "membrane", "fed")
 
 
-def inputs(
-    T: int, N: int, F: int, dtype: torch.dtype = torch.float32, relu: bool = False
-) -> dict[str, Tensor]:  # fmt: skip
+def inputs(T: int, N: int, F: int, dtype: torch.dtype = torch.float32, relu: bool = False) -> dict[str, Tensor]:
     fed = torch.rand(N, F) if relu else torch.randint(0, 2, (N, F)).float()
     made = {
-        "x": torch.randn(T, N, F) * 1.5 + 0.5, "weight": torch.randn(F, F) / F**0.5, "bias": torch.randn(F) * 0.2,
-        "synapse": torch.randn(N, F), "membrane": torch.randn(N, F) * 0.3, "fed": fed,
-    }  # fmt: skip
+        "x": torch.randn(T, N, F) * 1.5 + 0.5,
+        "weight": torch.randn(F, F) / F**0.5,
+        "bias": torch.randn(F) * 0.2,
+        "synapse": torch.randn(N, F),
+        "membrane": torch.randn(N, F) * 0.3,
+        "fed": fed,
+    }
     return {key: value.to(dtype) for key, value in made.items()}
 
 
 def run(
-    name: str, given: dict[str, Tensor], relu: bool, carried: bool, surrogate: Surrogate = ATan(),  # noqa: B008
-    alpha: float = 0.6, beta: float = 0.7, outputs: tuple[str, ...] = ("spikes", *LAST),
-) -> dict[str, Tensor]:  # fmt: skip
+    name: str,
+    given: dict[str, Tensor],
+    relu: bool,
+    carried: bool,
+    surrogate: Surrogate = ATan(),  # noqa: B008
+    alpha: float = 0.6,
+    beta: float = 0.7,
+    outputs: tuple[str, ...] = ("spikes", *LAST),
+) -> dict[str, Tensor]:
     """Outputs and every gradient of one backend."""
     leaves = {key: value.detach().clone().requires_grad_() for key, value in given.items()}
     state = tuple(leaves[key] for key in LAST) if carried else None
     with backend(name):  # pyright: ignore[reportArgumentType]
         spikes, last = recurrent_scan(
-            leaves["x"], leaves["weight"], leaves["bias"], alpha, beta, 0.5, surrogate, relu, state  # pyright: ignore
-        )  # fmt: skip
+            leaves["x"],
+            leaves["weight"],
+            leaves["bias"],
+            alpha,
+            beta,
+            0.5,
+            surrogate,
+            relu,
+            state,  # pyright: ignore
+        )
     out = {"spikes": spikes, **dict(zip(LAST, last, strict=True))}
     generator = torch.Generator().manual_seed(5)
     torch.autograd.backward(
@@ -128,9 +144,12 @@ def test_the_equations_by_hand(relu: bool) -> None:
     synapse, membrane, fed = (given[key][0].tolist() for key in LAST)
     for t in range(5):
         current = [
-            0.6 * synapse[i] + given["x"][t, 0, i].item() + given["bias"][i].item()
-            + sum(given["weight"][i, j].item() * fed[j] for j in range(3)) for i in range(3)
-        ]  # fmt: skip
+            0.6 * synapse[i]
+            + given["x"][t, 0, i].item()
+            + given["bias"][i].item()
+            + sum(given["weight"][i, j].item() * fed[j] for j in range(3))
+            for i in range(3)
+        ]
         m = [0.7 * membrane[i] + 0.3 * current[i] for i in range(3)]
         s = [float(v > 0.5) for v in m]
         assert out["spikes"][t, 0].tolist() == s
@@ -162,8 +181,16 @@ def test_gradients_of_the_definition() -> None:
 
     def soft(x: Tensor, weight: Tensor, bias: Tensor, *state: Tensor) -> Tensor:
         spikes, _ = recurrent_scan_reference(
-            x[:1], weight, bias, 0.6, 0.7, 0.5, Soft(), False, state  # pyright: ignore
-        )  # fmt: skip
+            x[:1],
+            weight,
+            bias,
+            0.6,
+            0.7,
+            0.5,
+            Soft(),
+            False,
+            state,  # pyright: ignore
+        )
         return spikes
 
     assert torch.autograd.gradcheck(soft, leaves)

@@ -33,9 +33,18 @@ RESET = {"hard": 0.0, "hard_below": -0.3, "hard_above": 0.2, "soft": None}
 
 
 def run(
-    name: str, x: Tensor, v: Tensor | None, grad: Tensor, grad_last: Tensor, v_reset: float | None,
-    surrogate: Surrogate = ATAN, detach: bool = True, decay: float = 0.6, gain: float = 0.7, v_threshold: float = 0.9,
-) -> dict[str, Tensor]:  # fmt: skip
+    name: str,
+    x: Tensor,
+    v: Tensor | None,
+    grad: Tensor,
+    grad_last: Tensor,
+    v_reset: float | None,
+    surrogate: Surrogate = ATAN,
+    detach: bool = True,
+    decay: float = 0.6,
+    gain: float = 0.7,
+    v_threshold: float = 0.9,
+) -> dict[str, Tensor]:
     """Outputs and every gradient of one backend."""
     x = x.detach().requires_grad_()
     v = None if v is None else v.detach().requires_grad_()
@@ -53,9 +62,11 @@ def run(
 def inputs(shape: tuple[int, ...], dtype: torch.dtype = torch.float32) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Currents, initial potentials, and gradients on spikes and last potentials."""
     return (
-        torch.randn(shape).add(0.5).to(dtype), torch.randn(shape[1:]) * 0.5, torch.randn(shape).to(dtype),
+        torch.randn(shape).add(0.5).to(dtype),
+        torch.randn(shape[1:]) * 0.5,
+        torch.randn(shape).to(dtype),
         torch.randn(shape[1:]),
-    )  # fmt: skip
+    )
 
 
 def same(fast: dict[str, Tensor], slow: dict[str, Tensor], tracks: Any) -> None:
@@ -115,9 +126,17 @@ def layout(name: str, x: Tensor) -> Tensor:
 
 
 LAYOUTS = [
-    "contiguous", "channels_last", "time_last", "batch_first", "every_second_channel", "every_second_step", "offset",
-    "repeated", "repeated_channels_last", "broadcast_over_batch",
-]  # fmt: skip
+    "contiguous",
+    "channels_last",
+    "time_last",
+    "batch_first",
+    "every_second_channel",
+    "every_second_step",
+    "offset",
+    "repeated",
+    "repeated_channels_last",
+    "broadcast_over_batch",
+]
 
 
 @pytest.mark.parametrize("T", [1, 2, 7])
@@ -384,9 +403,18 @@ class Soft(Surrogate):
 
 
 def reverse_scan(
-    x: Tensor, v: Tensor, grad: Tensor, grad_last: Tensor, decay: float, gain: float, v_threshold: float,
-    v_reset: float | None, surrogate: Surrogate, detach: bool, fire: Any,
-) -> tuple[Tensor, Tensor, float, float]:  # fmt: skip
+    x: Tensor,
+    v: Tensor,
+    grad: Tensor,
+    grad_last: Tensor,
+    decay: float,
+    gain: float,
+    v_threshold: float,
+    v_reset: float | None,
+    surrogate: Surrogate,
+    detach: bool,
+    fire: Any,
+) -> tuple[Tensor, Tensor, float, float]:
     """Gradients by hand: dL/dH[t] = g[t] sigma' + dL/dV[t] dV[t]/dH[t], from the last step to the first."""
     rest = 0.0 if v_reset is None else v_reset
     starts, hs, spikes = [], [], []

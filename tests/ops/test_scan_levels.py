@@ -25,15 +25,27 @@ SURROGATE = {name: SURROGATES[name]() for name in SURROGATES} | {
     "own": Gaussian(),
 }
 LEVELS: dict[str, Thresholds] = {
-    "none": 0.9, "one": (0.6,), "two": (0.6, 1.6), "three": (0.6, 1.6, 2.6), "five": (0.25, 0.5, 1.0, 1.25, 3.0),
-}  # fmt: skip
+    "none": 0.9,
+    "one": (0.6,),
+    "two": (0.6, 1.6),
+    "three": (0.6, 1.6, 2.6),
+    "five": (0.25, 0.5, 1.0, 1.25, 3.0),
+}
 
 
 def run(
-    name: str, x: Tensor, v: Tensor | None, grad: Tensor, grad_last: Tensor, thresholds: Thresholds,
-    scale: float | None = None, strict: bool = False, v_reset: float | None = 0.0,
-    surrogate: Surrogate = ATan(), detach: bool = False,  # noqa: B008
-) -> dict[str, Tensor]:  # fmt: skip
+    name: str,
+    x: Tensor,
+    v: Tensor | None,
+    grad: Tensor,
+    grad_last: Tensor,
+    thresholds: Thresholds,
+    scale: float | None = None,
+    strict: bool = False,
+    v_reset: float | None = 0.0,
+    surrogate: Surrogate = ATan(),  # noqa: B008
+    detach: bool = False,
+) -> dict[str, Tensor]:
     """Outputs and every gradient of one backend."""
     x = x.detach().requires_grad_()
     v = None if v is None else v.detach().requires_grad_()
@@ -41,9 +53,17 @@ def run(
     constants = {key: torch.tensor(c, requires_grad=True) for key, c in zip(names, (0.6, 0.7, scale), strict=False)}
     with backend(name):  # pyright: ignore[reportArgumentType]
         spikes, last = scan(
-            x, v, constants["decay"], constants["gain"], thresholds, v_reset, surrogate, detach,
-            scale=constants.get("scale"), strict=strict,
-        )  # fmt: skip
+            x,
+            v,
+            constants["decay"],
+            constants["gain"],
+            thresholds,
+            v_reset,
+            surrogate,
+            detach,
+            scale=constants.get("scale"),
+            strict=strict,
+        )
     assert last is not None
     torch.autograd.backward([spikes, last], [grad, grad_last])
     out: dict[str, Tensor | None] = {"spikes": spikes, "last": last, "x": x.grad}
@@ -60,9 +80,11 @@ def inputs(
     levels = (len(thresholds),) if isinstance(thresholds, tuple) else ()
     state = (*levels, *shape[1:])
     return (
-        torch.randn(shape).mul(2).add(0.8).to(dtype), torch.randn(state) * 0.5, torch.randn(shape).to(dtype),
+        torch.randn(shape).mul(2).add(0.8).to(dtype),
+        torch.randn(state) * 0.5,
+        torch.randn(shape).to(dtype),
         torch.randn(state),
-    )  # fmt: skip
+    )
 
 
 def compare(
@@ -99,9 +121,16 @@ def test_levels(native: Any, tracks: Any, name: str, dtype: torch.dtype, detach:
     for v_reset in (0.0, None):
         for strict in (False, True):
             compare(
-                tracks, x, v if carried else None, grad, grad_last, thresholds, v_reset=v_reset, strict=strict,
+                tracks,
+                x,
+                v if carried else None,
+                grad,
+                grad_last,
+                thresholds,
+                v_reset=v_reset,
+                strict=strict,
                 detach=detach,
-            )  # fmt: skip
+            )
 
 
 @pytest.mark.parametrize("T", [1, 2, 7, 70])
@@ -116,9 +145,17 @@ def test_rectified(
     for detach in (True, False):
         for strict in (False, True):
             compare(
-                tracks, x, v if carried else None, grad, grad_last, 0.4, scale=scale, v_reset=v_reset, strict=strict,
+                tracks,
+                x,
+                v if carried else None,
+                grad,
+                grad_last,
+                0.4,
+                scale=scale,
+                v_reset=v_reset,
+                strict=strict,
                 detach=detach,
-            )  # fmt: skip
+            )
 
 
 @pytest.mark.parametrize("surrogate", SURROGATE)
@@ -126,9 +163,13 @@ def test_every_surrogate(native: Any, tracks: Any, surrogate: str) -> None:
     for thresholds, scale in ((LEVELS["three"], None), (0.5, 1.25), (LEVELS["two"], 1.25)):
         for strict in (False, True):
             compare(
-                tracks, *inputs((9, 4, 33), thresholds), thresholds, scale=scale, strict=strict,
+                tracks,
+                *inputs((9, 4, 33), thresholds),
+                thresholds,
+                scale=scale,
+                strict=strict,
                 surrogate=SURROGATE[surrogate],
-            )  # fmt: skip
+            )
 
 
 LAYOUTS = {
@@ -149,9 +190,14 @@ def test_any_layout(native: Any, tracks: Any, name: str, own: bool, T: int) -> N
         x, v, grad, grad_last = inputs((T, 2, 3, 5, 7), thresholds)
         for other in ("channels_last", "time_last"):
             compare(
-                tracks, LAYOUTS[name](x), LAYOUTS[other](v), LAYOUTS[other](grad), LAYOUTS[other](grad_last),
-                thresholds, surrogate=SURROGATE["own" if own else "ATan"],
-            )  # fmt: skip
+                tracks,
+                LAYOUTS[name](x),
+                LAYOUTS[other](v),
+                LAYOUTS[other](grad),
+                LAYOUTS[other](grad_last),
+                thresholds,
+                surrogate=SURROGATE["own" if own else "ATan"],
+            )
 
 
 @pytest.mark.parametrize("size", [1, 63, 511, 1025, 8191, 20_009])
@@ -286,18 +332,23 @@ def test_custom_ops_obey_the_rules(native: Any, carried: bool, how: str) -> None
     ops = torch.ops.spikeloom
     first = None if start is None else start.clone().requires_grad_()
     numbers = (0.0, 0.0, *firing_numbers(tuple(thresholds), 0.0, True, False, (kind, p, q)))
-    torch.library.opcheck(
-        ops.scan.default, (x.detach().requires_grad_(), first, *learned, None, numbers, True)
-    )  # fmt: skip
+    torch.library.opcheck(ops.scan.default, (x.detach().requires_grad_(), first, *learned, None, numbers, True))
     torch.library.opcheck(ops.scan_potentials.default, (x, start, *constants, numbers))
     for slope, k in ((None, kind), (torch.rand(2, 3, 2, 3, 4, 5), 5)):
         torch.library.opcheck(
             ops.scan_backward.default,
             (
-                grad, grad_last if carried else None, x, start, *constants, slope, None,
-                (0.0, 0.0, *firing_numbers(tuple(thresholds), None, True, True, (k, p, q))), True,
+                grad,
+                grad_last if carried else None,
+                x,
+                start,
+                *constants,
+                slope,
+                None,
+                (0.0, 0.0, *firing_numbers(tuple(thresholds), None, True, True, (k, p, q))),
+                True,
             ),
-        )  # fmt: skip
+        )
 
 
 @pytest.mark.slow

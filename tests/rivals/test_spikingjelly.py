@@ -88,9 +88,12 @@ def test_same_network() -> None:
     conv, linear = nn.Conv2d(2, 6, 3), nn.Linear(96, 4)
     a = nn.Sequential(Conv2d(2, 6, 3), LIF(), nn.Flatten(2), Linear(96, 4), IF(0.2)).double()
     b = nn.Sequential(
-        theirs_layer(conv), theirs("LIFNode", 0.0, True, surrogate.ATan(), tau=2.0), nn.Flatten(2), linear,
+        theirs_layer(conv),
+        theirs("LIFNode", 0.0, True, surrogate.ATan(), tau=2.0),
+        nn.Flatten(2),
+        linear,
         sj.IFNode(v_threshold=0.2, surrogate_function=surrogate.ATan(), detach_reset=True, step_mode="m"),
-    ).double()  # fmt: skip
+    ).double()
     b[1].v_threshold = 1.0
     a[0].load_state_dict(conv.state_dict())
     a[3].load_state_dict(linear.state_dict())

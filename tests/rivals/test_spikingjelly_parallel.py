@@ -59,9 +59,10 @@ def run(neuron: Any, x: Tensor, upstream: Tensor) -> list[Tensor]:
 
 
 CASES = [
-    ("PSN", 1, 1.0), *(("MaskedPSN", k, lam) for k in (1, 3, 8) for lam in (0.0, 0.25, 1.0)),
+    ("PSN", 1, 1.0),
+    *(("MaskedPSN", k, lam) for k in (1, 3, 8) for lam in (0.0, 0.25, 1.0)),
     *(("SlidingPSN", k, 1.0) for k in (1, 3, 8, 11)),
-]  # fmt: skip
+]
 
 
 @pytest.mark.parametrize("path", ["native", "reference"])
@@ -90,8 +91,10 @@ def test_whole_sequences(
 
 
 @pytest.mark.parametrize("name", SURROGATES)
-@pytest.mark.parametrize(("kind", "order"), [("MaskedPSN", 1), ("MaskedPSN", 3), ("MaskedPSN", 8),
-                                             ("SlidingPSN", 1), ("SlidingPSN", 3), ("SlidingPSN", 8)])  # fmt: skip
+@pytest.mark.parametrize(
+    ("kind", "order"),
+    [("MaskedPSN", 1), ("MaskedPSN", 3), ("MaskedPSN", 8), ("SlidingPSN", 1), ("SlidingPSN", 3), ("SlidingPSN", 8)],
+)
 def test_step_by_step(dyadic: Any, kind: str, order: int, name: str) -> None:
     T = 8
     ours, theirs = pair(kind, T, order, name, step_mode="s")
@@ -110,7 +113,9 @@ def test_step_by_step(dyadic: Any, kind: str, order: int, name: str) -> None:
 @pytest.mark.parametrize("T", [1, 4, 32])
 def test_same_number_of_parameters(T: int) -> None:
     pairs: list[tuple[Neuron, Any]] = [
-        (PSN(T), sj.PSN(T)), (MaskedPSN(T, 2), sj.MaskedPSN(2, T)), (SlidingPSN(2), sj.SlidingPSN(2)),
-    ]  # fmt: skip
+        (PSN(T), sj.PSN(T)),
+        (MaskedPSN(T, 2), sj.MaskedPSN(2, T)),
+        (SlidingPSN(2), sj.SlidingPSN(2)),
+    ]
     for ours, theirs in pairs:
         assert sum(p.numel() for p in ours.parameters()) == sum(p.numel() for p in theirs.parameters())

@@ -89,8 +89,10 @@ def test_ms_resnet18() -> None:
     x = torch.randn(4, 2, 3, 64, 64, dtype=torch.float64)
     theirs = prepared(ms_resnet.ms_resnet18(num_classes=10), x)
     names = {"stem.0.": "conv1.", "stem.1.": "bn1.", "head.": "fc."}
-    state = {next((new + k[len(old) :] for old, new in names.items() if k.startswith(old)), k): v
-             for k, v in theirs.state_dict().items()}  # fmt: skip
+    state = {
+        next((new + k[len(old) :] for old, new in names.items() if k.startswith(old)), k): v
+        for k, v in theirs.state_dict().items()
+    }
     ours = create_model("ms_resnet18", num_classes=10).double()
     load_ann(ours, state)
     same(ours, theirs, x)

@@ -141,9 +141,12 @@ def damage(path: Path, rng: random.Random) -> None:
 COMMANDS: dict[str, tuple[Callable[[Path], None], str, dict[str, int]]] = {
     "resume": (resume, "broken_off", {"settings.json": 60, "metrics.jsonl": 120, "checkpoint.safetensors": 60}),
     "evaluate": (evaluate, "whole", {"settings.json": 60, "model.safetensors": 60}),
-    "report": (report, "whole", {
-        "settings.json": 40, "metrics.jsonl": 40, "summary.json": 60, "report.json": 160, "model.safetensors": 20}),
-}  # fmt: skip
+    "report": (
+        report,
+        "whole",
+        {"settings.json": 40, "metrics.jsonl": 40, "summary.json": 60, "report.json": 160, "model.safetensors": 20},
+    ),
+}
 
 
 def lines_of(folder: Path) -> list[bytes]:
@@ -161,7 +164,7 @@ METRICS: dict[str, Callable[[list[bytes]], list[bytes]]] = {
     "a word": lambda lines: [lines[0], lines[1].replace(b'"test_accuracy": ', b'"test_accuracy": "x", "y": ')],
     "another name": lambda lines: [lines[0], lines[1].replace(b"test_accuracy", b"text_accuracy")],
     "not an object": lambda lines: [b"[1]\n", lines[1]],
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("name", METRICS)

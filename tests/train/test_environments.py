@@ -245,9 +245,16 @@ def settings(root: Path, penalty: Any = None, **train_settings: Any) -> Any:
     values: dict[str, Any] = {
         "data": {"name": "colored_mnist", "root": str(root), "subset": 96, "test_subset": 60},
         "model": {"name": "colored_mnist_net", "T": 2},
-        "train": {"epochs": 2, "batch_size": 32, "optimizer": "adam", "lr": 1e-3, "schedule": "constant",
-                  **({} if penalty is None else {"penalty": penalty}), **train_settings},
-    }  # fmt: skip
+        "train": {
+            "epochs": 2,
+            "batch_size": 32,
+            "optimizer": "adam",
+            "lr": 1e-3,
+            "schedule": "constant",
+            **({} if penalty is None else {"penalty": penalty}),
+            **train_settings,
+        },
+    }
     return check_settings(values, "here")
 
 
@@ -276,9 +283,13 @@ def test_micro_batches_leave_similarity_as_it_is(root: Path, tmp_path: Path) -> 
     found = []
     for accumulate in (1, 2):
         values = settings(
-            root, {"name": "spike_similarity", "weight": 2.0}, batch_size=64 // accumulate, accumulate=accumulate,
-            optimizer="sgd", lr=1e-6,
-        )  # fmt: skip
+            root,
+            {"name": "spike_similarity", "weight": 2.0},
+            batch_size=64 // accumulate,
+            accumulate=accumulate,
+            optimizer="sgd",
+            lr=1e-6,
+        )
         run = plan(tmp_path / str(accumulate), values)
         train(run, Quiet())
         found.append(run.metrics()[-1])
@@ -333,9 +344,15 @@ def test_published_beside_measured(
 ) -> None:
     tiny = {"data": {"root": str(root), "subset": 40, "test_subset": 20}, "model": {"T": 2}}
     [record] = reproduce(
-        load_recipe("report/table3"), ["s0t3b"], "smoke", tiny, tmp_path / "runs", tmp_path / "results", Quiet(),
+        load_recipe("report/table3"),
+        ["s0t3b"],
+        "smoke",
+        tiny,
+        tmp_path / "runs",
+        tmp_path / "results",
+        Quiet(),
         lambda: False,
-    )  # fmt: skip
+    )
     measured = record["measured"]
     [folder] = (tmp_path / "runs" / "report-table3").iterdir()
     last = Run.open(folder).metrics()[-1]

@@ -22,8 +22,9 @@ from spikeloom.train.build import build_datasets
 from spikeloom.train.evaluate import evaluate, evaluate_run, load_run
 from spikeloom.train.loop import train
 from spikeloom.train.losses import sdt, tet
-from spikeloom.train.recipe import Settings, check_settings, merge
+from spikeloom.train.recipe import check_settings, merge
 from spikeloom.train.run import Run
+from spikeloom.train.settings import Settings
 
 NORMED: dict[str, Any] = {
     "data": {"name": "digits", "subset": 64, "test_subset": 50},

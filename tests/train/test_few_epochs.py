@@ -319,8 +319,11 @@ class Silent(Told):
 # --- batches ----------------------------------------------------------------------------------------------------------
 
 
-AUGMENTS = [{"name": "random_crop", "padding": 2, "mode": "reflect"}, {"name": "alternating_flip"},
-            {"name": "trivial_augment"}]  # fmt: skip
+AUGMENTS = [
+    {"name": "random_crop", "padding": 2, "mode": "reflect"},
+    {"name": "alternating_flip"},
+    {"name": "trivial_augment"},
+]
 
 
 def batches(workers: int | None, augment: list[dict[str, Any]] = AUGMENTS, **changes: Any) -> Batches:
@@ -366,11 +369,18 @@ def test_a_run_learns_with_all_tools_together(tmp_path: Path) -> None:
         tmp_path / "run",
         {**SMALL, "data": {**SMALL["data"], "subset": 512, "validation": 0.1}},
         train={
-            "epochs": 4, "batch_size": 32, "lr": 0.01, "schedule": "one_cycle", "warmup_epochs": 1.0, "ema": 0.9,
-            "augment": [{"name": "random_crop", "padding": 1, "mode": "reflect"}], "initial_rate": 0.1,
-            "steps": [{"T": 1, "epochs": 2}], "loss": {"name": "sdt", "label_smoothing": 0.1},
+            "epochs": 4,
+            "batch_size": 32,
+            "lr": 0.01,
+            "schedule": "one_cycle",
+            "warmup_epochs": 1.0,
+            "ema": 0.9,
+            "augment": [{"name": "random_crop", "padding": 1, "mode": "reflect"}],
+            "initial_rate": 0.1,
+            "steps": [{"T": 1, "epochs": 2}],
+            "loss": {"name": "sdt", "label_smoothing": 0.1},
         },
-    )  # fmt: skip
+    )
     summary = train(run, Told())
     assert summary["test_accuracy"] > 60
 

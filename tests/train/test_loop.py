@@ -22,11 +22,10 @@ from spikeloom.errors import UsageError
 from spikeloom.files import load_tensors
 from spikeloom.layers import Linear
 from spikeloom.neurons import Neuron, make_factory
-from spikeloom.train import loop
 from spikeloom.train.build import build_datasets, build_model, epoch_order, seed_everything
 from spikeloom.train.loop import Interrupted, train
 from spikeloom.train.losses import sdt
-from spikeloom.train.methods import bptt
+from spikeloom.train.methods import METHODS, bptt
 from spikeloom.train.optim import build_schedule
 from spikeloom.train.recipe import check_settings
 from spikeloom.train.run import Run
@@ -227,7 +226,7 @@ def test_the_method_of_the_settings_is_used(tmp_path: Path, monkeypatch: pytest.
         calls.append(len(y))
         return bptt(model, x, y, loss)
 
-    monkeypatch.setitem(loop.METHODS._entries, "bptt", counted)
+    monkeypatch.setitem(METHODS._entries, "bptt", counted)
     train(run_of(tmp_path / "run", SMALL), Told())
     assert calls == [16] * 4
 
@@ -433,9 +432,17 @@ def test_metrics_are_one_record_an_epoch(finished: Run) -> None:
     assert [record["epoch"] for record in records] == [1, 2, 3]
     for record in records:
         assert set(record) == {
-            "epoch", "T", "train_loss", "train_accuracy", "test_loss", "test_accuracy", "lr", "seconds",
-            "input_images_per_s", "step_images_per_s",
-        }  # fmt: skip
+            "epoch",
+            "T",
+            "train_loss",
+            "train_accuracy",
+            "test_loss",
+            "test_accuracy",
+            "lr",
+            "seconds",
+            "input_images_per_s",
+            "step_images_per_s",
+        }
         assert all(math.isfinite(value) for value in record.values())
         assert 0 <= record["train_accuracy"] <= 100
         # Of 64 and of 50 images.
@@ -465,8 +472,9 @@ def test_summary(finished: Run) -> None:
     assert (summary["model"], summary["epochs"]) == ("colored_mnist_net", 3)
     assert summary["parameters"] == sum(p.numel() for p in build_model(finished.settings, 1, 10).parameters())
     assert summary["data"] == {
-        "train": "digits (scikit-learn), first 64 images", "test": "digits (scikit-learn), first 50 images",
-    }  # fmt: skip
+        "train": "digits (scikit-learn), first 64 images",
+        "test": "digits (scikit-learn), first 50 images",
+    }
     assert summary["test_accuracy"] == records[-1]["test_accuracy"]
     accuracies = [record["test_accuracy"] for record in records]
     assert summary["best_test_accuracy"] == max(accuracies)
@@ -523,12 +531,12 @@ import torch
 
 from spikeloom.analyse.report import render
 from spikeloom.data.image_dataset import ImageDataset
-from spikeloom.train import build, loop
+from spikeloom.train import build, loop, setup
 
 render.write_report = lambda *args: ("none", [])  # it reads images too
 folder, sys.argv = sys.argv[1], ["spikeloom", *sys.argv[2:]]
 kept, read, while_training = [], {}, {}
-build_model, getitems = loop.build_model, ImageDataset.batch
+build_model, getitems = setup.build_model, ImageDataset.batch
 
 def building(*args):
     kept.append(build_model(*args))
@@ -554,7 +562,7 @@ def training(run, progress, stop):
     finally:
         while_training.update(read)  # the report reads them once more
 
-loop.build_model, ImageDataset.batch = building, reading
+setup.build_model, ImageDataset.batch = building, reading
 train, loop.train = loop.train, training
 try:
     runpy.run_module("spikeloom", run_name="__main__", alter_sys=True)
@@ -566,19 +574,43 @@ finally:
 def torchrun(folder: Path, *words: str, **environment: str) -> subprocess.CompletedProcess[str]:
     (folder / "worker.py").write_text(WORKER)
     return subprocess.run(
-        [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2",
-         str(folder / "worker.py"), str(folder), *words],
+        [
+            sys.executable,
+            "-m",
+            "torch.distributed.run",
+            "--standalone",
+            "--nproc_per_node",
+            "2",
+            str(folder / "worker.py"),
+            str(folder),
+            *words,
+        ],
         env={**os.environ, "OMP_NUM_THREADS": "1", **environment},
-        capture_output=True, text=True, check=False, timeout=300,
-    )  # fmt: skip
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=300,
+    )
 
 
 TWO = [
-    "train", "quickstart/digits", "data.subset=64", "data.test_subset=51", "data.size=16", "train.epochs=2",
-    "model.name=colored_mnist_net", "model.T=2", "model.image_size=16", "train.batch_size=16", "train.augment=[]",
-    "train.optimizer=adam", "train.lr=0.003", "train.weight_decay=0", "train.schedule=constant",
+    "train",
+    "quickstart/digits",
+    "data.subset=64",
+    "data.test_subset=51",
+    "data.size=16",
+    "train.epochs=2",
+    "model.name=colored_mnist_net",
+    "model.T=2",
+    "model.image_size=16",
+    "train.batch_size=16",
+    "train.augment=[]",
+    "train.optimizer=adam",
+    "train.lr=0.003",
+    "train.weight_decay=0",
+    "train.schedule=constant",
     "train.warmup_epochs=0",
-]  # fmt: skip
+]
 
 
 @pytest.mark.slow
@@ -603,8 +635,10 @@ def test_two_processes(tmp_path: Path) -> None:
     assert len(list((tmp_path / "run" / "tensorboard").iterdir())) == 1
     evaluated = subprocess.run(
         [sys.executable, "-m", "spikeloom", "evaluate", str(run.folder), "--json"],
-        capture_output=True, text=True, check=True,
-    )  # fmt: skip
+        capture_output=True,
+        text=True,
+        check=True,
+    )
     assert json.loads(evaluated.stdout)["test_accuracy"] == pytest.approx(summary["test_accuracy"], abs=1e-6)
     assert json.loads(evaluated.stdout)["test_loss"] == pytest.approx(run.metrics()[-1]["test_loss"], rel=1e-5)
 

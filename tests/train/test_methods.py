@@ -112,9 +112,15 @@ def gradients(model: nn.Module, method: Any, *arguments: Any, **options: Any) ->
 
 WHOLE = ("PSN", "IPSU", "RPSU", "RecurrentParaLIF")  # need the whole sequence at once
 OPTIONS: dict[str, dict[str, Any]] = {
-    "PSN": {"T": 4}, "MaskedPSN": {"T": 4, "order": 2}, "SlidingPSN": {"order": 2}, "IPSU": {"T": 4}, "RPSU": {"T": 4},
-    "GLIF": {"T": 4}, "ParaLIF": {"firing": "t"}, "RecurrentParaLIF": {"firing": "t"},
-}  # fmt: skip
+    "PSN": {"T": 4},
+    "MaskedPSN": {"T": 4, "order": 2},
+    "SlidingPSN": {"order": 2},
+    "IPSU": {"T": 4},
+    "RPSU": {"T": 4},
+    "GLIF": {"T": 4},
+    "ParaLIF": {"firing": "t"},
+    "RecurrentParaLIF": {"firing": "t"},
+}
 
 
 def with_neuron(name: str) -> nn.Module:

@@ -22,16 +22,23 @@ from spikeloom.train.loop import train
 from spikeloom.train.losses import reconstruction, sdt, tet
 from spikeloom.train.optim import build_optimizer, build_schedule
 from spikeloom.train.pretrain import start_from
-from spikeloom.train.recipe import Settings, check_settings, load_recipe, merge
+from spikeloom.train.recipe import check_settings, load_recipe, merge
 from spikeloom.train.run import Run
+from spikeloom.train.settings import Settings
 
 SIZE = {"in_channels": 1, "num_classes": 10}
 PRETRAIN: dict[str, Any] = {
     "data": {"name": "digits", "subset": 64, "test_subset": 20, "size": 16},
-    "model": {"name": "masked_autoencoder", "encoder": "spikformer_v2_2_64", "image_size": 16,
-              "decoder_width": 16, "decoder_depth": 1, "decoder_heads": 2},
+    "model": {
+        "name": "masked_autoencoder",
+        "encoder": "spikformer_v2_2_64",
+        "image_size": 16,
+        "decoder_width": 16,
+        "decoder_depth": 1,
+        "decoder_heads": 2,
+    },
     "train": {"epochs": 2, "batch_size": 16, "loss": "reconstruction", "optimizer": "adamw", "lr": 2e-3},
-}  # fmt: skip
+}
 FINETUNE: dict[str, Any] = {
     "data": {"name": "digits", "subset": 32, "test_subset": 20, "size": 16},
     "model": {"name": "spikformer_v2_2_64", "T": 1},

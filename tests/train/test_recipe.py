@@ -32,8 +32,6 @@ from spikeloom.train.recipe import (
     BUDGETS,
     Budget,
     Recipe,
-    Settings,
-    TrainSettings,
     check_settings,
     list_recipes,
     load_recipe,
@@ -41,18 +39,34 @@ from spikeloom.train.recipe import (
     parse_overrides,
 )
 from spikeloom.train.run import Run
+from spikeloom.train.settings import Settings, TrainSettings
 
 SHARED = shared_folder()
 TRAINED = [name for name in list_recipes() if not load_recipe(name).measures]
 ROWS = [(name, row) for name in TRAINED for row in load_recipe(name).rows]
 # Channels and classes of the data sets, to build models without files.
 SHAPES = {
-    "digits": (1, 10), "mnist": (1, 10), "sequential_mnist": (1, 10), "cifar10": (3, 10), "sequential_cifar10": (3, 10),
-    "cifar100": (3, 100), "sequential_cifar100": (3, 100), "fsdd": (80, 10),
-    "imagenet": (3, 1000), "nmnist": (2, 10), "cifar10_dvs": (2, 10), "dvs_gesture": (2, 11), "n_caltech101": (2, 101),
-    "shd": (700, 20), "n_tidigits": (64, 11), "colored_mnist": (3, 2), "folder": (3, 2), "recordings": (2, 2),
-    "audio": (80, 2), "arrays": (3, 2),
-}  # fmt: skip
+    "digits": (1, 10),
+    "mnist": (1, 10),
+    "sequential_mnist": (1, 10),
+    "cifar10": (3, 10),
+    "sequential_cifar10": (3, 10),
+    "cifar100": (3, 100),
+    "sequential_cifar100": (3, 100),
+    "fsdd": (80, 10),
+    "imagenet": (3, 1000),
+    "nmnist": (2, 10),
+    "cifar10_dvs": (2, 10),
+    "dvs_gesture": (2, 11),
+    "n_caltech101": (2, 101),
+    "shd": (700, 20),
+    "n_tidigits": (64, 11),
+    "colored_mnist": (3, 2),
+    "folder": (3, 2),
+    "recordings": (2, 2),
+    "audio": (80, 2),
+    "arrays": (3, 2),
+}
 
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -292,8 +306,11 @@ def test_published_numbers_of_ds_resnet() -> None:
             assert row.system.split(",")[0] == line["system"]
     # Table 2: savings of memory and time; 100 epochs of table 1 take table 2's hours.
     numbers = {row_id: row.published for row_id, row in found.items()}
-    for base, full, saved, faster in (("s3t2a", "s3t2b", 46.68, 2.80), ("s3t2c", "s3t2d", 48.52, 1.31),
-                                      ("s3t2e", "s3t2f", 10.46, 2.76)):  # fmt: skip
+    for base, full, saved, faster in (
+        ("s3t2a", "s3t2b", 46.68, 2.80),
+        ("s3t2c", "s3t2d", 48.52, 1.31),
+        ("s3t2e", "s3t2f", 10.46, 2.76),
+    ):
         before, after = numbers[base], numbers[full]
         assert 100 * (1 - float(after["memory_GB"]) / float(before["memory_GB"])) == pytest.approx(saved, abs=0.005)
         assert float(before["hours"]) / float(after["hours"]) == pytest.approx(faster, abs=0.005)
@@ -309,8 +326,11 @@ def build_model_on_meta(settings: Any) -> Any:
 
 
 def test_the_report_is_trained_as_the_report_says() -> None:
-    for name, epochs, milestones in (("report/table1", 190, [92, 136]), ("report/table2", 20, [10, 15]),
-                                     ("report/table4", 190, [92, 136])):  # fmt: skip
+    for name, epochs, milestones in (
+        ("report/table1", 190, [92, 136]),
+        ("report/table2", 20, [10, 15]),
+        ("report/table4", 190, [92, 136]),
+    ):
         for row in load_recipe(name).rows:
             t = load_recipe(name).resolve(row, "full").train
             assert (t.optimizer, t.lr, t.momentum, t.weight_decay) == ("sgd", 0.1, 0.9, 1e-4)
@@ -340,12 +360,12 @@ def one_line(info: pytest.ExceptionInfo[UsageError], *parts: str) -> None:
         ("dta.root=/x", ["'dta'", "did you mean data"]),
         ("train.epoch=3", ["'train.epoch'", "did you mean epochs"]),
         ("train.batchsize=3", ["'train.batchsize'", "batch_size"]),
-        ("data.subst=3", ["data digits", "'subst'", "did you mean subset?"]),
+        ("data.subst=3", ["data digits", "'subst'", "did you mean subset or"]),
         ("data.download=true", ["data digits", "'download'"]),  # of other data sets
         ("model.t=3", ["model report_sew_resnet34", "'t'", "T"]),
         ("model.in_channels=3", ["model report_sew_resnet34", "'in_channels'"]),  # the data's
         ("model.neuron=LIF", ["'neuron'"]),
-        ('neuron.name=LIF neuron.tua=3.0', ["neuron LIF", "'tua'", "did you mean tau?"]),
+        ("neuron.name=LIF neuron.tua=3.0", ["neuron LIF", "'tua'", "did you mean tau?"]),
         ("train.loss.name=tet train.loss.lamb=0.1", ["train.loss tet", "'lamb'", "did you mean lam?"]),
         ("train.loss.name=sdt train.loss.logits=1", ["train.loss sdt", "'logits'"]),
         ("train.method.name=bptt train.method.k=1", ["train.method bptt", "'k'"]),
@@ -390,7 +410,7 @@ def one_line(info: pytest.ExceptionInfo[UsageError], *parts: str) -> None:
         ('train.augment=[{name="random_crop"}]', ["train.augment random_crop", "padding is missing"]),
         ("train.augment=[{padding=1}]", ["train.augment", "name is missing"]),
     ],
-)  # fmt: skip
+)
 def test_a_mistake_is_one_line_that_names_it(words: str, parts: list[str]) -> None:
     with pytest.raises(UsageError) as info:
         digits().resolve("main", None, parse_overrides(words.split(" ")))
@@ -407,15 +427,24 @@ def test_a_mistake_is_one_line_that_names_it(words: str, parts: list[str]) -> No
         ("neuron.name=PLIF neuron.tau=0.5", ["neuron PLIF", "tau must be greater than 1, got 0.5"]),
         ("neuron.name=LIF neuron.v_reset=1.0", ["neuron LIF", "v_reset must be below v_threshold"]),
     ],
-)  # fmt: skip
+)
 def test_a_neuron_that_cannot_be_is_one_line(words: str, parts: list[str]) -> None:
     with pytest.raises(UsageError) as info:
         build_model(digits().resolve("main", None, parse_overrides(words.split(" "))), 1, 10)
     one_line(info, *parts)
 
 
-@pytest.mark.parametrize("words", ["neuron.name=IF", "neuron.name=LIF neuron.tau=3", "train.lr=1", "model.T=1",
-                                   "train.loss.name=tet train.loss.lam=0.05", "train.warmup_epochs=0"])  # fmt: skip
+@pytest.mark.parametrize(
+    "words",
+    [
+        "neuron.name=IF",
+        "neuron.name=LIF neuron.tau=3",
+        "train.lr=1",
+        "model.T=1",
+        "train.loss.name=tet train.loss.lam=0.05",
+        "train.warmup_epochs=0",
+    ],
+)
 def test_right_settings_are_taken(words: str) -> None:
     settings = digits().resolve("main", None, parse_overrides(words.split(" ")))
     for word in words.split(" "):
@@ -445,15 +474,19 @@ def test_settings_survive_their_file() -> None:
 
 
 def test_neuron_factory() -> None:
-    settings = digits().resolve("main", None, parse_overrides(["neuron={name='LIF',tau=3.0,v_reset=-0.5,"
-                                                               "surrogate={name='Sigmoid',alpha=2.0}}"]))  # fmt: skip
+    settings = digits().resolve(
+        "main", None, parse_overrides(["neuron={name='LIF',tau=3.0,v_reset=-0.5,surrogate={name='Sigmoid',alpha=2.0}}"])
+    )
     assert settings.neuron is not None
     factory = make_factory(settings.neuron.name, settings.neuron.options)
     first, second = factory(), factory()
     assert first is not second
     assert (first.tau, first.v_reset, type(first.surrogate).__name__, first.surrogate.alpha) == (
-        3.0, -0.5, "Sigmoid", 2.0,
-    )  # fmt: skip
+        3.0,
+        -0.5,
+        "Sigmoid",
+        2.0,
+    )
     # The settings are still what was asked for.
     assert settings.neuron.options["surrogate"] != first.surrogate
 
@@ -614,13 +647,15 @@ def test_merge(base: dict[str, Any], over: dict[str, Any], merged: dict[str, Any
         (["a=true", "b=True", "c="], {"a": True, "b": "True", "c": ""}),
         (['a="3"', "b='x y'"], {"a": "3", "b": "x y"}),
         (["a=b=c"], {"a": "b=c"}),
-        (['train.augment=[{name="random_crop",padding=4}]'], {"train": {"augment": [{"name": "random_crop",
-                                                                                    "padding": 4}]}}),
+        (
+            ['train.augment=[{name="random_crop",padding=4}]'],
+            {"train": {"augment": [{"name": "random_crop", "padding": 4}]}},
+        ),
         (["neuron=LIF", "neuron.tau=3.0"], {"neuron": {"name": "LIF", "tau": 3.0}}),
         (["neuron.tau=3.0", "neuron=IF"], {"neuron": "IF"}),
         (["data.root=C:\\new"], {"data": {"root": "C:\\new"}}),
     ],
-)  # fmt: skip
+)
 def test_parse_overrides(words: list[str], values: dict[str, Any]) -> None:
     assert parse_overrides(words) == values
 

@@ -24,13 +24,25 @@ from spikeloom.files import load_tensors
 STEPS, EPOCHS = 8, 3
 # A network with batch norm and a random augmentation: running statistics and random numbers must continue too.
 SETTINGS = [
-    "quickstart/digits", "data.subset=256", "data.test_subset=60", "model.T=2", "train.batch_size=32",
-    f"train.epochs={EPOCHS}", "train.checkpoint_minutes=0",
-]  # fmt: skip
+    "quickstart/digits",
+    "data.subset=256",
+    "data.test_subset=60",
+    "model.T=2",
+    "train.batch_size=32",
+    f"train.epochs={EPOCHS}",
+    "train.checkpoint_minutes=0",
+]
 FILES = [
-    "checkpoint.safetensors", "metrics.jsonl", "model.safetensors", "report.html", "report.json", "seconds.json",
-    "settings.json", "summary.json", "tensorboard",
-]  # fmt: skip
+    "checkpoint.safetensors",
+    "metrics.jsonl",
+    "model.safetensors",
+    "report.html",
+    "report.json",
+    "seconds.json",
+    "settings.json",
+    "summary.json",
+    "tensorboard",
+]
 
 # Runs the command line, and kills itself while it writes.
 SUICIDE = """
@@ -78,8 +90,11 @@ def start(*words: str, threads: int = 1, script: str | None = None) -> subproces
     environment = {**os.environ, "OMP_NUM_THREADS": str(threads), "OMP_WAIT_POLICY": "passive"}
     return subprocess.Popen(
         [sys.executable, *program, *words],
-        env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-    )  # fmt: skip
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
 
 
 def finish(process: subprocess.Popen[str]) -> tuple[int, str, str]:
@@ -177,9 +192,15 @@ def test_sigkill_in_the_middle_of_an_epoch(unbroken: Path, tmp_path: Path) -> No
     ],
 )
 def test_sigkill_while_writing(
-    unbroken: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stage: str, name: str, nth: int, epoch: int,
+    unbroken: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    stage: str,
+    name: str,
+    nth: int,
+    epoch: int,
     step: int,
-) -> None:  # fmt: skip
+) -> None:
     run = tmp_path / "run"
     words = ["train", *SETTINGS, f"--out={run}", "--json"]
     code, _, err = finish(start(stage, name, str(nth), *words, script=SUICIDE))

@@ -2,7 +2,8 @@
 
 from spikeloom.analyse.audit.api import Audit, audit
 from spikeloom.analyse.audit.cost import Cost, count_cost
-from spikeloom.analyse.audit.energy import RULES, Costs, Energy, Layer, LayerEnergy, Operand, report_readings
+from spikeloom.analyse.audit.energy import RULES, Energy, LayerEnergy, report_readings
+from spikeloom.analyse.audit.layer import Costs, Layer, Operand
 from spikeloom.analyse.calibrate import calibrated
 from spikeloom.analyse.confusion import Confusion, confusion, draw_confusion
 from spikeloom.analyse.load import Target, open_target
@@ -33,13 +34,62 @@ from spikeloom.analyse.papers import depth as depth  # isort: skip - registers i
 from spikeloom.analyse.papers import figures as figures  # isort: skip - registers its measurements
 
 __all__ = [
-    "MEASUREMENTS", "RULES", "Audit", "BlockGradient", "BlockInput", "BlockRates", "Confusion", "Cost", "Costs",
-    "Energy", "Landscape", "Layer", "LayerEnergy", "Measured", "Operand", "Pruning", "Target", "attention_rates",
-    "audit", "block_gradients", "block_inputs", "block_isometry", "block_rates", "block_similarity", "calibrated",
-    "confusion", "count_cost", "draw_attention_rates", "draw_block_inputs", "draw_confusion", "draw_figures",
-    "draw_gradients", "draw_influence", "draw_isometry", "draw_landscape", "draw_layer_rates", "draw_pruning",
-    "draw_raster", "draw_rates", "draw_responses", "draw_similarity", "draw_spike_maps", "figure_data",
-    "loss_landscape", "metric_curves", "open_target", "probe_current", "prune_silent_shortcuts", "read_figure",
-    "report_readings", "residual_influence", "responses", "simulate_influence", "spike_train", "ssim",
-    "training_curves", "write_figure", "write_report",
-]  # fmt: skip
+    "MEASUREMENTS",
+    "RULES",
+    "Audit",
+    "BlockGradient",
+    "BlockInput",
+    "BlockRates",
+    "Confusion",
+    "Cost",
+    "Costs",
+    "Energy",
+    "Landscape",
+    "Layer",
+    "LayerEnergy",
+    "Measured",
+    "Operand",
+    "Pruning",
+    "Target",
+    "attention_rates",
+    "audit",
+    "block_gradients",
+    "block_inputs",
+    "block_isometry",
+    "block_rates",
+    "block_similarity",
+    "calibrated",
+    "confusion",
+    "count_cost",
+    "draw_attention_rates",
+    "draw_block_inputs",
+    "draw_confusion",
+    "draw_figures",
+    "draw_gradients",
+    "draw_influence",
+    "draw_isometry",
+    "draw_landscape",
+    "draw_layer_rates",
+    "draw_pruning",
+    "draw_raster",
+    "draw_rates",
+    "draw_responses",
+    "draw_similarity",
+    "draw_spike_maps",
+    "figure_data",
+    "loss_landscape",
+    "metric_curves",
+    "open_target",
+    "probe_current",
+    "prune_silent_shortcuts",
+    "read_figure",
+    "report_readings",
+    "residual_influence",
+    "responses",
+    "simulate_influence",
+    "spike_train",
+    "ssim",
+    "training_curves",
+    "write_figure",
+    "write_report",
+]

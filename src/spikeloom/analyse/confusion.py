@@ -76,10 +76,18 @@ def draw_confusion(found: Confusion, title: str = "Confusion matrix") -> Any:
 
     shares = [[count / max(sum(row), 1) for count in row] for row in found.counts]
     figure = go.Figure(
-        go.Heatmap(z=shares, x=found.classes, y=found.classes, text=found.counts, colorscale="Blues", zmin=0, zmax=1,
-                   texttemplate="%{text}" if len(found.classes) <= 20 else None,
-                   hovertemplate="%{y}, predicted %{x}: %{text}<extra></extra>")
-    )  # fmt: skip
+        go.Heatmap(
+            z=shares,
+            x=found.classes,
+            y=found.classes,
+            text=found.counts,
+            colorscale="Blues",
+            zmin=0,
+            zmax=1,
+            texttemplate="%{text}" if len(found.classes) <= 20 else None,
+            hovertemplate="%{y}, predicted %{x}: %{text}<extra></extra>",
+        )
+    )
     figure.update_layout(title=f"{title}: {found.accuracy:.2f} %", xaxis_title="predicted", yaxis_title="class")
     # Names such as "0" are names, not places on an axis.
     few = 1 if len(found.classes) <= 20 else None

@@ -92,9 +92,12 @@ def open_target(name: PathLike, values: Json) -> Target:
     if not isinstance(model_values, dict):
         raise UsageError(f"the model is {name}: give its options as model.KEY=VALUE, got model={model_values!r}")
     parts: Json = {
-        "seed": values.get("seed", 1), "data": values.get("data", "digits"), "neuron": values.get("neuron"),
-        "model": {**model_values, "name": name}, "train": {"epochs": 1, "batch_size": 1, "lr": 1.0},
-    }  # fmt: skip
+        "seed": values.get("seed", 1),
+        "data": values.get("data", "digits"),
+        "neuron": values.get("neuron"),
+        "model": {**model_values, "name": name},
+        "train": {"epochs": 1, "batch_size": 1, "lr": 1.0},
+    }
     settings = check_settings(parts, name)
     if "data" in values:
         if "input" in values:
@@ -131,9 +134,16 @@ def _on_data(title: str, trained: bool, model: nn.Module, dataset: Any, images: 
             yield dataset.encode(x), y
 
     return Target(
-        title, trained, f"{count} of {dataset.title}", tuple(dataset.classes), model, batches, count,
-        dataset.is_sequence, tuple(dataset.input_shape),
-    )  # fmt: skip
+        title,
+        trained,
+        f"{count} of {dataset.title}",
+        tuple(dataset.classes),
+        model,
+        batches,
+        count,
+        dataset.is_sequence,
+        tuple(dataset.input_shape),
+    )
 
 
 def _count(values: Json, key: str, default: int) -> int:

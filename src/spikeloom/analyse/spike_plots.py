@@ -10,8 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from spikeloom.analyse.audit.attention_products import attentions
 from spikeloom.analyse.audit.cost import evaluating
-from spikeloom.analyse.audit.energy import Layer, attentions
+from spikeloom.analyse.audit.layer import Layer
 from spikeloom.errors import UsageError
 from spikeloom.neurons.base import Neuron
 from spikeloom.record import Recorder
@@ -52,8 +53,15 @@ def draw_spike_maps(networks: Mapping[str, Tensor], channels: int = 16) -> Any:
     for row, spikes in enumerate(networks.values(), start=1):
         for channel in range(min(channels, spikes.shape[1])):
             counts = spikes[:, channel].sum(0).flip(0)
-            figure.add_heatmap(z=counts.tolist(), row=row, col=channel + 1, showscale=False, colorscale="Greys",
-                               zmin=0, zmax=len(spikes))  # fmt: skip
+            figure.add_heatmap(
+                z=counts.tolist(),
+                row=row,
+                col=channel + 1,
+                showscale=False,
+                colorscale="Greys",
+                zmin=0,
+                zmax=len(spikes),
+            )
     figure.update_xaxes(visible=False).update_yaxes(visible=False)
     figure.update_layout(title="Spikes a neuron over all steps")
     return figure
@@ -95,9 +103,9 @@ def draw_attention_rates(found: list[AttentionRates]) -> Any:
     import plotly.graph_objects as go
 
     names = [row.name for row in found]
-    figure = go.Figure([
-        go.Scatter(x=names, y=[getattr(row, key) for row in found], name=key) for key in ("queries", "keys", "values")
-    ])  # fmt: skip
+    figure = go.Figure(
+        [go.Scatter(x=names, y=[getattr(row, key) for row in found], name=key) for key in ("queries", "keys", "values")]
+    )
     figure.update_layout(title="Firing rates in attention", yaxis_title="spikes per element and step")
     return figure
 
@@ -125,8 +133,15 @@ def draw_responses(current: Tensor, found: Mapping[str, Tensor]) -> Any:
     figure.add_scatter(y=current.tolist(), name="current", row=1, col=1)
     for line, (name, spikes) in enumerate(found.items()):
         times = spikes.nonzero()[:, 0].tolist()
-        figure.add_scatter(x=times, y=[line] * len(times), mode="markers", name=name, row=2, col=1,
-                           marker={"symbol": "line-ns-open", "size": 12})  # fmt: skip
+        figure.add_scatter(
+            x=times,
+            y=[line] * len(times),
+            mode="markers",
+            name=name,
+            row=2,
+            col=1,
+            marker={"symbol": "line-ns-open", "size": 12},
+        )
     figure.update_yaxes(tickvals=list(range(len(found))), ticktext=list(found), row=2, col=1)
     figure.update_layout(title="Responses to a test current", xaxis2_title="step", showlegend=False)
     return figure

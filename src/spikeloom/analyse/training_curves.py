@@ -53,11 +53,15 @@ def metric_curves(runs: Mapping[str, list[Json]], what: str, axis: str) -> Any:
                 continue
             part, several = key.removesuffix(f"_{what}"), len(runs) > 1
             figure.add_scatter(
-                x=[epoch for epoch, _ in points], y=[value for _, value in points],
-                name=f"{part}, {run}" if several else part, mode="lines+markers" if len(points) <= _FEW else "lines",
-                line={"color": COLORS[(index if several else number) % len(COLORS)],
-                      "dash": dashes[number % len(dashes)] if several else "solid"},
-            )  # fmt: skip
+                x=[epoch for epoch, _ in points],
+                y=[value for _, value in points],
+                name=f"{part}, {run}" if several else part,
+                mode="lines+markers" if len(points) <= _FEW else "lines",
+                line={
+                    "color": COLORS[(index if several else number) % len(COLORS)],
+                    "dash": dashes[number % len(dashes)] if several else "solid",
+                },
+            )
     longest = max((len(records) for records in runs.values()), default=0)
     figure.update_xaxes(title="epoch", dtick=1 if longest <= 10 else None)
     figure.update_yaxes(title=axis)

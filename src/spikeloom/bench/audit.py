@@ -70,12 +70,15 @@ def rows(cases: tuple[Case, ...], repeats: int) -> Iterator[Json]:
         found = {name: ms / case.batches for name, ms in medians(contenders, repeats, budget=5.0).items()}
         layers = look().rows
         yield {
-            "network": case.model, "batch": list(case.shape), "batches": case.batches, "layers": len(layers),
+            "network": case.model,
+            "batch": list(case.shape),
+            "batches": case.batches,
+            "layers": len(layers),
             "silent": sum(layer.input == "silent" for layer in layers),
             **{f"{name}_ms": round(ms, 3) for name, ms in found.items()},
             "mode_to_inference": round(found["mode"] / found["inference"], 2),
             "audit_to_inference": round(found["audit"] / found["inference"], 2),
-        }  # fmt: skip
+        }
 
 
 def _made(case: Case) -> tuple[nn.Module, Tensor]:

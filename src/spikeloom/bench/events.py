@@ -67,8 +67,13 @@ def read_rows(root: PathLike | None, repeats: int) -> Iterator[Json]:
     for name, paths in recordings(root).items():
         events = read_events(paths[0])
         ms = medians({"ours": lambda path=paths[0]: read_events(path)}, repeats)["ours"]
-        yield {"file": f"{name}/{paths[0].name}", "events": len(events), "MB": round(paths[0].stat().st_size / 1e6, 2),
-               "ms": round(ms, 2), "Mev_per_s": round(len(events) / ms / 1e3, 2)}  # fmt: skip
+        yield {
+            "file": f"{name}/{paths[0].name}",
+            "events": len(events),
+            "MB": round(paths[0].stat().st_size / 1e6, 2),
+            "ms": round(ms, 2),
+            "Mev_per_s": round(len(events) / ms / 1e3, 2),
+        }
 
 
 def _contenders(group: list[Events], frames: Slicing) -> dict[str, Callable[[], object]]:

@@ -149,9 +149,14 @@ def _their_lif(ours: Any) -> nn.Module:
     neuron: Any = importlib.import_module("spikingjelly.activation_based.neuron")
     surrogate: Any = importlib.import_module("spikingjelly.activation_based.surrogate")
     return neuron.LIFNode(
-        ours.tau, ours.decay_input, ours.v_threshold, ours.v_reset, surrogate.ATan(ours.surrogate.alpha),
-        ours.detach_reset, step_mode="m",
-    )  # fmt: skip
+        ours.tau,
+        ours.decay_input,
+        ours.v_threshold,
+        ours.v_reset,
+        surrogate.ATan(ours.surrogate.alpha),
+        ours.detach_reset,
+        step_mode="m",
+    )
 
 
 def rival(network: nn.Module) -> nn.Module:
@@ -165,9 +170,15 @@ def rival(network: nn.Module) -> nn.Module:
         elif isinstance(ours, Conv2d | Linear):
             if isinstance(ours, Conv2d):
                 theirs = layer.Conv2d(
-                    ours.in_channels, ours.out_channels, ours.kernel_size, ours.stride, ours.padding,
-                    groups=ours.groups, bias="bias" in ours.state_dict(), step_mode="m",
-                )  # fmt: skip
+                    ours.in_channels,
+                    ours.out_channels,
+                    ours.kernel_size,
+                    ours.stride,
+                    ours.padding,
+                    groups=ours.groups,
+                    bias="bias" in ours.state_dict(),
+                    step_mode="m",
+                )
             else:
                 theirs = layer.Linear(ours.in_features, ours.out_features, "bias" in ours.state_dict(), step_mode="m")
             theirs.load_state_dict(ours.state_dict())
@@ -189,12 +200,17 @@ def plot(found: list[Json]) -> Any:
             points = [row for row in found if row["contender"] == contender]
             figure.add_trace(
                 go.Scatter(
-                    x=[row["T"] for row in points], y=[row[key] for row in points], name=contender,
-                    legendgroup=contender, showlegend=column == 1, mode="lines+markers",
+                    x=[row["T"] for row in points],
+                    y=[row[key] for row in points],
+                    name=contender,
+                    legendgroup=contender,
+                    showlegend=column == 1,
+                    mode="lines+markers",
                     line={"color": colors[contender]},
                 ),
-                row=1, col=column,
-            )  # fmt: skip
+                row=1,
+                col=column,
+            )
     figure.update_xaxes(type="log", title="time steps T", tickvals=sorted({row["T"] for row in found}))
     figure.update_yaxes(rangemode="tozero")
     figure.update_layout(title=f"{found[0]['model']}, batch {found[0]['batch']}", template="plotly_white")

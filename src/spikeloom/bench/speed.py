@@ -114,12 +114,13 @@ def psu_speed(
         }
         rows += [
             {
-                "neuron": name, "T": T,
+                "neuron": name,
+                "T": T,
                 **{f"{key}_ms": round(found[name], 3) for key, found in times.items()},
                 **{f"{key}_ratio": round(found["LIF"] / found[name], 3) for key, found in times.items()},
             }
             for name in networks
-        ]  # fmt: skip
+        ]
     longest = [row for row in rows if row["T"] == rows[-1]["T"] and row["neuron"] != "LIF"]
     values = {
         f"{row['neuron']}_{key}_ratio_at_{row['T']}": row[f"{key}_ratio"]

@@ -70,17 +70,29 @@ def markdown(rows: list[Json]) -> str:
 def plot_psn_grid(rows: list[Json]) -> Any:
     """The ratio of a serial LIF's time to a PSN's over N and T, two panels."""
     return _panels(
-        rows, "T", "N", "inference", "training", "neurons", "time of LIF / time of PSN",
+        rows,
+        "T",
+        "N",
+        "inference",
+        "training",
+        "neurons",
+        "time of LIF / time of PSN",
         "A fused serial LIF against PSN, both Spikeloom's",
-    )  # fmt: skip
+    )
 
 
 def plot_ratios(rows: list[Json]) -> Any:
     """The ratio of a network's time with LIF to its time with each parallel unit over T, two panels."""
     return _panels(
-        [row for row in rows if row["neuron"] != "LIF"], "neuron", "T", "train", "test", "steps T",
-        "time with LIF / time with the unit", "One network with a fused serial LIF, and with parallel units",
-    )  # fmt: skip
+        [row for row in rows if row["neuron"] != "LIF"],
+        "neuron",
+        "T",
+        "train",
+        "test",
+        "steps T",
+        "time with LIF / time with the unit",
+        "One network with a fused serial LIF, and with parallel units",
+    )
 
 
 def _panels(rows: list[Json], line: str, x: str, left: str, right: str, x_title: str, y_title: str, title: str) -> Any:
@@ -94,12 +106,17 @@ def _panels(rows: list[Json], line: str, x: str, left: str, right: str, x_title:
             points = [row for row in rows if row[line] == value]
             figure.add_trace(
                 go.Scatter(
-                    x=[row[x] for row in points], y=[row[f"{panel}_ratio"] for row in points],
-                    name=f"{line} = {value}" if line == "T" else str(value), legendgroup=str(value),
-                    showlegend=column == 1, mode="lines+markers", line={"color": COLORS[index % len(COLORS)]},
+                    x=[row[x] for row in points],
+                    y=[row[f"{panel}_ratio"] for row in points],
+                    name=f"{line} = {value}" if line == "T" else str(value),
+                    legendgroup=str(value),
+                    showlegend=column == 1,
+                    mode="lines+markers",
+                    line={"color": COLORS[index % len(COLORS)]},
                 ),
-                row=1, col=column,
-            )  # fmt: skip
+                row=1,
+                col=column,
+            )
     figure.update_xaxes(type="log", title=x_title, tickvals=sorted({row[x] for row in rows}))
     figure.update_yaxes(title=y_title, rangemode="tozero", row=1, col=1)
     figure.add_hline(1, line_dash="dot")
@@ -113,8 +130,10 @@ def plot_paralif(rows: list[Json]) -> Any:
 
     figure = go.Figure()
     for key, name in (
-        ("plain_lif", "serial LIF, plain PyTorch"), ("fused_lif", "serial LIF, fused"), ("paralif", "ParaLIF-T")
-    ):  # fmt: skip
+        ("plain_lif", "serial LIF, plain PyTorch"),
+        ("fused_lif", "serial LIF, fused"),
+        ("paralif", "ParaLIF-T"),
+    ):
         figure.add_trace(
             go.Scatter(
                 x=[row["length"] for row in rows], y=[row[f"{key}_ms"] for row in rows], name=name, mode="lines+markers"

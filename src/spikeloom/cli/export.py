@@ -71,8 +71,10 @@ def export(
         print(json.dumps({"target": opened.title, **written}))
         return
     opset = f"opset {written['opset']}, " if to == "onnx" else ""
-    print(f"{opened.title}: {to.upper()}, {opset}{written['nodes']} nodes, T = {written['T']}, "
-          f"{written['bytes'] / 1e6:.2f} MB")  # fmt: skip
+    print(
+        f"{opened.title}: {to.upper()}, {opset}{written['nodes']} nodes, T = {written['T']}, "
+        f"{written['bytes'] / 1e6:.2f} MB"
+    )
     print(f"  written: {path}")
 
 

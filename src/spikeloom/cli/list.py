@@ -61,7 +61,7 @@ def _entries(kind: str, runs: Path) -> dict[str, str]:
 
         return {name: load_recipe(name).title for name in list_recipes()}
     if kind == "runs":
-        from spikeloom.train.run import describe_run, find_runs
+        from spikeloom.train.list_runs import describe_run, find_runs
 
         return {str(folder): describe_run(folder) for folder in find_runs(runs)}
     if kind == "weights":

@@ -47,8 +47,17 @@ def predict(
         table = csv.writer(sys.stdout, lineterminator="\n")
         table.writerow(["file", "label", "class", "probability", "spikes", "energy_uJ", "ms"])
         for each in found:
-            table.writerow([each.file, each.label, each.name, f"{each.probability:.4f}", each.spikes,
-                            f"{each.energy_uJ:.4g}", f"{each.ms:.4g}"])  # fmt: skip
+            table.writerow(
+                [
+                    each.file,
+                    each.label,
+                    each.name,
+                    f"{each.probability:.4f}",
+                    each.spikes,
+                    f"{each.energy_uJ:.4g}",
+                    f"{each.ms:.4g}",
+                ]
+            )
     else:
         for each in found:
             _print(each)

@@ -143,10 +143,16 @@ def print_audit(title: str, data: str, found: Audit, blocks: list[BlockInput]) -
         table.add_column(column, justify="left" if column in ("layer", "input") else "right", overflow="fold")
     for row in found.rows:
         table.add_row(
-            row.name, row.input, f"{row.max:.3g}", f"{100 * row.rate:.2f}", f"{row.macs / 1e6:.3f}",
-            f"{row.acs / 1e6:.3f}", f"{row.energy_pj / 1e6:.3f}", f"{row.dead}/{row.channels}" if row.channels else "",
+            row.name,
+            row.input,
+            f"{row.max:.3g}",
+            f"{100 * row.rate:.2f}",
+            f"{row.macs / 1e6:.3f}",
+            f"{row.acs / 1e6:.3f}",
+            f"{row.energy_pj / 1e6:.3f}",
+            f"{row.dead}/{row.channels}" if row.channels else "",
             style="red" if row.breaks else None,
-        )  # fmt: skip
+        )
     console.print(table)
     if blocks:
         console.print(_block_table(blocks))

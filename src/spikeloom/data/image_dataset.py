@@ -83,9 +83,15 @@ class ImageDataset(LabelledDataset):
         per = len(self) // self.environments
         part = slice(index * per, (index + 1) * per)
         return ImageDataset(
-            self.images[part], self.labels[part], name=self.name, title=self.title, classes=self.classes,
-            mean=self.mean, std=self.std, to_sequence=self._to_sequence,
-        )  # fmt: skip
+            self.images[part],
+            self.labels[part],
+            name=self.name,
+            title=self.title,
+            classes=self.classes,
+            mean=self.mean,
+            std=self.std,
+            to_sequence=self._to_sequence,
+        )
 
     def batch(self, indices: Sequence[int]) -> tuple[Tensor, Tensor]:
         """Images float32 [B, C, H, W] and labels int64 [B]."""

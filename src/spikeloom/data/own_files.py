@@ -15,7 +15,8 @@ from spikeloom.data.frame_dataset import FrameDataset
 from spikeloom.data.frames import Slicer
 from spikeloom.data.image_dataset import ImageDataset, columns
 from spikeloom.data.sets.audio import encoded, read_wav
-from spikeloom.data.sets.dvs import CIFAR10_CLASSES, GESTURES, Framing, Reader, upright
+from spikeloom.data.sets.dvs import CIFAR10_CLASSES, Framing, Reader, upright
+from spikeloom.data.sets.dvs_gesture import GESTURES
 from spikeloom.data.sets.imagenet import Pictures
 from spikeloom.data.sets.vision import DIGITS, NORMALISATION, padded
 from spikeloom.data.spike_dataset import SpikeDataset
@@ -32,9 +33,14 @@ _SIDES = {
 }  # of pictures; ImageNet's is `size`
 _SENSORS = {"nmnist": (34, 34), "cifar10_dvs": (128, 128), "dvs_gesture": (128, 128), "n_caltech101": (240, 180)}
 _NAMES: dict[str, Sequence[str]] = {
-    "digits": DIGITS, "mnist": DIGITS, "cifar10": CIFAR10_CLASSES, "nmnist": DIGITS, "cifar10_dvs": CIFAR10_CLASSES,
-    "dvs_gesture": GESTURES, "fsdd": DIGITS,
-}  # fmt: skip
+    "digits": DIGITS,
+    "mnist": DIGITS,
+    "cifar10": CIFAR10_CLASSES,
+    "nmnist": DIGITS,
+    "cifar10_dvs": CIFAR10_CLASSES,
+    "dvs_gesture": GESTURES,
+    "fsdd": DIGITS,
+}
 
 
 def own_files(
@@ -68,14 +74,23 @@ def own_files(
         pictures = Pictures(paths, side, (options.get("resize") if cut else None) or side, len(mean))
         images = torch.stack([pictures[index] for index in range(len(paths))])
         return ImageDataset(
-            padded(images, options.get("size") if kind in ("digits", "mnist") else None), labels, mean=mean, std=std,
-            to_sequence=columns if kind != name else None, resize=None if cut else options.get("resize"), **about,
-        )  # fmt: skip
+            padded(images, options.get("size") if kind in ("digits", "mnist") else None),
+            labels,
+            mean=mean,
+            std=std,
+            to_sequence=columns if kind != name else None,
+            resize=None if cut else options.get("resize"),
+            **about,
+        )
     if name in _SENSORS or name == "recordings":
         return FrameDataset(
-            _counts(name, options, paths), labels, size=options.get("size"), resize=options.get("resize", "bilinear"),
-            flatten=options.get("flatten", False), **about,
-        )  # fmt: skip
+            _counts(name, options, paths),
+            labels,
+            size=options.get("size"),
+            resize=options.get("resize", "bilinear"),
+            flatten=options.get("flatten", False),
+            **about,
+        )
     if name in ("fsdd", "audio"):
         spikes = encoded([read_wav(path) for path in paths], options.get("T", 100), options.get("bands", 40))
         return SpikeDataset(spikes, labels, **about)

@@ -266,17 +266,8 @@ class RandomAffine:
         drawn: list[Tensor] = []
         for image in x:
             angle, shift, factor, shear = Reference.get_params(*ranges, [width, height])
-            drawn.append(
-                affine(
-                    image.float(),
-                    angle,
-                    list(shift),
-                    factor,
-                    list(shear),
-                    interpolation=InterpolationMode.BILINEAR,
-                    fill=fill.tolist(),
-                )
-            )
+            bilinear, behind = InterpolationMode.BILINEAR, fill.tolist()
+            drawn.append(affine(image.float(), angle, list(shift), factor, list(shear), bilinear, behind))
         return torch.stack(drawn).to(x) if drawn else x.clone()
 
 

@@ -9,6 +9,15 @@ from spikeloom.deploy.exchange.nir_write import to_nir, write_nir
 from spikeloom.deploy.exchange.onnx_write import to_onnx
 
 __all__ = [
-    "Engine", "EngineStream", "compile", "exact", "fold", "from_nir", "load", "read_nir", "to_nir", "to_onnx",
+    "Engine",
+    "EngineStream",
+    "compile",
+    "exact",
+    "fold",
+    "from_nir",
+    "load",
+    "read_nir",
+    "to_nir",
+    "to_onnx",
     "write_nir",
-]  # fmt: skip
+]

@@ -73,4 +73,4 @@ __all__ = [
     "residual_stages",
     "start_as_identity",
     "sync_norms",
-]  # fmt: skip
+]

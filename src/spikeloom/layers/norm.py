@@ -266,10 +266,20 @@ def _fused(
         check_state(neuron, state, x, levels)
         v = state.unsqueeze(0) if one and state is not None else state
         found = norm_scan(
-            x, residual, add, v, norm.scaled_weight(), norm.bias,
-            None if norm.training else (norm.running_mean, norm.running_var), norm.eps, norm.eps_outside,
-            *neuron.charge(), neuron.firing_numbers(), wanted, keep,
-        )  # fmt: skip
+            x,
+            residual,
+            add,
+            v,
+            norm.scaled_weight(),
+            norm.bias,
+            None if norm.training else (norm.running_mean, norm.running_var),
+            norm.eps,
+            norm.eps_outside,
+            *neuron.charge(),
+            neuron.firing_numbers(),
+            wanted,
+            keep,
+        )
         return found, (found.v.squeeze(0) if one else found.v) if keep else None
 
     found = exchange(neuron, run) if keep else run(None)[0]

@@ -24,8 +24,10 @@ Variant = Literal["ssa", "identity", "relu", "leaky_relu", "softmax", "softmax_f
 
 # Q and K of the comparison (Spikformer, Table 1) are the norms' outputs; these are applied to both before the product.
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
-    "identity": lambda x: x, "relu": F.relu, "leaky_relu": F.leaky_relu,
-}  # fmt: skip
+    "identity": lambda x: x,
+    "relu": F.relu,
+    "leaky_relu": F.leaky_relu,
+}
 
 
 def map_first(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
@@ -159,9 +161,7 @@ def _with_threshold(neuron: Callable[..., nn.Module], v_threshold: float) -> Cal
 def mlp_branch(channels: int, neuron: Callable[[], nn.Module], ratio: int = 4) -> nn.Sequential:
     """Linear - BN - SN - Linear: the MLP of a block, less the norm that follows it."""
     hidden = channels * ratio
-    return nn.Sequential(
-        Conv2d(channels, hidden, 1), NormSpike(hidden, neuron), Conv2d(hidden, channels, 1)
-    )  # fmt: skip
+    return nn.Sequential(Conv2d(channels, hidden, 1), NormSpike(hidden, neuron), Conv2d(hidden, channels, 1))
 
 
 def patch_units(

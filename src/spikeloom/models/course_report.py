@@ -175,9 +175,14 @@ class ColoredMNISTNet(nn.Module):
         if side < 1:
             raise ValueError(f"image_size must be at least 16, got {image_size}")
         self.features = nn.Sequential(
-            Conv2d(in_channels, 20, 5), make_neuron(neuron, 20), MaxPool2d(2),
-            Conv2d(20, 50, 5), make_neuron(neuron, 50), MaxPool2d(2), Flatten(),
-        )  # fmt: skip
+            Conv2d(in_channels, 20, 5),
+            make_neuron(neuron, 20),
+            MaxPool2d(2),
+            Conv2d(20, 50, 5),
+            make_neuron(neuron, 50),
+            MaxPool2d(2),
+            Flatten(),
+        )
         self.head = nn.Sequential(Linear(50 * side * side, 500), make_neuron(neuron, 500), Linear(500, num_classes))
 
     def forward(self, x: Tensor) -> Tensor:

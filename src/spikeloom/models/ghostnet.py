@@ -66,9 +66,7 @@ class GhostModule(nn.Module):
         half = (out_channels + 1) // 2
         self.out_channels = out_channels
         self.gate = gate
-        self.primary = nn.Sequential(
-            Conv2d(in_channels, half, kernel, stride, kernel // 2, bias=False), unit(half)
-        )  # fmt: skip
+        self.primary = nn.Sequential(Conv2d(in_channels, half, kernel, stride, kernel // 2, bias=False), unit(half))
         self.cheap = _depthwise(half, 3, 1, unit)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -88,9 +86,11 @@ def _depthwise(channels: int, kernel: int | tuple[int, int], stride: int, unit: 
 def dfc_gate(in_channels: int, out_channels: int, unit: Unit) -> nn.Sequential:
     """DFC: Conv1x1 - BN - depthwise 1x5 - BN - depthwise 5x1 - `unit`; the report neither pools nor upsamples."""
     return nn.Sequential(
-        Conv2d(in_channels, out_channels, 1, bias=False), BatchNorm(out_channels),
-        *_depthwise(out_channels, (1, 5), 1, BatchNorm), *_depthwise(out_channels, (5, 1), 1, unit),
-    )  # fmt: skip
+        Conv2d(in_channels, out_channels, 1, bias=False),
+        BatchNorm(out_channels),
+        *_depthwise(out_channels, (1, 5), 1, BatchNorm),
+        *_depthwise(out_channels, (5, 1), 1, unit),
+    )
 
 
 class ChannelWeights(nn.Module):

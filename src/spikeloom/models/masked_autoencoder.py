@@ -82,9 +82,7 @@ class MaskedAutoencoder(nn.Module):
             nn.TransformerEncoderLayer(width, heads, 4 * width, 0.0, "gelu", batch_first=True, norm_first=True)
             for _ in range(depth)
         ]
-        self.decoder = nn.Sequential(
-            *layers, nn.LayerNorm(width), nn.Linear(width, in_channels * self.patch**2)
-        )  # fmt: skip
+        self.decoder = nn.Sequential(*layers, nn.LayerNorm(width), nn.Linear(width, in_channels * self.patch**2))
 
     def forward(self, x: Tensor) -> Tensor:
         visible, hidden = self.draw(x)
@@ -171,6 +169,13 @@ def masked_autoencoder(
     if not encoder.startswith("spikformer_v2"):
         raise ValueError(f"encoder must be a spikformer_v2 model, got {encoder!r}: its stem has no pooling to leak by")
     return MaskedAutoencoder(
-        cast("Spikformer", made), in_channels, image_size, T, ratio, decoder_width, decoder_depth, decoder_heads,
+        cast("Spikformer", made),
+        in_channels,
+        image_size,
+        T,
+        ratio,
+        decoder_width,
+        decoder_depth,
+        decoder_heads,
         normalise,
-    )  # fmt: skip
+    )

@@ -128,9 +128,7 @@ def ms_resnet104(
     if stem == "7x7":
         layers: nn.Module = Conv2d(in_channels, 64, 7, 2, 3, bias=False)
     else:
-        layers = nn.Sequential(
-            Conv2d(in_channels, 64, 3, 2, 1), Conv2d(64, 64, 3, 1, 1), Conv2d(64, 64, 3, 1, 1)
-        )  # fmt: skip
+        layers = nn.Sequential(Conv2d(in_channels, 64, 3, 2, 1), Conv2d(64, 64, 3, 1, 1), Conv2d(64, 64, 3, 1, 1))
     return _network(layers, _wide_stages(counts), num_classes, neuron, T, shortcut, zero_init, pool=True, dropout=0.2)
 
 

@@ -87,13 +87,11 @@ def _register(name: str, layout: str, blocks: int, width: int, split: int) -> No
         encoder = [
             encoder_block(
                 channels,
-                SpikingSelfAttention(
-                    channels, heads, neuron, scale, learnable_scale, attention, token_pool, qkv_bias
-                ),
+                SpikingSelfAttention(channels, heads, neuron, scale, learnable_scale, attention, token_pool, qkv_bias),
                 neuron,
             )
             for _ in range(depth)
-        ]  # fmt: skip
+        ]
         stem = patch_splitting(in_channels, channels, POOLS[layout], neuron)
         return Spikformer(stem, encoder, channels, num_classes, T)
 

@@ -88,9 +88,7 @@ def _register(name: str, layout: str, blocks: int, width: int, split: int) -> No
         scale: float = 0.125,
         head: Head = "AvgPooling-FC",
     ) -> Spikingformer:
-        return Spikingformer(
-            in_channels, num_classes, neuron, T, depth, channels, heads, scale, head, POOLS[layout]
-        )  # fmt: skip
+        return Spikingformer(in_channels, num_classes, neuron, T, depth, channels, heads, scale, head, POOLS[layout])
 
     build.__doc__ = f"Spikingformer, {blocks} blocks, {width} channels, {split} heads; {layout}'s tokenizer."
     build.__name__ = name

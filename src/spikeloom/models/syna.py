@@ -95,16 +95,22 @@ def syna_resnet18(
         branch = nn.Sequential()
         for i, (inputs, step) in enumerate(((channels, stride), (width, 1))):
             kernel = 7 if layout == "gesture" and width == 64 else 3
-            branch.extend([
-                Conv2d(inputs, width, 3, step, 1, bias=False), BatchNorm(width),
-                *attend(nn.Sigmoid(), modulated and i == place, width, kernel), make_neuron(neuron, width),
-            ])  # fmt: skip
+            branch.extend(
+                [
+                    Conv2d(inputs, width, 3, step, 1, bias=False),
+                    BatchNorm(width),
+                    *attend(nn.Sigmoid(), modulated and i == place, width, kernel),
+                    make_neuron(neuron, width),
+                ]
+            )
         shortcut = None
         if not same_shape:
             shortcut = nn.Sequential(
-                Conv2d(channels, width, 1, stride, bias=False), BatchNorm(width),
-                *attend(make_neuron(neuron, width), ia, width), make_neuron(neuron, width),
-            )  # fmt: skip
+                Conv2d(channels, width, 1, stride, bias=False),
+                BatchNorm(width),
+                *attend(make_neuron(neuron, width), ia, width),
+                make_neuron(neuron, width),
+            )
         return SynAUnit(branch, shortcut, combine)
 
     stem: nn.Module = Conv2d(in_channels, 64, 3, padding=1, bias=False)

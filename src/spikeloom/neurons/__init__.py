@@ -10,7 +10,26 @@ from spikeloom.neurons.recurrent import RecurrentLIF, RecurrentParaLIF
 from spikeloom.neurons.registry import NEURONS, make_factory
 
 __all__ = [
-    "GLIF", "IF", "IPSU", "KLIF", "LIF", "MLF", "NEURONS", "PLIF", "PSN", "PSU", "RPSU", "SPSN", "LeakyIntegrator",
-    "MaskedPSN", "Neuron", "ParaLIF", "RecurrentLIF", "RecurrentParaLIF", "SlidingPSN", "SynapticLIF", "make_factory",
+    "GLIF",
+    "IF",
+    "IPSU",
+    "KLIF",
+    "LIF",
+    "MLF",
+    "NEURONS",
+    "PLIF",
+    "PSN",
+    "PSU",
+    "RPSU",
+    "SPSN",
+    "LeakyIntegrator",
+    "MaskedPSN",
+    "Neuron",
+    "ParaLIF",
+    "RecurrentLIF",
+    "RecurrentParaLIF",
+    "SlidingPSN",
+    "SynapticLIF",
+    "make_factory",
     "make_neuron",
-]  # fmt: skip
+]

@@ -69,18 +69,29 @@ class LIFBase(Neuron):
         levels = (len(self.v_threshold),) if isinstance(self.v_threshold, tuple) else ()
         check_state(self, state, x, levels)
         return scan_op(
-            x, state, *self.charge(), self.v_threshold, self.v_reset, self.surrogate, self.detach_reset,
-            return_v=keep, scale=self.scale(), strict=self.strict,
-        )  # fmt: skip
+            x,
+            state,
+            *self.charge(),
+            self.v_threshold,
+            self.v_reset,
+            self.surrogate,
+            self.detach_reset,
+            return_v=keep,
+            scale=self.scale(),
+            strict=self.strict,
+        )
 
     def _potentials(self, x: Tensor, state: Tensor | None) -> Tensor:
         return potentials(x, state, *self.charge(), self.v_threshold, self.v_reset, self.scale(), self.strict)
 
     def extra_repr(self) -> str:
         return describe(
-            v_threshold=self.v_threshold, v_reset=self.v_reset, surrogate=self.surrogate,
-            detach_reset=self.detach_reset, strict=self.strict,
-        )  # fmt: skip
+            v_threshold=self.v_threshold,
+            v_reset=self.v_reset,
+            surrogate=self.surrogate,
+            detach_reset=self.detach_reset,
+            strict=self.strict,
+        )
 
 
 class IF(LIFBase):

@@ -61,16 +61,29 @@ class RecurrentLIF(LeakyIntegrator):
     def run(self, x: Tensor, state: Any, keep: bool) -> tuple[Tensor, Any]:
         check_state(self, None if state is None else state[0], x)
         spikes, last = recurrent_scan(
-            x, self.recurrent.weight, self.recurrent.bias, self.alpha, self.beta, self.v_threshold,
-            self.surrogate, self.feedback == "relu", state,
-        )  # fmt: skip
+            x,
+            self.recurrent.weight,
+            self.recurrent.bias,
+            self.alpha,
+            self.beta,
+            self.v_threshold,
+            self.surrogate,
+            self.feedback == "relu",
+            state,
+        )
         return spikes, last if keep else None
 
     def _potentials(self, x: Tensor, state: Any) -> Tensor:
         return recurrent_potentials(
-            x, self.recurrent.weight, self.recurrent.bias, self.alpha, self.beta, self.v_threshold,
-            self.feedback == "relu", state,
-        )  # fmt: skip
+            x,
+            self.recurrent.weight,
+            self.recurrent.bias,
+            self.alpha,
+            self.beta,
+            self.v_threshold,
+            self.feedback == "relu",
+            state,
+        )
 
     def extra_repr(self) -> str:
         return f"{describe(v_threshold=self.v_threshold, feedback=self.feedback)}, {super().extra_repr()}"

@@ -21,9 +21,25 @@ from spikeloom.surrogates import SURROGATES
 
 NEURONS: Registry[type[Neuron]] = Registry("neuron")
 for _neuron in (
-    IF, LIF, PLIF, MLF, PSN, MaskedPSN, SlidingPSN, PSU, IPSU, RPSU, SPSN, KLIF, GLIF, ParaLIF, SynapticLIF,
-    RecurrentLIF, RecurrentParaLIF, LeakyIntegrator,
-):  # fmt: skip
+    IF,
+    LIF,
+    PLIF,
+    MLF,
+    PSN,
+    MaskedPSN,
+    SlidingPSN,
+    PSU,
+    IPSU,
+    RPSU,
+    SPSN,
+    KLIF,
+    GLIF,
+    ParaLIF,
+    SynapticLIF,
+    RecurrentLIF,
+    RecurrentParaLIF,
+    LeakyIntegrator,
+):
     NEURONS.register(_neuron)
 
 

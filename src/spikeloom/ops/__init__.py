@@ -7,6 +7,15 @@ from spikeloom.ops.psn import psn, sliding_psn
 from spikeloom.ops.scan import fire, scan, scan_reference
 
 __all__ = [
-    "backend", "fire", "gated_scan", "gated_scan_reference", "leaky_filter", "leaky_filter_fft",
-    "leaky_filter_reference", "psn", "scan", "scan_reference", "sliding_psn",
-]  # fmt: skip
+    "backend",
+    "fire",
+    "gated_scan",
+    "gated_scan_reference",
+    "leaky_filter",
+    "leaky_filter_fft",
+    "leaky_filter_reference",
+    "psn",
+    "scan",
+    "scan_reference",
+    "sliding_psn",
+]

@@ -160,12 +160,26 @@ def _fields(x: Tensor, weight: Tensor, stride: int, padding: int) -> dict[str, A
     """The kernels' arguments; the caller fills what it uses. The weight is float32."""
     names = ("weight_out", "weight_in", "weight_row", "weight_column")
     return {
-        "dtype": NATIVE_DTYPES.index(x.dtype), "images": x.shape[0], "height": x.shape[2], "width": x.shape[3],
-        "in": x.shape[1], "out": weight.shape[0], "kernel_height": weight.shape[2], "kernel_width": weight.shape[3],
-        "stride": stride, "padding": padding, "x": x.data_ptr(), "weight": weight.data_ptr(),
-        **dict(zip(names, weight.stride(), strict=True)), "y": 0, "grad_y": 0, "grad_x": 0, "grad_skip": 0,
-        "grad_weight": 0, "threads": torch.get_num_threads(),
-    }  # fmt: skip
+        "dtype": NATIVE_DTYPES.index(x.dtype),
+        "images": x.shape[0],
+        "height": x.shape[2],
+        "width": x.shape[3],
+        "in": x.shape[1],
+        "out": weight.shape[0],
+        "kernel_height": weight.shape[2],
+        "kernel_width": weight.shape[3],
+        "stride": stride,
+        "padding": padding,
+        "x": x.data_ptr(),
+        "weight": weight.data_ptr(),
+        **dict(zip(names, weight.stride(), strict=True)),
+        "y": 0,
+        "grad_y": 0,
+        "grad_x": 0,
+        "grad_skip": 0,
+        "grad_weight": 0,
+        "threads": torch.get_num_threads(),
+    }
 
 
 def _channels_last(x: Tensor) -> Tensor:

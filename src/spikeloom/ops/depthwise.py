@@ -49,11 +49,24 @@ def _fields(x: Tensor, weight: Tensor, stride: int, pad_height: int, pad_width: 
     """The kernels' arguments; the caller fills what it uses. The weight is float32 [k, l, C]."""
     N, C, H, W = x.shape
     return {
-        "dtype": NATIVE_DTYPES.index(x.dtype), "images": N, "height": H, "width": W, "channels": C,
-        "kernel_height": weight.shape[0], "kernel_width": weight.shape[1], "stride": stride,
-        "pad_height": pad_height, "pad_width": pad_width, "x": x.data_ptr(), "weight": weight.data_ptr(),
-        "y": 0, "grad_y": 0, "grad_x": 0, "grad_weight": 0, "threads": torch.get_num_threads(),
-    }  # fmt: skip
+        "dtype": NATIVE_DTYPES.index(x.dtype),
+        "images": N,
+        "height": H,
+        "width": W,
+        "channels": C,
+        "kernel_height": weight.shape[0],
+        "kernel_width": weight.shape[1],
+        "stride": stride,
+        "pad_height": pad_height,
+        "pad_width": pad_width,
+        "x": x.data_ptr(),
+        "weight": weight.data_ptr(),
+        "y": 0,
+        "grad_y": 0,
+        "grad_x": 0,
+        "grad_weight": 0,
+        "threads": torch.get_num_threads(),
+    }
 
 
 def _by_taps(weight: Tensor) -> Tensor:

@@ -74,9 +74,12 @@ def _fields(
     fields: dict[str, Any] = steps_by_channels(x, layout)
     del fields["dtype"]
     return {
-        **fields, "open": open.data_ptr(), "constants": constants.data_ptr(), "strict": strict,
+        **fields,
+        "open": open.data_ptr(),
+        "constants": constants.data_ptr(),
+        "strict": strict,
         "state": pointer(state),
-    }  # fmt: skip
+    }
 
 
 def _states(x: Tensor) -> Tensor:
@@ -121,16 +124,23 @@ def _backward(
     grad_open = torch.empty_like(open, dtype=torch.float64)
     grad_constants = torch.empty_like(constants, dtype=torch.float64)
     _dispatch.native.gated_backward(
-        **_fields(x, layout, open, constants, state, strict), grad_spikes=grad_spikes.data_ptr(),
-        grad_state_out=grad_last.data_ptr(), surrogate=kind, p=p, q=q, grad_x=grad_x.data_ptr(),
-        grad_state=0 if state is None else grad_state.data_ptr(), grad_open=grad_open.data_ptr(),
+        **_fields(x, layout, open, constants, state, strict),
+        grad_spikes=grad_spikes.data_ptr(),
+        grad_state_out=grad_last.data_ptr(),
+        surrogate=kind,
+        p=p,
+        q=q,
+        grad_x=grad_x.data_ptr(),
+        grad_state=0 if state is None else grad_state.data_ptr(),
+        grad_open=grad_open.data_ptr(),
         grad_constants=grad_constants.data_ptr(),
-    )  # fmt: skip
+    )
     return grad_x, grad_open.float(), grad_constants.float(), grad_state
 
 
-def _fake_backward(grad_spikes: Any, grad_last: Any, x: Tensor, open: Tensor, constants: Tensor, state: Any,
-                   *_: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
+def _fake_backward(
+    grad_spikes: Any, grad_last: Any, x: Tensor, open: Tensor, constants: Tensor, state: Any, *_: Any
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     x, _layout = by_channels(x)
     grad_state = _states(x) if state is not None else x.new_empty(0)
     return like(x, torch.float32), open.new_empty(open.shape), constants.new_empty(constants.shape), grad_state

@@ -102,9 +102,12 @@ def combined_kernel(alpha: float, beta: float, steps: int) -> Tensor:
 
 def integrator_fields(x: Tensor, alpha: Tensor, beta: Tensor, state: Tensor | None) -> dict[str, Any]:
     return {
-        **steps_of(x), "alpha": alpha.data_ptr(), "beta": beta.data_ptr(),
-        "constant_stride": 0 if alpha.dim() == 0 else 1, "state": pointer(state),
-    }  # fmt: skip
+        **steps_of(x),
+        "alpha": alpha.data_ptr(),
+        "beta": beta.data_ptr(),
+        "constant_stride": 0 if alpha.dim() == 0 else 1,
+        "state": pointer(state),
+    }
 
 
 def aligned(
@@ -152,10 +155,14 @@ def _backward(
     grad_state = last_state(step, state is not None)
     constants = rows_like(2, step, torch.float32) if learn else step.new_zeros(2)
     _dispatch.native.filter_backward(
-        **integrator_fields(x, alpha, beta, state), grad_m=grad_m.data_ptr(), grad_state_out=pointer(grad_last),
-        grad_x=grad_x.data_ptr(), grad_state=0 if state is None else grad_state.data_ptr(),
-        grad_alpha=constants[0].data_ptr() if learn else 0, grad_beta=constants[1].data_ptr() if learn else 0,
-    )  # fmt: skip
+        **integrator_fields(x, alpha, beta, state),
+        grad_m=grad_m.data_ptr(),
+        grad_state_out=pointer(grad_last),
+        grad_x=grad_x.data_ptr(),
+        grad_state=0 if state is None else grad_state.data_ptr(),
+        grad_alpha=constants[0].data_ptr() if learn else 0,
+        grad_beta=constants[1].data_ptr() if learn else 0,
+    )
     return grad_x, grad_state, *constant_gradients(constants, learn and alpha.dim() == 0)
 
 

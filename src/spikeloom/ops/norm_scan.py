@@ -70,9 +70,22 @@ def norm_scan(
     """
     mean, variance = statistics or (None, None)
     *found, _ = _norm_scan(
-        x, residual, add, v, weight, bias, mean, variance, as_tensor(decay), as_tensor(gain), numbers, eps,
-        eps_outside, return_sum, return_v,
-    )  # fmt: skip
+        x,
+        residual,
+        add,
+        v,
+        weight,
+        bias,
+        mean,
+        variance,
+        as_tensor(decay),
+        as_tensor(gain),
+        numbers,
+        eps,
+        eps_outside,
+        return_sum,
+        return_v,
+    )
     return NormScan(*found)
 
 
@@ -83,6 +96,13 @@ def _inverse(variance: Tensor, eps: float, eps_outside: bool, single: bool) -> T
     if not eps_outside:
         return torch.rsqrt(variance + eps)
     return 1 / (variance.clamp_min(torch.finfo(torch.float32).tiny).sqrt() + eps)
+
+
+def _narrowing(variance: Tensor, k: Tensor, eps_outside: bool) -> Tensor:
+    """-2 dk / d variance, float64."""
+    if not eps_outside:
+        return k.double() ** 3
+    return k.double().square() / variance.clamp_min(torch.finfo(torch.float32).tiny).double().sqrt()
 
 
 def _single(x: Tensor, channels: int, frozen: bool) -> bool:
@@ -148,16 +168,41 @@ def _forward(
     add = None if add is None else ordered(add, spikes)
     v = None if v is None else ordered(v, rows_like(a.levels, spikes[0], v.dtype))
     _dispatch.native.scan_forward(
-        **steps_by_channels(x, layout), **_charge_fields(decay, gain), **a.forward, chunk=min(x.shape[0], CHUNK),
-        factor=factor.data_ptr(), shift=shift.data_ptr(), residual=pointer(residual), v=pointer(v),
-        spikes=spikes.data_ptr(), sum=total.data_ptr() if return_sum else 0, add=pointer(add),
-        v_out=last.data_ptr() if return_v else 0, potentials=0, starts=pointer(starts),
-    )  # fmt: skip
+        **steps_by_channels(x, layout),
+        **_charge_fields(decay, gain),
+        **a.forward,
+        chunk=min(x.shape[0], CHUNK),
+        factor=factor.data_ptr(),
+        shift=shift.data_ptr(),
+        residual=pointer(residual),
+        v=pointer(v),
+        spikes=spikes.data_ptr(),
+        sum=total.data_ptr() if return_sum else 0,
+        add=pointer(add),
+        v_out=last.data_ptr() if return_v else 0,
+        potentials=0,
+        starts=pointer(starts),
+    )
     return spikes, total, last, mean, variance, starts
 
 
-def _fake(x: Tensor, residual: Any, add: Any, v: Any, weight: Any, bias: Any, mean: Any, variance: Any, decay: Any,
-          gain: Any, numbers: Any, eps: Any, eps_outside: Any, return_sum: bool, return_v: bool) -> Any:  # fmt: skip
+def _fake(
+    x: Tensor,
+    residual: Any,
+    add: Any,
+    v: Any,
+    weight: Any,
+    bias: Any,
+    mean: Any,
+    variance: Any,
+    decay: Any,
+    gain: Any,
+    numbers: Any,
+    eps: Any,
+    eps_outside: Any,
+    return_sum: bool,
+    return_v: bool,
+) -> Any:
     x, layout = by_channels(x)
     C = layout["channels"]
     spikes = like(x, x.dtype)
@@ -208,37 +253,67 @@ def _backward(
     constants = x.new_empty(3 if learn else 0, dtype=torch.float64)
     fields = steps_by_channels(x, layout)
     _dispatch.native.scan_backward(
-        **fields, **_charge_fields(decay, gain), **a.forward, **a.backward, chunk=min(x.shape[0], CHUNK),
-        factor=factor.data_ptr(), shift=shift.data_ptr(), residual=pointer(residual), v=pointer(v),
-        grad_spikes=grad_spikes.data_ptr(), grad_sum=pointer(grad_sum), grad_v_out=pointer(grad_last),
-        starts=pointer(starts), slope=0, grad_u=grad_u.data_ptr(), sum_steps=repeated,
-        grad_v=0 if v is None else pointer(states), grad_constants=constants.data_ptr() if learn else 0,
+        **fields,
+        **_charge_fields(decay, gain),
+        **a.forward,
+        **a.backward,
+        chunk=min(x.shape[0], CHUNK),
+        factor=factor.data_ptr(),
+        shift=shift.data_ptr(),
+        residual=pointer(residual),
+        v=pointer(v),
+        grad_spikes=grad_spikes.data_ptr(),
+        grad_sum=pointer(grad_sum),
+        grad_v_out=pointer(grad_last),
+        starts=pointer(starts),
+        slope=0,
+        grad_u=grad_u.data_ptr(),
+        sum_steps=repeated,
+        grad_v=0 if v is None else pointer(states),
+        grad_constants=constants.data_ptr() if learn else 0,
         grad_norm=sums.data_ptr(),
-    )  # fmt: skip
+    )
     passed, passed_x = sums[0], sums[1] - mean * sums[0]  # of dL/dU, and of dL/dU (X - mean)
     grad_weight, grad_bias = (passed_x * k).float(), passed.float()
     slope, offset = torch.zeros_like(factor), torch.zeros_like(factor)
     if not frozen:
-        count = x.numel() // C
-        wide = variance.clamp_min(torch.finfo(torch.float32).tiny).double()
-        narrow = k.double().square() / wide.sqrt() if eps_outside else k.double() ** 3
-        curved = weight.double() * narrow * passed_x / count
-        slope, offset = (-curved).float(), (mean * curved - factor * passed / count).float()
+        curved = weight.double() * _narrowing(variance, k, eps_outside) * passed_x / (x.numel() // C)
+        slope, offset = (-curved).float(), (mean * curved - factor * passed / (x.numel() // C)).float()
     if repeated:  # every step gets its part of the sum
         factor, fields["steps"] = factor / fields["steps"], 1
     grad_x = grad_u if residual is None else fresh(x, x.dtype)
     _dispatch.native.affine(
-        **fields, g=grad_u.data_ptr(), a=factor.data_ptr(), b=slope.data_ptr(), c=offset.data_ptr(),
+        **fields,
+        g=grad_u.data_ptr(),
+        a=factor.data_ptr(),
+        b=slope.data_ptr(),
+        c=offset.data_ptr(),
         out=grad_x.data_ptr(),
-    )  # fmt: skip
-    grad_residual = grad_u if residual is not None else x.new_empty(0)
+    )
     grad_v = _no_potentials(x) if v is None or states is None else states
-    return grad_x, grad_residual, grad_v, grad_weight, grad_bias, constants
+    return grad_x, x.new_empty(0) if residual is None else grad_u, grad_v, grad_weight, grad_bias, constants
 
 
-def _fake_backward(grad_spikes: Any, grad_sum: Any, grad_last: Any, x: Tensor, residual: Any, v: Any, weight: Any,
-                   bias: Any, mean: Any, variance: Any, decay: Any, gain: Any, starts: Any, numbers: Any, eps: Any,
-                   eps_outside: Any, frozen: Any, learn: bool) -> Any:  # fmt: skip
+def _fake_backward(
+    grad_spikes: Any,
+    grad_sum: Any,
+    grad_last: Any,
+    x: Tensor,
+    residual: Any,
+    v: Any,
+    weight: Any,
+    bias: Any,
+    mean: Any,
+    variance: Any,
+    decay: Any,
+    gain: Any,
+    starts: Any,
+    numbers: Any,
+    eps: Any,
+    eps_outside: Any,
+    frozen: Any,
+    learn: bool,
+) -> Any:
     x, layout = by_channels(x)
     C = layout["channels"]
     whole = like(x, x.dtype)
@@ -271,9 +346,23 @@ def _differentiate(
         # This gradient is handed on as it is. In another layout it would meet the convolutions' in every block before.
         grad_spikes = ordered(grad_spikes, like(by_channels(x)[0], x.dtype))
     grad_x, grad_residual, grad_v, grad_weight, grad_bias, sums = _norm_scan_backward(
-        grad_spikes, grad_sum, grad_last, x, residual, v, weight, bias, mean, variance, decay, gain, starts,
-        *ctx.settings, ctx.frozen, learn,
-    )  # fmt: skip
+        grad_spikes,
+        grad_sum,
+        grad_last,
+        x,
+        residual,
+        v,
+        weight,
+        bias,
+        mean,
+        variance,
+        decay,
+        gain,
+        starts,
+        *ctx.settings,
+        ctx.frozen,
+        learn,
+    )
     return (
         grad_x.expand(x.shape),
         None if residual is None else grad_residual,

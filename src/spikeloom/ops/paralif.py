@@ -70,9 +70,15 @@ def paralif(
     threshold = torch.as_tensor(0.0 if random else threshold, dtype=torch.float32, device=x.device)
     before = None if before is None else before.float()
     spikes, filters, last = _paralif(
-        x, *as_constants(alpha, beta, x), threshold, None if filters is None else filters.float(), before, seed,
-        numbers, return_state,
-    )  # fmt: skip
+        x,
+        *as_constants(alpha, beta, x),
+        threshold,
+        None if filters is None else filters.float(),
+        before,
+        seed,
+        numbers,
+        return_state,
+    )
     if not return_state:
         return spikes, (None, None)
     return spikes, (filters, last if rule == "difference" else None)
@@ -80,9 +86,12 @@ def paralif(
 
 def _fields(numbers: list[float], threshold: Tensor, before: Tensor | None, seed: Tensor | None) -> dict[str, Any]:
     return {
-        "map": int(numbers[0]), "rule": int(numbers[1]), "threshold": threshold.item(),
-        "seed": 0 if seed is None else int(seed), "before": pointer(before),
-    }  # fmt: skip
+        "map": int(numbers[0]),
+        "rule": int(numbers[1]),
+        "threshold": threshold.item(),
+        "seed": 0 if seed is None else int(seed),
+        "before": pointer(before),
+    }
 
 
 def _differences(numbers: list[float]) -> bool:
@@ -106,15 +115,26 @@ def _forward(
     last = last_state(step, return_state)
     mapped = torch.empty_like(step) if return_state and _differences(numbers) else step.new_empty(0)
     _dispatch.native.filter_fire_forward(
-        **integrator_fields(x, alpha, beta, state), **_fields(numbers, threshold, before, seed),
-        spikes=spikes.data_ptr(), state_out=last.data_ptr() if return_state else 0,
+        **integrator_fields(x, alpha, beta, state),
+        **_fields(numbers, threshold, before, seed),
+        spikes=spikes.data_ptr(),
+        state_out=last.data_ptr() if return_state else 0,
         mapped_out=mapped.data_ptr() if mapped.numel() else 0,
-    )  # fmt: skip
+    )
     return spikes, last, mapped
 
 
-def _fake(x: Tensor, alpha: Any, beta: Any, threshold: Any, state: Any, before: Any, seed: Any, numbers: Any,
-          return_state: bool) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+def _fake(
+    x: Tensor,
+    alpha: Any,
+    beta: Any,
+    threshold: Any,
+    state: Any,
+    before: Any,
+    seed: Any,
+    numbers: Any,
+    return_state: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
     x = dense(x)
     step = like(x, torch.float32)[0]
     mapped = torch.empty_like(step) if return_state and _differences(numbers) else step.new_empty(0)
@@ -147,19 +167,38 @@ def _backward(
     grad_threshold = x.new_zeros((), dtype=torch.float64)
     _, _, kind, p, q = numbers
     _dispatch.native.filter_fire_backward(
-        **integrator_fields(x, alpha, beta, state), **_fields(numbers, threshold, before, seed),
-        grad_spikes=grad_spikes.data_ptr(), grad_state_out=pointer(grad_last), grad_mapped_out=pointer(grad_mapped),
-        surrogate=int(kind), p=p, q=q, grad_x=grad_x.data_ptr(),
+        **integrator_fields(x, alpha, beta, state),
+        **_fields(numbers, threshold, before, seed),
+        grad_spikes=grad_spikes.data_ptr(),
+        grad_state_out=pointer(grad_last),
+        grad_mapped_out=pointer(grad_mapped),
+        surrogate=int(kind),
+        p=p,
+        q=q,
+        grad_x=grad_x.data_ptr(),
         grad_state=0 if state is None else grad_state.data_ptr(),
         grad_before=0 if before is None else grad_before.data_ptr(),
-        grad_alpha=constants[0].data_ptr() if learn else 0, grad_beta=constants[1].data_ptr() if learn else 0,
+        grad_alpha=constants[0].data_ptr() if learn else 0,
+        grad_beta=constants[1].data_ptr() if learn else 0,
         grad_threshold=grad_threshold.data_ptr(),
-    )  # fmt: skip
+    )
     return grad_x, grad_state, grad_before, grad_threshold, *constant_gradients(constants, learn and alpha.dim() == 0)
 
 
-def _fake_backward(grad_spikes: Any, grad_last: Any, grad_mapped: Any, x: Tensor, alpha: Tensor, beta: Any,
-                   threshold: Any, state: Any, before: Any, seed: Any, numbers: Any, learn: bool) -> Any:  # fmt: skip
+def _fake_backward(
+    grad_spikes: Any,
+    grad_last: Any,
+    grad_mapped: Any,
+    x: Tensor,
+    alpha: Tensor,
+    beta: Any,
+    threshold: Any,
+    state: Any,
+    before: Any,
+    seed: Any,
+    numbers: Any,
+    learn: bool,
+) -> Any:
     x = dense(x)
     step = like(x, torch.float32)[0]
     constant = torch.empty_like(step) if learn and alpha.dim() else step.new_empty(())
@@ -188,9 +227,19 @@ def _differentiate(
     _, *needed, _, _, _, _, _ = ctx.needs_input_grad
     grad_spikes = torch.zeros_like(x) if grad_spikes is None else grad_spikes
     grad_x, grad_state, grad_before, grad_threshold, grad_alpha, grad_beta = _paralif_backward(
-        grad_spikes, grad_last, grad_mapped, x, alpha, beta, threshold, state, before, seed, ctx.numbers,
+        grad_spikes,
+        grad_last,
+        grad_mapped,
+        x,
+        alpha,
+        beta,
+        threshold,
+        state,
+        before,
+        seed,
+        ctx.numbers,
         needed[0] or needed[1],
-    )  # fmt: skip
+    )
     return (
         grad_x,
         grad_alpha if needed[0] else None,

@@ -47,10 +47,21 @@ def _fields(x: Tensor, kernel: int, stride: int, padding: int) -> dict[str, Any]
     """The kernels' arguments for images of x's shape; the caller fills what it uses."""
     N, C, H, W = x.shape
     return {
-        "dtype": NATIVE_DTYPES.index(x.dtype), "images": N, "height": H, "width": W, "channels": C, "kernel": kernel,
-        "stride": stride, "padding": padding, "x": 0, "y": 0, "winners": 0, "grad_y": 0, "grad_x": 0,
+        "dtype": NATIVE_DTYPES.index(x.dtype),
+        "images": N,
+        "height": H,
+        "width": W,
+        "channels": C,
+        "kernel": kernel,
+        "stride": stride,
+        "padding": padding,
+        "x": 0,
+        "y": 0,
+        "winners": 0,
+        "grad_y": 0,
+        "grad_x": 0,
         "threads": torch.get_num_threads(),
-    }  # fmt: skip
+    }
 
 
 def _fake(x: Tensor, kernel: int, stride: int, padding: int, keep: bool) -> tuple[Tensor, Tensor | None]:

@@ -100,8 +100,12 @@ def _native(x: Tensor, weight: Tensor, bias: Tensor, surrogate: Surrogate, order
 
 def _fields(x: Tensor, weight: Tensor, bias: Tensor, order: int, sliding: bool) -> dict[str, Any]:
     return {
-        **steps_of(x), "order": order, "sliding": sliding, "weight": weight.data_ptr(), "bias": bias.data_ptr(),
-    }  # fmt: skip
+        **steps_of(x),
+        "order": order,
+        "sliding": sliding,
+        "weight": weight.data_ptr(),
+        "bias": bias.data_ptr(),
+    }
 
 
 def _forward(
@@ -117,9 +121,7 @@ def _forward(
 ) -> Tensor:
     x, weight, bias = dense(x), weight.float().contiguous(), bias.float().contiguous()
     spikes = fresh(x, x.dtype)
-    _dispatch.native.band_forward(
-        **_fields(x, weight, bias, order, sliding), spikes=spikes.data_ptr(), potentials=0
-    )  # fmt: skip
+    _dispatch.native.band_forward(**_fields(x, weight, bias, order, sliding), spikes=spikes.data_ptr(), potentials=0)
     return spikes
 
 
@@ -158,10 +160,16 @@ def _backward(
     slope = None if slope is None else ordered(slope, grad_x, torch.float32)
     grad_weight, grad_bias = torch.zeros_like(weight, dtype=torch.float64), torch.zeros_like(bias, dtype=torch.float64)
     _dispatch.native.band_backward(
-        **_fields(x, weight, bias, order, sliding), grad_spikes=grad_spikes.data_ptr(), slope=pointer(slope),
-        surrogate=kind, p=p, q=q, grad_x=grad_x.data_ptr(), grad_weight=grad_weight.data_ptr(),
+        **_fields(x, weight, bias, order, sliding),
+        grad_spikes=grad_spikes.data_ptr(),
+        slope=pointer(slope),
+        surrogate=kind,
+        p=p,
+        q=q,
+        grad_x=grad_x.data_ptr(),
+        grad_weight=grad_weight.data_ptr(),
         grad_bias=grad_bias.data_ptr(),
-    )  # fmt: skip
+    )
     return grad_x, grad_weight.float(), grad_bias.float()
 
 

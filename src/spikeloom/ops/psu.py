@@ -99,9 +99,16 @@ def _prepare(
     state = None if state is None else ordered(state, rows_like(2, step, torch.float32), torch.float32)
     decay, drop, threshold, integrate, raw, strict = settings[:6]
     fields = {
-        **steps_of(x), "z": pointer(z), "decay": decay, "drop": drop, "threshold": threshold,
-        "integrate": bool(integrate), "raw": bool(raw), "strict": bool(strict), "state": pointer(state),
-    }  # fmt: skip
+        **steps_of(x),
+        "z": pointer(z),
+        "decay": decay,
+        "drop": drop,
+        "threshold": threshold,
+        "integrate": bool(integrate),
+        "raw": bool(raw),
+        "strict": bool(strict),
+        "state": pointer(state),
+    }
     return x, step, z, state, fields
 
 
@@ -150,15 +157,23 @@ def _backward(
     grad_state = last_state(step, state is not None)
     kind, p, q = settings[6:]
     _dispatch.native.estimate_backward(
-        **fields, grad_spikes=grad_spikes.data_ptr(), grad_state_out=pointer(grad_last), slope=pointer(slope),
-        surrogate=int(kind), p=p, q=q, grad_x=grad_x.data_ptr(), grad_z=0 if z is None else grad_z.data_ptr(),
+        **fields,
+        grad_spikes=grad_spikes.data_ptr(),
+        grad_state_out=pointer(grad_last),
+        slope=pointer(slope),
+        surrogate=int(kind),
+        p=p,
+        q=q,
+        grad_x=grad_x.data_ptr(),
+        grad_z=0 if z is None else grad_z.data_ptr(),
         grad_state=0 if state is None else grad_state.data_ptr(),
-    )  # fmt: skip
+    )
     return grad_x, grad_z, grad_state
 
 
-def _fake_backward(grad_spikes: Any, grad_last: Any, x: Tensor, z: Any, state: Any, slope: Any,
-                   settings: Any) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+def _fake_backward(
+    grad_spikes: Any, grad_last: Any, x: Tensor, z: Any, state: Any, slope: Any, settings: Any
+) -> tuple[Tensor, Tensor, Tensor]:
     x = dense(x)
     grad_z = x.new_empty(0) if z is None else like(x, x.dtype)
     return like(x, x.dtype), grad_z, last_state(like(x, torch.float32)[0], state is not None)

@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader, Dataset
 from spikeloom.data.transforms import Pipeline
 from spikeloom.errors import UsageError
 from spikeloom.train.build import seed_everything
-from spikeloom.train.recipe import TrainSettings
+from spikeloom.train.settings import TrainSettings
 
 
 class MicroBatch(NamedTuple):

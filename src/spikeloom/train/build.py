@@ -18,7 +18,7 @@ from spikeloom.models import create_model
 from spikeloom.neurons import make_factory
 from spikeloom.stream import Stream
 from spikeloom.train.environments import environment_order
-from spikeloom.train.recipe import Settings
+from spikeloom.train.settings import Settings
 
 Json = dict[str, Any]
 

@@ -21,8 +21,8 @@ from spikeloom.record import RateMeter
 from spikeloom.train.build import build_datasets, build_model, make_accelerator, make_model
 from spikeloom.train.losses import LOSSES
 from spikeloom.train.pretrain import Reconstructs
-from spikeloom.train.recipe import Settings, TrainSettings
 from spikeloom.train.run import Run
+from spikeloom.train.settings import Settings, TrainSettings
 
 Json = dict[str, Any]
 MANY_CLASSES = 100  # from which on the five likeliest classes are counted as well

@@ -15,7 +15,7 @@ from spikeloom.layers import BatchNorm, NormSpike
 from spikeloom.layers.stateless import repeats
 from spikeloom.neurons import Neuron
 from spikeloom.record import RateMeter
-from spikeloom.train.recipe import TrainSettings
+from spikeloom.train.settings import TrainSettings
 
 SILENT, SATURATED = 0.001, 0.95  # spikes per neuron and step
 NORM_BATCHES = 20

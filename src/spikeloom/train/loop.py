@@ -7,65 +7,34 @@ So a run that was killed continues from its last checkpoint bit for bit as if no
 from __future__ import annotations
 
 import contextlib
-import dataclasses
-import functools
 import itertools
 import shlex
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import torch
-from accelerate import Accelerator
-from torch import Tensor, nn
+from torch import Tensor
 
-from spikeloom.data import augmentation
-from spikeloom.data.subset import hold_out
-from spikeloom.errors import DataFileError, UsageError
-from spikeloom.files import load_tensors, load_weights, save_tensors
-from spikeloom.layers import sync_norms
-from spikeloom.train.batches import Batches, Prepared
-from spikeloom.train.build import (
-    build_datasets,
-    build_model,
-    epoch_order,
-    make_accelerator,
-    seed_everything,
-    try_input,
-)
-from spikeloom.train.checkpoint import pack_optimizer, unpack_optimizer
-from spikeloom.train.environments import PENALTIES, Penalised
+from spikeloom.errors import UsageError
+from spikeloom.files import save_tensors
+from spikeloom.train.batches import Prepared
+from spikeloom.train.build import seed_everything
 from spikeloom.train.evaluate import accuracy, evaluate, place, right, shared
 from spikeloom.train.firing_rates import (
     NORM_BATCHES,
-    check_steps,
     describe_rates,
     goes_nowhere,
     measure_norms,
     set_first_rates,
     steps_of_epoch,
 )
-from spikeloom.train.losses import LOSSES
-from spikeloom.train.methods import METHODS
-from spikeloom.train.optim import Schedule, build_optimizer, build_schedule
-from spikeloom.train.pretrain import start_from
-from spikeloom.train.recipe import TrainSettings
 from spikeloom.train.run import Run
+from spikeloom.train.setup import Progress, Setup, TrainState, save_checkpoint, set_up
 from spikeloom.train.summary import finish, open_tensorboard, write_tensorboard
 
 Json = dict[str, Any]
-
-
-class Progress(Protocol):
-    """Who is told how a run goes; `spikeloom.cli` shows it."""
-
-    def start(self, run: Run, steps: int, done: int) -> None: ...
-    def step(self, epoch: int, loss: float, accuracy: float) -> None: ...
-    def epoch(self, record: Json) -> None: ...
-    def note(self, message: str) -> None: ...
-    def warn(self, message: str) -> None: ...
 
 
 @runtime_checkable
@@ -77,85 +46,6 @@ class Scheduled(Protocol):
 
 class Interrupted(Exception):
     """The user stopped the run; its checkpoint is written."""
-
-
-@dataclass
-class TrainState:
-    """Where a run is, and what it has seen of the present epoch. Checkpoints hold it whole.
-
-    Attributes:
-        epoch: epochs behind it.
-        step: optimiser steps of the present epoch behind it.
-        loss, correct, seen, penalty: sums over the epoch's images so far.
-        best: the highest validation accuracy of an epoch so far, in percent.
-    """
-
-    epoch: int = 0
-    step: int = 0
-    loss: float = 0.0
-    correct: int = 0
-    seen: int = 0
-    penalty: float = 0.0
-    best: float = -1.0
-
-    def next_epoch(self) -> TrainState:
-        """The state at the beginning of the next epoch."""
-        return TrainState(epoch=self.epoch + 1, best=self.best)
-
-
-@dataclass
-class Setup:
-    """What a run is made of, built once.
-
-    Attributes:
-        run: where and what.
-        accelerator: devices, processes, precision.
-        train_set, validation_set, test_set: the data; without `data.validation` there is no second.
-        model: as the accelerator wraps it.
-        ema: the averaged weights, if wanted.
-        optimizer, schedule: of the weights.
-        batches: of the whole run.
-        method, loss: how gradients are taken, and of what.
-        penalised: the loss with its penalty, if any.
-        T: of evaluation; None of a model that repeats nothing.
-        parameters: trainable elements.
-        seconds: of earlier sessions of the run, and the clock at the start of this one.
-    """
-
-    run: Run
-    accelerator: Accelerator
-    train_set: Any
-    validation_set: Any
-    test_set: Any
-    model: Any
-    ema: Any
-    optimizer: Any
-    schedule: Schedule
-    batches: Batches
-    method: Callable[..., Tensor]
-    loss: Callable[[Tensor, Tensor], Tensor]
-    penalised: Penalised | None
-    T: int | None
-    parameters: int
-
-    @property
-    def t(self) -> TrainSettings:
-        return self.run.settings.train
-
-    @property
-    def bare(self) -> nn.Module:
-        """The model without the accelerator's wrapping."""
-        return self.accelerator.unwrap_model(self.model)
-
-    @property
-    def trained(self) -> nn.Module:
-        """The network that is evaluated and saved: the averaged one, if there is one."""
-        return self.model if self.ema is None else self.ema.module
-
-    def show(self, T: int) -> None:
-        """Sets the number of steps for which the model repeats an image."""
-        for model in (self.bare, *([] if self.ema is None else [self.ema.module])):
-            model.T = T  # pyright: ignore[reportArgumentType]
 
 
 def train(run: Run, progress: Progress, stop: Callable[[], bool] = lambda: False) -> Json:
@@ -174,7 +64,7 @@ def train(run: Run, progress: Progress, stop: Callable[[], bool] = lambda: False
         Interrupted: `stop` said so.
     """
     with contextlib.ExitStack() as held:
-        return _train(*_set_up(run, progress, held), progress, stop)
+        return _train(*set_up(run, progress, held), progress, stop)
 
 
 def _train(s: Setup, state: TrainState, progress: Progress, stop: Callable[[], bool]) -> Json:
@@ -244,103 +134,6 @@ class _Clock:
         self._saved = time.monotonic()
 
 
-def _set_up(run: Run, progress: Progress, held: contextlib.ExitStack) -> tuple[Setup, TrainState]:
-    settings, t = run.settings, run.settings.train
-    accelerator = make_accelerator(t.precision)
-    train_set, test_set = build_datasets(settings)
-    validation_set = None
-    if settings.data.validation:
-        train_set, validation_set = hold_out(train_set, settings.data.validation)
-    batch = t.batch_size * t.accumulate * accelerator.num_processes
-    if batch > len(train_set):
-        raise UsageError(
-            f"a batch of {batch} images (train.batch_size x train.accumulate x processes) is larger than "
-            f"the {len(train_set)} training images of {train_set.title}: lower train.batch_size"
-        )
-    environments = getattr(train_set, "environments", 1)
-    order = functools.partial(epoch_order, len(train_set), settings.seed, environments=environments, batch=t.batch_size)
-    model = build_model(settings, train_set.in_channels, len(train_set.classes))
-    if t.sync_norm:
-        model = sync_norms(model)
-    T = getattr(model, "T", None)
-    rest = start_from(model, t.start_from) if t.start_from is not None else None
-    augment = augmentation(
-        [{"name": a.name, **a.options} for a in t.augment],
-        getattr(train_set, "mean", ()),
-        getattr(train_set, "std", ()),
-    )
-    try_input(model, train_set, settings.model.name, t.method.name)
-    check_steps(t, model, train_set)
-    _begin(run, held, accelerator)
-    if rest:
-        progress.warn(f"drawn anew, because {t.start_from} has no such weights: {', '.join(rest)}")
-    accelerator.wait_for_everyone()
-    parameters = sum(p.numel() for p in model.parameters())
-    if t.channels_last:
-        model = model.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
-    ema = None if t.ema is None else _averaged(model, t.ema)
-    optimizer = build_optimizer(t, model)
-    steps_per_epoch = len(order(0)) // batch
-    schedule = build_schedule(t, optimizer, steps_per_epoch)
-    state = TrainState()
-    if run.checkpoint.is_file():
-        state = _load_checkpoint(run, model, ema, optimizer)
-    if accelerator.is_main_process and (missing := run.keep_metrics(state.epoch)):
-        progress.warn(f"{run.folder} has no records of its first {missing} epochs: its summary is of the others")
-    model, optimizer = accelerator.prepare(model, optimizer)
-    if ema is not None:
-        ema.to(accelerator.device)
-    loss = functools.partial(LOSSES[t.loss.name], **t.loss.options)
-    setup = Setup(
-        run=run,
-        accelerator=accelerator,
-        train_set=train_set,
-        validation_set=validation_set,
-        test_set=test_set,
-        model=model,
-        ema=ema,
-        optimizer=optimizer,
-        schedule=schedule,
-        batches=Batches(
-            train_set, order, t, augment, settings.seed, steps_per_epoch,
-            accelerator.process_index, accelerator.num_processes,
-        ),
-        method=functools.partial(METHODS[t.method.name], **t.method.options),
-        loss=loss,
-        penalised=_penalised(t, accelerator.unwrap_model(model), loss, environments, train_set.title),
-        T=T,
-        parameters=parameters,
-    )  # fmt: skip
-    return setup, state
-
-
-def _averaged(model: nn.Module, decay: float) -> Any:
-    """timm's averaged weights; the decay rises to its value, so that early averages follow the weights."""
-    from timm.utils.model_ema import ModelEmaV3
-
-    return ModelEmaV3(model, decay=decay, use_warmup=True)
-
-
-def _begin(run: Run, held: contextlib.ExitStack, accelerator: Accelerator) -> None:
-    """Lets the main process begin the run and hold its folder; all processes end where it cannot."""
-    error: UsageError | None = None
-    if accelerator.is_main_process:
-        try:
-            held.enter_context(run.writing())
-        except UsageError as refused:
-            error = refused
-    if any(shared([error is not None], accelerator)):
-        raise error or UsageError(f"the main process cannot write {run.folder}")
-
-
-def _penalised(t: TrainSettings, model: nn.Module, loss: Any, environments: int, title: str) -> Penalised | None:
-    if t.penalty is None:
-        return None
-    if environments == 1:
-        raise UsageError(f"train.penalty {t.penalty.name} needs data with environments, not {title}: colored_mnist")
-    return Penalised(model, loss, functools.partial(PENALTIES[t.penalty.name], **t.penalty.options), environments)
-
-
 def _inputs(s: Setup, first: int, count: int) -> Iterator[Tensor]:
     """The inputs of some batches of the run, from the `first` step on."""
     for step in range(first, min(first + count, len(s.batches))):
@@ -377,6 +170,11 @@ def _start_epoch(s: Setup, state: TrainState) -> None:
         for model in (s.bare, *([] if s.ema is None else [s.ema.module])):
             with s.accelerator.autocast():
                 measure_norms(model, _inputs(s, epoch * s.batches.steps_per_epoch, NORM_BATCHES))
+
+
+def _save(s: Setup, state: TrainState, clock: _Clock) -> None:
+    save_checkpoint(s, state, clock.seconds())
+    clock.saved()
 
 
 def _train_epoch(
@@ -485,43 +283,3 @@ def _warn_after_the_first_epoch(s: Setup, record: Json, seen: int, progress: Pro
         )
     for line in lines:
         progress.warn(line)
-
-
-# --- checkpoints ------------------------------------------------------------------------------------------------------
-
-
-def _save(s: Setup, state: TrainState, clock: _Clock) -> None:
-    if s.accelerator.is_main_process:
-        tensors, information = pack_optimizer(s.optimizer.state_dict())
-        parts = {"model": s.bare.state_dict(), "optimizer": tensors}
-        if s.ema is not None:
-            parts["ema"] = s.ema.module.state_dict()
-        save_tensors(
-            s.run.checkpoint,
-            {f"{part}.{key}": value for part, values in parts.items() for key, value in values.items()},
-            {"position": dataclasses.asdict(state), "optimizer": information},
-        )
-        s.run.write_seconds(clock.seconds())
-    clock.saved()
-
-
-def _load_checkpoint(run: Run, model: nn.Module, ema: Any, optimizer: Any) -> TrainState:
-    tensors, information = load_tensors(run.checkpoint)
-    parts: dict[str, dict[str, Tensor]] = {"model": {}, "optimizer": {}, "ema": {}}
-    for name, tensor in tensors.items():
-        part, _, key = name.partition(".")
-        parts.setdefault(part, {})[key] = tensor
-    position = information.get("position")
-    known = {field.name for field in dataclasses.fields(TrainState)}
-    if len(parts) > 3 or not isinstance(position, dict) or not known >= position.keys():
-        raise DataFileError(f"{run.checkpoint} is not the checkpoint of a run")
-    load_weights(model, parts["model"], run.checkpoint, run.settings.model.name)
-    if ema is not None:
-        load_weights(ema.module, parts["ema"], run.checkpoint, run.settings.model.name)
-    # Momentum, weight decay and the like are those of the settings, which may have changed since; the learning rate is
-    # the schedule's.
-    own = [{k: v for k, v in group.items() if k not in ("params", "lr")} for group in optimizer.param_groups]
-    optimizer.load_state_dict(unpack_optimizer(parts["optimizer"], information["optimizer"]))
-    for group, settings in zip(optimizer.param_groups, own, strict=True):
-        group.update(settings)
-    return TrainState(**position)

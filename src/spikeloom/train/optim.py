@@ -8,7 +8,7 @@ from typing import Any, Protocol
 import torch
 from torch import nn
 
-from spikeloom.train.recipe import TrainSettings
+from spikeloom.train.settings import TrainSettings
 
 Json = dict[str, Any]
 

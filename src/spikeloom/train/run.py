@@ -34,14 +34,19 @@ from spikeloom.errors import DataFileError, UsageError
 from spikeloom.files import PathLike, atomic, read_json, write_json
 from spikeloom.models.zoo import run_folder
 from spikeloom.train import lock
-from spikeloom.train.recipe import Budget, Named, Settings, check_settings, flatten, merge
+from spikeloom.train.recipe import Budget, check_settings, flatten, merge
+from spikeloom.train.settings import Named, Settings
 
 Json = dict[str, Any]
 _RECORD = {"test_accuracy", "test_loss", "seconds"}  # what every epoch's record has
 _SUMMARY: Json = {
-    "test_accuracy": float | int | None, "best_test_accuracy": float | int | None, "data": dict, "epochs": int,
-    "seconds": float | int, "environment": dict,
-}  # fmt: skip
+    "test_accuracy": float | int | None,
+    "best_test_accuracy": float | int | None,
+    "data": dict,
+    "epochs": int,
+    "seconds": float | int,
+    "environment": dict,
+}
 # What may change in a run that continues: neither the weights' shapes, nor the order of the data, nor the model.
 CHANGEABLE = (
     "train.lr",
@@ -415,39 +420,3 @@ def _processor() -> str:
     except OSError:
         pass
     return platform.processor()
-
-
-def find_runs(place: PathLike) -> list[Path]:
-    """The folders of runs in a folder, at most two folders deep, as `train` and `reproduce` make them; oldest first.
-
-    Raises:
-        UsageError: there is no such folder.
-    """
-    place = Path(place)
-    if not place.is_dir():
-        raise UsageError(f"there are no runs in {place}: give their folder as --runs PATH")
-    found = [path for pattern in ("*", "*/*") for path in place.glob(f"{pattern}/settings.json")]
-    return [path.parent for path in sorted(found, key=lambda path: (path.stat().st_mtime, path))]
-
-
-def describe_run(folder: PathLike) -> str:
-    """A line about a run: what it trains, how far it is, its accuracy and its time; or what is wrong with it."""
-    try:
-        run = Run.open(folder)
-        summary, records = run.summary(), run.metrics()
-    except UsageError as error:
-        return f"damaged: {error}"
-    what, epochs = f"{run.title} ({run.budget}), seed {run.settings.seed}", run.settings.train.epochs
-    if summary is None:
-        last = records[-1].get("test_accuracy") if records else None
-        now = "" if last is None else f", {last:.2f} % so far"
-        return f"{what}: epoch {len(records)} of {epochs}{now}, not finished"
-    accuracy = summary["test_accuracy"]
-    result = f"loss {summary['test_loss']:.4f}" if accuracy is None else f"{accuracy:.2f} %"
-    return f"{what}: {result}, {summary['epochs']} epochs, {_duration(summary['seconds'])}"
-
-
-def _duration(seconds: float) -> str:
-    if seconds < 60:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"

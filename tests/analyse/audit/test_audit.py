@@ -132,10 +132,15 @@ def test_functional_products() -> None:
     names = [(row.name, row.kind, row.operations) for row in found.rows]
     pair = 64 * 64 * 5
     assert names == [
-        ("kernel", "conv", 64 * 6 * 27), ("matrix", "linear", 64 * 30), (":matmul", "matmul", pair),
-        (":matmul2", "matmul", pair), (":matmul3", "matmul", pair), (":matmul4", "matmul", pair),
-        (":matmul5", "matmul", pair), ("last", "linear", 20),
-    ]  # fmt: skip
+        ("kernel", "conv", 64 * 6 * 27),
+        ("matrix", "linear", 64 * 30),
+        (":matmul", "matmul", pair),
+        (":matmul2", "matmul", pair),
+        (":matmul3", "matmul", pair),
+        (":matmul4", "matmul", pair),
+        (":matmul5", "matmul", pair),
+        ("last", "linear", 20),
+    ]
     assert [row.input for row in found.rows[2:7]] == ["binary"] * 5
     assert [row.role for row in found.rows] == ["encoder", *["body"] * 6, "classifier"]
     softmax = found.rows[6]
@@ -159,8 +164,11 @@ def test_operations_of_layers(inference: bool) -> None:
 
     found = audit(Layers(), [spikes(3, 4, 6, 6)])
     assert [(row.name, row.operations, row.bias) for row in found.rows] == [
-        ("a", 8 * 36 * 2 * 9, 8 * 36), ("b", 8 * 36 * 6 * 4, 6 * 144), ("c", 5 * 14 * 18, 0), ("d", 5 * 14 * 3, 15),
-    ]  # fmt: skip
+        ("a", 8 * 36 * 2 * 9, 8 * 36),
+        ("b", 8 * 36 * 6 * 4, 6 * 144),
+        ("c", 5 * 14 * 18, 0),
+        ("d", 5 * 14 * 3, 15),
+    ]
     assert [row.steps for row in found.rows] == [1, 1, 1, 1]
     folded = audit(Layers(), [spikes(3, 4, 6, 6)], folded_biases=["a"])
     assert [row.bias for row in folded.rows[:2]] == [0, 6 * 144]
@@ -291,8 +299,9 @@ def test_json() -> None:
     assert values["energies"]["measured"]["pj"] == pytest.approx(sum(row["energy_pj"] for row in values["rows"]))
 
 
-@pytest.mark.parametrize("name", ["report_vgg16", "report_sew_resnet34", "report_ms_resnet34",
-                                  "report_vanilla_resnet34"])  # fmt: skip
+@pytest.mark.parametrize(
+    "name", ["report_vgg16", "report_sew_resnet34", "report_ms_resnet34", "report_vanilla_resnet34"]
+)
 def test_operations_are_those_of_the_published_tables(name: str) -> None:
     model = spikeloom.create_model(name, T=1)
     found = audit(model, [torch.rand(1, 3, 32, 32)])
@@ -337,17 +346,22 @@ class Broken(nn.Module):
 
 @pytest.mark.parametrize(
     ("between", "kind", "why"),
-    [(lambda s: s, "binary", ""),
-     (lambda s: F.max_pool2d(s[0], 2)[None].repeat(2, 1, 1, 1, 1), "binary", ""),
-     (lambda s: F.avg_pool2d(s.flatten(0, 1), 2).unflatten(0, (2, -1)), "scaled", "average pooling"),
-     (lambda s: s * torch.sigmoid(s.mean((0, 3, 4), keepdim=True)), "real", "a product with real values"),
-     (lambda s: s + s.flip(2), "integer", "a sum (ADD shortcut)"),
-     (lambda s: torch.stack([a + b for a, b in zip(s, s, strict=True)]).flatten(0, 1).unflatten(0, (2, -1)),
-      "integer", "a sum (ADD shortcut)"),
-     (lambda s: s + 0.3 * torch.randn_like(s), "real", "a sum (membrane shortcut)"),
-     (lambda s: F.relu(s * 1.3 - torch.rand_like(s)), "real", "an activation"),
-     (lambda s: F.layer_norm(s, s.shape[2:]), "real", "a norm without a neuron")],
-)  # fmt: skip
+    [
+        (lambda s: s, "binary", ""),
+        (lambda s: F.max_pool2d(s[0], 2)[None].repeat(2, 1, 1, 1, 1), "binary", ""),
+        (lambda s: F.avg_pool2d(s.flatten(0, 1), 2).unflatten(0, (2, -1)), "scaled", "average pooling"),
+        (lambda s: s * torch.sigmoid(s.mean((0, 3, 4), keepdim=True)), "real", "a product with real values"),
+        (lambda s: s + s.flip(2), "integer", "a sum (ADD shortcut)"),
+        (
+            lambda s: torch.stack([a + b for a, b in zip(s, s, strict=True)]).flatten(0, 1).unflatten(0, (2, -1)),
+            "integer",
+            "a sum (ADD shortcut)",
+        ),
+        (lambda s: s + 0.3 * torch.randn_like(s), "real", "a sum (membrane shortcut)"),
+        (lambda s: F.relu(s * 1.3 - torch.rand_like(s)), "real", "an activation"),
+        (lambda s: F.layer_norm(s, s.shape[2:]), "real", "a norm without a neuron"),
+    ],
+)
 def test_what_breaks_it_and_why(between: Callable[[Tensor], Tensor], kind: str, why: str) -> None:
     found = audit(Broken(between), [spikes(2, 3, 2, 8, 8)])
     row = found.rows[1]
@@ -385,8 +399,10 @@ def test_causes_inside_a_fused_unit() -> None:
             ]
             levels = audit(Unit(spikeloom.neurons.MLF, False, False), [x]).rows[1]
         assert whys == [
-            "a norm without a neuron behind it in the model", "a sum (membrane shortcut) in the model", "",
-        ]  # fmt: skip
+            "a norm without a neuron behind it in the model",
+            "a sum (membrane shortcut) in the model",
+            "",
+        ]
         assert levels.input == "integer"
 
 
@@ -398,8 +414,9 @@ def test_an_ordinary_resnet_is_not_spike_driven() -> None:
     assert found.acs == 0
     assert found.steps == 1
     assert {row.why.split(" in ")[0] for row in found.breaking} == {
-        "an activation that does not spike", "average pooling",
-    }  # fmt: skip
+        "an activation that does not spike",
+        "average pooling",
+    }
 
 
 def test_attention_of_torch() -> None:
@@ -432,9 +449,12 @@ def spikingjelly(name: str, **options: Any) -> nn.Module:
 
         if name == "sew":
             model = sew_resnet.sew_resnet18(
-                pretrained=False, spiking_neuron=neuron.IFNode, surrogate_function=surrogate.ATan(), detach_reset=True,
+                pretrained=False,
+                spiking_neuron=neuron.IFNode,
+                surrogate_function=surrogate.ATan(),
+                detach_reset=True,
                 **options,
-            )  # fmt: skip
+            )
             functional.set_step_mode(model, "m")
         else:
             model = spikformer.Spikformer(
@@ -495,8 +515,10 @@ def test_a_network_of_snntorch() -> None:
     found = audit(Net(), [8 * torch.rand(5, 1, 8, 8)])
     assert (found.images, found.steps) == (5, 3)
     assert [(row.name, row.input, row.scale) for row in found.rows] == [
-        ("conv", "real", 1.0), ("hidden", "scaled", 0.25), ("head", "binary", 1.0)
-    ]  # fmt: skip
+        ("conv", "real", 1.0),
+        ("hidden", "scaled", 0.25),
+        ("head", "binary", 1.0),
+    ]
     assert [row.operations for row in found.rows] == [3 * 9 * 4 * 64, 3 * 64 * 20, 3 * 20 * 10]
     assert [row.why for row in found.breaking] == ["average pooling in pool"]
 
@@ -522,10 +544,13 @@ def test_the_model_is_left_as_it_was(training: bool) -> None:
 
 @pytest.mark.parametrize(
     ("model", "batches", "message"),
-    [(nn.Linear(3, 2), [], "at least one batch"), (nn.ReLU(), [torch.rand(2, 3)], "ReLU ran no convolution"),
-     (nn.Linear(3, 2), ["text"], "inputs and labels, got str"),
-     (nn.Sequential(torch.compile(nn.Linear(3, 2))), [torch.rand(2, 3)], "before torch.compile")],
-)  # fmt: skip
+    [
+        (nn.Linear(3, 2), [], "at least one batch"),
+        (nn.ReLU(), [torch.rand(2, 3)], "ReLU ran no convolution"),
+        (nn.Linear(3, 2), ["text"], "inputs and labels, got str"),
+        (nn.Sequential(torch.compile(nn.Linear(3, 2))), [torch.rand(2, 3)], "before torch.compile"),
+    ],
+)
 def test_mistakes(model: nn.Module, batches: list[Any], message: str) -> None:
     with pytest.raises(UsageError, match=message):
         audit(model, batches)

@@ -17,8 +17,9 @@ RESNETS = ("report_vanilla_resnet34", "report_sew_resnet34", "report_ms_resnet34
 
 
 @pytest.mark.parametrize("name", RESNETS)
-@pytest.mark.parametrize(("channels", "parameters", "macs", "flops"), [(3, 464_154, "68.863", "72.50"),
-                                                                      (1, 463_866, "68.568", "72.20")])  # fmt: skip
+@pytest.mark.parametrize(
+    ("channels", "parameters", "macs", "flops"), [(3, 464_154, "68.863", "72.50"), (1, 463_866, "68.568", "72.20")]
+)
 def test_resnets_of_the_report(name: str, channels: int, parameters: int, macs: str, flops: str) -> None:
     cost = count_cost(create_model(name, in_channels=channels), (channels, 32, 32), 6)
     assert cost.parameters == parameters
@@ -36,14 +37,15 @@ def test_vgg_of_the_report(channels: int, parameters: int, flops: str) -> None:
 @pytest.mark.parametrize(
     ("name", "options", "macs", "flops"),
     [
-        ("ghostnet_snn", {}, 5_530_672, "6.413"), ("ghostnet_dfc", {}, 7_817_968, "9.722"),
+        ("ghostnet_snn", {}, 5_530_672, "6.413"),
+        ("ghostnet_dfc", {}, 7_817_968, "9.722"),
         ("ghostnet_channel_mlp", {}, 6_263_856, "7.146"),
         # The places of the gate that the published figures, 4.9 M parameters and 9.7 M FLOPs, exclude.
         ("ghostnet_dfc", {"first": 0}, 8_243_952, "10.737"),
         ("ghostnet_dfc", {"where": "gm2", "first": 0}, 7_514_224, "8.807"),
         ("ghostnet_dfc", {"where": "both", "first": 0}, 10_227_504, "13.132"),
     ],
-)  # fmt: skip
+)
 def test_ghostnets_of_the_report_and_other_gates(name: str, options: dict[str, Any], macs: int, flops: str) -> None:
     cost = count_cost(create_model(name, **options), (3, 32, 32), 6)
     assert cost.macs == macs

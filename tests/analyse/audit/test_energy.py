@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from spikeloom.analyse import RULES, Costs, Layer, Operand, audit, report_readings
-from spikeloom.analyse.audit.energy import attentions
+from spikeloom.analyse.audit.attention_products import attentions
 from spikeloom.errors import UsageError
 from spikeloom.models import create_model
 
@@ -16,18 +16,26 @@ from spikeloom.models import create_model
 # fc1 and fc2 inputs.
 STEM_512 = (25.831, 15.336, 13.107, 12.956)
 BLOCKS_512 = (
-    (17.660, 17.230, 3.626, 6.958, 29.780, 26.768, 3.289), (33.795, 11.627, 4.030, 7.173, 30.958, 33.019, 2.965),
-    (34.222, 10.669, 4.441, 7.525, 31.419, 34.730, 2.560), (34.426, 8.189, 5.000, 7.688, 29.089, 34.661, 1.929),
-    (34.327, 6.365, 4.325, 7.054, 20.989, 36.039, 1.421), (35.929, 7.711, 3.113, 7.322, 16.569, 35.950, 0.953),
-    (34.229, 7.024, 2.420, 7.349, 10.683, 32.270, 0.569), (31.767, 9.728, 2.812, 7.955, 9.477, 29.923, 1.377),
-)  # fmt: skip
+    (17.660, 17.230, 3.626, 6.958, 29.780, 26.768, 3.289),
+    (33.795, 11.627, 4.030, 7.173, 30.958, 33.019, 2.965),
+    (34.222, 10.669, 4.441, 7.525, 31.419, 34.730, 2.560),
+    (34.426, 8.189, 5.000, 7.688, 29.089, 34.661, 1.929),
+    (34.327, 6.365, 4.325, 7.054, 20.989, 36.039, 1.421),
+    (35.929, 7.711, 3.113, 7.322, 16.569, 35.950, 0.953),
+    (34.229, 7.024, 2.420, 7.349, 10.683, 32.270, 0.569),
+    (31.767, 9.728, 2.812, 7.955, 9.477, 29.923, 1.377),
+)
 STEM_768 = (19.797, 13.190, 12.085, 13.008)
 BLOCKS_768 = (
-    (14.749, 13.505, 2.981, 5.937, 26.517, 22.752, 2.350), (29.875, 10.502, 3.767, 6.063, 28.011, 29.201, 1.826),
-    (29.063, 8.326, 3.776, 6.863, 28.583, 29.764, 1.556), (30.840, 5.633, 3.519, 6.847, 23.447, 31.473, 1.019),
-    (31.186, 6.755, 3.175, 5.899, 18.023, 31.287, 0.563), (30.693, 5.022, 2.240, 4.205, 12.603, 29.968, 0.315),
-    (29.206, 7.546, 3.070, 4.039, 8.090, 26.951, 0.289), (27.381, 8.323, 2.933, 7.041, 7.155, 26.967, 0.558),
-)  # fmt: skip
+    (14.749, 13.505, 2.981, 5.937, 26.517, 22.752, 2.350),
+    (29.875, 10.502, 3.767, 6.063, 28.011, 29.201, 1.826),
+    (29.063, 8.326, 3.776, 6.863, 28.583, 29.764, 1.556),
+    (30.840, 5.633, 3.519, 6.847, 23.447, 31.473, 1.019),
+    (31.186, 6.755, 3.175, 5.899, 18.023, 31.287, 0.563),
+    (30.693, 5.022, 2.240, 4.205, 12.603, 29.968, 0.315),
+    (29.206, 7.546, 3.070, 4.039, 8.090, 26.951, 0.289),
+    (27.381, 8.323, 2.933, 7.041, 7.155, 26.967, 0.558),
+)
 
 
 def spikes(percent: float) -> Operand:
@@ -37,8 +45,9 @@ def spikes(percent: float) -> Operand:
 REAL = Operand("real", minimum=-2.0, maximum=2.0, mean=0.4, rate=1.0, density=1.0)
 
 
-def spikingformer(D: int, heads: int, stem: tuple[float, ...], blocks: tuple[tuple[float, ...], ...],
-                  first: int = 4) -> list[Layer]:  # fmt: skip
+def spikingformer(
+    D: int, heads: int, stem: tuple[float, ...], blocks: tuple[tuple[float, ...], ...], first: int = 4
+) -> list[Layer]:
     """Spikingformer on 224x224 at T = 4; its attention as Q K^T first, as its model runs it."""
     T, N, d = 4, 196, D // heads
 
@@ -56,13 +65,32 @@ def spikingformer(D: int, heads: int, stem: tuple[float, ...], blocks: tuple[tup
         layers += [conv(f"{block}.attn.{name}", x, D, D, 14) for name in "qkv"]
         pairs = T * heads * N * N
         layers += [
-            Layer(f"{block}.attn:matmul", "matmul", (spikes(q), spikes(k)), "body", pairs * d, 0, pairs, T,
-                  shape=(heads, N, d, N)),
-            Layer(f"{block}.attn:matmul2", "matmul", (Operand("scaled", 0.125, 0, 9, 1.0, 1.0, 0.5), spikes(v)), "body",
-                  pairs * d, 0, T * N * D, T, shape=(heads, N, N, d)),
-            conv(f"{block}.attn.proj", proj, D, D, 14, True), conv(f"{block}.mlp.fc1", fc1, D, 4 * D, 14, True),
+            Layer(
+                f"{block}.attn:matmul",
+                "matmul",
+                (spikes(q), spikes(k)),
+                "body",
+                pairs * d,
+                0,
+                pairs,
+                T,
+                shape=(heads, N, d, N),
+            ),
+            Layer(
+                f"{block}.attn:matmul2",
+                "matmul",
+                (Operand("scaled", 0.125, 0, 9, 1.0, 1.0, 0.5), spikes(v)),
+                "body",
+                pairs * d,
+                0,
+                T * N * D,
+                T,
+                shape=(heads, N, N, d),
+            ),
+            conv(f"{block}.attn.proj", proj, D, D, 14, True),
+            conv(f"{block}.mlp.fc1", fc1, D, 4 * D, 14, True),
             conv(f"{block}.mlp.fc2", fc2, 4 * D, D, 14, True),
-        ]  # fmt: skip
+        ]
     pooled = Operand("scaled", 1 / 196, 0, 1, 0.2, 0.2, 0.9)
     return [*layers, Layer("head", "linear", (pooled,), "classifier", T * D * 1000, T * 1000, T * 1000, T)]
 
@@ -72,9 +100,11 @@ NETWORKS = {512: spikingformer(512, 8, STEM_512, BLOCKS_512), 768: spikingformer
 
 @pytest.mark.parametrize(
     ("D", "acs", "convs", "ssa", "macs", "mj"),
-    [(512, 6.51754094e9, 6.48971541e9, 0.02782553e9, 347_329_512, 7.4635026),
-     (768, 12.51365958e9, 12.47856415e9, 0.03509542e9, 520_993_768, 13.6588650)],
-)  # fmt: skip
+    [
+        (512, 6.51754094e9, 6.48971541e9, 0.02782553e9, 347_329_512, 7.4635026),
+        (768, 12.51365958e9, 12.47856415e9, 0.03509542e9, 520_993_768, 13.6588650),
+    ],
+)
 def test_spikingformer_from_published_rates(D: int, acs: float, convs: float, ssa: float, macs: int, mj: float) -> None:
     energy = RULES["spikingformer"](NETWORKS[D], 4, Costs())
     products = sum(layer.acs for layer in energy.layers if ":matmul" in layer.name)
@@ -143,8 +173,30 @@ def test_residual_rows_count_their_stem_once(ops: float, mj: float) -> None:
 
 # SynA-ResNet (energy.md, section 7): percent of the input of each convolution, and its channels, outputs and map.
 def syna(true_inputs: bool) -> list[Layer]:
-    rates = iter((0.0784, 0.0446, 0.0630, 0.0728, 0.0929, 0.0493, 0.0567, 0.0764, 0.0668, 0.0788, 0.0489, 0.0623,
-                  0.0406, 0.0490, 0.0500, 0.0454, 0.0607, 0.0207, 0.0572, 0.0431))  # fmt: skip
+    rates = iter(
+        (
+            0.0784,
+            0.0446,
+            0.0630,
+            0.0728,
+            0.0929,
+            0.0493,
+            0.0567,
+            0.0764,
+            0.0668,
+            0.0788,
+            0.0489,
+            0.0623,
+            0.0406,
+            0.0490,
+            0.0500,
+            0.0454,
+            0.0607,
+            0.0207,
+            0.0572,
+            0.0431,
+        )
+    )
     merged = iter((0.0824, 0.0627, 0.0612))
     T = 16
 
@@ -160,10 +212,12 @@ def syna(true_inputs: bool) -> list[Layer]:
     for stage, (width, side) in enumerate(((128, 16), (256, 8), (512, 4)), start=2):
         first, second, shortcut, third, fourth = (next(rates) for _ in range(5))
         layers += [
-            conv(f"{stage}.1", last, width // 2, width, side), conv(f"{stage}.2", first, width, width, side),
+            conv(f"{stage}.1", last, width // 2, width, side),
+            conv(f"{stage}.2", first, width, width, side),
             conv(f"{stage}.shortcut", last if true_inputs else second, width // 2, width, side, 1),
-            conv(f"{stage}.3", next(merged), width, width, side), conv(f"{stage}.4", third, width, width, side),
-        ]  # fmt: skip
+            conv(f"{stage}.3", next(merged), width, width, side),
+            conv(f"{stage}.4", third, width, width, side),
+        ]
         assert shortcut > 0
         last = fourth
     return [*layers, Layer("head", "linear", (spikes(100 * last),), "classifier", T * 5120, 0, T * 10, T)]
@@ -171,9 +225,13 @@ def syna(true_inputs: bool) -> list[Layer]:
 
 @pytest.mark.parametrize(
     ("true_inputs", "released", "acs", "mj"),
-    [(False, True, 544.543, 0.664796), (False, False, None, 0.661095), (True, True, 545.930, 0.666045),
-     (True, False, None, 0.662344)],
-)  # fmt: skip
+    [
+        (False, True, 544.543, 0.664796),
+        (False, False, None, 0.661095),
+        (True, True, 545.930, 0.666045),
+        (True, False, None, 0.662344),
+    ],
+)
 def test_syna(true_inputs: bool, released: bool, acs: float | None, mj: float) -> None:
     energy = RULES["syna"](syna(true_inputs), 16, Costs(), released_script=released)
     assert energy.pj / 1e9 == pytest.approx(mj, abs=1e-6)
@@ -230,8 +288,9 @@ def test_integers_by_both_ways_of_appendix_g() -> None:
     assert (one.layers[1].acs, two.layers[1].macs) == (pytest.approx(0.8 * 20200), 20200)
     assert two.layers[1].energy_pj / one.layers[1].energy_pj == pytest.approx(4.6 / 0.9 / 0.8)
     plain = small(0.3, 4)
-    assert RULES["appendixG_1"](plain, 4, Costs()) == replace(RULES["appendixG_2"](plain, 4, Costs()),
-                                                              rule="appendixG_1")  # fmt: skip
+    assert RULES["appendixG_1"](plain, 4, Costs()) == replace(
+        RULES["appendixG_2"](plain, 4, Costs()), rule="appendixG_1"
+    )
     too_large = [replace(layers[1], operands=(replace(integer, maximum=31.0),))]
     assert RULES["appendixG_1"](too_large, 4, Costs()).acs == 0
 
@@ -252,13 +311,28 @@ def test_attention_counts_alike_in_either_order(features_first: bool) -> None:
     T, H, N, d = 4, 2, 20, 8
     scores, state = Operand("integer", rate=0.03), Operand("integer", rate=0.9)
 
-    def pair(n: int, inner: int, m: int, first: tuple[Operand, Operand], second: tuple[Operand, Operand],
-             shape: tuple[int, int, int]) -> list[Layer]:  # fmt: skip
+    def pair(
+        n: int,
+        inner: int,
+        m: int,
+        first: tuple[Operand, Operand],
+        second: tuple[Operand, Operand],
+        shape: tuple[int, int, int],
+    ) -> list[Layer]:
         return [
             Layer("a:matmul", "matmul", first, "body", T * H * n * inner * m, 0, 0, T, shape=(H, n, inner, m)),
-            Layer("a:matmul2", "matmul", second, "body", T * H * shape[0] * shape[1] * shape[2], 0, 0, T,
-                  shape=(H, *shape)),
-        ]  # fmt: skip
+            Layer(
+                "a:matmul2",
+                "matmul",
+                second,
+                "body",
+                T * H * shape[0] * shape[1] * shape[2],
+                0,
+                0,
+                T,
+                shape=(H, *shape),
+            ),
+        ]
 
     if features_first:  # [d, N] in place of [N, d]: every product transposed
         scores_first = pair(N, d, N, (k, q), (v, scores), (d, N, N))

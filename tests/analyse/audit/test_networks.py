@@ -49,9 +49,10 @@ def test_cells_have_a_row_for_each_weight(kind: Callable[[int, int], nn.Module],
     torch.manual_seed(0)
     found = audit(Recurrent(kind(5, 7)), [spikes(4, 3, 5)])
     assert {(row.name, row.operations, row.bias) for row in found.rows} == {
-        ("cell.weight_ih", 4 * 5 * 7 * gates, 4 * 7 * gates), ("cell.weight_hh", 4 * 7 * 7 * gates, 4 * 7 * gates),
+        ("cell.weight_ih", 4 * 5 * 7 * gates, 4 * 7 * gates),
+        ("cell.weight_hh", 4 * 7 * 7 * gates, 4 * 7 * gates),
         ("head", 14, 0),
-    }  # fmt: skip
+    }
     inputs = {row.name: row.input for row in found.rows}
     assert inputs == {"cell.weight_ih": "binary", "cell.weight_hh": "real", "head": "binary"}
 
@@ -72,8 +73,10 @@ def test_recurrent_layers_alone(
     width = 7 * len(ways)
     assert {(row.name, row.operations) for row in found.rows} == {
         (f"weight_{part}_l{layer}{way}", 6 * gates * 7 * (7 if part == "hh" else width if layer else 5))
-        for part in ("ih", "hh") for layer in (0, 1) for way in ways
-    }  # fmt: skip
+        for part in ("ih", "hh")
+        for layer in (0, 1)
+        for way in ways
+    }
     assert found.spike_driven is False
 
 
@@ -94,8 +97,10 @@ def test_a_recurrent_layer_in_a_network() -> None:
 
     found = audit(Net(), [(spikes(3, 7, 4), torch.zeros(3, dtype=torch.long))])
     assert rows(found) == [
-        ("cell.weight_ih_l0", "binary", 7 * 80), ("cell.weight_hh_l0", "real", 7 * 100), ("head", "binary", 10)
-    ]  # fmt: skip
+        ("cell.weight_ih_l0", "binary", 7 * 80),
+        ("cell.weight_hh_l0", "real", 7 * 100),
+        ("head", "binary", 10),
+    ]
     assert (found.images, found.spike_driven) == (3, False)
 
 
@@ -140,8 +145,10 @@ def test_attention_has_a_row_for_each_input(widths: dict[str, int]) -> None:
     if k == v == 8:
         names = ["attend.in_proj_weight", "attend.in_proj_weight:2", "attend.in_proj_weight:3"]
     assert rows(found)[:3] == [
-        (names[0], "binary", 5 * 64), (names[1], "binary", 3 * 8 * k), (names[2], "real", 3 * 8 * v),
-    ]  # fmt: skip
+        (names[0], "binary", 5 * 64),
+        (names[1], "binary", 3 * 8 * k),
+        (names[2], "real", 3 * 8 * v),
+    ]
     assert found.rows[-1].name == "attend.out_proj"
 
 
@@ -286,9 +293,12 @@ def sew(**options: Any) -> nn.Module:
 
         torch.manual_seed(0)
         model = sew_resnet.sew_resnet18(
-            pretrained=False, spiking_neuron=neuron.IFNode, surrogate_function=surrogate.ATan(), detach_reset=True,
+            pretrained=False,
+            spiking_neuron=neuron.IFNode,
+            surrogate_function=surrogate.ATan(),
+            detach_reset=True,
             **options,
-        )  # fmt: skip
+        )
         functional.set_step_mode(model, "m")
     return model
 
@@ -375,9 +385,12 @@ def test_one_batch_alone() -> None:
 
 @pytest.mark.parametrize(
     ("model", "batches", "message"),
-    [(nn.Linear(3, 2), None, "a tensor, a list or a loader of inputs, got NoneType"),
-     (nn.Linear(3, 2), 3, "got int"), (F.relu, [torch.rand(2, 3)], "takes a torch.nn.Module, got function")],
-)  # fmt: skip
+    [
+        (nn.Linear(3, 2), None, "a tensor, a list or a loader of inputs, got NoneType"),
+        (nn.Linear(3, 2), 3, "got int"),
+        (F.relu, [torch.rand(2, 3)], "takes a torch.nn.Module, got function"),
+    ],
+)
 def test_mistakes(model: Any, batches: Any, message: str) -> None:
     with pytest.raises(UsageError, match=message):
         audit(model, batches)

@@ -154,12 +154,15 @@ def test_batches_and_a_layer_behind_several_windows() -> None:
     assert parts.acs == pytest.approx(expected, rel=1e-4)
 
 
-@pytest.mark.parametrize("between", [
-    lambda s: F.adaptive_avg_pool2d(s * torch.linspace(0.1, 0.9, 9).sqrt(), 4),
-    lambda s: F.max_pool2d(F.avg_pool2d(s, 2, ceil_mode=True), 2),
-    lambda s: F.adaptive_avg_pool2d(s, 5).square(),
-    lambda s: torch.view_as_complex(F.adaptive_avg_pool2d(s, (5, 2))).real.sqrt(),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "between",
+    [
+        lambda s: F.adaptive_avg_pool2d(s * torch.linspace(0.1, 0.9, 9).sqrt(), 4),
+        lambda s: F.max_pool2d(F.avg_pool2d(s, 2, ceil_mode=True), 2),
+        lambda s: F.adaptive_avg_pool2d(s, 5).square(),
+        lambda s: torch.view_as_complex(F.adaptive_avg_pool2d(s, (5, 2))).real.sqrt(),
+    ],
+)
 def test_what_cannot_be_counted_is_real(between: Map) -> None:
     row = behind(between, spikes(2, 2, 9, 9))
     assert (row.input, row.acs, row.macs) == ("real", 0.0, row.operations)

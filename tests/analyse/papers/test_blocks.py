@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from spikeloom import analyse, create_model
-from spikeloom.analyse.audit.energy import attentions
+from spikeloom.analyse.audit.attention_products import attentions
 from spikeloom.analyse.load import open_target
 from spikeloom.analyse.papers.landscape import directions
 from spikeloom.analyse.papers.similarity import listed_blocks
@@ -322,15 +322,17 @@ def test_targets() -> None:
 
 @pytest.mark.parametrize(
     ("name", "values", "message"),
-    [("report_resnet", {}, "neither a run's folder nor a model; did you mean"),
-     ("report_vgg16", {"image": 3}, "unknown key 'image'; did you mean images"),
-     ("report_vgg16", {"images": 0}, "images must be a whole number from 1, got 0"),
-     ("report_vgg16", {"input": "3*32"}, "a shape such as 3x32x32, got '3\\*32'"),
-     ("report_vgg16", {"input": "3x32x32", "data": "digits"}, "leave out data="),
-     ("report_vgg16", {"model": "x"}, "model.KEY=VALUE, got model='x'"),
-     ("report_vgg16", {"neuron": "LIFE"}, "unknown neuron 'LIFE'"),
-     ("runs/none", {}, "is not a run")],
-)  # fmt: skip
+    [
+        ("report_resnet", {}, "neither a run's folder nor a model; did you mean"),
+        ("report_vgg16", {"image": 3}, "unknown key 'image'; did you mean images"),
+        ("report_vgg16", {"images": 0}, "images must be a whole number from 1, got 0"),
+        ("report_vgg16", {"input": "3*32"}, "a shape such as 3x32x32, got '3\\*32'"),
+        ("report_vgg16", {"input": "3x32x32", "data": "digits"}, "leave out data="),
+        ("report_vgg16", {"model": "x"}, "model.KEY=VALUE, got model='x'"),
+        ("report_vgg16", {"neuron": "LIFE"}, "unknown neuron 'LIFE'"),
+        ("runs/none", {}, "is not a run"),
+    ],
+)
 def test_wrong_targets(name: str, values: dict[str, Any], message: str) -> None:
     with pytest.raises(UsageError, match=message):
         open_target(name, values)

@@ -123,8 +123,9 @@ def test_figures() -> None:
     assert [len(trace.y) for trace in figure.data] == [4, 4]
     assert figure.data[0].marker.symbol == ("circle", "diamond-open", "diamond-open", "circle")
     assert [trace.y for trace in draw_rates({"a": rates}, "title").data] == [
-        tuple(rate.branch for rate in rates), tuple(rate.output for rate in rates)
-    ]  # fmt: skip
+        tuple(rate.branch for rate in rates),
+        tuple(rate.output for rate in rates),
+    ]
 
 
 def test_measured_of_the_smallest_networks() -> None:

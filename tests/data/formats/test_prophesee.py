@@ -250,8 +250,13 @@ def test_the_real_evt3_recording(real_data: Callable[[str], Path]) -> None:
 
 def test_evt21_vectors_hold_many(tmp_path: Path) -> None:
     """Half of all events of a burst lie in rows, which share words."""
-    e = Events(np.repeat(np.arange(100), 32), np.tile(np.arange(32, dtype=np.int16), 100),
-               *(np.zeros(3200, np.int16) for _ in range(2)), 320, 320)  # fmt: skip
+    e = Events(
+        np.repeat(np.arange(100), 32),
+        np.tile(np.arange(32, dtype=np.int16), 100),
+        *(np.zeros(3200, np.int16) for _ in range(2)),
+        320,
+        320,
+    )
     (tmp_path / "a.raw").write_bytes(evt21(e))
     assert (tmp_path / "a.raw").stat().st_size < 1100
     assert rows(read_events(tmp_path / "a.raw")) == rows(e)

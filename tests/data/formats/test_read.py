@@ -353,7 +353,7 @@ def packet4(data: bytes) -> bytes:
         ("a.mat", st_mnist(made(9, 10, 10), False).replace(b"spiketrain", b"spiketrunk"), "without a matrix named"),
         ("a.mat", st_mnist(made(9, 10, 10))[:130], "truncated: in the header of a MATLAB file"),
     ],
-)  # fmt: skip
+)
 def test_bad_files(tmp_path: Path, name: str, data: bytes, reason: str) -> None:
     (tmp_path / name).write_bytes(data)
     refused(tmp_path / name, reason)

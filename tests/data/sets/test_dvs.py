@@ -95,8 +95,12 @@ def test_cifar10_dvs_splits(tmp_path: Path) -> None:
     assert [len(part) for part in parts] == [180, 20]
     seen = {part[i][0].numpy().tobytes() for part in parts for i in range(len(part))}
     assert len(seen) == 200, "every recording is in one part"
-    assert all(a.equal(b) for a, b in zip(loaded("cifar10_dvs", root, "test", T=2, test_part="random")[3][:1],
-                                          parts[1][3][:1], strict=True))  # fmt: skip
+    assert all(
+        a.equal(b)
+        for a, b in zip(
+            loaded("cifar10_dvs", root, "test", T=2, test_part="random")[3][:1], parts[1][3][:1], strict=True
+        )
+    )
     with pytest.raises(UsageError, match="test_part must be last, first or random"):
         create_dataset("cifar10_dvs", root, test_part="middle")
 
@@ -133,11 +137,17 @@ def test_dvs_gesture_originals(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("line", "reason"),
-    [("12,1,2", "line 2: class 12, expected 1 to 11"), ("0,1,2", "class 0"), ("3,9,9", "before its start"),
-     ("a,1,2", "line 2 is 'a,1,2'"), ("²,1,2", "line 2 is '²,1,2'"),
-     ("1 2 3", "line 2 is '1 2 3'"), ("3,1", "expected class,start,end"),
-     ("3,90000,99999", "of 0 events is too short")],
-)  # fmt: skip
+    [
+        ("12,1,2", "line 2: class 12, expected 1 to 11"),
+        ("0,1,2", "class 0"),
+        ("3,9,9", "before its start"),
+        ("a,1,2", "line 2 is 'a,1,2'"),
+        ("²,1,2", "line 2 is '²,1,2'"),
+        ("1 2 3", "line 2 is '1 2 3'"),
+        ("3,1", "expected class,start,end"),
+        ("3,90000,99999", "of 0 events is too short"),
+    ],
+)
 def test_dvs_gesture_wrong_labels(tmp_path: Path, cache: Path, line: str, reason: str) -> None:
     root = gesture_root(tmp_path, f"class,start,end\n{line}\n")
     with pytest.raises(DataFileError, match=reason) as caught:

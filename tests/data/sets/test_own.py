@@ -109,8 +109,11 @@ def test_arrays(given: bool, tmp_path: Path) -> None:
     assert (len(train), len(test)) == ((16, 3) if given else (16, 4))
     assert train.classes == test.classes == ["0", "1", "2", "3"]
     assert isinstance(train, ImageDataset)
-    np.savez(tmp_path / ("train.npz" if given else "data.npz"), x=x.reshape(20, 8, 24)[: 16 if given else 20],
-             y=y[: 16 if given else 20])  # fmt: skip
+    np.savez(
+        tmp_path / ("train.npz" if given else "data.npz"),
+        x=x.reshape(20, 8, 24)[: 16 if given else 20],
+        y=y[: 16 if given else 20],
+    )
     sequences = create_dataset("arrays", tmp_path, "train", subset=3)
     assert isinstance(sequences, SpikeDataset)
     assert sequences.encode(sequences.batch([0, 1])[0]).shape == (8, 2, 24)
@@ -177,8 +180,17 @@ def test_arrays_of_another_kind(values: dict[str, Any], message: str, tmp_path: 
 def test_from_folders_to_an_answer(tmp_path: Path) -> None:
     """The command trains on a user's pictures, and names a class by its folder."""
     root, run = classes(tmp_path / "pets", picture, 10), tmp_path / "run"
-    found = spikeloom("train", "quickstart/own#pictures", f"data.root={root}", "budget=smoke", "--out", str(run),
-                      "model.widths=[8,8,8,8,8]", "data.subset=8", "data.test_subset=4")  # fmt: skip
+    found = spikeloom(
+        "train",
+        "quickstart/own#pictures",
+        f"data.root={root}",
+        "budget=smoke",
+        "--out",
+        str(run),
+        "model.widths=[8,8,8,8,8]",
+        "data.subset=8",
+        "data.test_subset=4",
+    )
     assert found.code == 0, found.err
     [answer] = predict(run, [root / "dog" / "03.png"])
     assert answer.name in ("cat", "dog")

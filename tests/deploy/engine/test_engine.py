@@ -106,8 +106,10 @@ def test_sums_of_exact_weights_do_not_depend_on_their_order() -> None:
     for before, after in layers[1:]:
         x, most = spikes[..., : before.in_features], before.weight.abs().sum(1, keepdim=True) + before.bias.abs().max()
         whole = x.double() @ after.weight.double().T + after.bias.double()
-        in_order = [torch.cumsum(x[:, :, None, order] * after.weight[:, order], -1)[..., -1] + after.bias
-                    for order in (torch.arange(x.shape[-1]), torch.randperm(x.shape[-1]))]  # fmt: skip
+        in_order = [
+            torch.cumsum(x[:, :, None, order] * after.weight[:, order], -1)[..., -1] + after.bias
+            for order in (torch.arange(x.shape[-1]), torch.randperm(x.shape[-1]))
+        ]
         for sums in (*in_order, after(x)):
             assert torch.equal(sums.double(), whole)
         assert ((before.weight - after.weight).abs() <= most * 2.0**-24).all()
@@ -184,10 +186,15 @@ class _Small(nn.Module):
 
 
 NEURONS = {
-    "IF": IF, "LIF": LIF, "PLIF": PLIF, "MLF": lambda: MLF(tau=2.0, v_threshold=(0.25, 0.5, 1.0)),
-    "soft reset": lambda: LIF(v_reset=None), "reset below": lambda: LIF(v_reset=-0.5),
-    "strict": lambda: IF(strict=True), "no input decay": lambda: LIF(decay_input=False, v_threshold=0.5),
-}  # fmt: skip
+    "IF": IF,
+    "LIF": LIF,
+    "PLIF": PLIF,
+    "MLF": lambda: MLF(tau=2.0, v_threshold=(0.25, 0.5, 1.0)),
+    "soft reset": lambda: LIF(v_reset=None),
+    "reset below": lambda: LIF(v_reset=-0.5),
+    "strict": lambda: IF(strict=True),
+    "no input decay": lambda: LIF(decay_input=False, v_threshold=0.5),
+}
 
 
 @pytest.mark.parametrize("combine", COMBINE)
@@ -291,21 +298,36 @@ def test_a_convolution_with_all_that_may_follow(native: Any, shape: Any, most: i
     thresholds = (0.5, 1.0, 1.5)
     neuron = Neuron(decay=0.5, gain=0.5, threshold=thresholds, v_reset=0.0, strict_firing=False)
     conv: dict[str, Any] = {
-        "x": 1, "weight": "w", "bias": "b", "stride": stride, "padding": padding, "groups": groups, "way": "event",
-    }  # fmt: skip
+        "x": 1,
+        "weight": "w",
+        "bias": "b",
+        "stride": stride,
+        "padding": padding,
+        "groups": groups,
+        "way": "event",
+    }
     plan = Plan(
         input=Value(height=H, width=W, channels=C),
         T=T,
         steps=(
             # Spikes from the input: IF without memory, threshold k for the k-th level.
-            _fire(0, Neuron(decay=0.0, gain=1.0, threshold=tuple(map(float, range(1, most + 1))), v_reset=None,
-                            strict_firing=False), 1),
+            _fire(
+                0,
+                Neuron(
+                    decay=0.0,
+                    gain=1.0,
+                    threshold=tuple(map(float, range(1, most + 1))),
+                    v_reset=None,
+                    strict_firing=False,
+                ),
+                1,
+            ),
             Conv(layer="sums", out=(2,), **conv),
             Conv(layer="fires", out=(3, 4), residual=2, neuron=neuron, **conv),
             Conv(layer="again", out=(5,), x=4, weight="i", way="event", residual=4, keep_sum=False, neuron=neuron),
             _mean(5, 6),
         ),
-    )  # fmt: skip
+    )
     # The weights are multiples of 1/16: as bfloat16 they are the same.
     tensors = {"w": weight, "b": bias, "i": identity}
     engines = [Engine(plan, tensors | {name: tensors[name].to(dtype) for name in "wi"}) for dtype in DTYPES]

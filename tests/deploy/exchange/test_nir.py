@@ -54,10 +54,16 @@ NEURONS: dict[str, Callable[[], nn.Module]] = {
 
 def vgg(neuron: Callable[[], nn.Module] = LIF) -> nn.Module:
     return Net(
-        Conv2d(2, 6, 3, padding=1, bias=False), NormSpike(6, neuron), AvgPool2d(2),
-        Conv2d(6, 8, 3, stride=2, padding=1), NormSpike(8, neuron), Flatten(), Linear(32, 7), neuron(),
+        Conv2d(2, 6, 3, padding=1, bias=False),
+        NormSpike(6, neuron),
+        AvgPool2d(2),
+        Conv2d(6, 8, 3, stride=2, padding=1),
+        NormSpike(8, neuron),
+        Flatten(),
+        Linear(32, 7),
+        neuron(),
         Linear(7, 5, bias=False),
-    )  # fmt: skip
+    )
 
 
 def residual(block: Callable[..., nn.Module]) -> nn.Module:
@@ -65,9 +71,15 @@ def residual(block: Callable[..., nn.Module]) -> nn.Module:
         return block(basic_branch(width, width * stride, stride, LIF), NormSpike(width * stride, LIF), shortcut)
 
     return Net(
-        Conv2d(2, 4, 3, padding=1, bias=False), NormSpike(4, LIF), make(4, 1, nn.Identity()), make(4, 1, nn.Identity()),
-        make(4, 2, PadShortcut(4, 8)), make(8, 1, nn.Identity()), GlobalAvgPool(), Linear(8, 5),
-    )  # fmt: skip
+        Conv2d(2, 4, 3, padding=1, bias=False),
+        NormSpike(4, LIF),
+        make(4, 1, nn.Identity()),
+        make(4, 1, nn.Identity()),
+        make(4, 2, PadShortcut(4, 8)),
+        make(8, 1, nn.Identity()),
+        GlobalAvgPool(),
+        Linear(8, 5),
+    )
 
 
 NETS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
@@ -78,10 +90,13 @@ NETS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
     "vanilla": (functools.partial(residual, VanillaBlock), (3, 2, 8, 8)),
     "one dimension": (
         lambda: Net(Conv1d(2, 4, 3, padding=1), LIF(), Flatten(2), Linear(36, 5), LeakyIntegrator(), dims=3),
-        (3, 2, 9)),
+        (3, 2, 9),
+    ),
     "readout without synapse": (
-        lambda: Net(Linear(6, 8), IF(), Linear(8, 3), LeakyIntegrator(tau_syn=None), dims=2), (3, 6)),
-}  # fmt: skip
+        lambda: Net(Linear(6, 8), IF(), Linear(8, 3), LeakyIntegrator(tau_syn=None), dims=2),
+        (3, 6),
+    ),
+}
 
 
 @functools.cache
@@ -174,9 +189,14 @@ def test_a_file_of_spikingjelly(tmp_path: Path) -> None:
     from spikingjelly.activation_based import functional, layer, neuron  # pyright: ignore
 
     net = nn.Sequential(
-        layer.Conv2d(2, 6, 3, padding=1), neuron.LIFNode(tau=3.0, v_reset=-0.25), layer.AvgPool2d(2),
-        layer.Flatten(), layer.Linear(96, 7), neuron.IFNode(v_threshold=0.25), layer.Linear(7, 4, bias=False),
-    ).eval()  # fmt: skip
+        layer.Conv2d(2, 6, 3, padding=1),
+        neuron.LIFNode(tau=3.0, v_reset=-0.25),
+        layer.AvgPool2d(2),
+        layer.Flatten(),
+        layer.Linear(96, 7),
+        neuron.IFNode(v_threshold=0.25),
+        layer.Linear(7, 4, bias=False),
+    ).eval()
     x = 3 * torch.rand(5, 3, 2, 8, 8)
     exchange.export_to_nir(net, x[0], tmp_path / "theirs.nir")
     functional.reset_net(net)
@@ -188,17 +208,34 @@ def test_a_file_of_spikingjelly(tmp_path: Path) -> None:
 
 
 WRITTEN = [
-    "ms_resnet104", "ms_resnet110", "ms_resnet14", "ms_resnet18", "ms_resnet20", "ms_resnet32", "ms_resnet34",
-    "ms_resnet44", "ms_resnet482", "ms_resnet56", "report_ms_resnet34", "report_sew_resnet34",
-    "report_vanilla_resnet34", "sew_resnet_cifar", "spiking_resnet_cifar", "tdbn_resnet19", "vggsnn",
-]  # fmt: skip
+    "ms_resnet104",
+    "ms_resnet110",
+    "ms_resnet14",
+    "ms_resnet18",
+    "ms_resnet20",
+    "ms_resnet32",
+    "ms_resnet34",
+    "ms_resnet44",
+    "ms_resnet482",
+    "ms_resnet56",
+    "report_ms_resnet34",
+    "report_sew_resnet34",
+    "report_vanilla_resnet34",
+    "sew_resnet_cifar",
+    "spiking_resnet_cifar",
+    "tdbn_resnet19",
+    "vggsnn",
+]
 
 
 @pytest.mark.parametrize(
     "name",
-    [pytest.param(name, marks=[] if name in ("report_sew_resnet34", "vggsnn", "shd_net") else [pytest.mark.slow])
-     for name in list_models() if name != "masked_autoencoder"],  # which is for pre-training alone
-)  # fmt: skip
+    [
+        pytest.param(name, marks=[] if name in ("report_sew_resnet34", "vggsnn", "shd_net") else [pytest.mark.slow])
+        for name in list_models()
+        if name != "masked_autoencoder"
+    ],  # which is for pre-training alone
+)
 def test_registered_networks(name: str, tmp_path: Path) -> None:
     """Those that NIR can express give the same logits; of the others a layer is named."""
     torch.manual_seed(1)
@@ -233,7 +270,9 @@ class Made(nn.Module):
 REFUSED: dict[str, tuple[Callable[[], nn.Module], str]] = {
     "max pool": (lambda: MaxPool2d(2), r"layer layers.0 \(MaxPool2d\): NIR has no max pool"),
     "one-dimensional pool": (
-        lambda: nn.Sequential(LIF(), Made(lambda x: x.flatten(3)), AvgPool1d(2)), "NIR has no node"),
+        lambda: nn.Sequential(LIF(), Made(lambda x: x.flatten(3)), AvgPool1d(2)),
+        "NIR has no node",
+    ),
     "ceil": (lambda: AvgPool2d(3, 3, ceil_mode=True), r"\(AvgPool2d\): NIR's AvgPool2d has no ceil_mode"),
     "padding that does not count": (lambda: AvgPool2d(2, 2, 1, count_include_pad=False), "counts its padding"),
     "norm": (lambda: BatchNorm(2), r"layers.0 \(BatchNorm\): NIR has no norm"),
@@ -253,7 +292,7 @@ REFUSED: dict[str, tuple[Callable[[], nn.Module], str]] = {
     "mixed": (lambda: Made(lambda x: x.flatten(1, 2)), "cannot mix the steps or the batch"),
     "mean": (lambda: Made(lambda x: x.mean(0, keepdim=True)), "averages over the positions"),
     "wrong input": (lambda: Conv2d(5, 2, 3), r"Net cannot be traced on an input \(1, 2, 8, 8\)"),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("name", REFUSED)
@@ -276,33 +315,52 @@ def lif(metadata: Any = None, **fields: Any) -> Any:
 
 UNREADABLE: dict[str, tuple[Callable[[], Any], str]] = {
     "faster than a step": (
-        lambda: chain(lif(tau=1e-5)), r"node lif \(LIF\): tau must be at least a step of 0.0001 s, got 1e-05 s"),
+        lambda: chain(lif(tau=1e-5)),
+        r"node lif \(LIF\): tau must be at least a step of 0.0001 s, got 1e-05 s",
+    ),
     "many constants, one too fast": (lambda: chain(lif(tau=[2e-4, 5e-5, 1])), "at least a step .* got 5e-05 to 1 s"),
     "no leak": (lambda: chain(lif(tau=np.inf)), r"\(LIF\): tau must be finite, got inf"),
     "never silent": (lambda: chain(lif(v_reset=[0, 1.5, 0])), r"\(LIF\): v_reset must be below v_threshold"),
     "reset": (lambda: chain(lif(metadata={"reset": "half"})), "node lif .*: unknown reset 'half' in its metadata"),
     "delay": (lambda: chain(nir.Delay(np.ones(3))), "node delay: Delay has no counterpart"),
     "two inputs": (
-        lambda: nir.NIRGraph({"a": nir.Input(np.array([3])), "b": nir.Input(np.array([3])), "n": lif(),
-                              "o": nir.Output(np.array([3]))}, [("a", "n"), ("b", "n"), ("n", "o")]),
-        "one input and one output can be read, this one has 2 and 1"),
+        lambda: nir.NIRGraph(
+            {"a": nir.Input(np.array([3])), "b": nir.Input(np.array([3])), "n": lif(), "o": nir.Output(np.array([3]))},
+            [("a", "n"), ("b", "n"), ("n", "o")],
+        ),
+        "one input and one output can be read, this one has 2 and 1",
+    ),
     "cycle": (
-        lambda: nir.NIRGraph({"a": nir.Input(np.array([3])), "n": lif(), "o": nir.Output(np.array([3]))},
-                             [("a", "n"), ("n", "n"), ("n", "o")]),
-        r"has a cycle \(n - n\)"),
+        lambda: nir.NIRGraph(
+            {"a": nir.Input(np.array([3])), "n": lif(), "o": nir.Output(np.array([3]))},
+            [("a", "n"), ("n", "n"), ("n", "o")],
+        ),
+        r"has a cycle \(n - n\)",
+    ),
     "into the input": (
-        lambda: nir.NIRGraph({"a": nir.Input(np.array([3])), "n": lif(), "o": nir.Output(np.array([3]))},
-                             [("a", "n"), ("n", "a"), ("n", "o")]),
-        "has an edge from n to a, out of its output or into its input"),
+        lambda: nir.NIRGraph(
+            {"a": nir.Input(np.array([3])), "n": lif(), "o": nir.Output(np.array([3]))},
+            [("a", "n"), ("n", "a"), ("n", "o")],
+        ),
+        "has an edge from n to a, out of its output or into its input",
+    ),
     "out of the output": (
-        lambda: nir.NIRGraph({"a": nir.Input(np.array([3])), "n": lif(), "o": nir.Output(np.array([3]))},
-                             [("a", "n"), ("n", "o"), ("o", "n")], type_check=False),
-        "has an edge from o to n"),
+        lambda: nir.NIRGraph(
+            {"a": nir.Input(np.array([3])), "n": lif(), "o": nir.Output(np.array([3]))},
+            [("a", "n"), ("n", "o"), ("o", "n")],
+            type_check=False,
+        ),
+        "has an edge from o to n",
+    ),
     "an edge to nowhere": (
-        lambda: nir.NIRGraph({"a": nir.Input(np.array([3])), "n": lif(), "o": nir.Output(np.array([3]))},
-                             [("a", "n"), ("n", "o"), ("n", "m")], type_check=False),
-        "an edge of the NIR graph names 'm', which is none of its nodes"),
-}  # fmt: skip
+        lambda: nir.NIRGraph(
+            {"a": nir.Input(np.array([3])), "n": lif(), "o": nir.Output(np.array([3]))},
+            [("a", "n"), ("n", "o"), ("n", "m")],
+            type_check=False,
+        ),
+        "an edge of the NIR graph names 'm', which is none of its nodes",
+    ),
+}
 
 
 @pytest.mark.parametrize("name", UNREADABLE)
@@ -316,10 +374,12 @@ def test_nodes_of_others() -> None:
     """Nodes that no network here is written with, by what NIR says they compute; and more steps than the file says."""
     pair = np.array([2, 2])
     graph = chain(
-        nir.Input(np.array([2, 4, 4])), nir.SumPool2d(kernel_size=pair, stride=pair, padding=np.array([0, 0])),
-        nir.Scale(np.arange(8.0).reshape(2, 2, 2)), nir.Flatten(np.array([2, 2, 2]), 1, 2),
+        nir.Input(np.array([2, 4, 4])),
+        nir.SumPool2d(kernel_size=pair, stride=pair, padding=np.array([0, 0])),
+        nir.Scale(np.arange(8.0).reshape(2, 2, 2)),
+        nir.Flatten(np.array([2, 2, 2]), 1, 2),
         nir.Output(np.array([2, 4])),
-    )  # fmt: skip
+    )
     x = torch.rand(3, 2, 4, 4)
     expected = x.unfold(2, 2, 2).unfold(3, 2, 2).sum((-1, -2)) * torch.arange(8.0).view(2, 2, 2)
     got = from_nir(graph, T=2)(x)

@@ -31,9 +31,15 @@ KINDS = {
     "CubaLIF": ("tau_mem", "tau_syn", "r", "v_leak", "w_in", "v_threshold", "v_reset"),
 }
 RANGES = {
-    "tau": (DT, 20 * DT), "tau_mem": (DT, 20 * DT), "tau_syn": (DT, 20 * DT), "r": (-1.0, 5.0), "w_in": (-1.0, 5.0),
-    "v_leak": (-0.5, 0.5), "v_threshold": (0.3, 2.0), "v_reset": (-0.5, 0.2),
-}  # fmt: skip
+    "tau": (DT, 20 * DT),
+    "tau_mem": (DT, 20 * DT),
+    "tau_syn": (DT, 20 * DT),
+    "r": (-1.0, 5.0),
+    "w_in": (-1.0, 5.0),
+    "v_leak": (-0.5, 0.5),
+    "v_threshold": (0.3, 2.0),
+    "v_reset": (-0.5, 0.2),
+}
 COMMON = {"v_leak": 0.25, "v_reset": 0.25, "r": 1.5, "w_in": 0.75}
 """Constants that the neurons of `spikeloom.neurons` can take over; v_leak is v_reset."""
 
@@ -114,8 +120,10 @@ def test_shared_constants_run_in_the_scans() -> None:
     rng = np.random.default_rng(0)
     layers = {kind: from_nir(chain(node_of(kind, False, rng, (N,)))).layers for kind in ("IF", "LIF", "CubaLIF")}
     assert {kind: type(layer).__name__ for kind, (layer,) in ((k, v.values()) for k, v in layers.items())} == {
-        "IF": "Charged", "LIF": "Charged", "CubaLIF": "SynapticLIF",
-    }  # fmt: skip
+        "IF": "Charged",
+        "LIF": "Charged",
+        "CubaLIF": "SynapticLIF",
+    }
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -257,9 +265,11 @@ def constant(shape: tuple[int, ...], low: float, high: float, grid: bool) -> Ten
 
 def neurons(snn: Any, kind: str, shape: tuple[int, ...], grid: bool, more: dict[str, Any]) -> nn.Module:
     options = {
-        "beta": constant(shape, 0.3, 0.95, grid), "threshold": constant(shape, 0.2, 1.0, grid), "init_hidden": True,
+        "beta": constant(shape, 0.3, 0.95, grid),
+        "threshold": constant(shape, 0.2, 1.0, grid),
+        "init_hidden": True,
         **more,
-    }  # fmt: skip
+    }
     if "Synaptic" in kind:
         options["alpha"] = constant(shape, 0.3, 0.95, grid)
     if kind.startswith("R"):
@@ -319,9 +329,15 @@ def test_networks_of_snntorch(snntorch: Any, tmp_path: Path, kind: str, reset: s
 def test_a_convolutional_network_of_snntorch(snntorch: Any, tmp_path: Path) -> None:
     make = functools.partial(neurons, snntorch, "Leaky", grid=False, more={"reset_mechanism": "zero"})
     network = nn.Sequential(
-        nn.Conv2d(2, 6, 3, padding=1), make((6, 8, 8)), nn.AvgPool2d((2, 2), (2, 2)),
-        nn.Conv2d(6, 8, 3, stride=2, padding=1), make((8, 2, 2)), nn.Flatten(), nn.Linear(32, 10), make((10,)),
-    )  # fmt: skip
+        nn.Conv2d(2, 6, 3, padding=1),
+        make((6, 8, 8)),
+        nn.AvgPool2d((2, 2), (2, 2)),
+        nn.Conv2d(6, 8, 3, stride=2, padding=1),
+        make((8, 2, 2)),
+        nn.Flatten(),
+        nn.Linear(32, 10),
+        make((10,)),
+    )
     x = 3 * torch.rand(20, 3, 2, 8, 8)
     expected = theirs(network, x)
     assert 0.02 < expected.mean() < 0.9
@@ -334,8 +350,12 @@ def test_scalars_stand_for_all_neurons(tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     tau, r, v_leak, v_threshold, v_reset = np.float32([3e-4, 2, 0, 0.5, 0])
     node = nir.LIF(tau, r, v_leak, v_threshold, v_reset)
-    nodes = {"i": nir.Input(np.array([3])), "w": nir.Linear(rng.normal(0, 1, (N, 3))), "n": node,
-             "o": nir.Output(np.array([N]))}  # fmt: skip
+    nodes = {
+        "i": nir.Input(np.array([3])),
+        "w": nir.Linear(rng.normal(0, 1, (N, 3))),
+        "n": node,
+        "o": nir.Output(np.array([N])),
+    }
     graph = nir.NIRGraph(nodes, [("i", "w"), ("w", "n"), ("n", "o")], type_check=False)
     nir.write(tmp_path / "net.nir", graph)
     x = rng.normal(0.5, 1, (STEPS, 2, 3))
@@ -345,8 +365,12 @@ def test_scalars_stand_for_all_neurons(tmp_path: Path) -> None:
 
 
 def test_shapes_that_do_not_fit_are_found_when_a_file_is_read(tmp_path: Path) -> None:
-    nodes = {"i": nir.Input(np.array([3])), "w": nir.Linear(np.ones((4, 3))), "o": nir.Output(np.array([N])),
-             "n": node_of("LIF", True, np.random.default_rng(0), (N,))}  # fmt: skip
+    nodes = {
+        "i": nir.Input(np.array([3])),
+        "w": nir.Linear(np.ones((4, 3))),
+        "o": nir.Output(np.array([N])),
+        "n": node_of("LIF", True, np.random.default_rng(0), (N,)),
+    }
     graph = nir.NIRGraph(nodes, [("i", "w"), ("w", "n"), ("n", "o")], type_check=False)
     nir.write(tmp_path / "net.nir", graph)
     with pytest.raises(
@@ -360,16 +384,24 @@ def test_shapes_that_do_not_fit_are_found_when_a_file_is_read(tmp_path: Path) ->
 
 @pytest.mark.parametrize(
     "names",
-    [("a", "b", "c", "d"), ("output", "b", "c", "input"), ("a", "input", "output", "d"), ("input", "output", "c", "d"),
-     ("metadata", "type", "nodes", "edges"), ("a.b", "a_b", "", "0")],
-)  # fmt: skip
+    [
+        ("a", "b", "c", "d"),
+        ("output", "b", "c", "input"),
+        ("a", "input", "output", "d"),
+        ("input", "output", "c", "d"),
+        ("metadata", "type", "nodes", "edges"),
+        ("a.b", "a_b", "", "0"),
+    ],
+)
 def test_nodes_of_any_name(names: tuple[str, ...], tmp_path: Path) -> None:
     start, one, other, end = names
     rng = np.random.default_rng(0)
     nodes = {
-        end: nir.Output(np.array([N])), other: node_of("LIF", True, rng, (N,)),
-        one: nir.Linear(rng.normal(0, 1, (N, 3))), start: nir.Input(np.array([3])),
-    }  # fmt: skip
+        end: nir.Output(np.array([N])),
+        other: node_of("LIF", True, rng, (N,)),
+        one: nir.Linear(rng.normal(0, 1, (N, 3))),
+        start: nir.Input(np.array([3])),
+    }
     graph = nir.NIRGraph(nodes, [(other, end), (one, other), (start, one)])
     x = rng.normal(0.5, 1, (STEPS, 2, 3))
     expected = euler(nodes[other], x @ nodes[one].weight.T, True, "set")

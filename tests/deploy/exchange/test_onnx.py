@@ -109,10 +109,20 @@ def test_a_static_image_passes_the_stem_once(tmp_path: Path) -> None:
 def test_layers_share_a_graph_but_not_their_values(tmp_path: Path) -> None:
     """Neurons of one kind with other parameters, constants and shapes; a sequence, not an image."""
     layers = [
-        Linear(6, 8), PLIF(tau=1.5), Linear(8, 8), PLIF(tau=4.0), Linear(8, 9),
-        SynapticLIF(0.002, 0.003, learn_tau=True), Linear(9, 5), SynapticLIF(0.02, 0.001, learn_tau=True),
-        Linear(5, 5), SynapticLIF(0.002, 0.003), Linear(5, 5), SynapticLIF(0.02, 0.001), Linear(5, 4),
-    ]  # fmt: skip
+        Linear(6, 8),
+        PLIF(tau=1.5),
+        Linear(8, 8),
+        PLIF(tau=4.0),
+        Linear(8, 9),
+        SynapticLIF(0.002, 0.003, learn_tau=True),
+        Linear(9, 5),
+        SynapticLIF(0.02, 0.001, learn_tau=True),
+        Linear(5, 5),
+        SynapticLIF(0.002, 0.003),
+        Linear(5, 5),
+        SynapticLIF(0.02, 0.001),
+        Linear(5, 4),
+    ]
     for layer in layers[::2]:
         nn.init.normal_(layer.weight, 0.3)  # pyright: ignore
     graph = check(nn.Sequential(*layers), torch.rand(2, 2, 6), tmp_path / "net.onnx", axis=1).graph
@@ -126,13 +136,24 @@ def test_one_step(tmp_path: Path) -> None:
 
 
 MADE: dict[str, Callable[[], Neuron]] = {
-    "IF": IF, "LIF": functools.partial(LIF, v_reset=None, strict=True), "PLIF": PLIF, "MLF": MLF, "KLIF": KLIF,
-    "PSN": lambda: PSN(3), "MaskedPSN": lambda: MaskedPSN(3, 2), "SlidingPSN": lambda: SlidingPSN(2), "PSU": PSU,
-    "IPSU": lambda: IPSU(3), "RPSU": lambda: RPSU(3), "GLIF": lambda: GLIF(6, 3),
-    "ParaLIF": functools.partial(ParaLIF, firing="td"), "SynapticLIF": functools.partial(SynapticLIF, v_threshold=0.05),
-    "RecurrentLIF": lambda: RecurrentLIF(6), "RecurrentParaLIF": lambda: RecurrentParaLIF(6, firing="t"),
+    "IF": IF,
+    "LIF": functools.partial(LIF, v_reset=None, strict=True),
+    "PLIF": PLIF,
+    "MLF": MLF,
+    "KLIF": KLIF,
+    "PSN": lambda: PSN(3),
+    "MaskedPSN": lambda: MaskedPSN(3, 2),
+    "SlidingPSN": lambda: SlidingPSN(2),
+    "PSU": PSU,
+    "IPSU": lambda: IPSU(3),
+    "RPSU": lambda: RPSU(3),
+    "GLIF": lambda: GLIF(6, 3),
+    "ParaLIF": functools.partial(ParaLIF, firing="td"),
+    "SynapticLIF": functools.partial(SynapticLIF, v_threshold=0.05),
+    "RecurrentLIF": lambda: RecurrentLIF(6),
+    "RecurrentParaLIF": lambda: RecurrentParaLIF(6, firing="t"),
     "LeakyIntegrator": LeakyIntegrator,
-}  # fmt: skip
+}
 
 
 def test_every_neuron_is_tried() -> None:
@@ -146,10 +167,17 @@ def test_neurons(name: str, tmp_path: Path) -> None:
 
 
 REGISTERED: dict[str, dict[str, Any]] = {
-    "report_vgg16": {"T": 2}, "report_sew_resnet34": {"T": 2}, "report_ms_resnet34": {"T": 2}, "ghostnet_snn": {"T": 2},
-    "sew_7b": {"T": 2}, "ds_resnet20": {"T": 2}, "spikingformer_4_256": {"T": 2},
-    "spikformer_v2_2_64": SMALL["spikformer_v2_2_64"], "syna_resnet18": {"T": 2}, "psn_cifar_net": {"channels": 8},
-}  # fmt: skip
+    "report_vgg16": {"T": 2},
+    "report_sew_resnet34": {"T": 2},
+    "report_ms_resnet34": {"T": 2},
+    "ghostnet_snn": {"T": 2},
+    "sew_7b": {"T": 2},
+    "ds_resnet20": {"T": 2},
+    "spikingformer_4_256": {"T": 2},
+    "spikformer_v2_2_64": SMALL["spikformer_v2_2_64"],
+    "syna_resnet18": {"T": 2},
+    "psn_cifar_net": {"channels": 8},
+}
 
 
 @pytest.mark.slow

@@ -16,7 +16,8 @@ import torch
 from torch import Tensor, nn
 
 from spikeloom.analyse.audit.cost import evaluating
-from spikeloom.analyse.audit.energy import RULES, SPIKES, Costs, Energy, Layer
+from spikeloom.analyse.audit.energy import RULES, Energy
+from spikeloom.analyse.audit.layer import SPIKES, Costs, Layer
 from spikeloom.analyse.audit.tracer import OpTrace
 from spikeloom.analyse.calibrate import calibrated
 from spikeloom.errors import UsageError
@@ -141,15 +142,21 @@ class Audit:
     def to_json(self) -> Json:
         """Everything as plain values: the fields, the verdict, and the totals of every rule."""
         return {
-            "model": self.model, "images": self.images, "steps": self.steps, "parameters": self.parameters,
-            "spike_driven": self.spike_driven, "uncounted": list(self.uncounted),
+            "model": self.model,
+            "images": self.images,
+            "steps": self.steps,
+            "parameters": self.parameters,
+            "spike_driven": self.spike_driven,
+            "uncounted": list(self.uncounted),
             "untrained_norms": self.untrained_norms,
             "breaking": [{"name": row.name, "input": row.input, "why": row.why} for row in self.breaking],
-            "macs": self.macs, "acs": self.acs, "energy_pj": self.energy_pj,
+            "macs": self.macs,
+            "acs": self.acs,
+            "energy_pj": self.energy_pj,
             "costs": vars(self.costs),
             "energies": {n: {"macs": e.macs, "acs": e.acs, "pj": e.pj} for n, e in self.energies().items()},
             "rows": [row.to_json() for row in self.rows],
-        }  # fmt: skip
+        }
 
     @classmethod
     def from_json(cls, values: Json) -> Audit:
@@ -160,9 +167,15 @@ class Audit:
         """
         rows = tuple(Layer.from_json(row) for row in values["rows"])
         return cls(
-            values["model"], rows, values["images"], values["steps"], values["parameters"], Costs(**values["costs"]),
-            tuple(values["uncounted"]), values.get("untrained_norms", 0),
-        )  # fmt: skip
+            values["model"],
+            rows,
+            values["images"],
+            values["steps"],
+            values["parameters"],
+            Costs(**values["costs"]),
+            tuple(values["uncounted"]),
+            values.get("untrained_norms", 0),
+        )
 
 
 def audit(
@@ -277,10 +290,12 @@ def _untrained_norms(model: nn.Module) -> int:
     """Norms with the statistics that they were made with."""
     norms = [module for module in model.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]  # pyright: ignore[reportPrivateUsage]
     return sum(
-        norm.running_mean is not None and norm.running_var is not None
-        and not norm.running_mean.any() and bool((norm.running_var == 1).all())
+        norm.running_mean is not None
+        and norm.running_var is not None
+        and not norm.running_mean.any()
+        and bool((norm.running_var == 1).all())
         for norm in norms
-    )  # fmt: skip
+    )
 
 
 def _sizes(

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from spikeloom.analyse.audit.energy import SPIKES, Kind, Layer, Role
+from spikeloom.analyse.audit.layer import SPIKES, Kind, Layer, Role
 from spikeloom.analyse.audit.value_types import TensorSummary, merge_summaries
 
 _MERGED = 32  # summaries that are kept apart: merging costs as much as making one
@@ -69,9 +69,15 @@ class LayerTotals:
         ran = float(steps) if self.kind == "matmul" else min(self.runs / images, float(steps))
         operations = self.operations / images
         layer = Layer(
-            name, self.kind, operands, role, operations, 0.0 if folded else self.bias / images,
-            self.outputs / images, ran,
-        )  # fmt: skip
+            name,
+            self.kind,
+            operands,
+            role,
+            operations,
+            0.0 if folded else self.bias / images,
+            self.outputs / images,
+            ran,
+        )
         changes: dict[str, Any] = {}
         if self.product is not None:
             n, k, m = self.product
@@ -82,8 +88,10 @@ class LayerTotals:
             counts = summaries[0].channels
             full = summaries[0].elements // len(counts)
             changes |= {
-                "channels": len(counts), "dead": int((counts == 0).sum()), "saturated": int((counts == full).sum()),
-            }  # fmt: skip
+                "channels": len(counts),
+                "dead": int((counts == 0).sum()),
+                "saturated": int((counts == full).sum()),
+            }
         if layer.input not in SPIKES:
             pooled = role == "classifier" and layer.input == "scaled"
             changes |= {

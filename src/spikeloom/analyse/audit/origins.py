@@ -16,14 +16,28 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from spikeloom.analyse.audit.energy import Operand
+from spikeloom.analyse.audit.layer import Operand
 from spikeloom.analyse.audit.value_types import TensorSummary
 
 # Operations that hand on what they receive; views need no entry, they share memory.
 _THROUGH = {
-    "clone", "_to_copy", "cat", "stack", "copy_", "constant_pad_nd", "index", "index_select", "repeat", "roll", "flip",
-    "max_pool2d_with_indices", "max_pool3d_with_indices", "adaptive_max_pool2d", "reflection_pad2d", "gather",
-}  # fmt: skip
+    "clone",
+    "_to_copy",
+    "cat",
+    "stack",
+    "copy_",
+    "constant_pad_nd",
+    "index",
+    "index_select",
+    "repeat",
+    "roll",
+    "flip",
+    "max_pool2d_with_indices",
+    "max_pool3d_with_indices",
+    "adaptive_max_pool2d",
+    "reflection_pad2d",
+    "gather",
+}
 _SUMS, _FIRES = {"add", "sub", "rsub", "sum"}, {"heaviside", "sign"}
 
 _CAUSES: tuple[tuple[tuple[str, ...], str], ...] = (
@@ -186,10 +200,16 @@ def _each(function: Callable[[Tensor], Tensor], value: Any) -> Any:
 
 
 def _fixed(
-    axes: int, result: Tensor, x: Tensor, kernel_size: Sequence[int], stride: Sequence[int] = (),
-    padding: Sequence[int] = (0,), ceil_mode: bool = False, count_include_pad: bool = True,
+    axes: int,
+    result: Tensor,
+    x: Tensor,
+    kernel_size: Sequence[int],
+    stride: Sequence[int] = (),
+    padding: Sequence[int] = (0,),
+    ceil_mode: bool = False,
+    count_include_pad: bool = True,
     divisor_override: int | None = None,
-) -> float | Tensor:  # fmt: skip
+) -> float | Tensor:
     """Elements in each window of `torch.nn.AvgPool2d` and its siblings."""
     if divisor_override is not None:
         return float(divisor_override)

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from spikeloom.analyse.audit.energy import SPIKES, Kind, Layer
+from spikeloom.analyse.audit.layer import SPIKES, Kind, Layer
 from spikeloom.analyse.audit.layer_totals import LayerTotals, named
 from spikeloom.analyse.audit.origins import UNSEEN, Origin, Origins, memory
 from spikeloom.analyse.audit.value_types import REAL, TensorSummary, summarise
@@ -27,10 +27,19 @@ from spikeloom.stream import streaming
 
 # Products that PyTorch does in one piece, whose parts cannot be seen.
 _OPAQUE = {
-    "mkldnn_rnn_layer", "_cudnn_rnn", "miopen_rnn", "_trilinear", "_int_mm", "_scaled_mm", "_grouped_mm",
-    "_scaled_grouped_mm", "_weight_int8pack_mm", "_weight_int4pack_mm", "_transformer_encoder_layer_fwd",
+    "mkldnn_rnn_layer",
+    "_cudnn_rnn",
+    "miopen_rnn",
+    "_trilinear",
+    "_int_mm",
+    "_scaled_mm",
+    "_grouped_mm",
+    "_scaled_grouped_mm",
+    "_weight_int8pack_mm",
+    "_weight_int4pack_mm",
+    "_transformer_encoder_layer_fwd",
     "_native_multi_head_attention",
-}  # fmt: skip
+}
 
 _FIRED = ("binary", "ternary", "integer", "scaled")
 
@@ -299,9 +308,18 @@ class _OpTracer(TorchDispatchMode):
 
 
 def _convolution(
-    trace: OpTrace, out: Tensor, x: Tensor, weight: Tensor, bias: Tensor | None, stride: Any, padding: Any,
-    dilation: Any, transposed: bool, output_padding: Any, groups: int,
-) -> None:  # fmt: skip
+    trace: OpTrace,
+    out: Tensor,
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    stride: Any,
+    padding: Any,
+    dilation: Any,
+    transposed: bool,
+    output_padding: Any,
+    groups: int,
+) -> None:
     trace.convolution(x, weight, bias, out, transposed)
 
 
@@ -330,9 +348,15 @@ def _attention(trace: OpTrace, out: Any, q: Tensor, k: Tensor, v: Tensor, *args:
 
 
 _PRODUCTS: dict[str, Callable[..., None]] = {
-    "convolution": _convolution, "mm": _mm, "bmm": _mm, "addmm": _addmm, "baddbmm": _addmm, "mv": _mv,
-    "addmv": _addmv, "dot": _dot,
-}  # fmt: skip
+    "convolution": _convolution,
+    "mm": _mm,
+    "bmm": _mm,
+    "addmm": _addmm,
+    "baddbmm": _addmm,
+    "mv": _mv,
+    "addmv": _addmv,
+    "dot": _dot,
+}
 
 
 def _fused(modules: Iterable[nn.Module]) -> set[nn.Module]:

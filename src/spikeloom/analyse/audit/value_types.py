@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from spikeloom.analyse.audit.energy import Input, Operand
+from spikeloom.analyse.audit.layer import Input, Operand
 
 _LEVELS = 4096  # more multiples of a common factor than this are real values
 _PARTS = 64  # of the smallest value, which may be the sum of that many pooled spikes
@@ -78,10 +78,17 @@ def merge_summaries(summaries: Iterable[TensorSummary]) -> TensorSummary:
         scale = REAL
     channels = [o.channels for o in summaries if o.channels is not None]
     return TensorSummary(
-        sum(o.elements for o in summaries), low, high, scale, sum(o.total for o in summaries),
-        sum(o.magnitude for o in summaries), sum(o.nonzero for o in summaries), torch.empty(0),
-        torch.stack(channels).sum(0) if channels else None, spikes,
-    )  # fmt: skip
+        sum(o.elements for o in summaries),
+        low,
+        high,
+        scale,
+        sum(o.total for o in summaries),
+        sum(o.magnitude for o in summaries),
+        sum(o.nonzero for o in summaries),
+        torch.empty(0),
+        torch.stack(channels).sum(0) if channels else None,
+        spikes,
+    )
 
 
 def _merge_spikes(summaries: list[TensorSummary]) -> tuple[float, float]:
@@ -127,9 +134,17 @@ def summarise(x: Tensor, channels: bool, may_scale: bool, windows: Tensor | None
     if not (scale == 1.0 and low >= 0 and high <= 1):  # of spikes the sums are the counts
         _, per_channel = _sums(x, torch.sign if low >= 0 else _nonzero)
     return TensorSummary(
-        x.numel(), low, high, scale, total, magnitude, per_channel.sum(dtype=torch.float64).item(),
-        per_row / (x.numel() // len(x)), per_channel if channels else None, spikes,
-    )  # fmt: skip
+        x.numel(),
+        low,
+        high,
+        scale,
+        total,
+        magnitude,
+        per_channel.sum(dtype=torch.float64).item(),
+        per_row / (x.numel() // len(x)),
+        per_channel if channels else None,
+        spikes,
+    )
 
 
 def _spikes(sums: Tensor) -> float | None:

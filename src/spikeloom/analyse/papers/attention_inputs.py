@@ -103,9 +103,13 @@ def draw_block_inputs(found: list[BlockInput], title: str) -> Any:
     for i, entry in enumerate(found):
         place = {"row": i // columns + 1, "col": i % columns + 1}
         figure.add_bar(
-            x=list(range(len(entry.counts))), y=entry.counts, name=entry.name, showlegend=False,
-            marker_color="#3b6fb6", **place,
-        )  # fmt: skip
+            x=list(range(len(entry.counts))),
+            y=entry.counts,
+            name=entry.name,
+            showlegend=False,
+            marker_color="#3b6fb6",
+            **place,
+        )
     figure.update_yaxes(type="log", dtick=1, matches="y")
     figure.update_yaxes(title_text="values", col=1)
     figure.update_xaxes(dtick=1)

@@ -53,9 +53,14 @@ def _networks(
             with torch.random.fork_rng():
                 torch.manual_seed(seed)
                 model = create_model(
-                    f"{kind}_resnet_cifar" if layout == "cifar" else f"{kind}_resnet152", in_channels=x.shape[1],
-                    num_classes=classes, neuron=neuron, zero_init=zero_init, **options, **shape,
-                )  # fmt: skip
+                    f"{kind}_resnet_cifar" if layout == "cifar" else f"{kind}_resnet152",
+                    in_channels=x.shape[1],
+                    num_classes=classes,
+                    neuron=neuron,
+                    zero_init=zero_init,
+                    **options,
+                    **shape,
+                )
             yield f"{form}, {'zero-init' if zero_init else 'no zero-init'}", model.train()
 
 

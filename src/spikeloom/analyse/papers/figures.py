@@ -66,15 +66,29 @@ def energy(network: str, images: int = 1000, data: dict[str, Any] | None = None)
     found = audit(target.ready(x), target.batches())
     energies = {f"energy_uJ_{name}": value.pj / 1e6 for name, value in found.energies().items()}
     values: dict[str, float | str | bool | None] = {
-        "spike_driven": found.spike_driven, "images": found.images, "parameters": found.parameters, **energies,
-    }  # fmt: skip
+        "spike_driven": found.spike_driven,
+        "images": found.images,
+        "parameters": found.parameters,
+        **energies,
+    }
     if x.dim() == 4:
         cost = count_cost(target.model, tuple(x.shape[1:]), round(found.steps))
         readings = report_readings(found.rows, found.steps, found.costs, cost.flops_s0)
         values |= {f"energy_uJ: {name}": pj / 1e6 for name, pj in readings.items()}
         values["flops_M"] = cost.flops_s0 / 1e6
-    rows = [{"layer": r.name, "input": r.input, "max": r.max, "rate": r.rate, "macs": r.macs, "acs": r.acs,
-             "energy_pj": r.energy_pj, "why": r.why} for r in found.rows]  # fmt: skip
+    rows = [
+        {
+            "layer": r.name,
+            "input": r.input,
+            "max": r.max,
+            "rate": r.rate,
+            "macs": r.macs,
+            "acs": r.acs,
+            "energy_pj": r.energy_pj,
+            "why": r.why,
+        }
+        for r in found.rows
+    ]
     return Measured(values, {f"what enters each layer of {target.title}": rows})
 
 
@@ -116,9 +130,12 @@ def natural_pruning(network: str, images: int = 1000, data: dict[str, Any] | Non
     x, _ = next(target.batches())
     found = prune_silent_shortcuts(target.ready(x), target.batches)
     values: dict[str, float | str | bool | None] = {
-        "shortcuts": len(found.rates), "removed": len(found.removed), "removed_parameters": found.parameters,
-        "images": found.images, "logits_changed": False,
-    }  # fmt: skip
+        "shortcuts": len(found.rates),
+        "removed": len(found.removed),
+        "removed_parameters": found.parameters,
+        "images": found.images,
+        "logits_changed": False,
+    }
     rows = [{"unit": name, "rate": rate, "removed": name in found.removed} for name, rate in found.rates.items()]
     return Measured(values, {f"shortcuts of {target.title}": rows}, {"shortcuts": draw_pruning(found)})
 
@@ -170,17 +187,21 @@ def similarity(networks: list[str], data: dict[str, Any] | None = None, images: 
     for target in _targets(networks, data, images):
         x, _ = next(target.batches())
         found[_title(target)] = block_similarity(target.ready(x), x)
-    values: dict[str, float | str | bool | None] = {f"blocks of {n} at exactly 1": sum(r.equal for r in v)
-                                             for n, v in found.items()}  # fmt: skip
+    values: dict[str, float | str | bool | None] = {
+        f"blocks of {n} at exactly 1": sum(r.equal for r in v) for n, v in found.items()
+    }
     tables = {name: [asdict(row) for row in rows] for name, rows in found.items()}
     return Measured(values, tables, {"radar": draw_similarity(found)})
 
 
 @MEASUREMENTS.register
 def isometry(
-    networks: list[str], data: dict[str, Any] | None = None, images: int = 4, probes: int = 64,
+    networks: list[str],
+    data: dict[str, Any] | None = None,
+    images: int = 4,
+    probes: int = 64,
     model: dict[str, Any] | None = None,
-) -> Measured:  # fmt: skip
+) -> Measured:
     """Block dynamical isometry phi(J J^T) by Hutchinson probes (MS-ResNet).
 
     Args:

@@ -159,9 +159,13 @@ def draw_gradients(networks: Mapping[str, list[BlockGradient]], title: str) -> A
     for name, rows in networks.items():
         marks = ["circle" if row.same_shape or row.block == "output" else "diamond-open" for row in rows]
         figure.add_scatter(
-            x=list(range(len(rows))), y=[row.norm or None for row in rows], name=name, text=[row.block for row in rows],
-            mode="lines+markers", marker_symbol=marks,
-        )  # fmt: skip
+            x=list(range(len(rows))),
+            y=[row.norm or None for row in rows],
+            name=name,
+            text=[row.block for row in rows],
+            mode="lines+markers",
+            marker_symbol=marks,
+        )
     figure.update_layout(title=title, xaxis_title="block (open diamonds change the shape)", yaxis_title="|dL/dS|")
     figure.update_yaxes(type="log")
     return figure

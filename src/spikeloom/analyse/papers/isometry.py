@@ -81,8 +81,12 @@ def draw_isometry(networks: dict[str, list[Isometry]]) -> Any:
 
     figure = go.Figure()
     for name, rows in networks.items():
-        figure.add_scatter(x=[row.block for row in rows], y=[row.phi for row in rows], name=name,
-                           error_y={"array": [row.error for row in rows]})  # fmt: skip
+        figure.add_scatter(
+            x=[row.block for row in rows],
+            y=[row.phi for row in rows],
+            name=name,
+            error_y={"array": [row.error for row in rows]},
+        )
     figure.add_hline(1.0, line_dash="dot")
     figure.update_layout(title="Block dynamical isometry", yaxis={"title": "phi(J J^T)", "type": "log"})
     return figure

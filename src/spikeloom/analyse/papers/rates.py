@@ -69,11 +69,18 @@ def draw_rates(networks: Mapping[str, list[BlockRates]], title: str) -> Any:
     for row, what in enumerate(("branch", "output"), start=1):
         for index, (name, rates) in enumerate(networks.items()):
             figure.add_scatter(
-                x=list(range(len(rates))), y=[getattr(rate, what) for rate in rates], name=name, legendgroup=name,
-                showlegend=row == 1, mode="lines+markers", line_color=COLORS[index % len(COLORS)],
+                x=list(range(len(rates))),
+                y=[getattr(rate, what) for rate in rates],
+                name=name,
+                legendgroup=name,
+                showlegend=row == 1,
+                mode="lines+markers",
+                line_color=COLORS[index % len(COLORS)],
                 marker_symbol=["circle" if rate.same_shape else "diamond-open" for rate in rates],
-                text=[rate.block for rate in rates], row=row, col=1,
-            )  # fmt: skip
+                text=[rate.block for rate in rates],
+                row=row,
+                col=1,
+            )
     figure.update_layout(title=title)
     figure.update_xaxes(title="block (open diamonds change the shape)", row=2, col=1)
     return figure
@@ -91,10 +98,14 @@ def draw_layer_rates(networks: Mapping[str, Mapping[str, float]], title: str) ->
     figure = go.Figure()
     for index, (name, rates) in enumerate(networks.items()):
         figure.add_scatter(
-            x=list(range(1, len(rates) + 1)), y=[100 * rate for rate in rates.values()], text=list(rates), name=name,
-            mode="lines+markers", line_color=COLORS[index % len(COLORS)],
+            x=list(range(1, len(rates) + 1)),
+            y=[100 * rate for rate in rates.values()],
+            text=list(rates),
+            name=name,
+            mode="lines+markers",
+            line_color=COLORS[index % len(COLORS)],
             hovertemplate="%{text}<br>%{y:.2f} %<extra></extra>",
-        )  # fmt: skip
+        )
     figure.update_layout(title=title, showlegend=len(networks) > 1)
     figure.update_xaxes(title="layer of neurons", dtick=1 if max(map(len, networks.values())) <= 10 else None)
     figure.update_yaxes(title="firing rate, %", rangemode="tozero")

@@ -44,11 +44,17 @@ def draw_influence(v_threshold: float = 0.5, sigma: float = 0.5, title: str = "R
     import plotly.graph_objects as go
 
     rates = [n / 20 for n in range(21)]
-    figure = go.Figure([
-        go.Scatter(x=rates, y=[residual_influence(rate, v_threshold, sigma) for rate in rates], name="formula"),
-        go.Scatter(x=rates, y=[simulate_influence(rate, v_threshold, sigma, 1 << 16) for rate in rates], name="drawn",
-                   mode="markers"),
-    ])  # fmt: skip
+    figure = go.Figure(
+        [
+            go.Scatter(x=rates, y=[residual_influence(rate, v_threshold, sigma) for rate in rates], name="formula"),
+            go.Scatter(
+                x=rates,
+                y=[simulate_influence(rate, v_threshold, sigma, 1 << 16) for rate in rates],
+                name="drawn",
+                mode="markers",
+            ),
+        ]
+    )
     figure.update_layout(title=title, yaxis={"title": "spikes that the residual branch changes", "range": [0, 1]})
     figure.update_xaxes(title="rate of the shortcut's spikes")
     return figure

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import io
 import itertools
 import json
 import re
@@ -19,24 +18,23 @@ from typing import Any, Protocol, TypeVar
 
 import torch
 from safetensors import SafetensorError, safe_open
-from torch import Tensor
 
 from spikeloom.analyse.audit.api import Audit, audit
 from spikeloom.analyse.audit.cost import count_cost, evaluating, steps_of
 from spikeloom.analyse.confusion import Confusion, confusion
 from spikeloom.analyse.load import Target, open_target
-from spikeloom.analyse.spike_plots import spike_train
+from spikeloom.analyse.report.raster import Raster, rasters
 from spikeloom.errors import DataFileError, UsageError
 from spikeloom.files import PathLike, atomic, read_json
 from spikeloom.record import RateMeter
 from spikeloom.train.pretrain import Reconstructs
-from spikeloom.train.recipe import Row, Settings, load_recipe, parse_overrides
+from spikeloom.train.recipe import Row, load_recipe, parse_overrides
 from spikeloom.train.run import Run, read_metrics
+from spikeloom.train.settings import Settings
 
 Json = dict[str, Any]
 _FILES = ("settings.json", "metrics.jsonl", "summary.json", "model.safetensors", "checkpoint.safetensors")
-_AUDITED, _PICTURED = 64, 3  # test images for the audit and for the raster
-_NEURONS, _SPIKES = 200, 1500  # of a raster, so that a page stays small
+_AUDITED = 64  # test images
 _T = TypeVar("_T")
 
 
@@ -45,36 +43,6 @@ class Work(Protocol):
 
     def work(self, what: str, total: int) -> None: ...
     def advance(self, count: int) -> None: ...
-
-
-@dataclass(frozen=True)
-class Raster:
-    """Spikes of the first layer of neurons on one test image.
-
-    Attributes:
-        png: the image, base64.
-        label, predicted: names of classes; None without classes.
-        steps: T.
-        layer, neurons: its name, and how many it has.
-        shown: how many of them are in `spikes`, drawn from all of the layer.
-        spikes: (step, neuron of those shown).
-    """
-
-    png: str
-    label: str | None
-    predicted: str | None
-    steps: int
-    layer: str
-    neurons: int
-    shown: int
-    spikes: tuple[tuple[int, int], ...]
-
-    def tensor(self) -> Tensor:
-        """The spikes as [T, shown]."""
-        found = torch.zeros(self.steps, self.shown)
-        for step, neuron in self.spikes:
-            found[step, neuron] = 1
-        return found
 
 
 @dataclass(frozen=True)
@@ -108,9 +76,11 @@ class Measurements:
         """Plain values."""
         values = {key: value for key, value in vars(self).items() if key not in ("confusion", "audit", "rasters")}
         return {
-            **values, "confusion": None if self.confusion is None else asdict(self.confusion),
-            "audit": None if self.audit is None else self.audit.to_json(), "rasters": list(map(asdict, self.rasters)),
-        }  # fmt: skip
+            **values,
+            "confusion": None if self.confusion is None else asdict(self.confusion),
+            "audit": None if self.audit is None else self.audit.to_json(),
+            "rasters": list(map(asdict, self.rasters)),
+        }
 
     @classmethod
     def from_json(cls, values: Json) -> Measurements:
@@ -120,16 +90,20 @@ class Measurements:
             KeyError, TypeError, ValueError, IndexError: they are of no measurements.
         """
         matrix, audited = values["confusion"], values["audit"]
-        drawn: list[Json] = [{**r, "spikes": tuple((int(t), int(n)) for t, n in r["spikes"])}
-                             for r in values["rasters"]]  # fmt: skip
+        drawn: list[Json] = [
+            {**r, "spikes": tuple((int(t), int(n)) for t, n in r["spikes"])} for r in values["rasters"]
+        ]
         rasters = [Raster(**each) for each in drawn]
         plain: Json = {
-            **values, "problems": tuple(map(str, values["problems"])), "rasters": tuple(rasters),
+            **values,
+            "problems": tuple(map(str, values["problems"])),
+            "rasters": tuple(rasters),
             "rates": {str(name): float(rate) for name, rate in values["rates"].items()},
             "audit": None if audited is None else Audit.from_json(audited),
-            "confusion": None if matrix is None
+            "confusion": None
+            if matrix is None
             else Confusion(tuple(map(str, matrix["classes"])), tuple(tuple(map(int, row)) for row in matrix["counts"])),
-        }  # fmt: skip
+        }
         found = cls(**plain)
         for raster in rasters:
             raster.tensor()
@@ -360,7 +334,7 @@ def _measure(target: Target, weights: str, work: Work) -> Measurements:
         parts["rates"] = meter.rates()
     few = -(-_AUDITED // 32)
     part("audit", lambda: audit(target.model, itertools.islice(target.batches(), few)))
-    part("rasters", lambda: _rasters(target))
+    part("rasters", lambda: rasters(target))
     if not isinstance(target.model, Reconstructs):  # it takes images, not steps
         part("cost", lambda: _cost(target))
     return Measurements(**parts, seconds=round(time.monotonic() - start, 3), problems=tuple(problems))
@@ -383,65 +357,3 @@ def _cost(target: Target) -> Json:
     steps = steps_of(target.model, next(target.batches())[0], target.sequence)
     cost = count_cost(target.model, target.input_shape, steps)
     return {"params_M": cost.parameters / 1e6, "macs_M": cost.macs / 1e6, "flops_M": cost.flops_s0 / 1e6}
-
-
-@torch.no_grad()
-def _rasters(target: Target) -> tuple[Raster, ...]:
-    x, y = next(target.batches())
-    first: dict[int, int] = {}  # images of different classes, as far as there are
-    for index, label in enumerate(y.tolist()):
-        first.setdefault(label, index)
-    chosen = [*first.values(), *(set(range(len(y))) - set(first.values()))][:_PICTURED]
-    x = (x[:, chosen] if target.sequence else x[chosen]).contiguous()
-    layer, spikes = spike_train(target.model, x)
-    classifies = not isinstance(target.model, Reconstructs)
-    predicted: list[int] = []
-    if classifies:
-        with evaluating(target.model):
-            logits = target.model(x)
-        predicted = (logits.mean(0) if logits.dim() == 3 else logits).argmax(1).tolist()
-    found: list[Raster] = []
-    for index, label in enumerate(y[chosen].tolist()):
-        flat = spikes[:, index].flatten(1)
-        shown = _spread(flat)
-        found.append(Raster(
-            _png(x[:, index] if target.sequence else x[index], target.sequence),
-            target.classes[label] if classifies else None, target.classes[predicted[index]] if classifies else None,
-            len(flat), layer, flat.shape[1], shown.shape[1], tuple(map(tuple, shown.nonzero().tolist())),
-        ))  # fmt: skip
-    return tuple(found)
-
-
-def _spread(flat: Tensor) -> Tensor:
-    """Some neurons of [T, neurons], drawn once for all: fewer of those that fire much."""
-    # Every 90th of 20 x 30 x 30 neurons would be the left edge of the image alone.
-    order = torch.randperm(flat.shape[1], generator=torch.Generator().manual_seed(0))
-    count = min(_NEURONS, flat.shape[1])
-    while True:
-        shown = flat[:, order[:count].sort().values]
-        if count == 1 or shown.count_nonzero() <= _SPIKES:
-            return shown
-        count = max(1, count // 2)
-
-
-def _png(x: Tensor, sequence: bool) -> str:
-    """An input as a picture: an image, frames added up, or a sequence of vectors with time to the right."""
-    from PIL import Image
-
-    if sequence and x.dim() == 4:
-        x = x.sum(0)
-    elif sequence and x.dim() == 3:
-        x = x.permute(1, 2, 0)  # columns of an image, one a step
-    elif sequence:
-        x = x.flatten(1).T.flip(0)[None]
-    x = (x - x.amin()) / (x.amax() - x.amin()).clamp_min(1e-12)
-    if len(x) == 2:  # OFF and ON events: blue and red
-        x = torch.stack([x[1], torch.zeros_like(x[0]), x[0]])
-    elif len(x) != 3:
-        x = x.mean(0, keepdim=True).expand(3, -1, -1)
-    pixels = (255 * x).round().to(torch.uint8).permute(1, 2, 0).contiguous().numpy()
-    buffer = io.BytesIO()
-    image = Image.fromarray(pixels)
-    image.thumbnail((256, 256))
-    image.save(buffer, "PNG")
-    return base64.b64encode(buffer.getvalue()).decode()

@@ -16,7 +16,9 @@ from spikeloom.analyse.audit.api import Audit
 from spikeloom.analyse.audit.energy import paper_rule
 from spikeloom.analyse.confusion import Confusion, draw_confusion
 from spikeloom.analyse.papers.rates import draw_layer_rates
-from spikeloom.analyse.report.data import Raster, RunData, Work, changes, gather_run, is_number
+from spikeloom.analyse.report.data import RunData, Work, changes, gather_run, is_number
+from spikeloom.analyse.report.plain_figure import plain_figure
+from spikeloom.analyse.report.raster import Raster
 from spikeloom.analyse.spike_plots import draw_raster
 from spikeloom.analyse.training_curves import metric_curves
 from spikeloom.errors import UsageError
@@ -82,13 +84,20 @@ def render(runs: Sequence[RunData]) -> str:
     """The page."""
     names, several = _names(runs), len(runs) > 1
     return fill(
-        "report.html", plots=True,
-        title=f"{len(runs)} runs compared" if several else runs[0].title, several=several,
+        "report.html",
+        plots=True,
+        title=f"{len(runs)} runs compared" if several else runs[0].title,
+        several=several,
         runs=[_run(run, name, several) for run, name in zip(runs, names, strict=True)],
-        overview=_overview(runs, names), different=_different(runs, names) if several else None,
-        published=_published(runs, names), curves=_curves(runs, names), rates=_rates(runs, names),
-        energies=_energies(runs, names), spent=_spent(runs, names), environment=_environment(runs, names),
-    )  # fmt: skip
+        overview=_overview(runs, names),
+        different=_different(runs, names) if several else None,
+        published=_published(runs, names),
+        curves=_curves(runs, names),
+        rates=_rates(runs, names),
+        energies=_energies(runs, names),
+        spent=_spent(runs, names),
+        environment=_environment(runs, names),
+    )
 
 
 def fill(template: str, plots: bool, **values: Any) -> str:
@@ -103,9 +112,12 @@ def fill(template: str, plots: bool, **values: Any) -> str:
 
     files = resources.files("spikeloom.analyse.report") / "page"
     environment = jinja2.Environment(
-        loader=jinja2.FunctionLoader(lambda name: (files / name).read_text("utf-8")), autoescape=True,
-        undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True,
-    )  # fmt: skip
+        loader=jinja2.FunctionLoader(lambda name: (files / name).read_text("utf-8")),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
     environment.filters["shown"] = shown
     scripts = [(files / "report.js").read_text("utf-8")]
     if plots:
@@ -122,8 +134,10 @@ def _names(runs: Sequence[RunData]) -> list[str]:
     titles = [run.title for run in runs]
     if len(runs) > 1 and len(set(titles)) == 1:
         return [str(run.folder) for run in runs]
-    return [title if titles.count(title) == 1 else f"{title} ({run.folder})"
-            for run, title in zip(runs, titles, strict=True)]  # fmt: skip
+    return [
+        title if titles.count(title) == 1 else f"{title} ({run.folder})"
+        for run, title in zip(runs, titles, strict=True)
+    ]
 
 
 def shown(value: Any) -> str:
@@ -144,15 +158,23 @@ def _run(run: RunData, name: str, several: bool) -> Json:
     measured, matrix, audit = run.measured, run.measured.confusion, run.measured.audit
     settings = None if run.run is None else run.run.settings.model_dump()
     return {
-        "name": name, "folder": str(run.folder), "problems": run.problems, "command": run.command,
+        "name": name,
+        "folder": str(run.folder),
+        "problems": run.problems,
+        "command": run.command,
         "settings": settings and json.dumps(settings, indent=2),
         "changes": run.run.changes_in_words() if run.run is not None else [],
-        "differs": _against_full(run), "row": run.row, "budget": run.budget,
+        "differs": _against_full(run),
+        "row": run.row,
+        "budget": run.budget,
         "confusion": _confusion(matrix, name if several else "Classes and predictions") if matrix else None,
-        "mistakes": _mistakes(matrix) if matrix else None, "audit": _layers(audit) if audit else None,
-        "verdict": audit.verdict() if audit else [], "data": measured.data, "audited": measured.audited,
+        "mistakes": _mistakes(matrix) if matrix else None,
+        "audit": _layers(audit) if audit else None,
+        "verdict": audit.verdict() if audit else [],
+        "data": measured.data,
+        "audited": measured.audited,
         "rasters": [_raster(raster) for raster in measured.rasters],
-    }  # fmt: skip
+    }
 
 
 def _against_full(run: RunData) -> Table | None:
@@ -161,8 +183,11 @@ def _against_full(run: RunData) -> Table | None:
         return None
     full, own = run.full.model_dump(), run.run.settings.model_dump()
     before, after = _flat(own, full), _flat(full, own)
-    rows = [(key, before.get(key, "-"), after.get(key, "-")) for key in dict.fromkeys([*before, *after])
-            if f"{key}=" not in _ELSEWHERE]  # fmt: skip
+    rows = [
+        (key, before.get(key, "-"), after.get(key, "-"))
+        for key in dict.fromkeys([*before, *after])
+        if f"{key}=" not in _ELSEWHERE
+    ]
     return Table("Settings that differ from the full budget", ("setting", "full budget", "this run"), rows)
 
 
@@ -183,7 +208,7 @@ def _confusion(found: Confusion, name: str) -> Plot | None:
     else:
         rows = [(label, round(each, 2)) for label, each in zip(found.classes, found.per_class, strict=True)]
         table = Table("Accuracy of each class", ("class", "accuracy, %"), rows, sortable=True)
-    return Plot(name, words, _plain(draw_confusion(found)), table, square=True)
+    return Plot(name, words, plain_figure(draw_confusion(found)), table, square=True)
 
 
 def _mistakes(found: Confusion) -> Table:
@@ -193,10 +218,19 @@ def _mistakes(found: Confusion) -> Table:
 def _layers(found: Audit) -> Table:
     head = ("layer", "energy, nJ", "input", "max", "rate, %", "MACs", "ACs", "dead channels", "breaks it because")
     rows = [
-        (row.name, row.energy_pj / 1e3, row.input, float(row.max), 100 * row.rate, round(row.macs), round(row.acs),
-         f"{row.dead} of {row.channels}" if row.channels else "-", row.why if row.breaks else "")
+        (
+            row.name,
+            row.energy_pj / 1e3,
+            row.input,
+            float(row.max),
+            100 * row.rate,
+            round(row.macs),
+            round(row.acs),
+            f"{row.dead} of {row.channels}" if row.channels else "-",
+            row.why if row.breaks else "",
+        )
         for row in found.rows
-    ]  # fmt: skip
+    ]
     caption = f"What enters each layer and what it costs, for one image of {found.steps:g} steps"
     return Table(caption, head, rows, sortable=True)
 
@@ -209,9 +243,14 @@ def _raster(raster: Raster) -> Json:
     words = f"{int(spikes.sum())} spikes of {some} neurons of {raster.layer} in {raster.steps} steps."
     table = Table("Spikes of these neurons at each step", ("step", "spikes"), list(enumerate(each)))
     title = f"Test image: {says}" if says else "Test image"
-    plot = Plot(title, words, _plain(draw_raster(spikes)), table) if raster.spikes else None
-    return {"png": raster.png, "alt": f"Test image, {says}" if says else "Test image", "plot": plot,
-            "title": title, "words": words}  # fmt: skip
+    plot = Plot(title, words, plain_figure(draw_raster(spikes)), table) if raster.spikes else None
+    return {
+        "png": raster.png,
+        "alt": f"Test image, {says}" if says else "Test image",
+        "plot": plot,
+        "title": title,
+        "words": words,
+    }
 
 
 # --- runs side by side ------------------------------------------------------------------------------------------------
@@ -237,22 +276,31 @@ def _overview(runs: Sequence[RunData], names: Sequence[str]) -> Table:
 
         return get
 
-    rows = _rows(runs, {
-        "about": lambda r: r.about or None, "folder": lambda r: str(r.folder),
-        "state": lambda r: "finished" if r.summary else "not finished",
-        "recipe": lambda r: r.run and r.run.recipe, "row": lambda r: r.run and r.run.row,
-        "published system": lambda r: r.row and r.row.system,
-        "budget": lambda r: r.budget or None, "seed": setting("seed"), "model": setting("model", "name"),
-        "neuron": setting("neuron", "name"), "steps T": lambda r: (a := r.measured.audit) and a.steps,
-        "parameters": lambda r: _number(r.summary.get("parameters")),
-        "training data": lambda r: _data(r, "train"), "test data": lambda r: _data(r, "test"),
-        "epochs": lambda r: len(r.records) or None,
-        "test accuracy, %": lambda r: _number(r.summary.get("test_accuracy")),
-        "best test accuracy, %": lambda r: _number(r.summary.get("best_test_accuracy")),
-        "test loss": lambda r: _number(r.summary.get("test_loss")),
-        "energy of one image, uJ": lambda r: (a := r.measured.audit) and a.energy_pj / 1e6,
-        "spike-driven": lambda r: (a := r.measured.audit) and _said(a.spike_driven),
-    })  # fmt: skip
+    rows = _rows(
+        runs,
+        {
+            "about": lambda r: r.about or None,
+            "folder": lambda r: str(r.folder),
+            "state": lambda r: "finished" if r.summary else "not finished",
+            "recipe": lambda r: r.run and r.run.recipe,
+            "row": lambda r: r.run and r.run.row,
+            "published system": lambda r: r.row and r.row.system,
+            "budget": lambda r: r.budget or None,
+            "seed": setting("seed"),
+            "model": setting("model", "name"),
+            "neuron": setting("neuron", "name"),
+            "steps T": lambda r: (a := r.measured.audit) and a.steps,
+            "parameters": lambda r: _number(r.summary.get("parameters")),
+            "training data": lambda r: _data(r, "train"),
+            "test data": lambda r: _data(r, "test"),
+            "epochs": lambda r: len(r.records) or None,
+            "test accuracy, %": lambda r: _number(r.summary.get("test_accuracy")),
+            "best test accuracy, %": lambda r: _number(r.summary.get("best_test_accuracy")),
+            "test loss": lambda r: _number(r.summary.get("test_loss")),
+            "energy of one image, uJ": lambda r: (a := r.measured.audit) and a.energy_pj / 1e6,
+            "spike-driven": lambda r: (a := r.measured.audit) and _said(a.spike_driven),
+        },
+    )
     return Table("What was run, and what came out", ("", *names), rows)
 
 
@@ -277,10 +325,16 @@ def _different(runs: Sequence[RunData], names: Sequence[str]) -> Table:
 
 
 _PUBLISHED = {
-    "acc": "test accuracy, %", "params_M": "parameters, millions", "flops_M": "FLOPs, millions",
-    "macs_M": "MACs, millions", "energy_uJ": "energy of one image, uJ", "energy_mJ": "energy of one image, mJ",
-    "hours": "training, hours", "sec_per_epoch": "training, seconds an epoch", "memory_GB": "peak memory, GB",
-}  # fmt: skip
+    "acc": "test accuracy, %",
+    "params_M": "parameters, millions",
+    "flops_M": "FLOPs, millions",
+    "macs_M": "MACs, millions",
+    "energy_uJ": "energy of one image, uJ",
+    "energy_mJ": "energy of one image, mJ",
+    "hours": "training, hours",
+    "sec_per_epoch": "training, seconds an epoch",
+    "memory_GB": "peak memory, GB",
+}
 
 
 def _found(run: RunData) -> Json:
@@ -308,12 +362,19 @@ def _published(runs: Sequence[RunData], names: Sequence[str]) -> Table | None:
     found = [_found(run) for run in runs]
     head = [part for name in names for part in (f"{name}, published", f"{name}, measured")]
     rows = [
-        (_PUBLISHED.get(key, key), *(value for run, own in zip(runs, found, strict=True)
-                                     for value in (run.row and run.row.published.get(key), own.get(key))))
+        (
+            _PUBLISHED.get(key, key),
+            *(
+                value
+                for run, own in zip(runs, found, strict=True)
+                for value in (run.row and run.row.published.get(key), own.get(key))
+            ),
+        )
         for key in keys
-    ]  # fmt: skip
-    return Table("Published beside measured", ("quantity", *(head if len(runs) > 1 else ("published", "measured"))),
-                 rows)  # fmt: skip
+    ]
+    return Table(
+        "Published beside measured", ("quantity", *(head if len(runs) > 1 else ("published", "measured"))), rows
+    )
 
 
 def _curves(runs: Sequence[RunData], names: Sequence[str]) -> list[Plot]:
@@ -328,7 +389,9 @@ def _curves(runs: Sequence[RunData], names: Sequence[str]) -> list[Plot]:
         epochs = sorted({epoch for column in columns for epoch in column})
         rows = [(epoch, *(column.get(epoch) for column in columns)) for epoch in epochs]
         table = Table(f"{what.capitalize()} by epoch", ("epoch", *(trace.name for trace in figure.data)), rows)
-        plots.append(Plot(what.capitalize(), f"{what.capitalize()} over the epochs: {ends}.", _plain(figure), table))
+        plots.append(
+            Plot(what.capitalize(), f"{what.capitalize()} over the epochs: {ends}.", plain_figure(figure), table)
+        )
     return plots
 
 
@@ -343,7 +406,9 @@ def _rates(runs: Sequence[RunData], names: Sequence[str]) -> Plot | None:
     layers = dict.fromkeys(layer for rates in found.values() for layer in rates)
     rows = [(layer, *(100 * rates[layer] if layer in rates else None for rates in found.values())) for layer in layers]
     table = Table("Spikes per neuron and step, %", ("layer", *found), rows, sortable=True)
-    return Plot("Firing rate of every layer", f"Firing rates, {ends}.", _plain(draw_layer_rates(found, "")), table)
+    return Plot(
+        "Firing rate of every layer", f"Firing rates, {ends}.", plain_figure(draw_layer_rates(found, "")), table
+    )
 
 
 def _energies(runs: Sequence[RunData], names: Sequence[str]) -> Table | None:
@@ -360,12 +425,15 @@ def _spent(runs: Sequence[RunData], names: Sequence[str]) -> Table:
     def seconds(run: RunData) -> float | None:
         return _number(run.summary.get("seconds", run.records[-1].get("seconds") if run.records else None))
 
-    rows = _rows(runs, {
-        "training, s": seconds,
-        "an epoch with its evaluation, s": lambda r: (s := seconds(r)) and r.records and s / len(r.records),
-        "peak memory of the training process, MB": lambda r: _number(r.summary.get("memory_MB")),
-        "measuring for this report, s": lambda r: r.measured.seconds or None,
-    })  # fmt: skip
+    rows = _rows(
+        runs,
+        {
+            "training, s": seconds,
+            "an epoch with its evaluation, s": lambda r: (s := seconds(r)) and r.records and s / len(r.records),
+            "peak memory of the training process, MB": lambda r: _number(r.summary.get("memory_MB")),
+            "measuring for this report, s": lambda r: r.measured.seconds or None,
+        },
+    )
     return Table("Time and memory", ("", *names), rows)
 
 
@@ -373,27 +441,3 @@ def _environment(runs: Sequence[RunData], names: Sequence[str]) -> Table:
     keys = dict.fromkeys(key for run in runs for key in run.environment)
     rows = [(str(key), *(shown(run.environment.get(key)) for run in runs)) for key in keys]
     return Table("Where it ran", ("", *names), rows)
-
-
-# --- plotly -----------------------------------------------------------------------------------------------------------
-
-
-def _plain(figure: Any) -> Json:
-    """A figure as plain values, without the title and the looks, which are the page's."""
-    values = json.loads(figure.to_json())
-    for key in ("template", "title"):
-        values["layout"].pop(key, None)
-    return _literal(values)
-
-
-def _literal(value: Any, key: str = "") -> Any:
-    """Names of classes, layers and runs as they are: plotly would read tags and entities in them."""
-    if isinstance(value, dict):
-        return {k: _literal(v, k) for k, v in value.items()}
-    if isinstance(value, list):
-        return [_literal(each, key) for each in value]
-    if isinstance(value, float):
-        return float(f"{value:.5g}")  # a screen shows no more, and the page is smaller
-    if isinstance(value, str) and not key.endswith("template"):
-        return value.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
-    return value

@@ -14,9 +14,12 @@ from spikeloom.data.formats.events import Columns, Decoded, EventFile, unwrap
 
 # Sizes of the chips whose class is named in a header, such as "eu.seebetter.ini.chips.davis.DAVIS240C".
 _CHIPS = {
-    "dvs128": (128, 128), "davis128": (128, 128), "davis208": (208, 192), "davis240": (240, 180),
+    "dvs128": (128, 128),
+    "davis128": (128, 128),
+    "davis208": (208, 192),
+    "davis240": (240, 180),
     "davis346": (346, 260),
-}  # fmt: skip
+}
 
 
 def aedat2(file: EventFile, sensor: tuple[int, int] | None) -> Decoded:
@@ -59,8 +62,18 @@ def aedat2(file: EventFile, sensor: tuple[int, int] | None) -> Decoded:
     return Decoded(t, x.astype(np.int16), y.astype(np.int16), p, size, lambda i: start + 8 * int(kept[i]))
 
 
-_PACKET = np.dtype([("type", "<i2"), ("source", "<i2"), ("size", "<i4"), ("ts_offset", "<i4"), ("overflow", "<i4"),
-                    ("capacity", "<i4"), ("number", "<i4"), ("valid", "<i4")])  # fmt: skip
+_PACKET = np.dtype(
+    [
+        ("type", "<i2"),
+        ("source", "<i2"),
+        ("size", "<i4"),
+        ("ts_offset", "<i4"),
+        ("overflow", "<i4"),
+        ("capacity", "<i4"),
+        ("number", "<i4"),
+        ("valid", "<i4"),
+    ]
+)
 
 
 def aedat3(file: EventFile, sensor: tuple[int, int] | None) -> Decoded:

@@ -32,8 +32,9 @@ def extract(kind: str, split: str, path: str, out: str) -> None:
             times = [opened[f"{split}_timestamps"][name][()] for name in names]
             units = [opened[f"{split}_addresses"][name][()] for name in names]
     with open(out, "wb") as stream:
-        np.savez(stream, labels=labels, times=_joined(times), units=_joined(units), ends=_ends(times),
-                 unit_ends=_ends(units))  # fmt: skip
+        np.savez(
+            stream, labels=labels, times=_joined(times), units=_joined(units), ends=_ends(times), unit_ends=_ends(units)
+        )
 
 
 def _joined(rows: Any) -> Any:

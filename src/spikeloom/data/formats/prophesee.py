@@ -10,9 +10,14 @@ from spikeloom.data.formats.events import Array, Columns, Decoded, EventFile, Ev
 
 # Sensors by the end of "plugin_name hal_plugin_...", for headers that name no size.
 _CAMERAS = {
-    "gen3": (640, 480), "gen31": (640, 480), "gen4": (1280, 720), "gen41": (1280, 720), "imx636": (1280, 720),
-    "imx646": (1280, 720), "genx320": (320, 320),
-}  # fmt: skip
+    "gen3": (640, 480),
+    "gen31": (640, 480),
+    "gen4": (1280, 720),
+    "gen41": (1280, 720),
+    "imx636": (1280, 720),
+    "imx646": (1280, 720),
+    "genx320": (320, 320),
+}
 _CHUNK = 1 << 12  # words at a time: what is needed for a word is many times its size
 
 

@@ -35,12 +35,20 @@ from spikeloom.errors import UsageError
 SENSORS = ((34, 34), (128, 128), (240, 180), (256, 256))
 # What is often given by mistake: known beginnings of other files.
 _FOREIGN = {
-    b"\x89PNG\r\n": "a PNG picture", b"\xff\xd8\xff": "a JPEG picture", b"GIF87a": "a GIF picture",
-    b"GIF89a": "a GIF picture", b"II*\0": "a TIFF picture", b"MM\0*": "a TIFF picture", b"%PDF": "a PDF document",
-    b"PK\x03\x04": "a ZIP archive; unpack it", b"\x1f\x8b\x08": "gzip-compressed; unpack it",
-    b"\x93NUMPY": "a NumPy array", b"RIFF": "a WAV, AVI or WebP file", b"\x80\x04\x95": "a pickle",
+    b"\x89PNG\r\n": "a PNG picture",
+    b"\xff\xd8\xff": "a JPEG picture",
+    b"GIF87a": "a GIF picture",
+    b"GIF89a": "a GIF picture",
+    b"II*\0": "a TIFF picture",
+    b"MM\0*": "a TIFF picture",
+    b"%PDF": "a PDF document",
+    b"PK\x03\x04": "a ZIP archive; unpack it",
+    b"\x1f\x8b\x08": "gzip-compressed; unpack it",
+    b"\x93NUMPY": "a NumPy array",
+    b"RIFF": "a WAV, AVI or WebP file",
+    b"\x80\x04\x95": "a pickle",
     b"\x89HDF\r\n": "an HDF5 file, which holds many recordings: use create_dataset('shd' or 'n_tidigits', ...)",
-}  # fmt: skip
+}
 
 
 def read_events(

@@ -86,9 +86,11 @@ def mel_spikes(waves: Tensor, T: int, bands: int) -> Tensor:
     The log energy of each mel band, from 0 (50 dB below the recording's loudest) to 1, drives an integrate-and-fire
     neuron with threshold 1 and soft reset; its positive difference, times 4, drives a second one. Deterministic.
     """
-    spectrum = torch.stft(
-        waves, 256, _HOP, _WINDOW, torch.hann_window(_WINDOW), center=False, return_complex=True
-    ) if waves.shape[1] >= 256 else torch.zeros(len(waves), 129, 0, dtype=torch.complex64)  # fmt: skip
+    spectrum = (
+        torch.stft(waves, 256, _HOP, _WINDOW, torch.hann_window(_WINDOW), center=False, return_complex=True)
+        if waves.shape[1] >= 256
+        else torch.zeros(len(waves), 129, 0, dtype=torch.complex64)
+    )
     energy = torch.zeros(len(waves), bands, T)
     steps = min(T, spectrum.shape[2])
     energy[:, :, :steps] = torch.einsum("bf,nft->nbt", mel_bank(bands), spectrum[:, :, :steps].abs().square())

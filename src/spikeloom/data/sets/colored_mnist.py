@@ -57,12 +57,7 @@ def colored_mnist(
     Raises:
         UsageError: a probability outside 0 to 1.
     """
-    for name, p in (
-        ("flip_train1", flip_train1), ("flip_train2", flip_train2), ("flip_test", flip_test),
-        ("label_noise", label_noise),
-    ):  # fmt: skip
-        if not 0 <= p <= 1:
-            raise UsageError(f"{name} of colored_mnist must be a probability from 0 to 1, got {p!r}")
+    _check(flip_train1=flip_train1, flip_train2=flip_train2, flip_test=flip_test, label_noise=label_noise)
     whole = mnist(root, "train", download=download)
     if len(whole) != 60_000:
         raise UsageError(f"colored_mnist needs the 60,000 training images of MNIST, got {whole.title}")
@@ -102,6 +97,12 @@ def colored_mnist(
         std=((0.3081,) * channels if normalised else (1.0,) * channels),
         environments=len(flips),
     )
+
+
+def _check(**probabilities: float) -> None:
+    for name, p in probabilities.items():
+        if not 0 <= p <= 1:
+            raise UsageError(f"{name} of colored_mnist must be a probability from 0 to 1, got {p!r}")
 
 
 def coloured(images: Tensor, colours: Tensor, channels: int) -> Tensor:

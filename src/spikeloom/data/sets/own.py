@@ -68,9 +68,14 @@ def folder(
     if len(which) * channels * size**2 <= _IN_MEMORY:
         images = torch.stack([images[i] for i in range(len(which))])
     return ImageDataset(
-        cast("Tensor", images), torch.tensor([labels[i] for i in which]), name="folder", title=title, classes=classes,
-        mean=mean or (0.5,) * channels, std=std or (0.25,) * channels,
-    )  # fmt: skip
+        cast("Tensor", images),
+        torch.tensor([labels[i] for i in which]),
+        name="folder",
+        title=title,
+        classes=classes,
+        mean=mean or (0.5,) * channels,
+        std=std or (0.25,) * channels,
+    )
 
 
 @DATASETS.register
@@ -106,8 +111,9 @@ def recordings(
     classes, paths, labels, title = _by_class(root, split, "recordings", None, test, draws)
     cuts = [Cut(path, label) for path, label in zip(paths, labels, strict=True)]
     framing = Framing(Slicer.filled(frames, T, dt), downsample, polarity)
-    return dataset_of("recordings", title, cuts, subset, classes, reader, framing, lambda cut: reader(cut.path), size,
-                      resize, flatten)  # fmt: skip
+    return dataset_of(
+        "recordings", title, cuts, subset, classes, reader, framing, lambda cut: reader(cut.path), size, resize, flatten
+    )
 
 
 @DATASETS.register
@@ -214,9 +220,10 @@ def _by_class(
     labels: list[int] = []
     for label, name in enumerate(classes):
         inside = sorted(
-            path for path in (base / name).glob("*")
+            path
+            for path in (base / name).glob("*")
             if path.is_file() and not path.name.startswith(".") and (not endings or path.suffix.lower() in endings)
-        )  # fmt: skip
+        )
         if not inside:
             kinds = f" ({', '.join(endings)})" if endings else ""
             raise DataFileError(f"{base / name}: a class without {what}{kinds}; add some, or remove the folder")

@@ -173,8 +173,10 @@ class Engine:
             can = step.takes_events(self._values[step.x], self._tensors[step.weight])
             steps[i] = step.model_copy(update={"way": "event" if can and event[i] < dense[i] else "dense"})
             timings[i] = {
-                "active": densities[step.x], "event_ms": 1e3 * event[i] if can else None, "dense_ms": 1e3 * dense[i],
-            }  # fmt: skip
+                "active": densities[step.x],
+                "event_ms": 1e3 * event[i] if can else None,
+                "dense_ms": 1e3 * dense[i],
+            }
         return Engine(self._plan.model_copy(update={"steps": tuple(steps)}), self._tensors, timings)
 
     def with_ways(self, way: Literal["event", "dense"]) -> Engine:
@@ -199,9 +201,12 @@ class Engine:
             parts.append("neurons" * (step.op != "fire" and getattr(step, "neuron", None) is not None))
             way = step.way if isinstance(step, Conv) else ""
             row = {
-                "layer": step.layer, "step": " + ".join(filter(None, parts)),
-                "reads": _shape(self._values[step.reads()[0]]), "makes": _shape(self._values[step.out[-1]]), "way": way,
-            }  # fmt: skip
+                "layer": step.layer,
+                "step": " + ".join(filter(None, parts)),
+                "reads": _shape(self._values[step.reads()[0]]),
+                "makes": _shape(self._values[step.out[-1]]),
+                "way": way,
+            }
             rows.append(row | self._timings.get(i, dict.fromkeys(("active", "event_ms", "dense_ms"))))
         return rows
 

@@ -65,7 +65,10 @@ def evaluate_engine(
     result: Json = {"images": images, "accuracy": 100 * right / images, "ms": 1e3 * seconds / images}
     if model is not None:
         result |= {
-            "model_accuracy": 100 * model_right / images, "model_ms": 1e3 * model_seconds / images,
-            "same": 100 * same / images, "difference": difference, "close": 100 * close / images,
-        }  # fmt: skip
+            "model_accuracy": 100 * model_right / images,
+            "model_ms": 1e3 * model_seconds / images,
+            "same": 100 * same / images,
+            "difference": difference,
+            "close": 100 * close / images,
+        }
     return result

@@ -49,10 +49,16 @@ def pack(step: Conv, x: Value, tensors: Mapping[str, Tensor]) -> tuple[Tensor, T
     count = torch.zeros(1, dtype=torch.int64)
     depthwise = step.depthwise(weight)
     fields = {
-        "in": weight.shape[1], "out": weight.shape[0], "kernel_height": weight.shape[2],
-        "kernel_width": weight.shape[3], "stride": step.stride, "depthwise": depthwise,
-        "binary": x.most == 1, "weight": weight.data_ptr(), "floats": count.data_ptr(),
-    }  # fmt: skip
+        "in": weight.shape[1],
+        "out": weight.shape[0],
+        "kernel_height": weight.shape[2],
+        "kernel_width": weight.shape[3],
+        "stride": step.stride,
+        "depthwise": depthwise,
+        "binary": x.most == 1,
+        "weight": weight.data_ptr(),
+        "floats": count.data_ptr(),
+    }
     _dispatch.native.event_pack(**fields, packed=0, half=0)
     packed = torch.empty(int(count))
     # Where the caches hold float32, taking words apart costs more than it saves.
@@ -109,9 +115,16 @@ class Executor:
     """
 
     def __init__(
-        self, plan: Plan, values: Sequence[Value], tensors: Mapping[str, Tensor],
-        packed: Mapping[int, tuple[Tensor, Tensor]], arena: Arena, T: int, N: int, threads: int,
-    ):  # fmt: skip
+        self,
+        plan: Plan,
+        values: Sequence[Value],
+        tensors: Mapping[str, Tensor],
+        packed: Mapping[int, tuple[Tensor, Tensor]],
+        arena: Arena,
+        T: int,
+        N: int,
+        threads: int,
+    ):
         self.T, self.N = T, N
         self._plan, self._values, self._tensors, self._packed = plan, values, tensors, packed
         self._arena, self._threads = arena, threads
@@ -224,11 +237,17 @@ class Executor:
         stride = 0 if residual is None or residual.shape[0] != self.T else residual[0].numel()
         spikes = None if step.neuron is None else self._maps[step.out[-1]]
         fields = {
-            "steps": self.T, "residual": pointer if real else 0, "residual_spikes": 0 if real else pointer,
-            "residual_stride": stride, "sum": self._maps[step.out[0]].data_ptr() if step.keep_sum else 0,
-            "spikes": 0 if spikes is None else spikes.data_ptr(), "decay": neuron.decay, "gain": neuron.gain,
-            "threads": self._threads, **fires.forward,
-        }  # fmt: skip
+            "steps": self.T,
+            "residual": pointer if real else 0,
+            "residual_spikes": 0 if real else pointer,
+            "residual_stride": stride,
+            "sum": self._maps[step.out[0]].data_ptr() if step.keep_sum else 0,
+            "spikes": 0 if spikes is None else spikes.data_ptr(),
+            "decay": neuron.decay,
+            "gain": neuron.gain,
+            "threads": self._threads,
+            **fires.forward,
+        }
 
         def potentials() -> int:
             if self._states is None or spikes is None:
@@ -245,13 +264,24 @@ class Executor:
         packed, bias = self._packed[i]
         fields, potentials = self._fired(i, step)
         fields |= {
-            "images": self.N, "height": value.height, "width": value.width, "in": value.channels,
-            "out": weight.shape[0], "kernel_height": weight.shape[2], "kernel_width": weight.shape[3],
-            "stride": step.stride, "padding_y": step.padding[0], "padding_x": step.padding[1],
-            "depthwise": step.depthwise(weight), "binary": value.most == 1, "x": self._maps[step.x].data_ptr(),
-            "weight": 0, "half": 0, "bias": bias.data_ptr(),
+            "images": self.N,
+            "height": value.height,
+            "width": value.width,
+            "in": value.channels,
+            "out": weight.shape[0],
+            "kernel_height": weight.shape[2],
+            "kernel_width": weight.shape[3],
+            "stride": step.stride,
+            "padding_y": step.padding[0],
+            "padding_x": step.padding[1],
+            "depthwise": step.depthwise(weight),
+            "binary": value.most == 1,
+            "x": self._maps[step.x].data_ptr(),
+            "weight": 0,
+            "half": 0,
+            "bias": bias.data_ptr(),
             "weight" if packed.dtype == torch.float32 else "half": packed.data_ptr(),
-        }  # fmt: skip
+        }
         kernel = _dispatch.native.bound_event_conv(fields, ["v"])
         return lambda: kernel(potentials())
 
@@ -305,10 +335,17 @@ class Executor:
     def _pool(self, step: Pool, x: Tensor, y: Tensor) -> Callable[[], None]:
         if step.op == "max_pool" and x.dtype == torch.uint8:
             fields = {
-                "images": x.shape[0] * x.shape[1], "height": x.shape[2], "width": x.shape[3], "channels": x.shape[4],
-                "kernel": step.kernel, "stride": step.stride, "padding": step.padding, "x": x.data_ptr(),
-                "y": y.data_ptr(), "threads": self._threads,
-            }  # fmt: skip
+                "images": x.shape[0] * x.shape[1],
+                "height": x.shape[2],
+                "width": x.shape[3],
+                "channels": x.shape[4],
+                "kernel": step.kernel,
+                "stride": step.stride,
+                "padding": step.padding,
+                "x": x.data_ptr(),
+                "y": y.data_ptr(),
+                "threads": self._threads,
+            }
             return _dispatch.native.bound_event_max_pool(fields, [])
         if step.kernel == 1 and step.padding == 0:
             chosen = x[:, :, :: step.stride, :: step.stride][:, :, : y.shape[2], : y.shape[3]]
@@ -327,10 +364,17 @@ class Executor:
     def _attention(self, step: Attention, y: Tensor) -> Callable[[], None]:
         q, k, v = (self._maps[index] for index in step.reads())
         fields = {
-            "maps": q.shape[0] * q.shape[1], "tokens": q.shape[2] * q.shape[3], "channels": q.shape[4],
-            "heads": step.heads, "scale": step.scale, "q": q.data_ptr(), "k": k.data_ptr(), "v": v.data_ptr(),
-            "y": y.data_ptr(), "threads": self._threads,
-        }  # fmt: skip
+            "maps": q.shape[0] * q.shape[1],
+            "tokens": q.shape[2] * q.shape[3],
+            "channels": q.shape[4],
+            "heads": step.heads,
+            "scale": step.scale,
+            "q": q.data_ptr(),
+            "k": k.data_ptr(),
+            "v": v.data_ptr(),
+            "y": y.data_ptr(),
+            "threads": self._threads,
+        }
         return _dispatch.native.bound_event_attention(fields, [])
 
 
@@ -342,10 +386,12 @@ def _map(step: Map, x: Tensor, y: Tensor) -> Callable[[], None]:
     if step.op == "complement":
         return lambda: _void(torch.bitwise_xor(x, 1, out=y))
     functions: dict[str, Callable[[Tensor], Tensor]] = {
-        "relu": lambda z: z.relu_(), "sigmoid": lambda z: z.sigmoid_(),
-        "clamp": lambda z: z.clamp_(step.low, step.high), "scale": lambda z: z.mul_(step.high),
+        "relu": lambda z: z.relu_(),
+        "sigmoid": lambda z: z.sigmoid_(),
+        "clamp": lambda z: z.clamp_(step.low, step.high),
+        "scale": lambda z: z.mul_(step.high),
         "shift": lambda z: z.add_(step.high),
-    }  # fmt: skip
+    }
     function = functions[step.op]
     return lambda: _void(function(y.copy_(x)))
 

@@ -166,22 +166,39 @@ class _Network(Lowering):
     # --- layers -------------------------------------------------------------------------------------------------------
 
     def _conv2d(
-        self, x: View, weight: Tensor, bias: Tensor | None = None, stride: Sequence[int] = (1, 1),
-        padding: Sequence[int] | str = (0, 0), dilation: Sequence[int] = (1, 1), groups: int = 1,
-    ) -> View:  # fmt: skip
+        self,
+        x: View,
+        weight: Tensor,
+        bias: Tensor | None = None,
+        stride: Sequence[int] = (1, 1),
+        padding: Sequence[int] | str = (0, 0),
+        dilation: Sequence[int] = (1, 1),
+        groups: int = 1,
+    ) -> View:
         sides = {*stride}
         if len(sides) != 1 or {*dilation} != {1} or isinstance(padding, str):
             raise TypeError("its stride, dilation or padding")
         two = padding if len(padding) == 2 else (padding[0], padding[0])
         return self.emit(
-            Conv, x=self.as_map(x), weight=self.weight(1, weight), bias=self.weight(2, bias), stride=sides.pop(),
-            padding=(int(two[0]), int(two[1])), groups=groups,
-        )  # fmt: skip
+            Conv,
+            x=self.as_map(x),
+            weight=self.weight(1, weight),
+            bias=self.weight(2, bias),
+            stride=sides.pop(),
+            padding=(int(two[0]), int(two[1])),
+            groups=groups,
+        )
 
     def _conv1d(
-        self, x: View, weight: Tensor, bias: Tensor | None = None, stride: Sequence[int] = (1,),
-        padding: Sequence[int] | str = (0,), dilation: Sequence[int] = (1,), groups: int = 1,
-    ) -> View:  # fmt: skip
+        self,
+        x: View,
+        weight: Tensor,
+        bias: Tensor | None = None,
+        stride: Sequence[int] = (1,),
+        padding: Sequence[int] | str = (0,),
+        dilation: Sequence[int] = (1,),
+        groups: int = 1,
+    ) -> View:
         if {*dilation} != {1} or isinstance(padding, str) or stride[0] != 1:
             raise TypeError("its stride, dilation or padding")
         tokens = self.values[x.value].height > 1
@@ -209,12 +226,19 @@ class _Network(Lowering):
         form = "tokens.T" if x.form == "tokens.T" else "vector"
         return self.emit(
             Conv, form, x=index, weight=self.weight(1, weight, (out, features, 1, 1)), bias=self.weight(2, bias)
-        )  # fmt: skip
+        )
 
     def _spikeloom_scan(
-        self, x: View, v: Any, decay: Tensor | None, gain: Tensor | None, scale: Any, slope: Any,
-        numbers: Sequence[float], _: bool,
-    ) -> Spikes:  # fmt: skip
+        self,
+        x: View,
+        v: Any,
+        decay: Tensor | None,
+        gain: Tensor | None,
+        scale: Any,
+        slope: Any,
+        numbers: Sequence[float],
+        _: bool,
+    ) -> Spikes:
         if scale is not None or v is not None:
             raise TypeError("a rectified charge")
         if self.length is None and same(self.axes_before(x)[0], 1):
@@ -225,9 +249,12 @@ class _Network(Lowering):
         v_reset, strict, thresholds = numbers[2], numbers[3], numbers[8:]
         kept, added, _scale = charge(decay, gain, None, numbers)
         neuron = Neuron(
-            decay=float(kept), gain=float(added), threshold=tuple(map(float, thresholds)),
-            v_reset=None if math.isnan(v_reset) else float(v_reset), strict_firing=bool(strict),
-        )  # fmt: skip
+            decay=float(kept),
+            gain=float(added),
+            threshold=tuple(map(float, thresholds)),
+            v_reset=None if math.isnan(v_reset) else float(v_reset),
+            strict_firing=bool(strict),
+        )
         value = self.values[x.value]
         index = x.value
         if value.spikes:
@@ -236,26 +263,37 @@ class _Network(Lowering):
         return Spikes(replace(x, value=made.value))
 
     def _max_pool2d(
-        self, x: View, kernel: Sequence[int], stride: Sequence[int] = (), padding: Sequence[int] = (0,),
-        dilation: Sequence[int] = (1,), ceil: bool = False,
-    ) -> View:  # fmt: skip
+        self,
+        x: View,
+        kernel: Sequence[int],
+        stride: Sequence[int] = (),
+        padding: Sequence[int] = (0,),
+        dilation: Sequence[int] = (1,),
+        ceil: bool = False,
+    ) -> View:
         fits = set(dilation) == {1} and not ceil
         return self._pool("max_pool", x, kernel, stride or kernel, padding, ceil, fits)
 
     def _avg_pool2d(
-        self, x: View, kernel: Sequence[int], stride: Sequence[int] = (), padding: Sequence[int] = (0,),
-        ceil: bool = False, count_include_pad: bool = True, divisor: int | None = None,
-    ) -> View:  # fmt: skip
+        self,
+        x: View,
+        kernel: Sequence[int],
+        stride: Sequence[int] = (),
+        padding: Sequence[int] = (0,),
+        ceil: bool = False,
+        count_include_pad: bool = True,
+        divisor: int | None = None,
+    ) -> View:
         return self._pool(
             "avg_pool", x, kernel, stride or kernel, padding, ceil, divisor is None, count_padding=count_include_pad
-        )  # fmt: skip
+        )
 
     def _pool(self, op: str, x: View, kernel: Any, stride: Any, padding: Any, ceil: bool, fits: bool, **fields: Any):
         if not fits or any(len({*sides}) != 1 for sides in (kernel, stride, padding)):
             raise TypeError("its window")
         return self.emit(
             Pool, op=op, x=self.as_map(x), kernel=kernel[0], stride=stride[0], padding=padding[0], ceil=ceil, **fields
-        )  # fmt: skip
+        )
 
     def _mean(self, x: View, dims: Sequence[int] | None, keepdim: bool = False, **_: Any) -> View:
         lead = self.lead(x)

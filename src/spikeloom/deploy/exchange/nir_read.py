@@ -193,9 +193,14 @@ def _layer(nir: Any, name: str, node: Any) -> nn.Module:
         outputs, inputs, *kernel = node.weight.shape
         padding = node.padding if isinstance(node.padding, str) else _whole(node.padding, axes)
         layer = make(
-            inputs * int(node.groups), outputs, tuple(kernel), _whole(node.stride, axes), padding,
-            _whole(node.dilation, axes), int(node.groups),
-        )  # fmt: skip
+            inputs * int(node.groups),
+            outputs,
+            tuple(kernel),
+            _whole(node.stride, axes),
+            padding,
+            _whole(node.dilation, axes),
+            int(node.groups),
+        )
         return _with_weights(layer, node.weight, node.bias)
     if isinstance(node, (nir.AvgPool2d, nir.SumPool2d)):
         divisor = 1 if isinstance(node, nir.SumPool2d) else None

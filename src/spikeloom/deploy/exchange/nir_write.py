@@ -91,10 +91,12 @@ class _Writer:
         signature = program.graph_signature
         tensors: dict[str, Any] = {
             **{name: program.state_dict[target] for name, target in signature.inputs_to_parameters.items()},
-            **{name: program.state_dict.get(target, program.constants.get(target))
-               for name, target in signature.inputs_to_buffers.items()},
+            **{
+                name: program.state_dict.get(target, program.constants.get(target))
+                for name, target in signature.inputs_to_buffers.items()
+            },
             **{name: program.constants[target] for name, target in signature.inputs_to_lifted_tensor_constants.items()},
-        }  # fmt: skip
+        }
         self.tensors: dict[str, Tensor] = tensors
         self.nodes: dict[str, Any] = {}
         self.edges: list[tuple[str, str]] = []
@@ -229,9 +231,12 @@ class _Writer:
             settings = {name: pair[0] for name, pair in settings.items()}
         kind = self.nir.Conv1d if axes == 1 else self.nir.Conv2d
         made = kind(
-            input_shape=value.shape[1] if axes == 1 else value.shape[1:], weight=weight, groups=given[4],
-            bias=self._array(bias, len(weight)), **settings,
-        )  # fmt: skip
+            input_shape=value.shape[1] if axes == 1 else value.shape[1:],
+            weight=weight,
+            groups=given[4],
+            bias=self._array(bias, len(weight)),
+            **settings,
+        )
         return self.add(node, value, made, tuple(node.meta["val"].shape[1:]))
 
     def average(self, node: Node) -> _Value:

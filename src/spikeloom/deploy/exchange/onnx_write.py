@@ -220,9 +220,15 @@ def _convert(program: torch.export.ExportedProgram, name: str, optimize: bool, d
     try:
         with quiet():
             written: Any = torch.onnx.export(
-                program, dynamo=True, input_names=["input"], output_names=["logits"], opset_version=OPSET,
-                optimize=optimize, dynamic_shapes=dynamic, custom_translation_table=table,
-            )  # fmt: skip
+                program,
+                dynamo=True,
+                input_names=["input"],
+                output_names=["logits"],
+                opset_version=OPSET,
+                optimize=optimize,
+                dynamic_shapes=dynamic,
+                custom_translation_table=table,
+            )
     except Exception as error:
         raise UsageError(f"{name} cannot be written as ONNX: {reason_of(error)}") from error
     return written.model_proto
@@ -233,8 +239,12 @@ def _neurons_node() -> Any:
     defs, values = needed("onnx").defs, needed("onnxscript").values
     tensor = [defs.OpSchema.FormalParameter(name, "T") for name in ("x", "y")]
     schema = defs.OpSchema(
-        "neurons", "spikeloom", 1, inputs=tensor[:1], outputs=tensor[1:],
+        "neurons",
+        "spikeloom",
+        1,
+        inputs=tensor[:1],
+        outputs=tensor[1:],
         type_constraints=[("T", ["tensor(float)"], "potentials and spikes")],
         attributes=[defs.OpSchema.Attribute("name", defs.OpSchema.AttrType.STRING)],
-    )  # fmt: skip
+    )
     return values.Op(values.Opset("spikeloom", 1), "neurons", schema)

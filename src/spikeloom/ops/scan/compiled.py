@@ -129,7 +129,9 @@ def scan_compiled(
 
     constants = (decay, gain, 1.0 if scale is None else scale)
     spikes, last = _Compiled.apply(
-        x.flatten(1), v.to(dtype).flatten(len(levels)),
-        *(torch.as_tensor(c, dtype=dtype, device=x.device) for c in constants), functions,
-    )  # fmt: skip
+        x.flatten(1),
+        v.to(dtype).flatten(len(levels)),
+        *(torch.as_tensor(c, dtype=dtype, device=x.device) for c in constants),
+        functions,
+    )
     return spikes.view(shape), last.view(*levels, *shape[1:])

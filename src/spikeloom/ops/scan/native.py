@@ -65,9 +65,12 @@ def firing(numbers: Numbers) -> Firing:
     fire_at = torch.nextafter(threshold, torch.full_like(threshold, math.inf)) if strict else threshold
     soft = math.isnan(v_reset)
     forward = {
-        "v_rest": 0.0 if soft else v_reset, "hard": not soft, "levels": len(thresholds),
-        "threshold": threshold.data_ptr(), "fire_at": fire_at.data_ptr(),
-    }  # fmt: skip
+        "v_rest": 0.0 if soft else v_reset,
+        "hard": not soft,
+        "levels": len(thresholds),
+        "threshold": threshold.data_ptr(),
+        "fire_at": fire_at.data_ptr(),
+    }
     backward = {"surrogate": int(kind), "p": p, "q": q, "detach_reset": bool(detach_reset)}
     return Firing(len(thresholds), forward, backward, (threshold, fire_at))
 
@@ -172,9 +175,14 @@ def _forward(
     last = rows_like(levels, spikes[0], torch.float32) if return_v else None
     starts = starts_like(levels, spikes)
     kernel.run(
-        x.data_ptr(), pointer(v), *charge(decay, gain, scale, numbers), pointer(starts), spikes.data_ptr(),
-        pointer(last), 0,
-    )  # fmt: skip
+        x.data_ptr(),
+        pointer(v),
+        *charge(decay, gain, scale, numbers),
+        pointer(starts),
+        spikes.data_ptr(),
+        pointer(last),
+        0,
+    )
     return spikes, last, starts
 
 
@@ -190,9 +198,7 @@ def _potentials(
     x, v, kernel = _prepare(False, x, v, scale, numbers)
     spikes = fresh(x, x.dtype)
     f = rows_like(kernel.firing.levels, spikes, torch.float32)
-    kernel.run(
-        x.data_ptr(), pointer(v), *charge(decay, gain, scale, numbers), 0, spikes.data_ptr(), 0, f.data_ptr()
-    )  # fmt: skip
+    kernel.run(x.data_ptr(), pointer(v), *charge(decay, gain, scale, numbers), 0, spikes.data_ptr(), 0, f.data_ptr())
     return f
 
 
@@ -225,14 +231,33 @@ def _backward(
     slope = None if slope is None else ordered(slope, rows_like(levels, grad_x, torch.float32), torch.float32)
     constants = x.new_empty(3, dtype=torch.float64) if learn else None
     kernel.run(
-        x.data_ptr(), pointer(v), *charge(decay, gain, scale, numbers), pointer(starts), grad_spikes.data_ptr(),
-        pointer(grad_last), pointer(slope), grad_x.data_ptr(), pointer(grad_v), pointer(constants),
-    )  # fmt: skip
+        x.data_ptr(),
+        pointer(v),
+        *charge(decay, gain, scale, numbers),
+        pointer(starts),
+        grad_spikes.data_ptr(),
+        pointer(grad_last),
+        pointer(slope),
+        grad_x.data_ptr(),
+        pointer(grad_v),
+        pointer(constants),
+    )
     return grad_x, grad_v, constants
 
 
-def _fake_backward(grad_spikes: Any, grad_last: Any, x: Tensor, v: Any, decay: Any, gain: Any, scale: Any, slope: Any,
-                   starts: Any, numbers: Any, learn: bool) -> tuple[Tensor, Tensor | None, Tensor | None]:  # fmt: skip
+def _fake_backward(
+    grad_spikes: Any,
+    grad_last: Any,
+    x: Tensor,
+    v: Any,
+    decay: Any,
+    gain: Any,
+    scale: Any,
+    slope: Any,
+    starts: Any,
+    numbers: Any,
+    learn: bool,
+) -> tuple[Tensor, Tensor | None, Tensor | None]:
     grad_x = like(dense(x), x.dtype)
     grad_v = None if v is None else rows_like(_levels(numbers), grad_x[0], torch.float32)
     return grad_x, grad_v, x.new_empty(3, dtype=torch.float64) if learn else None
@@ -255,7 +280,7 @@ def _differentiate(ctx: Any, grad_spikes: Tensor | None, grad_last: Tensor | Non
     learn = True in needed
     grad_x, grad_v, sums = _scan_backward(
         grad_spikes, grad_last, x, v, decay, gain, scale, slope, starts, ctx.numbers, learn
-    )  # fmt: skip
+    )
     grads = (None, None, None)
     if learn:
         grads = (

@@ -27,7 +27,7 @@ def scan_reference(
     """`scan` in plain PyTorch: the definition, differentiated by autograd."""
     spikes, v = run_steps(
         x, v, decay, gain, v_threshold, v_reset, lambda _, u: surrogate(u, strict), detach_reset, scale
-    )  # fmt: skip
+    )
     return torch.stack(spikes).to(x.dtype), v
 
 

@@ -1,0 +1,158 @@
+"""The settings of a run: data, model, neuron and training, every key checked."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+
+Json = dict[str, Any]
+
+
+def _as_text(value: Any) -> Any:
+    """A value with paths as strings, which settings on disk are."""
+    if isinstance(value, list):
+        return [_as_text(each) for each in value]
+    return os.fspath(value) if isinstance(value, os.PathLike) else value
+
+
+def as_tuple(value: Any) -> Any:
+    """A list as a tuple, for which TOML and JSON have no word."""
+    return tuple(as_tuple(each) for each in value) if isinstance(value, list) else value
+
+
+class Strict(BaseModel):
+    """Settings with known keys alone, of the types that are written."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
+
+
+class Named(BaseModel):
+    """Something from a registry with its options: `"LIF"` or `{name = "LIF", tau = 2.0}`."""
+
+    model_config = ConfigDict(extra="allow", strict=True)
+
+    name: str
+
+    @model_validator(mode="before")
+    @classmethod
+    def _from_name(cls, value: Any) -> Any:
+        if isinstance(value, Mapping):
+            return {key: _as_text(each) for key, each in value.items()}
+        return {"name": value} if isinstance(value, str) else value
+
+    @property
+    def options(self) -> Json:
+        """All keys but the name; the string "none" stands for None, which TOML cannot say."""
+        return _with_none(self.model_extra or {})
+
+
+def _with_none(values: Json) -> Json:
+    return {
+        key: None if value == "none" else _with_none(value) if isinstance(value, dict) else value
+        for key, value in values.items()
+    }
+
+
+class DataSettings(Named):
+    """A data set, with the options of its builder."""
+
+    root: str | None = Field(None, description="folder of the files; SPIKELOOM_DATA without it")
+    test_subset: int | None = Field(None, ge=1, description="images of the test part to use; all without it")
+    validation: float = Field(
+        0.0, ge=0, lt=1, description="share of the training part held out; its best epoch gives the run's weights"
+    )
+
+
+class PenaltySettings(Named):
+    """A penalty on environments, with its options."""
+
+    weight: float = Field(gt=0, description="lambda = weight x epoch / epochs, epochs counted from 0")
+
+
+class MixSettings(Strict):
+    """Two images of a batch become one, with both labels (timm's Mixup, one draw a batch)."""
+
+    mixup: float = Field(0.0, ge=0, description="alpha; 0 for none")
+    cutmix: float = Field(0.0, ge=0, description="alpha; 0 for none")
+    p: float = Field(1.0, ge=0, le=1, description="probability that a batch is mixed")
+    switch: float = Field(0.5, ge=0, le=1, description="probability of cutmix, where both are on")
+    until: int | None = Field(None, ge=0, description="epochs after which batches stay as they are")
+
+    @model_validator(mode="after")
+    def _mixes(self) -> MixSettings:
+        if self.mixup == self.cutmix == 0:
+            raise ValueError("mixup or cutmix must be above 0")
+        return self
+
+
+class StepStage(Strict):
+    """Some epochs in which a static image is shown for T steps."""
+
+    T: int = Field(ge=1)
+    epochs: int = Field(ge=1)
+
+
+class TrainSettings(Strict):
+    """How to train. Times are in epochs, so that they do not depend on the batch size."""
+
+    epochs: int = Field(ge=1)
+    batch_size: int = Field(ge=1, description="images per process and micro-batch")
+    accumulate: int = Field(1, ge=1, description="micro-batches per optimiser step")
+    method: Named = Named(name="bptt")
+    loss: Named = Named(name="sdt")
+    penalty: PenaltySettings | None = Field(None, description="added to the loss, of data with environments")
+    optimizer: Literal["sgd", "adam", "adamw", "adamax"] = "sgd"
+    lr: float = Field(gt=0)
+    momentum: float = Field(0.9, ge=0, lt=1, description="of SGD")
+    nesterov: bool = Field(False, description="Nesterov's momentum")
+    weight_decay: float = Field(0.0, ge=0)
+    decay_all: bool = Field(True, description="weight decay also of biases and norms; false as in timm")
+    schedule: Literal["constant", "cosine", "linear", "one_cycle", "step"] = "cosine"
+    warmup_epochs: float = Field(0.0, ge=0, description="linear, from warmup_lr; of one_cycle the way up")
+    warmup_lr: float | None = Field(None, gt=0, description="lr / 100 without it; of one_cycle lr / 25")
+    min_lr: float = Field(0.0, ge=0, description="where the schedule ends: cosine, linear, one_cycle")
+    cooldown_epochs: float = Field(0.0, ge=0, description="last epochs, at min_lr, of the cosine schedule")
+    milestones: list[float] = Field([], description="epochs after which the step schedule multiplies by gamma")
+    gamma: float = Field(0.1, gt=0, le=1)
+    augment: list[Named] = []
+    mix: MixSettings | None = None
+    workers: int | None = Field(
+        None, ge=0, description="processes that prepare batches; without it 1 where preparing is slow, else 0"
+    )
+    steps: list[StepStage] = Field([], description="T of the first epochs, stage by stage; then model.T")
+    initial_rate: float | None = Field(
+        None, gt=0, lt=1, description="firing rate at which every neuron layer starts, set on the first batch"
+    )
+    ema: float | None = Field(None, gt=0, lt=1, description="decay of averaged weights, which become the run's")
+    start_from: Annotated[str | None, BeforeValidator(_as_text)] = Field(
+        None, description="folder of a finished run whose weights this one starts from"
+    )
+    precision: Literal["fp32", "bf16"] = "fp32"
+    channels_last: bool = True
+    sync_norm: bool = Field(False, description="batch statistics of all processes, not of each by itself")
+    checkpoint_minutes: float = Field(2.0, ge=0, description="between checkpoints; also one after every epoch")
+
+    @property
+    def takes_whole_sequences(self) -> bool:
+        """Whether the method gives the loss all steps at once."""
+        return self.method.name == "bptt" or self.method.options.get("mode") == "multi_step_detached"
+
+
+class Settings(Strict):
+    """All that decides a run's weights."""
+
+    seed: int = Field(1, ge=0, lt=2**31)
+    data: DataSettings
+    model: Named
+    neuron: Named | None = None
+    train: TrainSettings
+
+
+class MeasureSettings(Strict):
+    """What a recipe measures instead of training: a function of `analyse.MEASUREMENTS` with its options."""
+
+    seed: int = Field(1, ge=0, lt=2**31)
+    measure: Named
