@@ -11,7 +11,8 @@ Each of the three passes, forward and the gradients of weights and input, choose
 
 The choice is a rule in the shape, the type and the share of nonzero inputs, counted in a fixed sample of their rows:
 the same numbers always take the same way, so a resumed run ends where an unbroken one does. Its limits are measured
-(docs/notes/convolution-kernels.md) on AVX-512 and on AVX2; on other processors everything goes to oneDNN unless told otherwise.
+on AVX-512 and on AVX2 (docs/notes/convolution-kernels.md); on other processors everything goes to oneDNN unless told
+otherwise.
 """
 
 from __future__ import annotations
