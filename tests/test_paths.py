@@ -33,8 +33,8 @@ from spikeloom.cli.progress import Quiet
 from spikeloom.deploy.exchange.export import export_file
 from spikeloom.layers import Conv2d, Flatten, Linear
 from spikeloom.models import create_model
-from spikeloom.models._pretrained import load_ann
-from spikeloom.models.zoo import read_weights, run_folder
+from spikeloom.models._ann_weights import load_ann
+from spikeloom.models.trained_weights import read_weights, run_folder
 from spikeloom.neurons import LIF
 from spikeloom.predict import find_files, predict
 from spikeloom.reproduce import recorded_figures, reproduce

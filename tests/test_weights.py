@@ -20,7 +20,7 @@ from spikeloom.analyse.load import open_target
 from spikeloom.cards import count_right
 from spikeloom.errors import DataFileError, UsageError
 from spikeloom.files import load_tensors, save_tensors
-from spikeloom.models import zoo
+from spikeloom.models import trained_weights
 from spikeloom.train.loop import train
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -175,12 +175,12 @@ def test_names(home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
         shutil.copytree(home / "shared", tmp_path / name)
     other = tmp_path / "report_vgg16" / "digits" / "settings.json"
     other.write_text(other.read_text().replace("quickstart/digits", "report/table1"))
-    monkeypatch.setattr(zoo, "FOLDER", tmp_path)
+    monkeypatch.setattr(trained_weights, "FOLDER", tmp_path)
     assert spikeloom.list_weights() == ["report_sew_resnet34/digits", "report_vgg16/digits", "report_vgg16/mnist"]
     assert spikeloom.list_weights("*/mnist") == ["report_vgg16/mnist"]
     for name in ("digits", "report_sew_resnet34/digits"):  # of several the quickstart's
-        assert zoo.run_folder(f"weights:{name}") == tmp_path / "report_sew_resnet34/digits"
-    assert zoo.run_folder("weights:mnist") == tmp_path / "report_vgg16/mnist"
+        assert trained_weights.run_folder(f"weights:{name}") == tmp_path / "report_sew_resnet34/digits"
+    assert trained_weights.run_folder("weights:mnist") == tmp_path / "report_vgg16/mnist"
     other.with_name("settings.json").write_text(other.read_text())
     wanted = rounded(home / "run")(X)
     assert torch.equal(spikeloom.create_model("report_sew_resnet34", weights="digits")(X), wanted)
@@ -203,7 +203,7 @@ def test_names(home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
 
 def test_commands_take_weights(home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     shutil.copytree(home / "shared", tmp_path / "package" / "report_sew_resnet34" / "digits")
-    monkeypatch.setattr(zoo, "FOLDER", tmp_path / "package")
+    monkeypatch.setattr(trained_weights, "FOLDER", tmp_path / "package")
     before = {path: path.stat().st_mtime_ns for path in (tmp_path / "package").rglob("*")}
     monkeypatch.chdir(tmp_path)
     summary = json.loads((home / "shared" / "summary.json").read_text())
@@ -288,7 +288,7 @@ def test_values_beyond_float16_stay(tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", spikeloom.list_weights())
 def test_a_network_of_the_package_is_what_its_card_says(name: str) -> None:
     model, task = name.split("/")
-    folder = zoo.FOLDER / name
+    folder = trained_weights.FOLDER / name
     summary = json.loads((folder / "summary.json").read_text())
     card = summary["card"]
     assert hashlib.sha256((folder / "model.safetensors").read_bytes()).hexdigest() == card["sha256"]
@@ -306,4 +306,4 @@ def test_a_network_of_the_package_is_what_its_card_says(name: str) -> None:
 
 
 def test_the_package_stays_small() -> None:
-    assert sum(path.stat().st_size for path in zoo.FOLDER.rglob("*") if path.is_file()) <= 12e6
+    assert sum(path.stat().st_size for path in trained_weights.FOLDER.rglob("*") if path.is_file()) <= 12e6

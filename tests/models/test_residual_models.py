@@ -23,9 +23,9 @@ from spikeloom.layers import (
     bottleneck_branch,
     start_as_identity,
 )
-from spikeloom.layers.shortcuts import Block
+from spikeloom.layers.residual_blocks import Block
 from spikeloom.models import create_model
-from spikeloom.models._pretrained import load_ann
+from spikeloom.models._ann_weights import load_ann
 from spikeloom.models.sew_resnet import flat_if
 from spikeloom.neurons import IF, LIF, PLIF, PSN, Neuron
 from spikeloom.stream import Stream

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from spikeloom.layers import SEWBlock
 from spikeloom.models import create_model
-from spikeloom.models._pretrained import load_ann
+from spikeloom.models._ann_weights import load_ann
 from spikeloom.neurons import Neuron
 from spikeloom.record import Recorder
 

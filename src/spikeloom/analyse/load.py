@@ -17,7 +17,7 @@ from spikeloom.encode import Frames
 from spikeloom.errors import UsageError
 from spikeloom.files import PathLike
 from spikeloom.models import MODELS
-from spikeloom.models.zoo import run_folder
+from spikeloom.models.trained_weights import run_folder
 from spikeloom.registry import nearest
 from spikeloom.train.build import build_datasets, build_model
 from spikeloom.train.evaluate import load_run

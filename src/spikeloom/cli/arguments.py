@@ -48,7 +48,7 @@ Settings = Annotated[list[str] | None, typer.Argument(metavar="KEY=VALUE", help=
 
 def complete_weights(incomplete: str) -> list[str]:
     """What the tab key offers for a run: the trained networks of the package. Folders are the shell's own."""
-    from spikeloom.models.zoo import PREFIX, list_weights
+    from spikeloom.models.trained_weights import PREFIX, list_weights
 
     names = [f"{PREFIX}{name}" for name in list_weights()]
     return [name for name in names if name.startswith(incomplete)]

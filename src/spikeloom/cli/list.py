@@ -65,7 +65,7 @@ def _entries(kind: str, runs: Path) -> dict[str, str]:
 
         return {str(folder): describe_run(folder) for folder in find_runs(runs)}
     if kind == "weights":
-        from spikeloom.models.zoo import describe_weights, list_weights
+        from spikeloom.models.trained_weights import describe_weights, list_weights
 
         return {name: describe_weights(name) for name in list_weights()}
     module, name, _ = REGISTRIES[kind]

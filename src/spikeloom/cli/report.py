@@ -53,7 +53,7 @@ def report(
 def _own_folder(name: str) -> Path:
     """The folder of a run; of a trained network of the package a copy in runs/, as a report is written beside it."""
     from spikeloom.files import atomic_folder
-    from spikeloom.models.zoo import PREFIX, run_folder
+    from spikeloom.models.trained_weights import PREFIX, run_folder
 
     folder = run_folder(name)
     if not name.startswith(PREFIX):

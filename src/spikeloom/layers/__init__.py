@@ -2,7 +2,7 @@
 
 from spikeloom.layers.attention import Axis, SpatialAttention, SynapticAttention
 from spikeloom.layers.norm import BatchNorm, NormSpike, TdBN, sync_norms
-from spikeloom.layers.shortcuts import (
+from spikeloom.layers.residual_blocks import (
     COMBINE,
     Block,
     MembraneBlock,

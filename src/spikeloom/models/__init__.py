@@ -16,7 +16,7 @@ from spikeloom.models import spikingformer as _spikingformer
 from spikeloom.models import syna as _syna
 from spikeloom.models import tet as _tet
 from spikeloom.models.registry import MODELS, create_model, list_models
-from spikeloom.models.zoo import list_weights
+from spikeloom.models.trained_weights import list_weights
 
 __all__ = ["MODELS", "create_model", "list_models", "list_weights"]
 

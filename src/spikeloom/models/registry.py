@@ -11,7 +11,7 @@ from torch import nn
 from spikeloom.checks import count
 from spikeloom.errors import UsageError
 from spikeloom.files import PathLike
-from spikeloom.models.zoo import build_trained, read_weights
+from spikeloom.models.trained_weights import build_trained, read_weights
 from spikeloom.neurons.base import check_factory
 from spikeloom.registry import Registry, nearest
 

@@ -35,8 +35,8 @@ from spikeloom.layers import (
     residual_stages,
     start_as_identity,
 )
+from spikeloom.models._ann_weights import PretrainedANN, load_ann
 from spikeloom.models._init import kaiming
-from spikeloom.models._pretrained import PretrainedANN, load_ann
 from spikeloom.models._residual import ResidualNet
 from spikeloom.models.registry import MODELS
 from spikeloom.neurons import IF, PLIF

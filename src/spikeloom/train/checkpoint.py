@@ -1,12 +1,82 @@
-"""The state of an optimiser as tensors and JSON, which a checkpoint can hold."""
+"""Where a run stands, and the file from which it continues."""
 
 from __future__ import annotations
 
+import dataclasses
+from dataclasses import dataclass
 from typing import Any
 
-from torch import Tensor
+from torch import Tensor, nn
+
+from spikeloom.errors import DataFileError
+from spikeloom.files import load_tensors, load_weights, save_tensors
+from spikeloom.train.run import Run
 
 Json = dict[str, Any]
+
+
+@dataclass
+class TrainState:
+    """Where a run is, and what it has seen of the present epoch. Checkpoints hold it whole.
+
+    Attributes:
+        epoch: epochs behind it.
+        step: optimiser steps of the present epoch behind it.
+        loss, correct, seen, penalty: sums over the epoch's images so far.
+        best: the highest validation accuracy of an epoch so far, in percent.
+    """
+
+    epoch: int = 0
+    step: int = 0
+    loss: float = 0.0
+    correct: int = 0
+    seen: int = 0
+    penalty: float = 0.0
+    best: float = -1.0
+
+    def next_epoch(self) -> TrainState:
+        """The state at the beginning of the next epoch."""
+        return TrainState(epoch=self.epoch + 1, best=self.best)
+
+
+def save_checkpoint(run: Run, model: nn.Module, ema: Any, optimizer: Any, state: TrainState) -> None:
+    """Writes weights, averaged weights if there are any, optimiser and state to a run's checkpoint."""
+    tensors, information = pack_optimizer(optimizer.state_dict())
+    parts = {"model": model.state_dict(), "optimizer": tensors}
+    if ema is not None:
+        parts["ema"] = ema.module.state_dict()
+    save_tensors(
+        run.checkpoint,
+        {f"{part}.{key}": value for part, values in parts.items() for key, value in values.items()},
+        {"position": dataclasses.asdict(state), "optimizer": information},
+    )
+
+
+def load_checkpoint(run: Run, model: nn.Module, ema: Any, optimizer: Any) -> TrainState:
+    """Gives model, averaged weights and optimiser what a run's checkpoint holds, and returns its state.
+
+    Raises:
+        DataFileError: the file is damaged, or of another model.
+    """
+    tensors, information = load_tensors(run.checkpoint)
+    parts: dict[str, dict[str, Tensor]] = {"model": {}, "optimizer": {}, "ema": {}}
+    for name, tensor in tensors.items():
+        part, _, key = name.partition(".")
+        parts.setdefault(part, {})[key] = tensor
+    position = information.get("position")
+    known = {field.name for field in dataclasses.fields(TrainState)}
+    if len(parts) > 3 or not isinstance(position, dict) or not known >= position.keys():
+        raise DataFileError(f"{run.checkpoint} is not the checkpoint of a run")
+    load_weights(model, parts["model"], run.checkpoint, run.settings.model.name)
+    if ema is not None:
+        load_weights(ema.module, parts["ema"], run.checkpoint, run.settings.model.name)
+    # Momentum, weight decay and the like are those of the settings, which may have changed since; the learning rate is
+    # the schedule's.
+    own = [{k: v for k, v in group.items() if k not in ("params", "lr")} for group in optimizer.param_groups]
+    optimizer.load_state_dict(unpack_optimizer(parts["optimizer"], information["optimizer"]))
+    for group, settings in zip(optimizer.param_groups, own, strict=True):
+        group.update(settings)
+    return TrainState(**position)
 
 
 def pack_optimizer(state: Json) -> tuple[dict[str, Tensor], Json]:

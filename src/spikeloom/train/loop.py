@@ -21,6 +21,7 @@ from spikeloom.errors import UsageError
 from spikeloom.files import save_tensors
 from spikeloom.train.batches import Prepared
 from spikeloom.train.build import seed_everything
+from spikeloom.train.checkpoint import TrainState, save_checkpoint
 from spikeloom.train.evaluate import accuracy, evaluate, place, right, shared
 from spikeloom.train.firing_rates import (
     NORM_BATCHES,
@@ -31,7 +32,7 @@ from spikeloom.train.firing_rates import (
     steps_of_epoch,
 )
 from spikeloom.train.run import Run
-from spikeloom.train.setup import Progress, Setup, TrainState, save_checkpoint, set_up
+from spikeloom.train.setup import Progress, Setup, set_up
 from spikeloom.train.summary import finish, open_tensorboard, write_tensorboard
 
 Json = dict[str, Any]
@@ -173,7 +174,9 @@ def _start_epoch(s: Setup, state: TrainState) -> None:
 
 
 def _save(s: Setup, state: TrainState, clock: _Clock) -> None:
-    save_checkpoint(s, state, clock.seconds())
+    if s.accelerator.is_main_process:
+        save_checkpoint(s.run, s.bare, s.ema, s.optimizer, state)
+        s.run.write_seconds(clock.seconds())
     clock.saved()
 
 

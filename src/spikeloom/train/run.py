@@ -32,7 +32,7 @@ import torch
 
 from spikeloom.errors import DataFileError, UsageError
 from spikeloom.files import PathLike, atomic, read_json, write_json
-from spikeloom.models.zoo import run_folder
+from spikeloom.models.trained_weights import run_folder
 from spikeloom.train import lock
 from spikeloom.train.recipe import Budget, check_settings, flatten, merge
 from spikeloom.train.settings import Named, Settings

@@ -1,9 +1,8 @@
-"""What a run is made of, built once, and where it stands: what a checkpoint holds."""
+"""What a run is made of, built once."""
 
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import functools
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -15,12 +14,11 @@ from torch import Tensor, nn
 
 from spikeloom.data import augmentation
 from spikeloom.data.subset import hold_out
-from spikeloom.errors import DataFileError, UsageError
-from spikeloom.files import load_tensors, load_weights, save_tensors
+from spikeloom.errors import UsageError
 from spikeloom.layers import sync_norms
 from spikeloom.train.batches import Batches
 from spikeloom.train.build import build_datasets, build_model, epoch_order, make_accelerator, try_input
-from spikeloom.train.checkpoint import pack_optimizer, unpack_optimizer
+from spikeloom.train.checkpoint import TrainState, load_checkpoint
 from spikeloom.train.environments import PENALTIES, Penalised
 from spikeloom.train.evaluate import shared
 from spikeloom.train.firing_rates import check_steps
@@ -42,30 +40,6 @@ class Progress(Protocol):
     def epoch(self, record: Json) -> None: ...
     def note(self, message: str) -> None: ...
     def warn(self, message: str) -> None: ...
-
-
-@dataclass
-class TrainState:
-    """Where a run is, and what it has seen of the present epoch. Checkpoints hold it whole.
-
-    Attributes:
-        epoch: epochs behind it.
-        step: optimiser steps of the present epoch behind it.
-        loss, correct, seen, penalty: sums over the epoch's images so far.
-        best: the highest validation accuracy of an epoch so far, in percent.
-    """
-
-    epoch: int = 0
-    step: int = 0
-    loss: float = 0.0
-    correct: int = 0
-    seen: int = 0
-    penalty: float = 0.0
-    best: float = -1.0
-
-    def next_epoch(self) -> TrainState:
-        """The state at the beginning of the next epoch."""
-        return TrainState(epoch=self.epoch + 1, best=self.best)
 
 
 @dataclass
@@ -167,7 +141,7 @@ def set_up(run: Run, progress: Progress, held: contextlib.ExitStack) -> tuple[Se
     schedule = build_schedule(t, optimizer, steps_per_epoch)
     state = TrainState()
     if run.checkpoint.is_file():
-        state = _load_checkpoint(run, model, ema, optimizer)
+        state = load_checkpoint(run, model, ema, optimizer)
     if accelerator.is_main_process and (missing := run.keep_metrics(state.epoch)):
         progress.warn(f"{run.folder} has no records of its first {missing} epochs: its summary is of the others")
     model, optimizer = accelerator.prepare(model, optimizer)
@@ -236,40 +210,3 @@ def _penalised(t: TrainSettings, model: nn.Module, loss: Any, environments: int,
     if environments == 1:
         raise UsageError(f"train.penalty {t.penalty.name} needs data with environments, not {title}: colored_mnist")
     return Penalised(model, loss, functools.partial(PENALTIES[t.penalty.name], **t.penalty.options), environments)
-
-
-def save_checkpoint(s: Setup, state: TrainState, seconds: float) -> None:
-    """Writes weights, optimiser and state, and apart from them the seconds that training took until now."""
-    if s.accelerator.is_main_process:
-        tensors, information = pack_optimizer(s.optimizer.state_dict())
-        parts = {"model": s.bare.state_dict(), "optimizer": tensors}
-        if s.ema is not None:
-            parts["ema"] = s.ema.module.state_dict()
-        save_tensors(
-            s.run.checkpoint,
-            {f"{part}.{key}": value for part, values in parts.items() for key, value in values.items()},
-            {"position": dataclasses.asdict(state), "optimizer": information},
-        )
-        s.run.write_seconds(seconds)
-
-
-def _load_checkpoint(run: Run, model: nn.Module, ema: Any, optimizer: Any) -> TrainState:
-    tensors, information = load_tensors(run.checkpoint)
-    parts: dict[str, dict[str, Tensor]] = {"model": {}, "optimizer": {}, "ema": {}}
-    for name, tensor in tensors.items():
-        part, _, key = name.partition(".")
-        parts.setdefault(part, {})[key] = tensor
-    position = information.get("position")
-    known = {field.name for field in dataclasses.fields(TrainState)}
-    if len(parts) > 3 or not isinstance(position, dict) or not known >= position.keys():
-        raise DataFileError(f"{run.checkpoint} is not the checkpoint of a run")
-    load_weights(model, parts["model"], run.checkpoint, run.settings.model.name)
-    if ema is not None:
-        load_weights(ema.module, parts["ema"], run.checkpoint, run.settings.model.name)
-    # Momentum, weight decay and the like are those of the settings, which may have changed since; the learning rate is
-    # the schedule's.
-    own = [{k: v for k, v in group.items() if k not in ("params", "lr")} for group in optimizer.param_groups]
-    optimizer.load_state_dict(unpack_optimizer(parts["optimizer"], information["optimizer"]))
-    for group, settings in zip(optimizer.param_groups, own, strict=True):
-        group.update(settings)
-    return TrainState(**position)
