@@ -210,7 +210,8 @@ def test_building_models_loads_no_tools_of_training() -> None:
 
 def test_the_formatter_has_the_last_word() -> None:
     marks = ("# fmt: " + "skip", "# fmt: " + "off")
-    places = [path for folder in ("src", "tests", "benchmarks") for path in (ROOT.parents[1] / folder).rglob("*.py")]
+    here = Path(__file__).parents[1]
+    places = [path for folder in ("src", "tests", "benchmarks") for path in (here / folder).rglob("*.py")]
     assert len(places) > 100
     assert [str(path) for path in places if any(mark in path.read_text() for mark in marks)] == []
 

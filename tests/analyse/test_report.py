@@ -17,7 +17,8 @@ import pytest
 import torch
 
 from spikeloom import analyse
-from spikeloom.analyse.report.data import Measurements, _spread, changes, gather_run, read_signed, write_signed
+from spikeloom.analyse.report.data import Measurements, changes, gather_run, read_signed, write_signed
+from spikeloom.analyse.report.raster import spread
 from spikeloom.analyse.report.render import render, write_report
 from spikeloom.cli.progress import Quiet
 from spikeloom.errors import UsageError
@@ -324,11 +325,11 @@ def test_what_is_no_run(home: Path, tmp_path: Path) -> None:
 def test_neurons_of_a_raster_are_of_the_whole_layer() -> None:
     columns = torch.zeros(3, 20, 30, 30)
     columns[:, :, :, 15] = 1  # one column of each map: a thirtieth
-    shown = _spread(columns.flatten(1))
+    shown = spread(columns.flatten(1))
     assert shown.shape == (3, 200)
     assert 1 <= shown[0].sum() <= 20
-    assert torch.equal(_spread(torch.eye(5)), torch.eye(5))
-    assert _spread(torch.ones(100, 200)).shape == (100, 12)  # at most 1500 spikes
+    assert torch.equal(spread(torch.eye(5)), torch.eye(5))
+    assert spread(torch.ones(100, 200)).shape == (100, 12)  # at most 1500 spikes
 
 
 def test_a_silent_layer_is_said_not_drawn(copy: Path) -> None:

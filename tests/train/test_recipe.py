@@ -141,12 +141,19 @@ def shape_of(settings: Settings) -> tuple[int, int]:
     return channels, classes - (options.get("other") is False)
 
 
+SIZES: dict[str, int] = {}
+
+
 def size_of(settings: Settings) -> int:
-    """The number of parameters of a model, which is not drawn."""
-    with torch.device("meta"):
-        model = build_model(settings, *shape_of(settings))
-    assert all(parameter.is_meta for parameter in model.parameters())
-    return sum(parameter.numel() for parameter in model.parameters())
+    """The number of parameters of a model, which is not drawn; of the same model once, as budgets and rows share it."""
+    shape = shape_of(settings)
+    key = f"{settings.model.model_dump_json()} {settings.neuron and settings.neuron.model_dump_json()} {shape}"
+    if key not in SIZES:
+        with torch.device("meta"):
+            model = build_model(settings, *shape)
+        assert all(parameter.is_meta for parameter in model.parameters())
+        SIZES[key] = sum(parameter.numel() for parameter in model.parameters())
+    return SIZES[key]
 
 
 # What stands in no recipe by name, and why.

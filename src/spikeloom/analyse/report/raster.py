@@ -66,7 +66,7 @@ def rasters(target: Target) -> tuple[Raster, ...]:
     found: list[Raster] = []
     for index, label in enumerate(y[chosen].tolist()):
         flat = spikes[:, index].flatten(1)
-        shown = _spread(flat)
+        shown = spread(flat)
         found.append(
             Raster(
                 _png(x[:, index] if target.sequence else x[index], target.sequence),
@@ -82,7 +82,7 @@ def rasters(target: Target) -> tuple[Raster, ...]:
     return tuple(found)
 
 
-def _spread(flat: Tensor) -> Tensor:
+def spread(flat: Tensor) -> Tensor:
     """Some neurons of [T, neurons], drawn once for all: fewer of those that fire much."""
     # Every 90th of 20 x 30 x 30 neurons would be the left edge of the image alone.
     order = torch.randperm(flat.shape[1], generator=torch.Generator().manual_seed(0))
