@@ -74,7 +74,13 @@ def on_a_grid(model: nn.Module, x: Tensor) -> nn.Module:
     return folded
 
 
-@pytest.mark.parametrize("name", NETWORKS)
+# Of the three GhostNets the one with both kinds of gates stands for the others, which are minutes of the slow tests.
+OF_A_FAMILY = {"ghostnet_snn", "ghostnet_channel_mlp"}
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=[pytest.mark.slow] * (name in OF_A_FAMILY)) for name in NETWORKS]
+)
 def test_a_network_is_the_same_to_the_bit(name: str) -> None:
     options, shape = NETWORKS[name]
     x = torch.rand(3, *shape)
