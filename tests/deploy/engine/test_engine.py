@@ -74,7 +74,7 @@ def on_a_grid(model: nn.Module, x: Tensor) -> nn.Module:
     return folded
 
 
-# Of the three GhostNets the one with both kinds of gates stands for the others, which are minutes of the slow tests.
+# Of three GhostNets, whose blocks they share, one is compared here; the others take long and are slow tests.
 OF_A_FAMILY = {"ghostnet_snn", "ghostnet_channel_mlp"}
 
 
