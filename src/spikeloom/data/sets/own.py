@@ -163,7 +163,7 @@ def arrays(
         mean, std: of pictures, as `folder`.
         test, draws: as `folder`.
     """
-    place = data_root(root, "arrays", "write them with numpy.savez(FOLDER/train.npz, x=x, y=y)")
+    place = data_root(root, "your own data", "write arrays with numpy.savez(FOLDER/train.npz, x=x, y=y)")
     given = (place / "train.npz").is_file()
     x, y = _read_arrays(place / (f"{split}.npz" if given else "data.npz"))
     count = int(y.max()) + 1
@@ -208,7 +208,7 @@ def _by_class(
     Raises:
         DataFileError: no folders of classes, one without files, or one of the test part that has nothing to train on.
     """
-    place = data_root(root, what, _SOURCE)
+    place = data_root(root, "your own data", _SOURCE)
     given = (place / "train").is_dir()
     base = place / split if given else place
     classes = _folders(place / "train" if given else place)
