@@ -20,7 +20,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from spikeloom.errors import DataFileError, cannot_write
+from spikeloom.errors import DataFileError, UsageError, cannot_write
 
 Json = dict[str, Any]
 PathLike = str | os.PathLike[str]
@@ -47,6 +47,22 @@ def atomic(path: PathLike) -> Generator[Path]:
     except (OSError, SafetensorError) as error:
         # safetensors reports a full or read-only disk as its own error.
         raise cannot_write(path, error) from None
+
+
+def make_folder(folder: PathLike, another: str = "folder") -> None:
+    """Makes a folder and those above it, unless it is there.
+
+    Args:
+        folder: its path.
+        another: how a user chooses another, behind the words "choose another".
+
+    Raises:
+        UsageError: the folder cannot be written.
+    """
+    try:
+        Path(folder).mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UsageError(f"cannot write {folder}: {error.strerror or error}; choose another {another}") from None
 
 
 @contextlib.contextmanager

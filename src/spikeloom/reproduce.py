@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import contextlib
 import datetime
 import functools
 import hashlib
 import json
 import shlex
 import time
-from collections.abc import Callable, Generator, Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -23,7 +22,7 @@ from spikeloom.analyse.audit.energy import paper_rule
 from spikeloom.analyse.load import open_target
 from spikeloom.analyse.plots import FOLDER, write_figure
 from spikeloom.errors import UsageError
-from spikeloom.files import PathLike, write_json
+from spikeloom.files import PathLike, make_folder, write_json
 from spikeloom.train.build import build_datasets, build_model, seed_everything
 from spikeloom.train.environments import train_accuracies
 from spikeloom.train.loop import Progress, train
@@ -86,8 +85,7 @@ def reproduce(
             else:
                 settings = resolved[row]
                 jobs[row] = functools.partial(_train_row, recipe, row, budget, settings, cost, work)
-    with _writable(folder):
-        folder.mkdir(parents=True, exist_ok=True)
+    make_folder(folder, "with --results")
     for row, job in jobs.items():
         try:
             records[row] = job()
@@ -276,14 +274,6 @@ def recorded_figures(recipe: Recipe, results: PathLike, row: str | None, filters
         fix = "of trained rows, only those of several environments record curves; 'spikeloom report RUN' draws any run"
     asked = [f"{recipe.name}#{row}" if row else recipe.name, *(f"{key}={value}" for key, value in filters.items())]
     raise UsageError(f"no figure of {', '.join(asked)} is recorded in {folder}: {fix}")
-
-
-@contextlib.contextmanager
-def _writable(folder: Path) -> Generator[None]:
-    try:
-        yield
-    except OSError as error:
-        raise UsageError(f"cannot write {folder}: {error.strerror or error}; choose another with --results") from None
 
 
 def _record(row: Row, recipe: Recipe, run: Run, summary: Json, cost: Json) -> Json:

@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 import torch
+from helpers import command_line
 
 from spikeloom import analyse
 from spikeloom.analyse.report.data import Measurements, changes, gather_run, read_signed, write_signed
@@ -26,18 +27,7 @@ from spikeloom.train.loop import train
 from spikeloom.train.recipe import check_settings, load_recipe, parse_overrides
 from spikeloom.train.run import Run
 
-SMALL = [
-    "data.subset=64",
-    "data.test_subset=50",
-    "data.size=16",
-    "model.name=colored_mnist_net",
-    "model.image_size=16",
-    "model.T=2",
-    "train.batch_size=16",
-    "train.epochs=2",
-    "train.optimizer=adam",
-    "train.lr=0.003",
-]
+SMALL = command_line.SMALL[1:]
 HOSTILE = "</script><img src=x onerror=window.hit=1>"
 RECIPE = """
 title = "{hostile}"

@@ -8,8 +8,8 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from spikeloom.errors import DataFileError, UsageError
-from spikeloom.files import PathLike, atomic, read_json
+from spikeloom.errors import DataFileError
+from spikeloom.files import PathLike, atomic, make_folder, read_json
 
 Json = dict[str, Any]
 FOLDER = "figures"  # beside the numbers, so that no reader of these takes figures for numbers
@@ -34,7 +34,7 @@ def write_figure(path: PathLike, figure: Any) -> None:
     """
     found = figure_data(figure)
     data = ",\n".join(_text(trace) for trace in found["data"])
-    _make_folder(Path(path).parent)
+    make_folder(Path(path).parent)
     with atomic(path) as temporary:
         temporary.write_text(f'{{"data":[\n{data}\n],\n"layout":{_text(found["layout"])}}}\n')
 
@@ -71,18 +71,11 @@ def draw_figures(recorded: Iterable[PathLike], out: PathLike) -> list[Path]:
         UsageError: a figure cannot be read, or a page cannot be written.
     """
     figures = {Path(out) / f"{Path(path).stem}.html": read_figure(path) for path in recorded}
-    _make_folder(Path(out))
+    make_folder(out)
     for page, figure in figures.items():
         with atomic(page) as temporary:
             temporary.write_text(figure.to_html(include_plotlyjs=True), encoding="utf-8")
     return list(figures)
-
-
-def _make_folder(folder: Path) -> None:
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UsageError(f"cannot write {folder}: {error.strerror or error}; choose another folder") from None
 
 
 def _plain(value: Any) -> Any:

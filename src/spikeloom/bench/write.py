@@ -7,30 +7,16 @@ from pathlib import Path
 from typing import Any
 
 from spikeloom.analyse.training_curves import COLORS
-from spikeloom.errors import UsageError
-from spikeloom.files import PathLike, write_json
+from spikeloom.files import PathLike, make_folder, write_json
 from spikeloom.train.run import environment
 
 Json = dict[str, Any]
 
 
-def make_folder(folder: PathLike) -> None:
-    """Makes a folder for results, unless it is there.
-
-    Raises:
-        UsageError: the folder cannot be written.
-    """
-    folder = Path(folder)
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UsageError(f"cannot write {folder}: {error.strerror or error}; choose another with --out") from None
-
-
 def write_results(folder: PathLike, name: str, tables: dict[str, list[Json]]) -> None:
-    """Writes `name`.json and `name`.md into a folder; errors as `make_folder`."""
+    """Writes `name`.json and `name`.md into a folder; errors as `files.make_folder`."""
     folder = Path(folder)
-    make_folder(folder)
+    make_folder(folder, "with --out")
     found = environment()
     write_json(folder / f"{name}.json", {"environment": found, **tables})
     machine = f"{found['processor']}, {found['threads']} threads, torch {found['torch']}, kernels {found['native']}"

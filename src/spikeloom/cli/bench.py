@@ -102,12 +102,12 @@ def _measure(
 ) -> tuple[dict[str, list[dict[str, Any]]], str]:
     """The tables of a benchmark, and the stem of the files that hold them; rows are printed as they are measured."""
     from spikeloom.bench.run import bench_audit, bench_events, bench_methods, bench_neurons
-    from spikeloom.bench.write import make_folder
+    from spikeloom.files import make_folder
 
     def tell(row: dict[str, Any]) -> None:
         print(json.dumps(row), file=sys.stderr if as_json else sys.stdout, flush=True)
 
-    make_folder(out)  # before minutes of work
+    make_folder(out, "with --out")  # before minutes of work
     if what == "methods":
         return bench_methods(out, quick, tell, model), f"methods-{model}"
     if what == "events":

@@ -18,19 +18,20 @@ from spikeloom.data.sets.audio import encoded, read_wav
 from spikeloom.data.sets.dvs import CIFAR10_CLASSES, Framing, Reader, upright
 from spikeloom.data.sets.dvs_gesture import GESTURES
 from spikeloom.data.sets.imagenet import Pictures
+from spikeloom.data.sets.own import normalisation
 from spikeloom.data.sets.vision import DIGITS, NORMALISATION, padded
 from spikeloom.data.spike_dataset import SpikeDataset
 from spikeloom.errors import UsageError
 
 Json = dict[str, Any]
 
-_SIDES = {
+_SIDES = {  # of pictures; ImageNet's is `size`
     "digits": 8,
     "mnist": 28,
     "cifar10": 32,
     "cifar100": 32,
     "imagenet": None,
-}  # of pictures; ImageNet's is `size`
+}
 _SENSORS = {"nmnist": (34, 34), "cifar10_dvs": (128, 128), "dvs_gesture": (128, 128), "n_caltech101": (240, 180)}
 _NAMES: dict[str, Sequence[str]] = {
     "digits": DIGITS,
@@ -69,7 +70,9 @@ def own_files(
     about: Json = {"name": name, "title": "own files", "classes": list(names)[:num_classes]}
     if kind in _SIDES or kind == "folder":
         side = _SIDES.get(kind) or options.get("size", 224 if kind == "imagenet" else 32)
-        mean, std = NORMALISATION.get(kind) or _own_normalisation(options)
+        mean, std = NORMALISATION.get(kind) or normalisation(
+            1 if options.get("gray") else 3, options.get("mean"), options.get("std")
+        )
         cut = kind in ("imagenet", "folder")
         pictures = Pictures(paths, side, (options.get("resize") if cut else None) or side, len(mean))
         images = torch.stack([pictures[index] for index in range(len(paths))])
@@ -98,11 +101,6 @@ def own_files(
         f"a network for {name} takes no files: those that do are for pictures ({', '.join(_SIDES)}, folder), "
         f"recordings ({', '.join(_SENSORS)}, recordings) and sound (fsdd, audio)"
     )
-
-
-def _own_normalisation(options: Json) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    channels = 1 if options.get("gray") else 3
-    return tuple(options.get("mean") or (0.5,) * channels), tuple(options.get("std") or (0.25,) * channels)
 
 
 def _counts(name: str, options: Json, paths: Sequence[Path]) -> Counts:

@@ -44,6 +44,24 @@ class Part(LabelledDataset):
         return getattr(self.whole, name)
 
 
+def stratified(labels: Tensor, share: float, seed: int, least: int = 0) -> Tensor:
+    """Which samples a random share of every class holds, bool [N].
+
+    Args:
+        labels: int64 [N].
+        share: of every class, rounded to whole samples.
+        seed: of the choice, which depends on the labels and the share alone beside it.
+        least: samples of every class that are held at least, and left at least.
+    """
+    held = torch.zeros(len(labels), dtype=torch.bool)
+    generator = torch.Generator().manual_seed(seed)
+    for label in labels.unique():
+        members = (labels == label).nonzero().flatten()
+        members = members[torch.randperm(len(members), generator=generator)]
+        held[members[: min(max(round(share * len(members)), least), len(members) - least)]] = True
+    return held
+
+
 def hold_out(whole: Any, share: float) -> tuple[Part, Part]:
     """Splits a training part into one to train on and one to validate on, each class by the same share.
 
@@ -59,12 +77,7 @@ def hold_out(whole: Any, share: float) -> tuple[Part, Part]:
     if getattr(whole, "environments", 1) > 1:
         raise UsageError(f"data.validation cannot split {whole.title}: it holds several environments; leave it out")
     labels = torch.as_tensor(whole.labels)
-    held = torch.zeros(len(labels), dtype=torch.bool)
-    generator = torch.Generator().manual_seed(0)
-    for label in labels.unique():
-        members = (labels == label).nonzero().flatten()
-        members = members[torch.randperm(len(members), generator=generator)]
-        held[members[: round(share * len(members))]] = True
+    held = stratified(labels, share, 0)
     if not 0 < int(held.sum()) < len(held):
         raise UsageError(f"data.validation={share} leaves one side of the {len(held)} samples of {whole.title} empty")
     percent = f"{100 * share:.3g} %"

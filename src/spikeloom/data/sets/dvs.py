@@ -134,6 +134,15 @@ def dataset_of(
     resize: Resize = "bilinear",
     flatten: bool = False,
 ) -> FrameDataset:
+    """Recordings as frames, which are kept in the cache.
+
+    Args:
+        name, title, classes: as `ImageDataset`.
+        cuts: where each recording is, with its label.
+        subset, size, resize, flatten: as `cifar10_dvs` and `nmnist`.
+        reader, framing: how recordings are read, and become frames.
+        read: the events of a recording.
+    """
     if size is not None:
         check_integer("size", size, 1, 4096)
     which, title = chosen(title, len(cuts), subset)

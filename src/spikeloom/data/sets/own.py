@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from spikeloom.data.formats.events import Array
 from spikeloom.data.frame_dataset import FrameDataset
 from spikeloom.data.frames import Slicer, Slicing
 from spikeloom.data.image_dataset import ImageDataset
@@ -19,14 +18,12 @@ from spikeloom.data.locate import data_root
 from spikeloom.data.options import check_integer
 from spikeloom.data.registry import DATASETS
 from spikeloom.data.sets.audio import encoded, read_wav
-from spikeloom.data.sets.dvs import Cut, Framing, Reader, Resize, dataset_of
+from spikeloom.data.sets.dvs import Cut, Framing, Place, Reader, Resize, dataset_of
 from spikeloom.data.sets.imagenet import Pictures
 from spikeloom.data.spike_dataset import SpikeDataset
-from spikeloom.data.subset import chosen
+from spikeloom.data.subset import chosen, stratified
 from spikeloom.errors import DataFileError, UsageError
 
-Place = str | os.PathLike[str] | None
-Array = npt.NDArray[Any]
 Json = dict[str, Any]
 _MOST_CLASSES = 100_000
 _IN_MEMORY = 1 << 29  # bytes of decoded pictures that are kept; more are decoded when they are read
@@ -67,14 +64,15 @@ def folder(
     images: Any = Pictures([paths[i] for i in which], size, resize or size, channels)
     if len(which) * channels * size**2 <= _IN_MEMORY:
         images = torch.stack([images[i] for i in range(len(which))])
+    mean, std = normalisation(channels, mean, std)
     return ImageDataset(
         cast("Tensor", images),
         torch.tensor([labels[i] for i in which]),
         name="folder",
         title=title,
         classes=classes,
-        mean=mean or (0.5,) * channels,
-        std=std or (0.25,) * channels,
+        mean=mean,
+        std=std,
     )
 
 
@@ -181,8 +179,15 @@ def arrays(
     inputs, labels = torch.from_numpy(np.ascontiguousarray(x)), torch.from_numpy(y.astype(np.int64))
     if x.ndim == 3:
         return SpikeDataset(inputs, labels, **about)
-    channels = x.shape[1]
-    return ImageDataset(inputs, labels, mean=mean or (0.5,) * channels, std=std or (0.25,) * channels, **about)
+    mean, std = normalisation(x.shape[1], mean, std)
+    return ImageDataset(inputs, labels, mean=mean, std=std, **about)
+
+
+def normalisation(
+    channels: int, mean: Sequence[float] | None, std: Sequence[float] | None
+) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Mean and deviation of each channel, where they are not given 0.5 and 0.25."""
+    return tuple(mean or (0.5,) * channels), tuple(std or (0.25,) * channels)
 
 
 def _read_arrays(path: Path) -> tuple[Array, Array]:
@@ -249,12 +254,9 @@ def _held(labels: Sequence[int], share: float, draws: int) -> Array:
     """
     if not 0 < share < 1:
         raise UsageError(f"test must be a share between 0 and 1, got {share!r}")
-    found, held = np.asarray(labels), np.zeros(len(labels), bool)
-    for label in np.unique(found):
-        members = np.random.default_rng((draws, int(label))).permutation(np.flatnonzero(found == label))
-        if len(members) < 2:
-            raise DataFileError(
-                f"class {label} has a single sample, too few to train and test: add some, or leave it out"
-            )
-        held[members[: min(max(round(share * len(members)), 1), len(members) - 1)]] = True
-    return held
+    found = torch.as_tensor(labels)
+    numbers, counts = found.unique(return_counts=True)
+    if (counts < 2).any():
+        label = int(numbers[counts < 2][0])
+        raise DataFileError(f"class {label} has a single sample, too few to train and test: add some, or leave it out")
+    return stratified(found, share, draws, least=1).numpy()
