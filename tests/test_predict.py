@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +20,7 @@ import spikeloom as package
 from spikeloom.data import create_dataset
 from spikeloom.data.own_files import own_files
 from spikeloom.errors import UsageError
+from spikeloom.models import trained_weights
 from spikeloom.predict import predict
 
 DIGITS = "weights:report_sew_resnet34/digits"
@@ -140,3 +142,16 @@ def test_sound_is_encoded_as_the_data_set_encodes_it(tmp_path: Path) -> None:
 def test_a_network_for_data_without_files(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="a network for shd takes no files"):
         own_files("shd", {}, [tmp_path], 20)
+
+
+def test_a_file_that_does_not_fit_the_network_is_one_line(tmp_path: Path) -> None:
+    """Frames of another size than the network's linear layer has weights for."""
+    run, recording = tmp_path / "run", tmp_path / "a.bin"
+    shutil.copytree(trained_weights.FOLDER / "colored_mnist_net" / "nmnist", run)
+    settings = json.loads((run / "settings.json").read_text())
+    settings["settings"]["data"]["size"] = 40
+    (run / "settings.json").write_text(json.dumps(settings))
+    recording.write_bytes(five_bytes(made(300, 34, 34, 1)))
+    found = spikeloom("predict", str(run), str(recording))
+    assert (found.code, found.out, found.err.count("\n")) == (2, "", 1)
+    assert f"cannot take {recording} of shape (10, 1, 2, 40, 40)" in found.err

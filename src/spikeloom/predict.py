@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
+import functools
 import os
-import statistics
-import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from spikeloom import deploy
 from spikeloom.analyse import audit
+from spikeloom.bench.timing import medians
 from spikeloom.data.own_files import own_files
 from spikeloom.errors import DataFileError, UsageError
 from spikeloom.files import PathLike
@@ -79,10 +78,10 @@ def predict(run: PathLike, files: Sequence[PathLike], top: int = 3) -> list[Pred
     engine: Callable[[Tensor], Tensor] | None = None
     for index, path in enumerate(paths):
         x = dataset.encode(dataset.batch([index])[0])
-        with torch.no_grad(), RateMeter(model) as meter:
-            logits = model(x).float().mean(0)[0]
-        if engine is None:
-            engine = _engine(model, x)
+        logits, spikes = _answer(model, x, f"{opened.title} cannot take {path}")
+        run_once = functools.partial(engine := engine or _engine(model, x), x)
+        with torch.no_grad():
+            ms = medians({"run": run_once}, _CALLS)["run"]
         probabilities, order = logits.softmax(0).sort(descending=True, stable=True)
         names = [dataset.classes[label] for label in order.tolist()[:top]]
         answers.append(
@@ -92,9 +91,9 @@ def predict(run: PathLike, files: Sequence[PathLike], top: int = 3) -> list[Pred
                 name=names[0],
                 probability=float(probabilities[0]),
                 top=tuple(zip(names, probabilities.tolist(), strict=False)),
-                spikes=round(sum(meter.spikes().values())),
+                spikes=spikes,
                 energy_uJ=audit(model, [(x, torch.zeros(1, dtype=torch.int64))]).energy_pj / 1e6,
-                ms=_milliseconds(engine, x),
+                ms=ms,
                 by="network" if engine is model else "engine",
             )
         )
@@ -120,18 +119,19 @@ def find_files(names: Sequence[PathLike]) -> Iterator[Path]:
             raise DataFileError(f"{path}: no such file")
 
 
+@torch.no_grad()
+def _answer(model: nn.Module, x: Tensor, refusal: str) -> tuple[Tensor, int]:
+    """The mean logits [classes] of one input over time, and the spikes of all layers."""
+    try:
+        with RateMeter(model) as meter:
+            logits = model(x).float().mean(0)[0]
+    except (ValueError, RuntimeError) as error:
+        raise UsageError(f"{refusal} of shape {tuple(x.shape)}: {str(error).splitlines()[0]}") from None
+    return logits, round(sum(meter.spikes().values()))
+
+
 def _engine(model: nn.Module, x: Tensor) -> Callable[[Tensor], Tensor]:
     try:
         return deploy.compile(model, x)
     except UsageError:
         return model
-
-
-@torch.no_grad()
-def _milliseconds(run: Callable[[Tensor], Any], x: Tensor) -> float:
-    times: list[float] = []
-    for _ in range(_CALLS + 1):  # the first makes buffers
-        start = time.perf_counter()
-        run(x)
-        times.append(time.perf_counter() - start)
-    return 1e3 * statistics.median(times[1:])

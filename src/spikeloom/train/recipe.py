@@ -207,7 +207,7 @@ def _options_model(builder: Callable[..., Any], supplied: frozenset[str]) -> typ
         if name in supplied:
             continue
         hint = Named if Surrogate in typing.get_args(hints[name]) else hints[name]
-        if typing.get_origin(hint) is tuple:
+        if any(typing.get_origin(option) is tuple for option in (hint, *typing.get_args(hint))):
             hint = Annotated[hint, BeforeValidator(as_tuple)]
         fields[name] = (hint, ... if parameter.default is parameter.empty else parameter.default)
     return pydantic.create_model(

@@ -188,6 +188,7 @@ def test_from_folders_to_an_answer(tmp_path: Path) -> None:
         "--out",
         str(run),
         "model.widths=[8,8,8,8,8]",
+        "data.mean=[0.4,0.5,0.6]",
         "data.subset=8",
         "data.test_subset=4",
     )
