@@ -8,7 +8,7 @@ namespace spikeloom::SPIKELOOM_LEVEL {
 
 extern const Kernels kernels{
     SPIKELOOM_STRING(SPIKELOOM_LEVEL),
-#define KERNEL(function, arguments, name, calls) function,
+#define KERNEL(function, arguments, calls) function,
 #include "kernels.def"
 #undef KERNEL
 };

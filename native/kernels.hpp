@@ -356,7 +356,7 @@ enum Status : int { OK = 0, OUT_OF_MEMORY = -1, UNSUPPORTED = -2 };
 
 struct Kernels {
   const char* level;
-#define KERNEL(function, arguments, name, calls) int (*function)(const arguments&);
+#define KERNEL(function, arguments, calls) int (*function)(const arguments&);
 #include "kernels.def"
 #undef KERNEL
 };
@@ -373,7 +373,7 @@ extern const Kernels kernels;
 
 #ifdef SPIKELOOM_LEVEL
 namespace SPIKELOOM_LEVEL {
-#define KERNEL(function, arguments, name, calls) int function(const arguments&);
+#define KERNEL(function, arguments, calls) int function(const arguments&);
 #include "kernels.def"
 #undef KERNEL
 }  // namespace SPIKELOOM_LEVEL

@@ -336,6 +336,24 @@ void bind_late(nb::module_& m, const char* name, Kernel<Arguments> kernel) {
 
 NB_MODULE(_native, m) {
   m.doc() = "Fused kernels of spikeloom.ops; arguments are the fields of native/kernels.hpp, addresses as integers.";
+  nb::enum_<Dtype>(m, "Dtype", nb::is_arithmetic()).value("float32", Dtype::float32).value("bfloat16", Dtype::bfloat16);
+  nb::enum_<Surrogate>(m, "Surrogate", nb::is_arithmetic())
+      .value("rational", Surrogate::rational)
+      .value("rectangle", Surrogate::rectangle)
+      .value("triangle", Surrogate::triangle)
+      .value("fast_sigmoid", Surrogate::fast_sigmoid)
+      .value("sigmoid", Surrogate::sigmoid)
+      .value("slope", Surrogate::slope);
+  nb::enum_<Map>(m, "Map", nb::is_arithmetic())
+      .value("identity", Map::identity)
+      .value("sigmoid", Map::sigmoid)
+      .value("tanh", Map::tanh)
+      .value("relu_tanh", Map::relu_tanh);
+  nb::enum_<Rule>(m, "Rule", nb::is_arithmetic())
+      .value("threshold", Rule::threshold)
+      .value("difference", Rule::difference)
+      .value("bernoulli", Rule::bernoulli)
+      .value("gumbel", Rule::gumbel);
   m.def("levels", [] {
     std::vector<std::string> names;
     for (const Kernels* k : levels) names.emplace_back(k->level);
@@ -363,9 +381,9 @@ NB_MODULE(_native, m) {
     if (last > first) madvise(reinterpret_cast<void*>(first), last - first, MADV_HUGEPAGE);
 #endif
   });
-#define KERNEL(function, arguments, name, calls)                                   \
-  if constexpr ((calls) & CALL) bind_call<arguments>(m, name, &Kernels::function); \
-  if constexpr ((calls) & BIND) bind_late<arguments>(m, "bound_" name, &Kernels::function);
+#define KERNEL(function, arguments, calls)                                              \
+  if constexpr ((calls) & CALL) bind_call<arguments>(m, #function, &Kernels::function); \
+  if constexpr ((calls) & BIND) bind_late<arguments>(m, "bound_" #function, &Kernels::function);
 #include "kernels.def"
 #undef KERNEL
 }

@@ -448,6 +448,11 @@ MISTAKES: dict[str, tuple[str, list[str]]] = {
         "train data.subset=32 train.batch_size=16 train.accumulate=3",
         ["48", "32", "train.accumulate"],
     ),
+    "a total batch of broken micro-batches": (
+        "train train.batch_size=16 train.total_batch=40",
+        ["total_batch (40)", "multiple", "batch_size (16)"],
+    ),
+    "a total batch and micro-batches": ("train train.accumulate=2 train.total_batch=64", ["cannot both be given"]),
     "tau": ("train neuron.name=LIF neuron.tau=1.0", ["tau must be greater than 1, got 1.0"]),
     "surrogate": ("train neuron.name=LIF neuron.surrogate=ATna", ["'ATna'", "ATan"]),
     "option of the surrogate": (

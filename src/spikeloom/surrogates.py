@@ -25,14 +25,15 @@ from spikeloom.registry import Registry
 
 
 class Formula(NamedTuple):
-    """A derivative the kernels know: `kind` of `native/kernels.hpp`, with its two constants."""
+    """A derivative the kernels know: a name of `Surrogate` in `native/kernels.hpp`, with its two constants."""
 
-    kind: int
+    kind: str
     p: float
     q: float
 
 
-_RATIONAL, _RECTANGLE, _TRIANGLE, _FAST_SIGMOID, _SIGMOID, SLOPE = range(6)
+SLOPE = Formula("slope", 0.0, 0.0)
+"""Stands for a derivative that kernels read from a tensor, of a surrogate that they do not know."""
 
 
 class _Spike(torch.autograd.Function):
@@ -162,7 +163,7 @@ class ATan(Surrogate):
 
     @property
     def formula(self) -> Formula:
-        return Formula(_RATIONAL, self.alpha / 2, math.pi / 2 * self.alpha)
+        return Formula("rational", self.alpha / 2, math.pi / 2 * self.alpha)
 
 
 @SURROGATES.register
@@ -178,7 +179,7 @@ class FlatATan(Surrogate):
 
     @property
     def formula(self) -> Formula:
-        return Formula(_RATIONAL, 1 + math.pi**2 / 4, math.pi)
+        return Formula("rational", 1 + math.pi**2 / 4, math.pi)
 
 
 @SURROGATES.register
@@ -200,7 +201,7 @@ class Sigmoid(Surrogate):
 
     @property
     def formula(self) -> Formula:
-        return Formula(_SIGMOID, self.alpha, self.alpha)
+        return Formula("sigmoid", self.alpha, self.alpha)
 
 
 @SURROGATES.register
@@ -231,7 +232,7 @@ class Rectangular(Surrogate):
         half = self.width / 2
         ends = torch.tensor([half, math.inf], dtype=torch.float32, device="cpu")
         edge = torch.nextafter(ends[0], ends[1]).item() if self.closed else half
-        return Formula(_RECTANGLE, 1 / self.width, edge)
+        return Formula("rectangle", 1 / self.width, edge)
 
 
 @SURROGATES.register
@@ -247,7 +248,7 @@ class ConstantOne(Surrogate):
 
     @property
     def formula(self) -> Formula:
-        return Formula(_RECTANGLE, 1.0, math.inf)
+        return Formula("rectangle", 1.0, math.inf)
 
 
 @SURROGATES.register
@@ -269,7 +270,7 @@ class Triangle(Surrogate):
 
     @property
     def formula(self) -> Formula:
-        return Formula(_TRIANGLE, 1 / self.gamma, 1 / self.gamma**2)
+        return Formula("triangle", 1 / self.gamma, 1 / self.gamma**2)
 
 
 # The same function under the name it has in the PSU notes.
@@ -296,7 +297,7 @@ class QuadraticGate(Surrogate):
 
     @property
     def formula(self) -> Formula:
-        return Formula(_TRIANGLE, self.alpha, self.alpha**2)
+        return Formula("triangle", self.alpha, self.alpha**2)
 
 
 @SURROGATES.register
@@ -317,4 +318,4 @@ class FastSigmoid(Surrogate):
 
     @property
     def formula(self) -> Formula:
-        return Formula(_FAST_SIGMOID, 1.0, self.scale)
+        return Formula("fast_sigmoid", 1.0, self.scale)

@@ -13,8 +13,9 @@ from torch import Tensor, nn
 from spikeloom.layers import BatchNorm, NormSpike, TdBN
 from spikeloom.neurons import IF, LIF, MLF, PLIF
 from spikeloom.ops import backend
+from spikeloom.ops.scan.params import ScanParams
 from spikeloom.stream import Stream
-from spikeloom.surrogates import Sigmoid, Triangle
+from spikeloom.surrogates import Formula, Sigmoid, Triangle
 
 NEURONS: dict[str, Callable[[], nn.Module]] = {
     "lif": LIF,
@@ -210,13 +211,11 @@ def test_steps_are_the_whole(native: Any, neuron: str) -> None:
 
 @pytest.mark.parametrize("wants_sum", [False, True])
 def test_the_custom_ops_obey_the_rules(native: Any, wants_sum: bool) -> None:
-    from spikeloom.ops.scan.native import firing_numbers
-
     x, residual = torch.randn(3, 2, 4, 3, 3, requires_grad=True), torch.randn(3, 2, 4, 3, 3, requires_grad=True)
     v = torch.randn(1, 2, 4, 3, 3, requires_grad=True) if wants_sum else None
     weight, bias = torch.rand(4, requires_grad=True), torch.rand(4, requires_grad=True)
     decay, gain = torch.tensor(0.5, dtype=torch.float64), torch.tensor(0.5, dtype=torch.float64)
-    numbers = list(firing_numbers(1.0, 0.0, False, True, (0, 1.0, 3.0)))
+    numbers = ScanParams((1.0,), 0.0, surrogate=Formula("rational", 1.0, 3.0)).pack()
     torch.library.opcheck(
         torch.ops.spikeloom.norm_scan.default,
         (

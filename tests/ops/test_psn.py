@@ -12,7 +12,7 @@ from torch import Tensor
 
 from spikeloom.errors import UsageError
 from spikeloom.ops import backend, psn, sliding_psn
-from spikeloom.surrogates import SURROGATES, ATan, Rectangular, Surrogate, Triangle
+from spikeloom.surrogates import SLOPE, SURROGATES, ATan, Rectangular, Surrogate, Triangle
 
 module = sys.modules[psn.__module__]
 
@@ -316,14 +316,14 @@ def test_custom_ops_obey_the_rules(native: Any, how: str) -> None:
     x, grad = inputs((3, 2, 3, 4, 5))
     if how != "plain":
         x = LAYOUTS[how](x)
-    ops, (kind, p, q) = torch.ops.spikeloom, ATan().formula
+    ops = torch.ops.spikeloom
     for order, sliding, weight, bias in (
         (0, False, eighths(3, 3), eighths(3)),
         (2, False, eighths(3, 3), eighths(3)),
         (2, True, eighths(2), eighths(1)),
     ):
         learned = (x.detach().requires_grad_(), weight.clone().requires_grad_(), bias.clone().requires_grad_())
-        torch.library.opcheck(ops.psn.default, (*learned, None, order, sliding, kind, p, q))
+        torch.library.opcheck(ops.psn.default, (*learned, None, order, sliding, *ATan().formula))
         torch.library.opcheck(ops.psn_potentials.default, (x, weight, bias, order, sliding))
-        for slope, k in ((None, kind), (torch.rand(x.shape), 5)):
-            torch.library.opcheck(ops.psn_backward.default, (grad, x, weight, bias, slope, order, sliding, k, p, q))
+        for slope, formula in ((None, ATan().formula), (torch.rand(x.shape), SLOPE)):
+            torch.library.opcheck(ops.psn_backward.default, (grad, x, weight, bias, slope, order, sliding, *formula))

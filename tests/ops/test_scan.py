@@ -17,8 +17,9 @@ from torch import Tensor
 from spikeloom.errors import UsageError
 from spikeloom.ops import _dispatch, backend, scan, scan_reference
 from spikeloom.ops import scan as scan_module_function
-from spikeloom.ops.scan.native import firing_numbers, scan_native_potentials
-from spikeloom.surrogates import SURROGATES, ATan, Rectangular, Sigmoid, Surrogate, Triangle
+from spikeloom.ops.scan.native import scan_native_potentials
+from spikeloom.ops.scan.params import ScanParams
+from spikeloom.surrogates import SLOPE, SURROGATES, ATan, Formula, Rectangular, Sigmoid, Surrogate, Triangle
 
 scan_module = sys.modules[scan_module_function.__module__]
 
@@ -384,8 +385,8 @@ def test_potentials_are_those_of_the_scan(native: Any) -> None:
         assert last is not None
         silent = h[0] < v_threshold
         assert torch.equal(h[0][silent], last[silent]), v_threshold
-        numbers = firing_numbers(v_threshold, 0.0, False, True, (0, 1.0, 1.0))
-        native_h = scan_native_potentials(x, v[None], 0.9, 0.7, None, numbers)
+        params = ScanParams((v_threshold,), 0.0, decay=0.9, gain=0.7)
+        native_h = scan_native_potentials(x, v[None], 0.9, 0.7, None, params)
         assert torch.equal(h, native_h[0]), v_threshold
 
 
@@ -570,7 +571,7 @@ def test_custom_op_obeys_the_rules(native: Any, how: str, v: bool) -> None:
     x = layout(how, torch.randn(3, 2, 3, 4, 5)).requires_grad_()
     start = torch.randn(1, 2, 3, 4, 5, requires_grad=True) if v else None
     decay, gain = (torch.tensor(c, requires_grad=True) if v else None for c in (0.6, 0.7))
-    numbers = (0.6, 0.7, *firing_numbers(0.9, 0.0, False, False, ATan().formula))
+    numbers = ScanParams((0.9,), 0.0, False, False, ATan().formula, 0.6, 0.7).pack()
     torch.library.opcheck(torch.ops.spikeloom.scan.default, (x, start, decay, gain, None, None, numbers, True))
 
 
@@ -578,11 +579,12 @@ def test_other_custom_ops_obey_the_rules(native: Any) -> None:
     x, v, grad, grad_last = inputs((3, 2, 5))
     decay, gain = torch.tensor(0.6), torch.tensor(0.7)
     v, grad_last = v[None], grad_last[None]
-    numbers = (0.0, 0.0, *firing_numbers(0.9, None, False, True, (0, 1.0, 3.0)))
+    rational = Formula("rational", 1.0, 3.0)
+    numbers = ScanParams((0.9,), None, False, True, rational).pack()
     torch.library.opcheck(torch.ops.spikeloom.scan_potentials.default, (x, v, decay, gain, None, numbers))
     slope = torch.rand(1, 3, 2, 5)
     for start, last, s in ((v, grad_last, slope), (None, None, None)):
-        chosen = (0.0, 0.0, *firing_numbers(0.9, None, False, True, (5 if s is not None else 0, 1.0, 3.0)))
+        chosen = ScanParams((0.9,), None, False, True, rational if s is None else SLOPE).pack()
         torch.library.opcheck(
             torch.ops.spikeloom.scan_backward.default,
             (grad, last, x, start, decay, gain, None, s, None, chosen, start is not None),

@@ -12,8 +12,8 @@ from helpers.custom_surrogate import Gaussian
 from torch import Tensor
 
 from spikeloom.ops import backend, scan
-from spikeloom.ops.scan.native import firing_numbers
-from spikeloom.surrogates import SURROGATES, ATan, Rectangular, Surrogate, Triangle
+from spikeloom.ops.scan.params import ScanParams
+from spikeloom.surrogates import SLOPE, SURROGATES, ATan, Rectangular, Surrogate, Triangle
 
 scan_module = sys.modules[scan.__module__]
 Thresholds = float | tuple[float, ...]
@@ -325,16 +325,16 @@ def test_custom_ops_obey_the_rules(native: Any, carried: bool, how: str) -> None
     x, v, grad, grad_last = inputs((3, 2, 3, 4, 5), LEVELS["two"])
     if how != "plain":
         x = LAYOUTS[how](x)
-    thresholds, (kind, p, q) = [0.6, 1.6], ATan().formula
+    thresholds = (0.6, 1.6)
     start = v if carried else None
     constants = [torch.tensor(c) for c in (0.6, 0.7, 1.25)]
     learned = [torch.tensor(c, requires_grad=carried) for c in (0.6, 0.7, 1.25)]
     ops = torch.ops.spikeloom
     first = None if start is None else start.clone().requires_grad_()
-    numbers = (0.0, 0.0, *firing_numbers(tuple(thresholds), 0.0, True, False, (kind, p, q)))
+    numbers = ScanParams(thresholds, 0.0, True, False, ATan().formula).pack()
     torch.library.opcheck(ops.scan.default, (x.detach().requires_grad_(), first, *learned, None, numbers, True))
     torch.library.opcheck(ops.scan_potentials.default, (x, start, *constants, numbers))
-    for slope, k in ((None, kind), (torch.rand(2, 3, 2, 3, 4, 5), 5)):
+    for slope, formula in ((None, ATan().formula), (torch.rand(2, 3, 2, 3, 4, 5), SLOPE)):
         torch.library.opcheck(
             ops.scan_backward.default,
             (
@@ -345,7 +345,7 @@ def test_custom_ops_obey_the_rules(native: Any, carried: bool, how: str) -> None
                 *constants,
                 slope,
                 None,
-                (0.0, 0.0, *firing_numbers(tuple(thresholds), None, True, True, (k, p, q))),
+                ScanParams(thresholds, None, True, True, formula).pack(),
                 True,
             ),
         )

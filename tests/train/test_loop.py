@@ -29,6 +29,7 @@ from spikeloom.train.methods import METHODS, bptt
 from spikeloom.train.optim import build_schedule
 from spikeloom.train.recipe import check_settings
 from spikeloom.train.run import Run
+from spikeloom.train.settings import TrainSettings
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -172,18 +173,17 @@ def first_gradients(monkeypatch: pytest.MonkeyPatch, folder: Path, base: dict[st
     return seen
 
 
-@pytest.mark.parametrize("accumulate", [2, 4])
+@pytest.mark.parametrize("parts", [{"accumulate": 2}, {"accumulate": 4}, {"total_batch": 32}])
 def test_micro_batches_give_the_gradients_of_one_batch(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, accumulate: int
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, parts: dict[str, int]
 ) -> None:
     lively = {**SMALL, "neuron": {"name": "LIF", "v_threshold": 0.1}}  # every layer fires, so every weight learns
     whole = first_gradients(monkeypatch, tmp_path / "whole", lively, train={"batch_size": 32})
-    parts = first_gradients(
-        monkeypatch, tmp_path / "parts", lively, train={"batch_size": 32 // accumulate, "accumulate": accumulate}
-    )
+    size = 32 // parts.get("accumulate", 4)
+    cut = first_gradients(monkeypatch, tmp_path / "parts", lively, train={"batch_size": size, **parts})
     assert len(whole) == 8
     assert all(float(grad.abs().max()) > 0 for grad in whole)
-    for a, b in zip(parts, whole, strict=True):
+    for a, b in zip(cut, whole, strict=True):
         torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-6)
     other = first_gradients(monkeypatch, tmp_path / "other", lively, train={"batch_size": 16})
     assert not torch.allclose(other[0], whole[0], rtol=1e-2)
@@ -206,11 +206,24 @@ def test_images_that_fill_no_batch_wait_for_the_next_epoch(tmp_path: Path) -> No
     assert len(told.steps) == 3
 
 
-@pytest.mark.parametrize(("changes", "batch"), [({"batch_size": 65}, 65), ({"batch_size": 16, "accumulate": 5}, 80)])
+@pytest.mark.parametrize(
+    ("changes", "batch"),
+    [({"batch_size": 65}, 65), ({"batch_size": 16, "accumulate": 5}, 80), ({"total_batch": 96}, 96)],
+)
 def test_a_batch_larger_than_the_data(tmp_path: Path, changes: dict[str, Any], batch: int) -> None:
     run = run_of(tmp_path / "run", SMALL, train=changes)
     with pytest.raises(UsageError, match=f"a batch of {batch} images .* the 64 training images of digits"):
         train(run, Told())
+
+
+def test_the_total_batch_is_the_same_on_any_number_of_processes() -> None:
+    settings = {"epochs": 1, "lr": 0.1, "batch_size": 32, "total_batch": 256}
+    t = TrainSettings.model_validate(settings)
+    assert [t.micro_batches(processes) for processes in (1, 2, 4, 8)] == [8, 4, 2, 1]
+    with pytest.raises(UsageError, match=r"train.total_batch=256 is no multiple of 96, .* lower train.batch_size"):
+        t.micro_batches(3)
+    with pytest.raises(UsageError, match="no multiple of 512"):
+        t.micro_batches(16)
 
 
 def test_a_batch_as_large_as_the_data(tmp_path: Path) -> None:

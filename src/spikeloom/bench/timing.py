@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from spikeloom.ops._layout import fresh
+from spikeloom.ops._layout import like
 
 
 def medians(
@@ -78,7 +78,7 @@ def copies(x: Tensor, grad: Tensor) -> Callable[[], None]:
     kept: list[Tensor] = []
 
     def copy(source: Tensor) -> Tensor:
-        return fresh(source, source.dtype).copy_(source)
+        return like(source, source.dtype).copy_(source)
 
     def run() -> None:
         kept.clear()

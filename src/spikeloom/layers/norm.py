@@ -276,7 +276,7 @@ def _fused(
             norm.eps,
             norm.eps_outside,
             *neuron.charge(),
-            neuron.firing_numbers(),
+            neuron.scan_params(),
             wanted,
             keep,
         )

@@ -12,7 +12,7 @@ from spikeloom.checks import number
 from spikeloom.neurons.base import Neuron, check_state, describe
 from spikeloom.ops import scan as scan_op
 from spikeloom.ops.scan import potentials
-from spikeloom.ops.scan.native import Numbers, firing_numbers
+from spikeloom.ops.scan.params import ScanParams
 from spikeloom.surrogates import ATan, Rectangular, Surrogate, as_surrogate
 
 
@@ -59,11 +59,12 @@ class LIFBase(Neuron):
         """The scale of a rectified charge, or None."""
         return None
 
-    def firing_numbers(self) -> Numbers:
+    def scan_params(self) -> ScanParams:
         """Thresholds, reset and surrogate as `ops.norm_scan` takes them; for surrogates with a formula."""
         formula = self.surrogate.formula
         assert formula is not None
-        return firing_numbers(self.v_threshold, self.v_reset, self.strict, self.detach_reset, formula)
+        thresholds = self.v_threshold if isinstance(self.v_threshold, tuple) else (self.v_threshold,)
+        return ScanParams(thresholds, self.v_reset, self.strict, self.detach_reset, formula)
 
     def run(self, x: Tensor, state: Tensor | None, keep: bool) -> tuple[Tensor, Tensor | None]:
         levels = (len(self.v_threshold),) if isinstance(self.v_threshold, tuple) else ()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable
-from typing import Any, get_args, get_origin, get_type_hints
+from typing import Any, get_args, get_type_hints
 
 import torch
 from torch import Tensor, nn
@@ -40,7 +40,7 @@ class NativeOp:
         name: in the namespace `spikeloom`.
         forward: the op; its signature is the custom op's schema, its first argument a tensor. It may return None for
             one of several tensors that nobody wants; the custom op, which cannot, returns an empty one.
-        fake: the same, for shapes alone.
+        fake: the same, for shapes alone; what allocates the results of `forward`.
         save: `(ctx, inputs, output)`, keeps what `differentiate` needs; None for an op without gradient.
         differentiate: `(ctx, *grads)` to the gradients of all inputs.
     """
@@ -57,6 +57,8 @@ class NativeOp:
             f"spikeloom::{name}", _of_tensors(forward), mutates_args=(), device_types="cpu"
         )
         self._custom.register_fake(_of_tensors(fake))
+        result = get_type_hints(forward)["return"]
+        self._named: Callable[..., Any] | None = getattr(result, "_make", None)
         self._forward: Callable[..., Any] = forward
         if save is not None and differentiate is not None:
             differentiate = first_order(name)(differentiate)
@@ -64,13 +66,56 @@ class NativeOp:
             self._forward = _function(name, forward, save, differentiate)
 
     def __call__(self, x: Tensor, *inputs: Any) -> Any:
-        return self._forward(x, *inputs) if direct(x) else self._custom(x, *inputs)
+        found = self._forward(x, *inputs) if direct(x) else self._custom(x, *inputs)
+        return found if self._named is None else self._named(found)
+
+
+def native_op(
+    name: str,
+    fields: type[Any],
+    allocate: Callable[[Any], Any],
+    fill: Callable[[Any, Any], None],
+    save: Callable[[Any, Any, Any], None] | None = None,
+    differentiate: Callable[..., Any] | None = None,
+) -> NativeOp:
+    """An op whose results one function allocates, for real tensors and for fake ones, and another one fills.
+
+    Args:
+        name: in the namespace `spikeloom`.
+        fields: a `NamedTuple` of the op's arguments, which are the custom op's schema; `inputs` below is one of these.
+        allocate: `(inputs)` to the empty results: a tensor, or a `NamedTuple` of tensors, with None for those that
+            nobody wants. It reads shapes, strides and settings, never values.
+        fill: `(inputs, results)`, computes the results.
+        save: `(ctx, inputs, results)`, keeps what `differentiate` needs; None for an op without gradient.
+        differentiate: `(ctx, *grads)` to the gradients of all inputs.
+    """
+
+    def forward(*given: Any) -> Any:
+        i = fields(*given)
+        results = allocate(i)
+        fill(i, results)
+        return results
+
+    def fake(*given: Any) -> Any:
+        return allocate(fields(*given))
+
+    def keep(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+        assert save is not None
+        save(ctx, fields(*inputs), output if named is None else named(output))
+
+    types, result = get_type_hints(fields), get_type_hints(allocate)["return"]
+    named = getattr(result, "_make", None)
+    kind = inspect.Parameter.POSITIONAL_OR_KEYWORD
+    signature = inspect.Signature([inspect.Parameter(name, kind) for name in types])
+    for function in (forward, fake):
+        function.__signature__, function.__annotations__ = signature, {**types, "return": result}  # pyright: ignore
+    return NativeOp(name, forward, fake, save and keep, differentiate)
 
 
 def op_with_weight(
     name: str,
     forward: Callable[..., Tensor],
-    fake: Callable[..., Tensor],
+    allocate: Callable[..., Tensor],
     backward: Callable[..., tuple[Tensor, Tensor]],
 ) -> NativeOp:
     """An op of x, a weight and settings whose gradient is an op too.
@@ -78,7 +123,7 @@ def op_with_weight(
     Args:
         name: of the op; its gradient is `name`_backward.
         forward: `(x, weight, *settings)`.
-        fake: the same, for shapes alone.
+        allocate: the same, to the empty result.
         backward: `(grad, x, weight, *settings, need)` to the gradients of x and weight; `need` has a bool for each, and
             where it is False an empty tensor is as good.
     """
@@ -99,7 +144,7 @@ def op_with_weight(
         grads = gradient(grad, x, weight, *ctx.settings, need)
         return *(g if wanted else None for g, wanted in zip(grads, need, strict=True)), *[None] * len(ctx.settings)
 
-    return NativeOp(name, forward, fake, save, differentiate)
+    return NativeOp(name, forward, allocate, save, differentiate)
 
 
 def _of_tensors(forward: Callable[..., Any]) -> Callable[..., Any]:
@@ -111,8 +156,9 @@ def _of_tensors(forward: Callable[..., Any]) -> Callable[..., Any]:
 
     types, signature = get_type_hints(forward), inspect.signature(forward)
     result = types["return"]
-    if get_origin(result) is tuple:
-        result = tuple[(Tensor,) * len(get_args(result))]
+    count = len(getattr(result, "_fields", get_args(result)))
+    if count:
+        result = tuple[(Tensor,) * count]
     parameters = [p.replace(annotation=types[p.name]) for p in signature.parameters.values()]
     run.__signature__ = signature.replace(parameters=parameters, return_annotation=result)
     return run

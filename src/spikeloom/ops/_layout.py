@@ -5,6 +5,7 @@ from cache."""
 from __future__ import annotations
 
 import math
+from functools import cache
 
 import torch
 from torch import Tensor
@@ -12,28 +13,24 @@ from torch import Tensor
 from spikeloom.ops import _dispatch
 
 NATIVE_DTYPES = (torch.float32, torch.bfloat16)
-_DTYPE = {dtype: number for number, dtype in enumerate(NATIVE_DTYPES)}
 _HUGE = 16 << 20  # bytes above which a new tensor asks for large pages
 
 
-def _is_dense(step: Tensor) -> bool:
+@cache
+def dtype_number(dtype: torch.dtype) -> int:
+    """The kernels' number of an element type in `NATIVE_DTYPES`."""
+    return int(_dispatch.native.Dtype[str(dtype).removeprefix("torch.")])
+
+
+def _is_dense(x: Tensor) -> bool:
+    """Whether the steps of x [T, ...] are dense blocks, side by side or all the same one."""
     expected = 1
-    for stride, size in sorted(zip(step.stride(), step.shape, strict=True)):
+    for stride, size in sorted(zip(x.stride()[1:], x.shape[1:], strict=True)):
         if size != 1:
             if stride != expected:
                 return False
             expected *= size
-    return True
-
-
-def dense(x: Tensor) -> Tensor:
-    """x [T, ...] in a layout the kernels take: x itself if it can be, else a copy."""
-    if x.is_contiguous():
-        return x
-    size = step_size(x)
-    if _is_dense(x[0]) and (x.shape[0] == 1 or x.stride(0) in (size, 0)):
-        return x
-    return x.contiguous()
+    return x.shape[0] == 1 or x.stride(0) in (expected, 0)
 
 
 def step_size(x: Tensor) -> int:
@@ -41,19 +38,37 @@ def step_size(x: Tensor) -> int:
     return x.numel() // max(x.shape[0], 1)
 
 
-def like(x: Tensor, dtype: torch.dtype) -> Tensor:
-    """An empty tensor of x's shape: one dense block a step, in the order of x's steps."""
-    if x.is_contiguous():
-        return torch.empty_like(x, dtype=dtype)
-    return torch.empty_strided(x.shape, (step_size(x), *x.stride()[1:]), dtype=dtype, device=x.device)
-
-
-def fresh(x: Tensor, dtype: torch.dtype) -> Tensor:
-    """`like`, in large pages where it is large."""
-    y = like(x, dtype)
-    if y.nbytes >= _HUGE:
+def large_pages(y: Tensor) -> Tensor:
+    """An empty tensor as it is; where it is large, its memory is to come in large pages."""
+    if type(y) is Tensor and y.nbytes >= _HUGE and y.is_cpu:
         _dispatch.native.advise_huge(y.data_ptr(), y.nbytes)
     return y
+
+
+def like(x: Tensor, dtype: torch.dtype) -> Tensor:
+    """An empty tensor of x's shape as kernels write it: one dense block a step, in the order of x's steps.
+
+    Steps of x that are not dense, or lie at other distances than kernels know, give C order.
+    """
+    if x.is_contiguous() or not _is_dense(x):
+        y = torch.empty(x.shape, dtype=dtype, device=x.device)
+    else:
+        y = torch.empty_strided(x.shape, (step_size(x), *x.stride()[1:]), dtype=dtype, device=x.device)
+    return large_pages(y)
+
+
+def arranged(x: Tensor, template: Tensor) -> Tensor:
+    """x [T, ...] with its steps as in a template from `like(x, ...)`: x itself if they are so, else a copy.
+
+    A step that is repeated, with a stride of 0, stays so.
+    """
+    strides = template.stride()
+    if x.stride() == strides or all(
+        a == b or size == 1 or (a == axis == 0)
+        for axis, (a, b, size) in enumerate(zip(x.stride(), strides, x.shape, strict=True))
+    ):
+        return x
+    return torch.empty_strided(x.shape, strides, dtype=x.dtype, device=x.device).copy_(x)
 
 
 def rows_like(count: int, step: Tensor, dtype: torch.dtype) -> Tensor:
@@ -94,6 +109,12 @@ def in_channels_last(x: Tensor) -> Tensor:
     return last.reshape(-1).view(last.shape).movedim(-1, 1)
 
 
+def empty_images(x: Tensor, shape: tuple[int, ...]) -> Tensor:
+    """An empty tensor [N, C, H, W] of x's dtype in channels-last memory, with its strides in odd sizes too."""
+    _, C, H, W = shape
+    return large_pages(torch.empty_strided(shape, (H * W * C, 1, W * C, C), dtype=x.dtype, device=x.device))
+
+
 def pointer(tensor: Tensor | None) -> int:
     """A tensor's address, 0 for none."""
     return 0 if tensor is None else tensor.data_ptr()
@@ -103,7 +124,7 @@ def steps_of(x: Tensor) -> dict[str, int]:
     """The fields of a kernel's arguments that describe its dense input."""
     steps, size = x.shape[0], step_size(x)
     return {
-        "dtype": _DTYPE[x.dtype],
+        "dtype": dtype_number(x.dtype),
         "steps": steps,
         "size": size,
         "x": x.data_ptr(),
@@ -112,40 +133,28 @@ def steps_of(x: Tensor) -> dict[str, int]:
     }
 
 
-def channels_of(x: Tensor) -> tuple[int, int] | None:
-    """Of a dense x [T, N, C, ...]: C, and how many elements of one channel lie side by side.
+def like_by_channels(x: Tensor, dtype: torch.dtype) -> Tensor:
+    """`like` for kernels with constants a channel: x [T, N, C, ...] in channels first or channels last, or C order."""
+    y = like(x, dtype)
+    return y if _inner(y) else torch.empty(x.shape, dtype=dtype, device=x.device)
 
-    None where the axes lie in an order that is neither channels first nor channels last.
-    """
-    C = x.shape[2]
-    step = x[0]
-    inner = max(1, step.shape[2:].numel())
+
+def _inner(y: Tensor) -> int:
+    """How many elements of one channel lie side by side in steps of y [T, N, C, ...]; 0 in other orders of axes."""
+    step = y[0]
     if step.is_contiguous():
-        return C, inner
-    last = step.movedim(1, -1)
-    return (C, 1) if last.is_contiguous() else None
+        return max(1, step.shape[2:].numel())
+    return int(step.movedim(1, -1).is_contiguous())
 
 
-def by_channels(x: Tensor) -> tuple[Tensor, dict[str, int]]:
-    """x [T, N, C, ...] as kernels with constants a channel take it, copied if its axes lie in no order of theirs, and
-    the fields that say where its channels are."""
-    x = dense(x)
-    layout = channels_of(x)
-    if layout is None:
-        x = x.contiguous()
-        layout = channels_of(x)
-    assert layout is not None
-    return x, {"channels": layout[0], "inner": layout[1]}
-
-
-def steps_by_channels(x: Tensor, layout: dict[str, int]) -> dict[str, int]:
-    """`steps_of` with the fields of `by_channels`."""
-    return {**steps_of(x), **layout}
+def steps_by_channels(x: Tensor) -> dict[str, int]:
+    """`steps_of` with the fields that say where channels are."""
+    return {**steps_of(x), "channels": x.shape[2], "inner": _inner(x)}
 
 
 def as_rows(x: Tensor) -> tuple[Tensor, list[int]]:
     """x [T, ...] as a view [T, size] (a copy only if x is not dense), and the order of axes that made it."""
-    x = dense(x)
+    x = x if _is_dense(x) else x.contiguous()
     order = [0, *sorted(range(1, x.dim()), key=lambda axis: -x.stride(axis))]
     return x.permute(order).flatten(1), order
 

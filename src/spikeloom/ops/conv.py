@@ -27,7 +27,7 @@ from torch import Tensor
 from spikeloom.ops import _dispatch
 from spikeloom.ops._bf16 import bf16_product, bfloat16_is_emulated
 from spikeloom.ops._custom_op import autograd_function, direct, op_with_weight
-from spikeloom.ops._layout import NATIVE_DTYPES, fresh, ordered, pointer
+from spikeloom.ops._layout import NATIVE_DTYPES, dtype_number, empty_images, ordered, pointer
 
 Pass = Literal["auto", "onednn", "sparse", "winograd", "strided"]
 
@@ -161,7 +161,7 @@ def _fields(x: Tensor, weight: Tensor, stride: int, padding: int) -> dict[str, A
     """The kernels' arguments; the caller fills what it uses. The weight is float32."""
     names = ("weight_out", "weight_in", "weight_row", "weight_column")
     return {
-        "dtype": NATIVE_DTYPES.index(x.dtype),
+        "dtype": dtype_number(x.dtype),
         "images": x.shape[0],
         "height": x.shape[2],
         "width": x.shape[3],
@@ -188,9 +188,9 @@ def _channels_last(x: Tensor) -> Tensor:
     return x.permute(0, 2, 3, 1).contiguous().permute(0, 3, 1, 2)
 
 
-def _fake(x: Tensor, weight: Tensor, stride: int, padding: int, ways: str) -> Tensor:
+def _allocate(x: Tensor, weight: Tensor, stride: int, padding: int, ways: str) -> Tensor:
     rows, columns = ((x.shape[i] + 2 * padding - weight.shape[i]) // stride + 1 for i in (2, 3))
-    return x.new_empty(x.shape[0], rows, columns, weight.shape[0]).permute(0, 3, 1, 2)
+    return empty_images(x, (x.shape[0], weight.shape[0], rows, columns))
 
 
 def _forward(x: Tensor, weight: Tensor, stride: int, padding: int, ways: str) -> Tensor:
@@ -198,8 +198,8 @@ def _forward(x: Tensor, weight: Tensor, stride: int, padding: int, ways: str) ->
     if way == "onednn":
         return bf16_product(lambda x, weight: F.conv2d(x, weight, None, stride, padding), x, weight)
     x, w = _channels_last(x), weight.float()
-    y = fresh(_fake(x, weight, stride, padding, ways), x.dtype)
-    kernel = _dispatch.native.conv_forward_minimal if way == "winograd" else _dispatch.native.conv_forward_sparse
+    y = _allocate(x, weight, stride, padding, ways)
+    kernel = _dispatch.native.conv_forward_winograd if way == "winograd" else _dispatch.native.conv_forward_sparse
     kernel(**_fields(x, w, stride, padding) | {"y": y.data_ptr()})
     return y
 
@@ -234,14 +234,14 @@ def _gradients(
         x, grad, w = _channels_last(x), _channels_last(grad), weight.float()
         fields = _fields(x, w, stride, padding) | {"grad_y": grad.data_ptr()}
         if need[0] and not library[0]:
-            grad_x = fresh(x, x.dtype)
+            grad_x = empty_images(x, x.shape)
             skip = None if skip is None else ordered(skip, grad_x, x.dtype)
-            kernel = native.conv_input_minimal if by_input == "winograd" else native.conv_input_strided
+            kernel = native.conv_input_winograd if by_input == "winograd" else native.conv_input_strided
             kernel(**fields | {"grad_x": grad_x.data_ptr(), "grad_skip": pointer(skip)})
         if need[1] and not library[1]:
             found = torch.empty_like(w)
             kernels = {
-                "winograd": native.conv_weight_minimal,
+                "winograd": native.conv_weight_winograd,
                 "sparse": native.conv_weight_sparse,
                 "strided": native.conv_weight_strided,
             }
@@ -256,7 +256,7 @@ def _backward(
     return _gradients(grad, x, weight, stride, padding, ways, need)
 
 
-_conv = op_with_weight("spike_conv", _forward, _fake, _backward)
+_conv = op_with_weight("spike_conv", _forward, _allocate, _backward)
 
 
 def _conv_beside(x: Tensor, weight: Tensor, stride: int, padding: int, ways: str) -> tuple[Tensor, Tensor]:

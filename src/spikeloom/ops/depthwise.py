@@ -13,7 +13,7 @@ from torch import Tensor
 
 from spikeloom.ops import _dispatch
 from spikeloom.ops._custom_op import op_with_weight
-from spikeloom.ops._layout import NATIVE_DTYPES, fresh
+from spikeloom.ops._layout import NATIVE_DTYPES, dtype_number, empty_images
 
 
 def depthwise_conv(x: Tensor, weight: Tensor, stride: int = 1, padding: tuple[int, int] = (0, 0)) -> Tensor:
@@ -49,7 +49,7 @@ def _fields(x: Tensor, weight: Tensor, stride: int, pad_height: int, pad_width: 
     """The kernels' arguments; the caller fills what it uses. The weight is float32 [k, l, C]."""
     N, C, H, W = x.shape
     return {
-        "dtype": NATIVE_DTYPES.index(x.dtype),
+        "dtype": dtype_number(x.dtype),
         "images": N,
         "height": H,
         "width": W,
@@ -74,15 +74,15 @@ def _by_taps(weight: Tensor) -> Tensor:
     return weight[:, 0].permute(1, 2, 0).float().contiguous()
 
 
-def _fake(x: Tensor, weight: Tensor, stride: int, pad_height: int, pad_width: int) -> Tensor:
+def _allocate(x: Tensor, weight: Tensor, stride: int, pad_height: int, pad_width: int) -> Tensor:
     rows = (x.shape[2] + 2 * pad_height - weight.shape[2]) // stride + 1
     columns = (x.shape[3] + 2 * pad_width - weight.shape[3]) // stride + 1
-    return x.new_empty(x.shape[0], rows, columns, x.shape[1]).permute(0, 3, 1, 2)
+    return empty_images(x, (x.shape[0], x.shape[1], rows, columns))
 
 
 def _forward(x: Tensor, weight: Tensor, stride: int, pad_height: int, pad_width: int) -> Tensor:
     x = x.contiguous(memory_format=torch.channels_last)
-    y, taps = fresh(_fake(x, weight, stride, pad_height, pad_width), x.dtype), _by_taps(weight)
+    y, taps = _allocate(x, weight, stride, pad_height, pad_width), _by_taps(weight)
     _dispatch.native.depthwise_forward(**_fields(x, taps, stride, pad_height, pad_width) | {"y": y.data_ptr()})
     return y
 
@@ -95,7 +95,7 @@ def _backward(
     fields = _fields(x, taps, stride, pad_height, pad_width) | {"grad_y": grad.data_ptr()}
     grad_x, grad_weight = x.new_empty(0), x.new_empty(0)
     if need[0]:
-        grad_x = fresh(x, x.dtype)
+        grad_x = empty_images(x, x.shape)
         _dispatch.native.depthwise_input(**fields | {"grad_x": grad_x.data_ptr()})
     if need[1]:
         found = torch.empty_like(taps)
@@ -104,4 +104,4 @@ def _backward(
     return grad_x, grad_weight
 
 
-_conv = op_with_weight("depthwise_conv", _forward, _fake, _backward)
+_conv = op_with_weight("depthwise_conv", _forward, _allocate, _backward)

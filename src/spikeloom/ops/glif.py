@@ -8,14 +8,15 @@ decay, drop, leak, gate and threshold are constants [C] of the channels, open th
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from spikeloom.ops import _dispatch
-from spikeloom.ops._custom_op import NativeOp
-from spikeloom.ops._layout import by_channels, fresh, like, ordered, pointer, rows_like, steps_by_channels
+from spikeloom.ops._custom_op import native_op
+from spikeloom.ops._layout import arranged, like_by_channels, ordered, pointer, rows_like, steps_by_channels
+from spikeloom.ops.scan.params import surrogate_number
 from spikeloom.surrogates import Surrogate
 
 
@@ -49,7 +50,7 @@ def gated_scan(
         raise ValueError(f"state must be [2, N, C, ...] of a step {tuple(x.shape[1:])}, got {tuple(state.shape)}")
     if _dispatch.choose("gated_scan", x, (torch.float32,)) == "reference" or surrogate.formula is None:
         return gated_scan_reference(x, open, constants, surrogate, strict, state)
-    return _glif(x, open.float(), constants.float(), state, strict, *surrogate.formula)
+    return tuple(_glif(x, open.float(), constants.float(), state, strict, *surrogate.formula))
 
 
 def gated_scan_reference(
@@ -68,94 +69,108 @@ def gated_scan_reference(
     return torch.stack(spikes).to(x.dtype), torch.stack([u, s])
 
 
-def _fields(
-    x: Tensor, layout: dict[str, int], open: Tensor, constants: Tensor, state: Tensor | None, strict: bool
-) -> dict[str, Any]:
-    fields: dict[str, Any] = steps_by_channels(x, layout)
-    del fields["dtype"]
-    return {
-        **fields,
+class _Inputs(NamedTuple):
+    x: Tensor
+    open: Tensor
+    constants: Tensor
+    state: Tensor | None
+    strict: bool
+    kind: str
+    p: float
+    q: float
+
+
+class _BackwardInputs(NamedTuple):
+    grad_spikes: Tensor
+    grad_last: Tensor
+    x: Tensor
+    open: Tensor
+    constants: Tensor
+    state: Tensor | None
+    strict: bool
+    kind: str
+    p: float
+    q: float
+
+
+class _Spiked(NamedTuple):
+    spikes: Tensor
+    last: Tensor
+
+
+class _Gradients(NamedTuple):
+    x: Tensor
+    open: Tensor
+    constants: Tensor
+    state: Tensor
+
+
+def _states(template: Tensor) -> Tensor:
+    """An empty {U, S} in the order of a template's steps."""
+    return rows_like(2, template[0], torch.float32)
+
+
+def _fields(i: _Inputs | _BackwardInputs, template: Tensor) -> tuple[dict[str, Any], Any]:
+    """The kernels' arguments, and the tensors to which they point."""
+    x, open, constants = arranged(i.x, template), i.open.contiguous(), i.constants.contiguous()
+    state = None if i.state is None else ordered(i.state, _states(template))
+    fields = {
+        **steps_by_channels(x),
         "open": open.data_ptr(),
         "constants": constants.data_ptr(),
-        "strict": strict,
+        "strict": i.strict,
         "state": pointer(state),
     }
+    del fields["dtype"]
+    return fields, (x, open, constants, state)
 
 
-def _states(x: Tensor) -> Tensor:
-    """An empty {U, S} in the order of x's steps."""
-    return rows_like(2, like(x, torch.float32)[0], torch.float32)
+def _allocate(i: _Inputs) -> _Spiked:
+    spikes = like_by_channels(i.x, torch.float32)
+    return _Spiked(spikes, _states(spikes))
 
 
-def _forward(
-    x: Tensor, open: Tensor, constants: Tensor, state: Tensor | None, strict: bool, kind: int, p: float, q: float
-) -> tuple[Tensor, Tensor]:
-    (x, layout), open, constants = by_channels(x), open.contiguous(), constants.contiguous()
-    spikes, last = fresh(x, torch.float32), _states(x)
-    state = None if state is None else ordered(state, last)
-    _dispatch.native.gated_forward(
-        **_fields(x, layout, open, constants, state, strict), spikes=spikes.data_ptr(), state_out=last.data_ptr()
-    )
-    return spikes, last
+def _fill(i: _Inputs, out: _Spiked) -> None:
+    fields, _kept = _fields(i, out.spikes)
+    _dispatch.native.glif_forward(**fields, spikes=out.spikes.data_ptr(), state_out=out.last.data_ptr())
 
 
-def _fake(x: Tensor, *_: Any) -> tuple[Tensor, Tensor]:
-    x, _layout = by_channels(x)
-    return like(x, torch.float32), _states(x)
+def _allocate_gradients(i: _BackwardInputs) -> _Gradients:
+    grad_x = like_by_channels(i.x, torch.float32)
+    grad_open, grad_constants = i.open.new_empty(i.open.shape), i.constants.new_empty(i.constants.shape)
+    return _Gradients(grad_x, grad_open, grad_constants, i.x.new_empty(0) if i.state is None else _states(grad_x))
 
 
-def _backward(
-    grad_spikes: Tensor,
-    grad_last: Tensor,
-    x: Tensor,
-    open: Tensor,
-    constants: Tensor,
-    state: Tensor | None,
-    strict: bool,
-    kind: int,
-    p: float,
-    q: float,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    (x, layout), open, constants = by_channels(x), open.contiguous(), constants.contiguous()
-    grad_x, states = fresh(x, torch.float32), _states(x)
-    grad_spikes, grad_last = ordered(grad_spikes, grad_x), ordered(grad_last, states)
-    state = None if state is None else ordered(state, states)
-    grad_state = torch.empty_like(states) if state is not None else x.new_empty(0)
-    grad_open = torch.empty_like(open, dtype=torch.float64)
-    grad_constants = torch.empty_like(constants, dtype=torch.float64)
-    _dispatch.native.gated_backward(
-        **_fields(x, layout, open, constants, state, strict),
+def _fill_gradients(i: _BackwardInputs, out: _Gradients) -> None:
+    fields, _kept = _fields(i, out.x)
+    grad_spikes, grad_last = ordered(i.grad_spikes, out.x), ordered(i.grad_last, _states(out.x))
+    grad_open, grad_constants = (torch.empty_like(grad, dtype=torch.float64) for grad in (out.open, out.constants))
+    _dispatch.native.glif_backward(
+        **fields,
         grad_spikes=grad_spikes.data_ptr(),
         grad_state_out=grad_last.data_ptr(),
-        surrogate=kind,
-        p=p,
-        q=q,
-        grad_x=grad_x.data_ptr(),
-        grad_state=0 if state is None else grad_state.data_ptr(),
+        surrogate=surrogate_number(i.kind),
+        p=i.p,
+        q=i.q,
+        grad_x=out.x.data_ptr(),
+        grad_state=0 if i.state is None else out.state.data_ptr(),
         grad_open=grad_open.data_ptr(),
         grad_constants=grad_constants.data_ptr(),
     )
-    return grad_x, grad_open.float(), grad_constants.float(), grad_state
+    out.open.copy_(grad_open)
+    out.constants.copy_(grad_constants)
 
 
-def _fake_backward(
-    grad_spikes: Any, grad_last: Any, x: Tensor, open: Tensor, constants: Tensor, state: Any, *_: Any
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    x, _layout = by_channels(x)
-    grad_state = _states(x) if state is not None else x.new_empty(0)
-    return like(x, torch.float32), open.new_empty(open.shape), constants.new_empty(constants.shape), grad_state
-
-
-def _save(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
-    ctx.save_for_backward(*inputs[:4])
-    ctx.rest = inputs[4:]
+def _save(ctx: Any, i: _Inputs, out: _Spiked) -> None:
+    ctx.save_for_backward(*i[:4])
+    ctx.settings = i[4:]
 
 
 def _differentiate(ctx: Any, grad_spikes: Tensor, grad_last: Tensor) -> tuple[Any, ...]:
     x, open, constants, state = ctx.saved_tensors
-    found = _glif_backward(grad_spikes, grad_last, x, open, constants, state, *ctx.rest)
-    return *found[:3], found[3] if state is not None else None, *(None,) * 4
+    found = _glif_backward(grad_spikes, grad_last, x, open, constants, state, *ctx.settings)
+    return found.x, found.open, found.constants, None if state is None else found.state, *(None,) * 4
 
 
-_glif = NativeOp("gated_scan", _forward, _fake, _save, _differentiate)
-_glif_backward = NativeOp("gated_scan_backward", _backward, _fake_backward)
+_glif = native_op("gated_scan", _Inputs, _allocate, _fill, _save, _differentiate)
+_glif_backward = native_op("gated_scan_backward", _BackwardInputs, _allocate_gradients, _fill_gradients)

@@ -9,14 +9,14 @@ in both directions costs O(T) and is what runs on the CPU.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from spikeloom.ops import _dispatch
-from spikeloom.ops._custom_op import NativeOp
-from spikeloom.ops._layout import NATIVE_DTYPES, dense, fresh, like, ordered, pointer, rows_like, steps_of
+from spikeloom.ops._custom_op import native_op
+from spikeloom.ops._layout import NATIVE_DTYPES, arranged, like, ordered, pointer, rows_like, steps_of
 
 Constant = float | Tensor
 
@@ -100,107 +100,130 @@ def combined_kernel(alpha: float, beta: float, steps: int) -> Tensor:
 # --- the native path --------------------------------------------------------------------------------------------------
 
 
-def integrator_fields(x: Tensor, alpha: Tensor, beta: Tensor, state: Tensor | None) -> dict[str, Any]:
-    return {
+class _Inputs(NamedTuple):
+    x: Tensor
+    alpha: Tensor
+    beta: Tensor
+    state: Tensor | None
+    return_state: bool
+
+
+class _BackwardInputs(NamedTuple):
+    grad_m: Tensor
+    grad_last: Tensor | None
+    x: Tensor
+    alpha: Tensor
+    beta: Tensor
+    state: Tensor | None
+    learn: bool
+
+
+class _Filtered(NamedTuple):
+    m: Tensor
+    last: Tensor
+
+
+class _Gradients(NamedTuple):
+    x: Tensor
+    state: Tensor
+    alpha: Tensor
+    beta: Tensor
+
+
+def states_like(template: Tensor) -> Tensor:
+    """An empty {I, M} in the order of a template's steps."""
+    return rows_like(2, template[0], torch.float32)
+
+
+def no_state(x: Tensor) -> Tensor:
+    """Stands for a state that nobody wants."""
+    return x.new_empty(0, dtype=torch.float32)
+
+
+def integrator_fields(
+    x: Tensor, alpha: Tensor, beta: Tensor, state: Tensor | None, template: Tensor
+) -> tuple[dict[str, Any], Any]:
+    """The kernels' arguments of both filters, for steps as in a template, and the tensors to which they point."""
+    x, states = arranged(x, template), states_like(template)
+    alpha, beta = (c if c.dim() == 0 else ordered(c, states[0]) for c in (alpha, beta))
+    state = None if state is None else ordered(state, states)
+    fields = {
         **steps_of(x),
         "alpha": alpha.data_ptr(),
         "beta": beta.data_ptr(),
         "constant_stride": 0 if alpha.dim() == 0 else 1,
         "state": pointer(state),
     }
+    return fields, (x, alpha, beta, state)
 
 
-def aligned(
-    x: Tensor, alpha: Tensor, beta: Tensor, state: Tensor | None
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor | None]:
-    """x dense, a template of one step, and the others in its order."""
-    x = dense(x)
-    step = like(x, torch.float32)[0]
-    alpha, beta = (c if c.dim() == 0 else ordered(c, step) for c in (alpha, beta))
-    return x, step, alpha, beta, None if state is None else ordered(state, rows_like(2, step, torch.float32))
+def constant_gradients(alpha: Tensor, template: Tensor, learn: bool) -> tuple[Tensor, Tensor]:
+    """Empty gradients of alpha and beta: scalars, or of a step's elements in the order of a template's steps."""
+    if not learn or alpha.dim() == 0:
+        zero = template.new_empty((), dtype=torch.float32)
+        return zero, torch.empty_like(zero)
+    alphas, betas = (rows_like(1, template[0], torch.float32)[0] for _ in range(2))
+    return alphas, betas
 
 
-def _forward(x: Tensor, alpha: Tensor, beta: Tensor, state: Tensor | None, return_state: bool) -> tuple[Tensor, Tensor]:
-    x, step, alpha, beta, state = aligned(x, alpha, beta, state)
-    m = fresh(x, x.dtype)
-    last = last_state(step, return_state)
-    _dispatch.native.filter_forward(
-        **integrator_fields(x, alpha, beta, state), m=m.data_ptr(), state_out=last.data_ptr() if return_state else 0
-    )
-    return m, last
+def fill_constant_gradients(constants: Tensor | None, alpha: Tensor, beta: Tensor) -> None:
+    """The gradients of alpha and beta from their sums over time for every element, [2, N, ...]; zero without them."""
+    for gradient, sums in zip((alpha, beta), (None, None) if constants is None else constants, strict=True):
+        if sums is None:
+            gradient.zero_()
+        else:
+            gradient.copy_(sums if gradient.dim() else sums.sum(dtype=torch.float64))
 
 
-def last_state(step: Tensor, wanted: bool) -> Tensor:
-    return rows_like(2, step, torch.float32) if wanted else step.new_empty(0)
+def _allocate(i: _Inputs) -> _Filtered:
+    m = like(i.x, i.x.dtype)
+    return _Filtered(m, states_like(m) if i.return_state else no_state(i.x))
 
 
-def _fake(x: Tensor, alpha: Any, beta: Any, state: Any, return_state: bool) -> tuple[Tensor, Tensor]:
-    m = like(dense(x), x.dtype)
-    return m, last_state(like(dense(x), torch.float32)[0], return_state)
+def _fill(i: _Inputs, out: _Filtered) -> None:
+    fields, _kept = integrator_fields(i.x, i.alpha, i.beta, i.state, out.m)
+    last = out.last.data_ptr() if i.return_state else 0
+    _dispatch.native.leaky_forward(**fields, m=out.m.data_ptr(), state_out=last)
 
 
-def _backward(
-    grad_m: Tensor,
-    grad_last: Tensor | None,
-    x: Tensor,
-    alpha: Tensor,
-    beta: Tensor,
-    state: Tensor | None,
-    learn: bool,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    x, step, alpha, beta, state = aligned(x, alpha, beta, state)
-    grad_x = fresh(x, x.dtype)
-    grad_m = ordered(grad_m, grad_x, x.dtype)
-    grad_last = None if grad_last is None else ordered(grad_last, rows_like(2, step, torch.float32), torch.float32)
-    grad_state = last_state(step, state is not None)
-    constants = rows_like(2, step, torch.float32) if learn else step.new_zeros(2)
-    _dispatch.native.filter_backward(
-        **integrator_fields(x, alpha, beta, state),
+def _allocate_gradients(i: _BackwardInputs) -> _Gradients:
+    grad_x = like(i.x, i.x.dtype)
+    grad_state = no_state(i.x) if i.state is None else states_like(grad_x)
+    return _Gradients(grad_x, grad_state, *constant_gradients(i.alpha, grad_x, i.learn))
+
+
+def _fill_gradients(i: _BackwardInputs, out: _Gradients) -> None:
+    fields, _kept = integrator_fields(i.x, i.alpha, i.beta, i.state, out.x)
+    grad_m = ordered(i.grad_m, out.x, i.x.dtype)
+    grad_last = None if i.grad_last is None else ordered(i.grad_last, states_like(out.x), torch.float32)
+    constants = states_like(out.x) if i.learn else None
+    _dispatch.native.leaky_backward(
+        **fields,
         grad_m=grad_m.data_ptr(),
         grad_state_out=pointer(grad_last),
-        grad_x=grad_x.data_ptr(),
-        grad_state=0 if state is None else grad_state.data_ptr(),
-        grad_alpha=constants[0].data_ptr() if learn else 0,
-        grad_beta=constants[1].data_ptr() if learn else 0,
+        grad_x=out.x.data_ptr(),
+        grad_state=0 if i.state is None else out.state.data_ptr(),
+        grad_alpha=0 if constants is None else constants[0].data_ptr(),
+        grad_beta=0 if constants is None else constants[1].data_ptr(),
     )
-    return grad_x, grad_state, *constant_gradients(constants, learn and alpha.dim() == 0)
+    fill_constant_gradients(constants, out.alpha, out.beta)
 
 
-def constant_gradients(constants: Tensor, scalars: bool) -> tuple[Tensor, Tensor]:
-    """The gradients of alpha and beta from their sums over time for every element."""
-    if scalars:
-        constants = constants.flatten(1).sum(1, dtype=torch.float64).float()
-    return constants[0].clone(), constants[1].clone()
-
-
-def _fake_backward(grad_m: Any, grad_last: Any, x: Tensor, alpha: Tensor, beta: Tensor, state: Any, learn: bool) -> Any:
-    grad_x = like(dense(x), x.dtype)
-    step = like(dense(x), torch.float32)[0]
-    constant = torch.empty_like(step) if learn and alpha.dim() else step.new_empty(())
-    return grad_x, last_state(step, state is not None), constant, constant.clone()
-
-
-def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-    x, alpha, beta, state, ctx.return_state = inputs
-    ctx.save_for_backward(x, alpha, beta, state)
+def _save(ctx: Any, i: _Inputs, out: _Filtered) -> None:
+    ctx.save_for_backward(i.x, i.alpha, i.beta, i.state)
     ctx.set_materialize_grads(False)
-    if not ctx.return_state:
-        ctx.mark_non_differentiable(output[1])
+    if not i.return_state:
+        ctx.mark_non_differentiable(out.last)
 
 
 def _differentiate(ctx: Any, grad_m: Tensor | None, grad_last: Tensor | None) -> tuple[Any, ...]:
     x, alpha, beta, state = ctx.saved_tensors
-    learn = ctx.needs_input_grad[1] or ctx.needs_input_grad[2]
+    _, *needed, _, _ = ctx.needs_input_grad
     grad_m = torch.zeros_like(x) if grad_m is None else grad_m
-    grad_x, grad_state, grad_alpha, grad_beta = _filter_backward(grad_m, grad_last, x, alpha, beta, state, learn)
-    return (
-        grad_x,
-        grad_alpha if ctx.needs_input_grad[1] else None,
-        grad_beta if ctx.needs_input_grad[2] else None,
-        grad_state if state is not None else None,
-        None,
-    )
+    found = _filter_backward(grad_m, grad_last, x, alpha, beta, state, any(needed))
+    constants = (grad if wanted else None for grad, wanted in zip((found.alpha, found.beta), needed, strict=True))
+    return found.x, *constants, None if state is None else found.state, None
 
 
-_filter = NativeOp("leaky_filter", _forward, _fake, _save, _differentiate)
-_filter_backward = NativeOp("leaky_filter_backward", _backward, _fake_backward)
+_filter = native_op("leaky_filter", _Inputs, _allocate, _fill, _save, _differentiate)
+_filter_backward = native_op("leaky_filter_backward", _BackwardInputs, _allocate_gradients, _fill_gradients)

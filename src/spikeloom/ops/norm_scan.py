@@ -17,9 +17,10 @@ import torch
 from torch import Tensor
 
 from spikeloom.ops import _dispatch
-from spikeloom.ops._custom_op import NativeOp
-from spikeloom.ops._layout import by_channels, fresh, like, ordered, pointer, rows_like, steps_by_channels
-from spikeloom.ops.scan.native import CHUNK, Numbers, as_tensor, firing, levels_of, starts_like
+from spikeloom.ops._custom_op import native_op
+from spikeloom.ops._layout import arranged, like_by_channels, ordered, pointer, rows_like, steps_by_channels
+from spikeloom.ops.scan.native import CHUNK, as_tensor, starts_like
+from spikeloom.ops.scan.params import ScanParams
 from spikeloom.ops.scan.reference import Constant
 
 
@@ -31,6 +32,7 @@ class NormScan(NamedTuple):
         sum: U, or empty.
         v: the last potentials [levels, N, C, ...], or empty.
         mean, variance: of the batch [C], the variance with the factor 1 / n; those given, in evaluation.
+        starts: potentials with which chunks of a long scan begin, for the backward pass.
     """
 
     spikes: Tensor
@@ -38,6 +40,7 @@ class NormScan(NamedTuple):
     v: Tensor
     mean: Tensor
     variance: Tensor
+    starts: Tensor | None
 
 
 def norm_scan(
@@ -52,7 +55,7 @@ def norm_scan(
     eps_outside: bool,
     decay: Constant,
     gain: Constant,
-    numbers: Numbers,
+    params: ScanParams,
     return_sum: bool,
     return_v: bool,
 ) -> NormScan:
@@ -65,28 +68,14 @@ def norm_scan(
         weight, bias: [C], float32.
         statistics: mean and variance [C] of an evaluation; None takes those of x.
         eps, eps_outside: where eps stands in k.
-        decay, gain, numbers: of the scan (`scan_native.firing_numbers`).
+        decay, gain: of the charge.
+        params: of the scan, without decay and gain.
         return_sum, return_v: whether the caller wants U and the last potentials.
     """
     mean, variance = statistics or (None, None)
-    *found, _ = _norm_scan(
-        x,
-        residual,
-        add,
-        v,
-        weight,
-        bias,
-        mean,
-        variance,
-        as_tensor(decay),
-        as_tensor(gain),
-        numbers,
-        eps,
-        eps_outside,
-        return_sum,
-        return_v,
-    )
-    return NormScan(*found)
+    norm = (weight, bias, mean, variance)
+    charge = (as_tensor(decay), as_tensor(gain))
+    return _norm_scan(x, residual, add, v, *norm, *charge, params.pack(), eps, eps_outside, return_sum, return_v)
 
 
 def _inverse(variance: Tensor, eps: float, eps_outside: bool, single: bool) -> Tensor:
@@ -105,24 +94,13 @@ def _narrowing(variance: Tensor, k: Tensor, eps_outside: bool) -> Tensor:
     return k.double().square() / variance.clamp_min(torch.finfo(torch.float32).tiny).double().sqrt()
 
 
-def _single(x: Tensor, channels: int, frozen: bool) -> bool:
+def _single(x: Tensor, frozen: bool) -> bool:
     """Whether batch statistics are of one element a channel."""
-    return not frozen and x.numel() // channels == (x.shape[0] if _repeats(x) else 1)
+    return not frozen and x.numel() // x.shape[2] == (x.shape[0] if _repeats(x) else 1)
 
 
 def _repeats(x: Tensor) -> bool:
     return x.shape[0] > 1 and x.stride(0) == 0
-
-
-def _moments(x: Tensor, layout: dict[str, int]) -> tuple[Tensor, Tensor]:
-    """Mean and variance (factor 1 / n) of every channel, float32."""
-    mean = x.new_empty(layout["channels"], dtype=torch.float32)
-    variance = torch.empty_like(mean)
-    fields = steps_by_channels(x, layout)
-    if _repeats(x):
-        fields["steps"] = 1
-    _dispatch.native.moments(**fields, mean=mean.data_ptr(), variance=variance.data_ptr())
-    return mean, variance
 
 
 def _charge_fields(decay: Tensor, gain: Tensor) -> dict[str, Any]:
@@ -134,129 +112,147 @@ def _no_potentials(x: Tensor) -> Tensor:
     return x.new_empty(0, dtype=torch.float32)
 
 
-def _forward(
-    x: Tensor,
-    residual: Tensor | None,
-    add: Tensor | None,
-    v: Tensor | None,
-    weight: Tensor,
-    bias: Tensor,
-    mean: Tensor | None,
-    variance: Tensor | None,
-    decay: Tensor,
-    gain: Tensor,
-    numbers: list[float],
-    eps: float,
-    eps_outside: bool,
-    return_sum: bool,
-    return_v: bool,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor | None]:
-    x, layout = by_channels(x)
-    a = firing(tuple(numbers))
-    single = _single(x, layout["channels"], mean is not None)
-    if mean is None or variance is None:
-        mean, variance = _moments(x, layout)
+# --- forward ----------------------------------------------------------------------------------------------------------
+
+
+class _Inputs(NamedTuple):
+    x: Tensor
+    residual: Tensor | None
+    add: Tensor | None
+    v: Tensor | None
+    weight: Tensor
+    bias: Tensor
+    mean: Tensor | None
+    variance: Tensor | None
+    decay: Tensor
+    gain: Tensor
+    numbers: list[float]
+    eps: float
+    eps_outside: bool
+    return_sum: bool
+    return_v: bool
+
+
+def _allocate(i: _Inputs) -> NormScan:
+    spikes, levels = like_by_channels(i.x, i.x.dtype), ScanParams.levels_of(i.numbers)
+    mean = i.x.new_empty(i.x.shape[2], dtype=torch.float32)
+    return NormScan(
+        spikes,
+        sum=like_by_channels(i.x, i.x.dtype) if i.return_sum else i.x.new_empty(0),
+        v=rows_like(levels, spikes[0], torch.float32) if i.return_v else _no_potentials(i.x),
+        mean=mean,
+        variance=torch.empty_like(mean),
+        starts=starts_like(levels, spikes),
+    )
+
+
+def _fill(i: _Inputs, out: NormScan) -> None:
+    x, params = arranged(i.x, out.spikes), ScanParams.unpack(i.numbers)
+    fields = steps_by_channels(x)
+    if i.mean is None or i.variance is None:
+        moments = {**fields, "steps": 1} if _repeats(x) else fields
+        _dispatch.native.moments(**moments, mean=out.mean.data_ptr(), variance=out.variance.data_ptr())
     else:
-        mean, variance = mean.float().clone(), variance.float().clone()
-    factor = weight.float() * _inverse(variance, eps, eps_outside, single)
-    shift = bias.float() - mean * factor
-    spikes = fresh(x, x.dtype)
-    total = fresh(x, x.dtype) if return_sum else x.new_empty(0)
-    last = rows_like(a.levels, spikes[0], torch.float32) if return_v else _no_potentials(x)
-    starts = starts_like(a.levels, spikes)
-    residual = None if residual is None else ordered(residual, spikes)
-    add = None if add is None else ordered(add, spikes)
-    v = None if v is None else ordered(v, rows_like(a.levels, spikes[0], v.dtype))
+        out.mean.copy_(i.mean)
+        out.variance.copy_(i.variance)
+    factor = i.weight.float() * _inverse(out.variance, i.eps, i.eps_outside, _single(x, i.mean is not None))
+    shift = i.bias.float() - out.mean * factor
+    residual = None if i.residual is None else ordered(i.residual, out.spikes)
+    add = None if i.add is None else ordered(i.add, out.spikes)
+    v = None if i.v is None else ordered(i.v, rows_like(params.levels, out.spikes[0], i.v.dtype))
     _dispatch.native.scan_forward(
-        **steps_by_channels(x, layout),
-        **_charge_fields(decay, gain),
-        **a.forward,
+        **fields,
+        **_charge_fields(i.decay, i.gain),
+        **params.kernel_fields().forward,
         chunk=min(x.shape[0], CHUNK),
         factor=factor.data_ptr(),
         shift=shift.data_ptr(),
         residual=pointer(residual),
         v=pointer(v),
-        spikes=spikes.data_ptr(),
-        sum=total.data_ptr() if return_sum else 0,
+        spikes=out.spikes.data_ptr(),
+        sum=out.sum.data_ptr() if i.return_sum else 0,
         add=pointer(add),
-        v_out=last.data_ptr() if return_v else 0,
+        v_out=out.v.data_ptr() if i.return_v else 0,
         potentials=0,
-        starts=pointer(starts),
+        starts=pointer(out.starts),
     )
-    return spikes, total, last, mean, variance, starts
 
 
-def _fake(
-    x: Tensor,
-    residual: Any,
-    add: Any,
-    v: Any,
-    weight: Any,
-    bias: Any,
-    mean: Any,
-    variance: Any,
-    decay: Any,
-    gain: Any,
-    numbers: Any,
-    eps: Any,
-    eps_outside: Any,
-    return_sum: bool,
-    return_v: bool,
-) -> Any:
-    x, layout = by_channels(x)
-    C = layout["channels"]
-    spikes = like(x, x.dtype)
-    total = torch.empty_like(spikes) if return_sum else x.new_empty(0)
-    last = rows_like(levels_of(numbers), spikes[0], torch.float32) if return_v else _no_potentials(x)
-    mean, starts = x.new_empty(C, dtype=torch.float32), starts_like(levels_of(numbers), spikes)
-    return spikes, total, last, mean, torch.empty_like(mean), starts
+# --- backward ---------------------------------------------------------------------------------------------------------
 
 
-def _backward(
-    grad_spikes: Tensor,
-    grad_sum: Tensor | None,
-    grad_last: Tensor | None,
-    x: Tensor,
-    residual: Tensor | None,
-    v: Tensor | None,
-    weight: Tensor,
-    bias: Tensor,
-    mean: Tensor,
-    variance: Tensor,
-    decay: Tensor,
-    gain: Tensor,
-    starts: Tensor | None,
-    numbers: list[float],
-    eps: float,
-    eps_outside: bool,
-    frozen: bool,
-    learn: bool,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
-    x, layout = by_channels(x)
-    a, C = firing(tuple(numbers)), layout["channels"]
+class _BackwardInputs(NamedTuple):
+    grad_spikes: Tensor
+    grad_sum: Tensor | None
+    grad_last: Tensor | None
+    x: Tensor
+    residual: Tensor | None
+    v: Tensor | None
+    weight: Tensor
+    bias: Tensor
+    mean: Tensor
+    variance: Tensor
+    decay: Tensor
+    gain: Tensor
+    starts: Tensor | None
+    numbers: list[float]
+    eps: float
+    eps_outside: bool
+    frozen: bool
+    learn: bool
+
+
+class _Gradients(NamedTuple):
+    """Of x, for all steps or for a repeated image one sum; of the others, empty where there is none."""
+
+    x: Tensor
+    residual: Tensor
+    v: Tensor
+    weight: Tensor
+    bias: Tensor
+    constants: Tensor
+
+
+def _allocate_gradients(i: _BackwardInputs) -> _Gradients:
+    template = like_by_channels(i.x, i.x.dtype)
     # A repeated image gets the sum of its steps.
-    repeated = _repeats(x) and residual is None
-    k = _inverse(variance, eps, eps_outside, _single(x, C, frozen))
-    factor = weight.float() * k
-    shift = bias.float() - mean * factor
-    template = like(x, x.dtype) if repeated else fresh(x, x.dtype)
+    repeated = _repeats(i.x) and i.residual is None
+    weight = i.x.new_empty(i.x.shape[2], dtype=torch.float32)
+    levels = ScanParams.levels_of(i.numbers)
+    return _Gradients(
+        rows_like(1, template[0], i.x.dtype) if repeated else template,
+        residual=i.x.new_empty(0) if i.residual is None else like_by_channels(i.x, i.x.dtype),
+        v=_no_potentials(i.x) if i.v is None else rows_like(levels, template[0], torch.float32),
+        weight=weight,
+        bias=torch.empty_like(weight),
+        constants=i.x.new_empty(3 if i.learn else 0, dtype=torch.float64),
+    )
+
+
+def _fill_gradients(i: _BackwardInputs, out: _Gradients) -> None:
+    template = like_by_channels(i.x, i.x.dtype) if out.x.shape[0] != i.x.shape[0] else out.x
+    x, params, C = arranged(i.x, template), ScanParams.unpack(i.numbers), i.x.shape[2]
+    repeated = _repeats(x) and i.residual is None
+    k = _inverse(i.variance, i.eps, i.eps_outside, _single(x, i.frozen))
+    factor = i.weight.float() * k
+    shift = i.bias.float() - i.mean * factor
     # With a residual its gradient is dL/dU itself; without, dL/dU is turned into dL/dX where it lies.
-    grad_u = rows_like(1, template[0], x.dtype) if repeated else template
-    grad_spikes = ordered(grad_spikes, template, x.dtype)
-    grad_sum = None if grad_sum is None else ordered(grad_sum, template, x.dtype)
-    residual = None if residual is None else ordered(residual, template)
-    states = rows_like(a.levels, template[0], torch.float32) if v is not None or grad_last is not None else None
-    if states is not None:
+    grad_u = out.x if i.residual is None else out.residual
+    grad_spikes = ordered(i.grad_spikes, template, x.dtype)
+    grad_sum = None if i.grad_sum is None else ordered(i.grad_sum, template, x.dtype)
+    residual = None if i.residual is None else ordered(i.residual, template)
+    v, grad_last = i.v, i.grad_last
+    if v is not None or grad_last is not None:
+        states = rows_like(params.levels, template[0], torch.float32) if v is None else out.v
         v = None if v is None else ordered(v, states)
         grad_last = None if grad_last is None else ordered(grad_last, states, torch.float32)
     sums = x.new_empty(2, C, dtype=torch.float64)
-    constants = x.new_empty(3 if learn else 0, dtype=torch.float64)
-    fields = steps_by_channels(x, layout)
+    fields, kernel_fields = steps_by_channels(x), params.kernel_fields()
     _dispatch.native.scan_backward(
         **fields,
-        **_charge_fields(decay, gain),
-        **a.forward,
-        **a.backward,
+        **_charge_fields(i.decay, i.gain),
+        **kernel_fields.forward,
+        **kernel_fields.backward,
         chunk=min(x.shape[0], CHUNK),
         factor=factor.data_ptr(),
         shift=shift.data_ptr(),
@@ -265,74 +261,41 @@ def _backward(
         grad_spikes=grad_spikes.data_ptr(),
         grad_sum=pointer(grad_sum),
         grad_v_out=pointer(grad_last),
-        starts=pointer(starts),
+        starts=pointer(i.starts),
         slope=0,
         grad_u=grad_u.data_ptr(),
         sum_steps=repeated,
-        grad_v=0 if v is None else pointer(states),
-        grad_constants=constants.data_ptr() if learn else 0,
+        grad_v=0 if v is None else out.v.data_ptr(),
+        grad_constants=out.constants.data_ptr() if i.learn else 0,
         grad_norm=sums.data_ptr(),
     )
-    passed, passed_x = sums[0], sums[1] - mean * sums[0]  # of dL/dU, and of dL/dU (X - mean)
-    grad_weight, grad_bias = (passed_x * k).float(), passed.float()
+    passed, passed_x = sums[0], sums[1] - i.mean * sums[0]  # of dL/dU, and of dL/dU (X - mean)
+    out.weight.copy_(passed_x * k)
+    out.bias.copy_(passed)
     slope, offset = torch.zeros_like(factor), torch.zeros_like(factor)
-    if not frozen:
-        curved = weight.double() * _narrowing(variance, k, eps_outside) * passed_x / (x.numel() // C)
-        slope, offset = (-curved).float(), (mean * curved - factor * passed / (x.numel() // C)).float()
+    if not i.frozen:
+        curved = i.weight.double() * _narrowing(i.variance, k, i.eps_outside) * passed_x / (x.numel() // C)
+        slope, offset = (-curved).float(), (i.mean * curved - factor * passed / (x.numel() // C)).float()
     if repeated:  # every step gets its part of the sum
         factor, fields["steps"] = factor / fields["steps"], 1
-    grad_x = grad_u if residual is None else fresh(x, x.dtype)
     _dispatch.native.affine(
         **fields,
         g=grad_u.data_ptr(),
         a=factor.data_ptr(),
         b=slope.data_ptr(),
         c=offset.data_ptr(),
-        out=grad_x.data_ptr(),
+        out=out.x.data_ptr(),
     )
-    grad_v = _no_potentials(x) if v is None or states is None else states
-    return grad_x, x.new_empty(0) if residual is None else grad_u, grad_v, grad_weight, grad_bias, constants
 
 
-def _fake_backward(
-    grad_spikes: Any,
-    grad_sum: Any,
-    grad_last: Any,
-    x: Tensor,
-    residual: Any,
-    v: Any,
-    weight: Any,
-    bias: Any,
-    mean: Any,
-    variance: Any,
-    decay: Any,
-    gain: Any,
-    starts: Any,
-    numbers: Any,
-    eps: Any,
-    eps_outside: Any,
-    frozen: Any,
-    learn: bool,
-) -> Any:
-    x, layout = by_channels(x)
-    C = layout["channels"]
-    whole = like(x, x.dtype)
-    grad_x = rows_like(1, whole[0], x.dtype) if _repeats(x) and residual is None else whole
-    grad_residual = x.new_empty(0) if residual is None else torch.empty_like(whole)
-    grad_v = _no_potentials(x) if v is None else rows_like(levels_of(numbers), whole[0], torch.float32)
-    per_channel = x.new_empty(C, dtype=torch.float32)
-    constants = x.new_empty(3 if learn else 0, dtype=torch.float64)
-    return grad_x, grad_residual, grad_v, per_channel, torch.empty_like(per_channel), constants
-
-
-def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Any, ...]) -> None:
-    x, residual, add, v, weight, bias, mean, _, decay, gain, *ctx.settings, return_sum, return_v = inputs
-    _, total, last, batch_mean, batch_variance, starts = output
-    ctx.frozen, ctx.added = mean is not None, add is not None
-    ctx.save_for_backward(x, residual, v, weight, bias, batch_mean, batch_variance, decay, gain, starts)
+def _save(ctx: Any, i: _Inputs, out: NormScan) -> None:
+    ctx.settings = i.numbers, i.eps, i.eps_outside
+    ctx.frozen, ctx.added = i.mean is not None, i.add is not None
+    norm = (i.weight, i.bias, out.mean, out.variance)
+    ctx.save_for_backward(i.x, i.residual, i.v, *norm, i.decay, i.gain, out.starts)
     ctx.set_materialize_grads(False)
-    unwanted = [t for t, wanted in ((total, return_sum), (last, return_v)) if not wanted]
-    ctx.mark_non_differentiable(batch_mean, batch_variance, *unwanted, *([] if starts is None else [starts]))
+    unwanted = [t for t, wanted in ((out.sum, i.return_sum), (out.v, i.return_v)) if not wanted]
+    ctx.mark_non_differentiable(out.mean, out.variance, *unwanted, *([] if out.starts is None else [out.starts]))
 
 
 def _differentiate(
@@ -344,39 +307,24 @@ def _differentiate(
         grad_spikes = torch.zeros(x.shape, dtype=x.dtype, device=x.device)
     if ctx.added:
         # This gradient is handed on as it is. In another layout it would meet the convolutions' in every block before.
-        grad_spikes = ordered(grad_spikes, like(by_channels(x)[0], x.dtype))
-    grad_x, grad_residual, grad_v, grad_weight, grad_bias, sums = _norm_scan_backward(
-        grad_spikes,
-        grad_sum,
-        grad_last,
-        x,
-        residual,
-        v,
-        weight,
-        bias,
-        mean,
-        variance,
-        decay,
-        gain,
-        starts,
-        *ctx.settings,
-        ctx.frozen,
-        learn,
-    )
+        grad_spikes = ordered(grad_spikes, like_by_channels(x, x.dtype))
+    grads = (grad_spikes, grad_sum, grad_last)
+    norm = (weight, bias, mean, variance)
+    found = _norm_scan_backward(*grads, x, residual, v, *norm, decay, gain, starts, *ctx.settings, ctx.frozen, learn)
     return (
-        grad_x.expand(x.shape),
-        None if residual is None else grad_residual,
+        found.x.expand(x.shape),
+        None if residual is None else found.residual,
         grad_spikes if ctx.added else None,
-        None if v is None else grad_v,
-        grad_weight.to(weight.dtype),
-        grad_bias.to(bias.dtype),
+        None if v is None else found.v,
+        found.weight.to(weight.dtype),
+        found.bias.to(bias.dtype),
         None,
         None,
-        sums[0].to(decay.dtype) if ctx.needs_input_grad[8] else None,
-        sums[1].to(gain.dtype) if ctx.needs_input_grad[9] else None,
+        found.constants[0].to(decay.dtype) if ctx.needs_input_grad[8] else None,
+        found.constants[1].to(gain.dtype) if ctx.needs_input_grad[9] else None,
         *(None,) * 5,
     )
 
 
-_norm_scan = NativeOp("norm_scan", _forward, _fake, _save, _differentiate)
-_norm_scan_backward = NativeOp("norm_scan_backward", _backward, _fake_backward)
+_norm_scan = native_op("norm_scan", _Inputs, _allocate, _fill, _save, _differentiate)
+_norm_scan_backward = native_op("norm_scan_backward", _BackwardInputs, _allocate_gradients, _fill_gradients)

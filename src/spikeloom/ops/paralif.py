@@ -6,28 +6,30 @@ the backward pass. Its random numbers are functions of (seed, element), the seed
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from spikeloom.ops import _dispatch
-from spikeloom.ops._custom_op import NativeOp
-from spikeloom.ops._layout import NATIVE_DTYPES, dense, fresh, like, ordered, pointer, rows_like
+from spikeloom.ops._custom_op import native_op
+from spikeloom.ops._layout import NATIVE_DTYPES, like, ordered, pointer, rows_like
 from spikeloom.ops.leaky_integrator import (
     Constant,
-    aligned,
     as_constants,
     constant_gradients,
+    fill_constant_gradients,
     integrator_fields,
-    last_state,
     leaky_filter,
+    no_state,
+    states_like,
 )
 from spikeloom.ops.paralif_firing import FIRING, fire_by
-from spikeloom.surrogates import Surrogate
+from spikeloom.ops.scan.params import surrogate_number
+from spikeloom.surrogates import SLOPE, Surrogate
 
-_MAPS = ("", "s", "t", "tr")
-_RULES = ("threshold", "difference", "bernoulli", "gumbel")
+# `paralif_firing.MAPS` to `Map` in native/kernels.hpp; rules have the kernels' names.
+_MAPS = {"": "identity", "s": "sigmoid", "t": "tanh", "tr": "relu_tanh"}
 State = tuple[Tensor | None, Tensor | None]
 
 
@@ -65,193 +67,167 @@ def paralif(
         m, filters = leaky_filter(x, alpha, beta, filters, return_state)
         spikes, last = fire_by(firing, m, threshold, surrogate, before)
         return spikes, (filters, last)
-    numbers = [float(_MAPS.index(kind)), float(_RULES.index(rule)), *(formula or (0, 0.0, 0.0))]
     seed = torch.randint(2**31, (), device=x.device) if random else None
     threshold = torch.as_tensor(0.0 if random else threshold, dtype=torch.float32, device=x.device)
-    before = None if before is None else before.float()
-    spikes, filters, last = _paralif(
-        x,
-        *as_constants(alpha, beta, x),
-        threshold,
-        None if filters is None else filters.float(),
-        before,
-        seed,
-        numbers,
-        return_state,
-    )
+    filters, before = (None if state is None else state.float() for state in (filters, before))
+    constants, derivative = as_constants(alpha, beta, x), formula or SLOPE
+    out = _paralif(x, *constants, threshold, filters, before, seed, _MAPS[kind], rule, *derivative, return_state)
     if not return_state:
-        return spikes, (None, None)
-    return spikes, (filters, last if rule == "difference" else None)
+        return out.spikes, (None, None)
+    return out.spikes, (out.last, out.mapped if rule == "difference" else None)
 
 
-def _fields(numbers: list[float], threshold: Tensor, before: Tensor | None, seed: Tensor | None) -> dict[str, Any]:
-    return {
-        "map": int(numbers[0]),
-        "rule": int(numbers[1]),
-        "threshold": threshold.item(),
-        "seed": 0 if seed is None else int(seed),
+# --- the native path --------------------------------------------------------------------------------------------------
+
+
+class _Inputs(NamedTuple):
+    x: Tensor
+    alpha: Tensor
+    beta: Tensor
+    threshold: Tensor
+    state: Tensor | None
+    before: Tensor | None
+    seed: Tensor | None
+    map: str
+    rule: str
+    kind: str
+    p: float
+    q: float
+    return_state: bool
+
+
+class _BackwardInputs(NamedTuple):
+    grad_spikes: Tensor
+    grad_last: Tensor | None
+    grad_mapped: Tensor | None
+    x: Tensor
+    alpha: Tensor
+    beta: Tensor
+    threshold: Tensor
+    state: Tensor | None
+    before: Tensor | None
+    seed: Tensor | None
+    map: str
+    rule: str
+    kind: str
+    p: float
+    q: float
+    learn: bool
+
+
+class _Spiked(NamedTuple):
+    spikes: Tensor
+    last: Tensor
+    mapped: Tensor
+
+
+class _Gradients(NamedTuple):
+    x: Tensor
+    state: Tensor
+    before: Tensor
+    threshold: Tensor
+    alpha: Tensor
+    beta: Tensor
+
+
+def _fields(i: _Inputs | _BackwardInputs, template: Tensor) -> tuple[dict[str, Any], Any]:
+    """The kernels' arguments, and the tensors to which they point."""
+    fields, kept = integrator_fields(i.x, i.alpha, i.beta, i.state, template)
+    before = None if i.before is None else ordered(i.before, template[0])
+    firing = {
+        "map": int(_dispatch.native.Map[i.map]),
+        "rule": int(_dispatch.native.Rule[i.rule]),
+        "threshold": i.threshold.item(),
+        "seed": 0 if i.seed is None else int(i.seed),
         "before": pointer(before),
     }
+    return fields | firing, (kept, before)
 
 
-def _differences(numbers: list[float]) -> bool:
-    return _RULES[int(numbers[1])] == "difference"
-
-
-def _forward(
-    x: Tensor,
-    alpha: Tensor,
-    beta: Tensor,
-    threshold: Tensor,
-    state: Tensor | None,
-    before: Tensor | None,
-    seed: Tensor | None,
-    numbers: list[float],
-    return_state: bool,
-) -> tuple[Tensor, Tensor, Tensor]:
-    x, step, alpha, beta, state = aligned(x, alpha, beta, state)
-    before = None if before is None else ordered(before, step)
-    spikes = fresh(x, x.dtype)
-    last = last_state(step, return_state)
-    mapped = torch.empty_like(step) if return_state and _differences(numbers) else step.new_empty(0)
-    _dispatch.native.filter_fire_forward(
-        **integrator_fields(x, alpha, beta, state),
-        **_fields(numbers, threshold, before, seed),
-        spikes=spikes.data_ptr(),
-        state_out=last.data_ptr() if return_state else 0,
-        mapped_out=mapped.data_ptr() if mapped.numel() else 0,
+def _allocate(i: _Inputs) -> _Spiked:
+    spikes = like(i.x, i.x.dtype)
+    differences = i.return_state and i.rule == "difference"
+    return _Spiked(
+        spikes,
+        last=states_like(spikes) if i.return_state else no_state(i.x),
+        mapped=rows_like(1, spikes[0], torch.float32)[0] if differences else no_state(i.x),
     )
-    return spikes, last, mapped
 
 
-def _fake(
-    x: Tensor,
-    alpha: Any,
-    beta: Any,
-    threshold: Any,
-    state: Any,
-    before: Any,
-    seed: Any,
-    numbers: Any,
-    return_state: bool,
-) -> tuple[Tensor, Tensor, Tensor]:
-    x = dense(x)
-    step = like(x, torch.float32)[0]
-    mapped = torch.empty_like(step) if return_state and _differences(numbers) else step.new_empty(0)
-    return like(x, x.dtype), last_state(step, return_state), mapped
+def _fill(i: _Inputs, out: _Spiked) -> None:
+    fields, _kept = _fields(i, out.spikes)
+    _dispatch.native.paralif_forward(
+        **fields,
+        spikes=out.spikes.data_ptr(),
+        state_out=out.last.data_ptr() if i.return_state else 0,
+        mapped_out=out.mapped.data_ptr() if out.mapped.numel() else 0,
+    )
 
 
-def _backward(
-    grad_spikes: Tensor,
-    grad_last: Tensor | None,
-    grad_mapped: Tensor | None,
-    x: Tensor,
-    alpha: Tensor,
-    beta: Tensor,
-    threshold: Tensor,
-    state: Tensor | None,
-    before: Tensor | None,
-    seed: Tensor | None,
-    numbers: list[float],
-    learn: bool,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
-    x, step, alpha, beta, state = aligned(x, alpha, beta, state)
-    before = None if before is None else ordered(before, step)
-    grad_x = fresh(x, x.dtype)
-    grad_spikes = ordered(grad_spikes, grad_x, x.dtype)
-    grad_last = None if grad_last is None else ordered(grad_last, rows_like(2, step, torch.float32), torch.float32)
-    grad_mapped = None if grad_mapped is None else ordered(grad_mapped, step, torch.float32)
-    grad_state = last_state(step, state is not None)
-    grad_before = torch.empty_like(step) if before is not None else step.new_empty(0)
-    constants = rows_like(2, step, torch.float32) if learn else step.new_zeros(2)
-    grad_threshold = x.new_zeros((), dtype=torch.float64)
-    _, _, kind, p, q = numbers
-    _dispatch.native.filter_fire_backward(
-        **integrator_fields(x, alpha, beta, state),
-        **_fields(numbers, threshold, before, seed),
+def _allocate_gradients(i: _BackwardInputs) -> _Gradients:
+    grad_x = like(i.x, i.x.dtype)
+    return _Gradients(
+        grad_x,
+        no_state(i.x) if i.state is None else states_like(grad_x),
+        no_state(i.x) if i.before is None else rows_like(1, grad_x[0], torch.float32)[0],
+        i.x.new_empty((), dtype=torch.float64),
+        *constant_gradients(i.alpha, grad_x, i.learn),
+    )
+
+
+def _fill_gradients(i: _BackwardInputs, out: _Gradients) -> None:
+    fields, _kept = _fields(i, out.x)
+    states = states_like(out.x)
+    grad_spikes = ordered(i.grad_spikes, out.x, i.x.dtype)
+    grad_last = None if i.grad_last is None else ordered(i.grad_last, states, torch.float32)
+    grad_mapped = None if i.grad_mapped is None else ordered(i.grad_mapped, states[0], torch.float32)
+    constants = states_like(out.x) if i.learn else None
+    out.threshold.zero_()
+    _dispatch.native.paralif_backward(
+        **fields,
         grad_spikes=grad_spikes.data_ptr(),
         grad_state_out=pointer(grad_last),
         grad_mapped_out=pointer(grad_mapped),
-        surrogate=int(kind),
-        p=p,
-        q=q,
-        grad_x=grad_x.data_ptr(),
-        grad_state=0 if state is None else grad_state.data_ptr(),
-        grad_before=0 if before is None else grad_before.data_ptr(),
-        grad_alpha=constants[0].data_ptr() if learn else 0,
-        grad_beta=constants[1].data_ptr() if learn else 0,
-        grad_threshold=grad_threshold.data_ptr(),
+        surrogate=surrogate_number(i.kind),
+        p=i.p,
+        q=i.q,
+        grad_x=out.x.data_ptr(),
+        grad_state=0 if i.state is None else out.state.data_ptr(),
+        grad_before=0 if i.before is None else out.before.data_ptr(),
+        grad_alpha=0 if constants is None else constants[0].data_ptr(),
+        grad_beta=0 if constants is None else constants[1].data_ptr(),
+        grad_threshold=out.threshold.data_ptr(),
     )
-    return grad_x, grad_state, grad_before, grad_threshold, *constant_gradients(constants, learn and alpha.dim() == 0)
+    fill_constant_gradients(constants, out.alpha, out.beta)
 
 
-def _fake_backward(
-    grad_spikes: Any,
-    grad_last: Any,
-    grad_mapped: Any,
-    x: Tensor,
-    alpha: Tensor,
-    beta: Any,
-    threshold: Any,
-    state: Any,
-    before: Any,
-    seed: Any,
-    numbers: Any,
-    learn: bool,
-) -> Any:
-    x = dense(x)
-    step = like(x, torch.float32)[0]
-    constant = torch.empty_like(step) if learn and alpha.dim() else step.new_empty(())
-    return (
-        like(x, x.dtype),
-        last_state(step, state is not None),
-        torch.empty_like(step) if before is not None else step.new_empty(0),
-        step.new_empty((), dtype=torch.float64),
-        constant,
-        constant.clone(),
-    )
-
-
-def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:
-    *tensors, ctx.numbers, return_state = inputs
-    ctx.save_for_backward(*tensors)
+def _save(ctx: Any, i: _Inputs, out: _Spiked) -> None:
+    ctx.settings = i[7:-1]
+    ctx.save_for_backward(*i[:7])
     ctx.set_materialize_grads(False)
-    unwanted = output[1:] if not return_state else [] if _differences(ctx.numbers) else output[2:]
-    ctx.mark_non_differentiable(*unwanted)
+    wanted = (i.return_state, i.return_state and i.rule == "difference")
+    results = (out.last, out.mapped)
+    ctx.mark_non_differentiable(*(t for t, needed in zip(results, wanted, strict=True) if not needed))
 
 
 def _differentiate(
     ctx: Any, grad_spikes: Tensor | None, grad_last: Tensor | None, grad_mapped: Tensor | None
 ) -> tuple[Any, ...]:
     x, alpha, beta, threshold, state, before, seed = ctx.saved_tensors
-    _, *needed, _, _, _, _, _ = ctx.needs_input_grad
-    grad_spikes = torch.zeros_like(x) if grad_spikes is None else grad_spikes
-    grad_x, grad_state, grad_before, grad_threshold, grad_alpha, grad_beta = _paralif_backward(
-        grad_spikes,
-        grad_last,
-        grad_mapped,
-        x,
-        alpha,
-        beta,
-        threshold,
-        state,
-        before,
-        seed,
-        ctx.numbers,
-        needed[0] or needed[1],
-    )
+    needed = ctx.needs_input_grad[1:4]
+    grads = (torch.zeros_like(x) if grad_spikes is None else grad_spikes, grad_last, grad_mapped)
+    tensors = (x, alpha, beta, threshold, state, before, seed)
+    found = _paralif_backward(*grads, *tensors, *ctx.settings, needed[0] or needed[1])
     return (
-        grad_x,
-        grad_alpha if needed[0] else None,
-        grad_beta if needed[1] else None,
-        grad_threshold.float() if needed[2] else None,
-        None if state is None else grad_state,
-        None if before is None else grad_before,
-        None,
-        None,
-        None,
+        found.x,
+        found.alpha if needed[0] else None,
+        found.beta if needed[1] else None,
+        found.threshold.float() if needed[2] else None,
+        None if state is None else found.state,
+        None if before is None else found.before,
+        *(None,) * 7,
     )
 
 
-_paralif = NativeOp("paralif", _forward, _fake, _save, _differentiate)
-_paralif_backward = NativeOp("paralif_backward", _backward, _fake_backward)
+_paralif = native_op("paralif", _Inputs, _allocate, _fill, _save, _differentiate)
+_paralif_backward = native_op("paralif_backward", _BackwardInputs, _allocate_gradients, _fill_gradients)

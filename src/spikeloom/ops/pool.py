@@ -6,14 +6,14 @@ a byte says which place of its window won, and every gradient is written once.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from spikeloom.ops import _dispatch
-from spikeloom.ops._custom_op import NativeOp
-from spikeloom.ops._layout import NATIVE_DTYPES, fresh
+from spikeloom.ops._custom_op import native_op
+from spikeloom.ops._layout import NATIVE_DTYPES, dtype_number, empty_images, pointer
 
 
 def max_pool(x: Tensor, kernel: int, stride: int, padding: int = 0) -> Tensor:
@@ -47,7 +47,7 @@ def _fields(x: Tensor, kernel: int, stride: int, padding: int) -> dict[str, Any]
     """The kernels' arguments for images of x's shape; the caller fills what it uses."""
     N, C, H, W = x.shape
     return {
-        "dtype": NATIVE_DTYPES.index(x.dtype),
+        "dtype": dtype_number(x.dtype),
         "images": N,
         "height": H,
         "width": W,
@@ -64,49 +64,58 @@ def _fields(x: Tensor, kernel: int, stride: int, padding: int) -> dict[str, Any]
     }
 
 
-def _fake(x: Tensor, kernel: int, stride: int, padding: int, keep: bool) -> tuple[Tensor, Tensor | None]:
-    rows, columns = ((size + 2 * padding - kernel) // stride + 1 for size in x.shape[2:])
-    y = x.new_empty(x.shape[0], rows, columns, x.shape[1]).permute(0, 3, 1, 2)
-    return y, torch.empty_like(y, dtype=torch.uint8) if keep else None
+class _Inputs(NamedTuple):
+    x: Tensor
+    kernel: int
+    stride: int
+    padding: int
+    keep: bool
 
 
-def _forward(x: Tensor, kernel: int, stride: int, padding: int, keep: bool) -> tuple[Tensor, Tensor | None]:
-    x = x.contiguous(memory_format=torch.channels_last)
-    y, winners = _fake(x, kernel, stride, padding, keep)
-    _dispatch.native.max_pool_forward(
-        **_fields(x, kernel, stride, padding)
-        | {"x": x.data_ptr(), "y": y.data_ptr(), "winners": 0 if winners is None else winners.data_ptr()}
-    )
-    return y, winners
+class _BackwardInputs(NamedTuple):
+    grad: Tensor
+    winners: Tensor
+    height: int
+    width: int
+    kernel: int
+    stride: int
+    padding: int
 
 
-def _like_images(winners: Tensor, grad: Tensor, height: int, width: int) -> Tensor:
-    return grad.new_empty(winners.shape[0], height, width, winners.shape[1]).permute(0, 3, 1, 2)
+class _Pooled(NamedTuple):
+    y: Tensor
+    winners: Tensor | None
 
 
-def _backward(grad: Tensor, winners: Tensor, height: int, width: int, kernel: int, stride: int, padding: int) -> Tensor:
-    grad = grad.contiguous(memory_format=torch.channels_last)
-    grad_x = fresh(_like_images(winners, grad, height, width), grad.dtype)
-    _dispatch.native.max_pool_backward(
-        **_fields(grad_x, kernel, stride, padding)
-        | {"winners": winners.data_ptr(), "grad_y": grad.data_ptr(), "grad_x": grad_x.data_ptr()}
-    )
-    return grad_x
+def _allocate(i: _Inputs) -> _Pooled:
+    rows, columns = ((size + 2 * i.padding - i.kernel) // i.stride + 1 for size in i.x.shape[2:])
+    y = empty_images(i.x, (i.x.shape[0], i.x.shape[1], rows, columns))
+    return _Pooled(y, torch.empty_like(y, dtype=torch.uint8) if i.keep else None)
 
 
-def _fake_backward(
-    grad: Tensor, winners: Tensor, height: int, width: int, kernel: int, stride: int, padding: int
-) -> Tensor:
-    return _like_images(winners, grad, height, width)
+def _fill(i: _Inputs, out: _Pooled) -> None:
+    x = i.x.contiguous(memory_format=torch.channels_last)
+    fields = _fields(x, i.kernel, i.stride, i.padding)
+    fields |= {"x": x.data_ptr(), "y": out.y.data_ptr(), "winners": pointer(out.winners)}
+    _dispatch.native.max_pool_forward(**fields)
 
 
-def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor | None]) -> None:
-    x, *window, _ = inputs
-    _, winners = output
-    ctx.settings = [*x.shape[2:], *window]
-    if winners is not None:
-        ctx.mark_non_differentiable(winners)
-        ctx.save_for_backward(winners)
+def _allocate_gradient(i: _BackwardInputs) -> Tensor:
+    return empty_images(i.grad, (*i.winners.shape[:2], i.height, i.width))
+
+
+def _fill_gradient(i: _BackwardInputs, grad_x: Tensor) -> None:
+    grad = i.grad.contiguous(memory_format=torch.channels_last)
+    fields = _fields(grad_x, i.kernel, i.stride, i.padding)
+    fields |= {"winners": i.winners.data_ptr(), "grad_y": grad.data_ptr(), "grad_x": grad_x.data_ptr()}
+    _dispatch.native.max_pool_backward(**fields)
+
+
+def _save(ctx: Any, i: _Inputs, out: _Pooled) -> None:
+    ctx.settings = (*i.x.shape[2:], i.kernel, i.stride, i.padding)
+    if out.winners is not None:
+        ctx.mark_non_differentiable(out.winners)
+        ctx.save_for_backward(out.winners)
 
 
 def _differentiate(ctx: Any, grad: Tensor, _: Any) -> tuple[Any, ...]:
@@ -114,5 +123,5 @@ def _differentiate(ctx: Any, grad: Tensor, _: Any) -> tuple[Any, ...]:
     return _pool_backward(grad, winners, *ctx.settings), None, None, None, None
 
 
-_pool = NativeOp("max_pool", _forward, _fake, _save, _differentiate)
-_pool_backward = NativeOp("max_pool_backward", _backward, _fake_backward)
+_pool = native_op("max_pool", _Inputs, _allocate, _fill, _save, _differentiate)
+_pool_backward = native_op("max_pool_backward", _BackwardInputs, _allocate_gradient, _fill_gradient)

@@ -9,15 +9,16 @@ One W mixes time for all neurons of a layer.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from spikeloom.ops import _dispatch
-from spikeloom.ops._custom_op import NativeOp
-from spikeloom.ops._layout import NATIVE_DTYPES, as_rows, dense, fresh, from_rows, like, ordered, pointer, steps_of
+from spikeloom.ops._custom_op import native_op
+from spikeloom.ops._layout import NATIVE_DTYPES, arranged, as_rows, from_rows, like, ordered, pointer, steps_of
 from spikeloom.ops.scan import fire
+from spikeloom.ops.scan.params import surrogate_number
 from spikeloom.surrogates import SLOPE, Surrogate
 
 # Up to this many steps the whole product is done in cache, block by block; beyond it a library's GEMM is faster.
@@ -94,102 +95,111 @@ def _native(x: Tensor, weight: Tensor, bias: Tensor, surrogate: Surrogate, order
     if formula is None and torch.is_grad_enabled():
         with torch.no_grad():
             slope = surrogate.derivative(_psn_potentials(x, weight, bias, order, sliding))
-    kind, p, q = formula or (SLOPE, 0.0, 0.0)
-    return _psn(x, weight, bias, slope, order, sliding, kind, p, q)
+    return _psn(x, weight, bias, slope, order, sliding, *(formula or SLOPE))
 
 
-def _fields(x: Tensor, weight: Tensor, bias: Tensor, order: int, sliding: bool) -> dict[str, Any]:
-    return {
-        **steps_of(x),
-        "order": order,
-        "sliding": sliding,
-        "weight": weight.data_ptr(),
-        "bias": bias.data_ptr(),
-    }
+class _Inputs(NamedTuple):
+    x: Tensor
+    weight: Tensor
+    bias: Tensor
+    slope: Tensor | None
+    order: int
+    sliding: bool
+    kind: str
+    p: float
+    q: float
 
 
-def _forward(
-    x: Tensor,
-    weight: Tensor,
-    bias: Tensor,
-    slope: Tensor | None,
-    order: int,
-    sliding: bool,
-    kind: int,
-    p: float,
-    q: float,
-) -> Tensor:
-    x, weight, bias = dense(x), weight.float().contiguous(), bias.float().contiguous()
-    spikes = fresh(x, x.dtype)
-    _dispatch.native.band_forward(**_fields(x, weight, bias, order, sliding), spikes=spikes.data_ptr(), potentials=0)
-    return spikes
+class _PotentialInputs(NamedTuple):
+    x: Tensor
+    weight: Tensor
+    bias: Tensor
+    order: int
+    sliding: bool
 
 
-def _fake(x: Tensor, *_: Any) -> Tensor:
-    return like(dense(x), x.dtype)
+class _BackwardInputs(NamedTuple):
+    grad_spikes: Tensor
+    x: Tensor
+    weight: Tensor
+    bias: Tensor
+    slope: Tensor | None
+    order: int
+    sliding: bool
+    kind: str
+    p: float
+    q: float
 
 
-def _potentials(x: Tensor, weight: Tensor, bias: Tensor, order: int, sliding: bool) -> Tensor:
-    x, weight, bias = dense(x), weight.float().contiguous(), bias.float().contiguous()
-    spikes, h = fresh(x, x.dtype), fresh(x, torch.float32)
-    _dispatch.native.band_forward(
-        **_fields(x, weight, bias, order, sliding), spikes=spikes.data_ptr(), potentials=h.data_ptr()
-    )
-    return h
+class _Gradients(NamedTuple):
+    x: Tensor
+    weight: Tensor
+    bias: Tensor
 
 
-def _fake_potentials(x: Tensor, *_: Any) -> Tensor:
-    return like(dense(x), torch.float32)
+def _fields(i: _Inputs | _PotentialInputs | _BackwardInputs, template: Tensor) -> tuple[dict[str, Any], Any]:
+    """The kernels' arguments, and the tensors to which they point."""
+    x = arranged(i.x, template)
+    weight, bias = i.weight.float().contiguous(), i.bias.float().contiguous()
+    pointers = {"weight": weight.data_ptr(), "bias": bias.data_ptr()}
+    return {**steps_of(x), "order": i.order, "sliding": i.sliding, **pointers}, (x, weight, bias)
 
 
-def _backward(
-    grad_spikes: Tensor,
-    x: Tensor,
-    weight: Tensor,
-    bias: Tensor,
-    slope: Tensor | None,
-    order: int,
-    sliding: bool,
-    kind: int,
-    p: float,
-    q: float,
-) -> tuple[Tensor, Tensor, Tensor]:
-    x, weight, bias = dense(x), weight.float().contiguous(), bias.float().contiguous()
-    grad_x = fresh(x, x.dtype)
-    grad_spikes = ordered(grad_spikes, grad_x, x.dtype)
-    slope = None if slope is None else ordered(slope, grad_x, torch.float32)
-    grad_weight, grad_bias = torch.zeros_like(weight, dtype=torch.float64), torch.zeros_like(bias, dtype=torch.float64)
-    _dispatch.native.band_backward(
-        **_fields(x, weight, bias, order, sliding),
+def _allocate(i: _Inputs) -> Tensor:
+    return like(i.x, i.x.dtype)
+
+
+def _fill(i: _Inputs, spikes: Tensor) -> None:
+    fields, _kept = _fields(i, spikes)
+    _dispatch.native.psn_forward(**fields, spikes=spikes.data_ptr(), potentials=0)
+
+
+def _allocate_potentials(i: _PotentialInputs) -> Tensor:
+    return like(i.x, torch.float32)
+
+
+def _fill_potentials(i: _PotentialInputs, h: Tensor) -> None:
+    spikes = like(i.x, i.x.dtype)
+    fields, _kept = _fields(i, h)
+    _dispatch.native.psn_forward(**fields, spikes=spikes.data_ptr(), potentials=h.data_ptr())
+
+
+def _allocate_gradients(i: _BackwardInputs) -> _Gradients:
+    weight, bias = (i.x.new_empty(parameter.shape, dtype=torch.float32) for parameter in (i.weight, i.bias))
+    return _Gradients(like(i.x, i.x.dtype), weight, bias)
+
+
+def _fill_gradients(i: _BackwardInputs, out: _Gradients) -> None:
+    fields, _kept = _fields(i, out.x)
+    grad_spikes = ordered(i.grad_spikes, out.x, i.x.dtype)
+    slope = None if i.slope is None else ordered(i.slope, out.x, torch.float32)
+    weight, bias = (torch.zeros_like(gradient, dtype=torch.float64) for gradient in (out.weight, out.bias))
+    _dispatch.native.psn_backward(
+        **fields,
         grad_spikes=grad_spikes.data_ptr(),
         slope=pointer(slope),
-        surrogate=kind,
-        p=p,
-        q=q,
-        grad_x=grad_x.data_ptr(),
-        grad_weight=grad_weight.data_ptr(),
-        grad_bias=grad_bias.data_ptr(),
+        surrogate=surrogate_number(i.kind),
+        p=i.p,
+        q=i.q,
+        grad_x=out.x.data_ptr(),
+        grad_weight=weight.data_ptr(),
+        grad_bias=bias.data_ptr(),
     )
-    return grad_x, grad_weight.float(), grad_bias.float()
+    out.weight.copy_(weight)
+    out.bias.copy_(bias)
 
 
-def _fake_backward(grad_spikes: Any, x: Tensor, weight: Tensor, bias: Tensor, *_: Any) -> tuple[Tensor, Tensor, Tensor]:
-    return like(dense(x), x.dtype), torch.empty_like(weight).float(), torch.empty_like(bias).float()
-
-
-def _save(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    *tensors, ctx.order, ctx.sliding, ctx.kind, ctx.p, ctx.q = inputs
-    ctx.save_for_backward(*tensors)
+def _save(ctx: Any, i: _Inputs, spikes: Tensor) -> None:
+    ctx.save_for_backward(*i[:4])
+    ctx.settings = i[4:]
 
 
 def _differentiate(ctx: Any, grad_spikes: Tensor) -> tuple[Any, ...]:
     x, weight, bias, slope = ctx.saved_tensors
-    grad_x, grad_weight, grad_bias = _psn_backward(
-        grad_spikes, x, weight, bias, slope, ctx.order, ctx.sliding, ctx.kind, ctx.p, ctx.q
-    )
-    return grad_x, grad_weight.to(weight.dtype), grad_bias.to(bias.dtype), *(None,) * 6
+    found = _psn_backward(grad_spikes, x, weight, bias, slope, *ctx.settings)
+    return found.x, found.weight.to(weight.dtype), found.bias.to(bias.dtype), *(None,) * 6
 
 
-_psn = NativeOp("psn", _forward, _fake, _save, _differentiate)
-_psn_potentials = NativeOp("psn_potentials", _potentials, _fake_potentials)
-_psn_backward = NativeOp("psn_backward", _backward, _fake_backward)
+_psn = native_op("psn", _Inputs, _allocate, _fill, _save, _differentiate)
+_psn_potentials = native_op("psn_potentials", _PotentialInputs, _allocate_potentials, _fill_potentials)
+_psn_backward = native_op("psn_backward", _BackwardInputs, _allocate_gradients, _fill_gradients)

@@ -7,16 +7,17 @@ V[t] = U[t] - drop R[t-1],    S[t] = Theta(V[t] - threshold)
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from spikeloom.ops import _dispatch
-from spikeloom.ops._custom_op import NativeOp
-from spikeloom.ops._layout import NATIVE_DTYPES, dense, fresh, like, ordered, pointer, rows_like, steps_of
-from spikeloom.ops.leaky_integrator import last_state, leaky_filter_reference
+from spikeloom.ops._custom_op import native_op
+from spikeloom.ops._layout import NATIVE_DTYPES, arranged, like, ordered, pointer, rows_like, steps_of
+from spikeloom.ops.leaky_integrator import leaky_filter_reference, no_state
 from spikeloom.ops.scan import fire
+from spikeloom.ops.scan.params import surrogate_number
 from spikeloom.surrogates import SLOPE, Surrogate
 
 
@@ -52,14 +53,13 @@ def psu(
         v, last = psu_reference(x, z, decay, drop, integrate, raw, state)
         return fire(v, surrogate, strict, threshold).to(x.dtype), last if return_state else None
     z = None if z is None else z.to(x.dtype)
-    settings = [decay, drop, threshold, integrate, raw, strict]
+    settings = (decay, drop, threshold, integrate, raw, strict)
     slope = None
     if surrogate.formula is None and torch.is_grad_enabled():
         with torch.no_grad():
-            slope = surrogate.derivative(_potentials(x, z, state, settings) - threshold)
-    kind, p, q = surrogate.formula or (SLOPE, 0.0, 0.0)
-    spikes, last = _psu(x, z, state, slope, [*settings, kind, p, q], return_state)
-    return spikes, last if return_state else None
+            slope = surrogate.derivative(_potentials(x, z, state, *settings) - threshold)
+    out = _psu(x, z, state, slope, *settings, *(surrogate.formula or SLOPE), return_state)
+    return out.spikes, out.last if return_state else None
 
 
 def psu_reference(
@@ -89,111 +89,148 @@ def psu_potentials(
 # --- the native path --------------------------------------------------------------------------------------------------
 
 
-def _prepare(
-    x: Tensor, z: Tensor | None, state: Tensor | None, settings: list[float]
-) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None, dict[str, Any]]:
-    """x dense, a template of one step, the others in its order, and the kernel's fields."""
-    x = dense(x)
-    step = like(x, torch.float32)[0]
-    z = None if z is None else ordered(z, like(x, x.dtype))
-    state = None if state is None else ordered(state, rows_like(2, step, torch.float32), torch.float32)
-    decay, drop, threshold, integrate, raw, strict = settings[:6]
+class _Inputs(NamedTuple):
+    x: Tensor
+    z: Tensor | None
+    state: Tensor | None
+    slope: Tensor | None
+    decay: float
+    drop: float
+    threshold: float
+    integrate: bool
+    raw: bool
+    strict: bool
+    kind: str
+    p: float
+    q: float
+    return_state: bool
+
+
+class _PotentialInputs(NamedTuple):
+    x: Tensor
+    z: Tensor | None
+    state: Tensor | None
+    decay: float
+    drop: float
+    threshold: float
+    integrate: bool
+    raw: bool
+    strict: bool
+
+
+class _BackwardInputs(NamedTuple):
+    grad_spikes: Tensor
+    grad_last: Tensor | None
+    x: Tensor
+    z: Tensor | None
+    state: Tensor | None
+    slope: Tensor | None
+    decay: float
+    drop: float
+    threshold: float
+    integrate: bool
+    raw: bool
+    strict: bool
+    kind: str
+    p: float
+    q: float
+
+
+class _Spiked(NamedTuple):
+    spikes: Tensor
+    last: Tensor
+
+
+class _Gradients(NamedTuple):
+    x: Tensor
+    z: Tensor
+    state: Tensor
+
+
+def _states(template: Tensor) -> Tensor:
+    """An empty {U, R} in the order of a template's steps."""
+    return rows_like(2, template[0], torch.float32)
+
+
+def _fields(i: _Inputs | _PotentialInputs | _BackwardInputs, template: Tensor) -> tuple[dict[str, Any], Any]:
+    """The kernels' arguments, and the tensors to which they point."""
+    x = arranged(i.x, template)
+    z = None if i.z is None else ordered(i.z, template)
+    state = None if i.state is None else ordered(i.state, _states(template), torch.float32)
     fields = {
         **steps_of(x),
         "z": pointer(z),
-        "decay": decay,
-        "drop": drop,
-        "threshold": threshold,
-        "integrate": bool(integrate),
-        "raw": bool(raw),
-        "strict": bool(strict),
+        "decay": i.decay,
+        "drop": i.drop,
+        "threshold": i.threshold,
+        "integrate": i.integrate,
+        "raw": i.raw,
+        "strict": i.strict,
         "state": pointer(state),
     }
-    return x, step, z, state, fields
+    return fields, (x, z, state)
 
 
-def _forward(
-    x: Tensor, z: Tensor | None, state: Tensor | None, slope: Tensor | None, settings: list[float], return_state: bool
-) -> tuple[Tensor, Tensor]:
-    x, step, z, state, fields = _prepare(x, z, state, settings)
-    spikes, last = fresh(x, x.dtype), last_state(step, return_state)
-    _dispatch.native.estimate_forward(
-        **fields, spikes=spikes.data_ptr(), potentials=0, state_out=last.data_ptr() if return_state else 0
-    )
-    return spikes, last
+def _allocate(i: _Inputs) -> _Spiked:
+    spikes = like(i.x, i.x.dtype)
+    return _Spiked(spikes, _states(spikes) if i.return_state else no_state(i.x))
 
 
-def _fake(x: Tensor, z: Any, state: Any, slope: Any, settings: Any, return_state: bool) -> tuple[Tensor, Tensor]:
-    x = dense(x)
-    return like(x, x.dtype), last_state(like(x, torch.float32)[0], return_state)
+def _fill(i: _Inputs, out: _Spiked) -> None:
+    fields, _kept = _fields(i, out.spikes)
+    last = out.last.data_ptr() if i.return_state else 0
+    _dispatch.native.psu_forward(**fields, spikes=out.spikes.data_ptr(), potentials=0, state_out=last)
 
 
-def _potential_values(x: Tensor, z: Tensor | None, state: Tensor | None, settings: list[float]) -> Tensor:
-    x, _, z, state, fields = _prepare(x, z, state, settings)
-    v = fresh(x, torch.float32)
-    _dispatch.native.estimate_forward(**fields, spikes=0, potentials=v.data_ptr(), state_out=0)
-    return v
+def _allocate_potentials(i: _PotentialInputs) -> Tensor:
+    return like(i.x, torch.float32)
 
 
-def _fake_potentials(x: Tensor, z: Any, state: Any, settings: Any) -> Tensor:
-    return like(dense(x), torch.float32)
+def _fill_potentials(i: _PotentialInputs, v: Tensor) -> None:
+    fields, _kept = _fields(i, v)
+    _dispatch.native.psu_forward(**fields, spikes=0, potentials=v.data_ptr(), state_out=0)
 
 
-def _backward(
-    grad_spikes: Tensor,
-    grad_last: Tensor | None,
-    x: Tensor,
-    z: Tensor | None,
-    state: Tensor | None,
-    slope: Tensor | None,
-    settings: list[float],
-) -> tuple[Tensor, Tensor, Tensor]:
-    x, step, z, state, fields = _prepare(x, z, state, settings)
-    grad_x = fresh(x, x.dtype)
-    grad_spikes = ordered(grad_spikes, grad_x, x.dtype)
-    grad_last = None if grad_last is None else ordered(grad_last, rows_like(2, step, torch.float32), torch.float32)
-    slope = None if slope is None else ordered(slope, like(x, torch.float32), torch.float32)
-    grad_z = x.new_empty(0) if z is None else fresh(x, x.dtype)
-    grad_state = last_state(step, state is not None)
-    kind, p, q = settings[6:]
-    _dispatch.native.estimate_backward(
+def _allocate_gradients(i: _BackwardInputs) -> _Gradients:
+    grad_x = like(i.x, i.x.dtype)
+    grad_z = i.x.new_empty(0) if i.z is None else like(i.x, i.x.dtype)
+    return _Gradients(grad_x, grad_z, no_state(i.x) if i.state is None else _states(grad_x))
+
+
+def _fill_gradients(i: _BackwardInputs, out: _Gradients) -> None:
+    fields, _kept = _fields(i, out.x)
+    grad_spikes = ordered(i.grad_spikes, out.x, i.x.dtype)
+    grad_last = None if i.grad_last is None else ordered(i.grad_last, _states(out.x), torch.float32)
+    slope = None if i.slope is None else ordered(i.slope, out.x, torch.float32)
+    _dispatch.native.psu_backward(
         **fields,
         grad_spikes=grad_spikes.data_ptr(),
         grad_state_out=pointer(grad_last),
         slope=pointer(slope),
-        surrogate=int(kind),
-        p=p,
-        q=q,
-        grad_x=grad_x.data_ptr(),
-        grad_z=0 if z is None else grad_z.data_ptr(),
-        grad_state=0 if state is None else grad_state.data_ptr(),
+        surrogate=surrogate_number(i.kind),
+        p=i.p,
+        q=i.q,
+        grad_x=out.x.data_ptr(),
+        grad_z=0 if i.z is None else out.z.data_ptr(),
+        grad_state=0 if i.state is None else out.state.data_ptr(),
     )
-    return grad_x, grad_z, grad_state
 
 
-def _fake_backward(
-    grad_spikes: Any, grad_last: Any, x: Tensor, z: Any, state: Any, slope: Any, settings: Any
-) -> tuple[Tensor, Tensor, Tensor]:
-    x = dense(x)
-    grad_z = x.new_empty(0) if z is None else like(x, x.dtype)
-    return like(x, x.dtype), grad_z, last_state(like(x, torch.float32)[0], state is not None)
-
-
-def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-    *tensors, ctx.settings, return_state = inputs
+def _save(ctx: Any, i: _Inputs, out: _Spiked) -> None:
+    *tensors, ctx.settings = i.x, i.z, i.state, i.slope, i[4:-1]
     ctx.save_for_backward(*tensors)
     ctx.set_materialize_grads(False)
-    if not return_state:
-        ctx.mark_non_differentiable(output[1])
+    if not i.return_state:
+        ctx.mark_non_differentiable(out.last)
 
 
 def _differentiate(ctx: Any, grad_spikes: Tensor | None, grad_last: Tensor | None) -> tuple[Any, ...]:
     x, z, state, slope = ctx.saved_tensors
     grad_spikes = torch.zeros_like(x) if grad_spikes is None else grad_spikes
-    grad_x, grad_z, grad_state = _psu_backward(grad_spikes, grad_last, x, z, state, slope, ctx.settings)
-    return grad_x, None if z is None else grad_z, None if state is None else grad_state, None, None, None
+    found = _psu_backward(grad_spikes, grad_last, x, z, state, slope, *ctx.settings)
+    return found.x, None if z is None else found.z, None if state is None else found.state, *(None,) * 11
 
 
-_psu = NativeOp("psu", _forward, _fake, _save, _differentiate)
-_potentials = NativeOp("psu_potentials", _potential_values, _fake_potentials)
-_psu_backward = NativeOp("psu_backward", _backward, _fake_backward)
+_psu = native_op("psu", _Inputs, _allocate, _fill, _save, _differentiate)
+_potentials = native_op("psu_potentials", _PotentialInputs, _allocate_potentials, _fill_potentials)
+_psu_backward = native_op("psu_backward", _BackwardInputs, _allocate_gradients, _fill_gradients)

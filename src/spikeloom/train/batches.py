@@ -56,6 +56,7 @@ class Batches(Dataset[Prepared]):
         augment: the augmentation.
         seed: of the run.
         steps_per_epoch: optimiser steps.
+        micro_batches: of each process per optimiser step.
         process, processes: which of how many.
     """
 
@@ -65,6 +66,7 @@ class Batches(Dataset[Prepared]):
     augment: Pipeline
     seed: int
     steps_per_epoch: int
+    micro_batches: int = 1
     process: int = 0
     processes: int = 1
     _shuffled: tuple[int, Tensor] | None = None
@@ -76,7 +78,7 @@ class Batches(Dataset[Prepared]):
         started = time.perf_counter()
         t = self.settings
         epoch, number = divmod(step, self.steps_per_epoch)
-        size = t.batch_size * t.accumulate
+        size = t.batch_size * self.micro_batches
         start = (number * self.processes + self.process) * size
         if self._shuffled is None or self._shuffled[0] != epoch:
             self._shuffled = (epoch, self.order(epoch))

@@ -8,6 +8,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
+from spikeloom.errors import UsageError
+
 Json = dict[str, Any]
 
 
@@ -101,6 +103,9 @@ class TrainSettings(Strict):
     epochs: int = Field(ge=1)
     batch_size: int = Field(ge=1, description="images per process and micro-batch")
     accumulate: int = Field(1, ge=1, description="micro-batches per optimiser step")
+    total_batch: int | None = Field(
+        None, ge=1, description="images per optimiser step of all processes together; accumulate follows from it"
+    )
     method: Named = Named(name="bptt")
     loss: Named = Named(name="sdt")
     penalty: PenaltySettings | None = Field(None, description="added to the loss, of data with environments")
@@ -134,6 +139,32 @@ class TrainSettings(Strict):
     channels_last: bool = True
     sync_norm: bool = Field(False, description="batch statistics of all processes, not of each by itself")
     checkpoint_minutes: float = Field(2.0, ge=0, description="between checkpoints; also one after every epoch")
+
+    @model_validator(mode="after")
+    def _total(self) -> TrainSettings:
+        if self.total_batch is None:
+            return self
+        if self.accumulate != 1:
+            raise ValueError("total_batch and accumulate cannot both be given: accumulate follows from total_batch")
+        if self.total_batch % self.batch_size:
+            raise ValueError(f"total_batch ({self.total_batch}) must be a multiple of batch_size ({self.batch_size})")
+        return self
+
+    def micro_batches(self, processes: int) -> int:
+        """Micro-batches of each process per optimiser step.
+
+        Raises:
+            UsageError: `total_batch` does not divide among the processes.
+        """
+        if self.total_batch is None:
+            return self.accumulate
+        count, rest = divmod(self.total_batch, self.batch_size * processes)
+        if rest or not count:
+            raise UsageError(
+                f"train.total_batch={self.total_batch} is no multiple of {self.batch_size * processes}, the images of "
+                f"{processes} processes with train.batch_size={self.batch_size} each: lower train.batch_size"
+            )
+        return count
 
     @property
     def takes_whole_sequences(self) -> bool:

@@ -111,11 +111,13 @@ def set_up(run: Run, progress: Progress, held: contextlib.ExitStack) -> tuple[Se
     settings, t = run.settings, run.settings.train
     accelerator = make_accelerator(t.precision)
     train_set, validation_set, test_set = _parts(run)
-    batch = t.batch_size * t.accumulate * accelerator.num_processes
+    micro_batches = t.micro_batches(accelerator.num_processes)
+    batch = t.batch_size * micro_batches * accelerator.num_processes
     if batch > len(train_set):
+        sizes = "train.total_batch" if t.total_batch else "train.batch_size x train.accumulate x processes"
         raise UsageError(
-            f"a batch of {batch} images (train.batch_size x train.accumulate x processes) is larger than "
-            f"the {len(train_set)} training images of {train_set.title}: lower train.batch_size"
+            f"a batch of {batch} images ({sizes}) is larger than the {len(train_set)} training images of "
+            f"{train_set.title}: lower {'train.total_batch' if t.total_batch else 'train.batch_size'}"
         )
     environments = getattr(train_set, "environments", 1)
     order = functools.partial(epoch_order, len(train_set), settings.seed, environments=environments, batch=t.batch_size)
@@ -165,6 +167,7 @@ def set_up(run: Run, progress: Progress, held: contextlib.ExitStack) -> tuple[Se
             augment,
             settings.seed,
             steps_per_epoch,
+            micro_batches,
             accelerator.process_index,
             accelerator.num_processes,
         ),

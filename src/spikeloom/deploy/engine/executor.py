@@ -28,8 +28,7 @@ from spikeloom.deploy.engine.ir import (
     Value,
 )
 from spikeloom.ops import _dispatch
-from spikeloom.ops.scan.native import firing, firing_numbers
-from spikeloom.surrogates import SLOPE
+from spikeloom.ops.scan.params import ScanParams
 
 FAR = 8 << 20  # bytes of a layer's weights that a core reads anew for every batch
 
@@ -59,12 +58,12 @@ def pack(step: Conv, x: Value, tensors: Mapping[str, Tensor]) -> tuple[Tensor, T
         "weight": weight.data_ptr(),
         "floats": count.data_ptr(),
     }
-    _dispatch.native.event_pack(**fields, packed=0, half=0)
+    _dispatch.native.engine_pack(**fields, packed=0, half=0)
     packed = torch.empty(int(count))
     # Where the caches hold float32, taking words apart costs more than it saves.
     half = half and not depthwise and 4 * int(count) > FAR
     halves = torch.empty(int(count) if half else 0, dtype=torch.bfloat16)
-    _dispatch.native.event_pack(**fields, packed=packed.data_ptr(), half=halves.data_ptr())
+    _dispatch.native.engine_pack(**fields, packed=packed.data_ptr(), half=halves.data_ptr())
     return halves if halves.numel() else packed, bias
 
 
@@ -227,9 +226,8 @@ class Executor:
     def _fired(self, i: int, step: Conv | Fire) -> tuple[dict[str, Any], Callable[[], int]]:
         """The kernels' fields of what follows the sums, and what gives the address of the potentials at every call."""
         neuron = step.neuron or Neuron(decay=0.0, gain=1.0, threshold=(0.0,), v_reset=None, strict_firing=False)
-        # There is no surrogate here: nothing is differentiated.
-        numbers = firing_numbers(neuron.threshold, neuron.v_reset, neuron.strict_firing, True, (SLOPE, 0.0, 0.0))
-        fires = firing(numbers)
+        params = ScanParams(neuron.threshold, neuron.v_reset, neuron.strict_firing)
+        fires = params.kernel_fields()
         self._kept.append(fires)  # the fields point to its tensors
         residual = None if step.residual is None else self._maps[step.residual]
         real = residual is not None and residual.dtype == torch.float32
@@ -253,7 +251,7 @@ class Executor:
             if self._states is None or spikes is None:
                 return 0
             if i not in self._states:
-                shape = (fires.levels, *spikes.shape[1:])
+                shape = (params.levels, *spikes.shape[1:])
                 self._states[i] = torch.full(shape, fires.forward["v_rest"])
             return self._states[i].data_ptr()
 
@@ -282,7 +280,7 @@ class Executor:
             "bias": bias.data_ptr(),
             "weight" if packed.dtype == torch.float32 else "half": packed.data_ptr(),
         }
-        kernel = _dispatch.native.bound_event_conv(fields, ["v"])
+        kernel = _dispatch.native.bound_engine_conv(fields, ["v"])
         return lambda: kernel(potentials())
 
     def _dense(self, i: int, step: Conv) -> Callable[[], None]:
@@ -317,7 +315,7 @@ class Executor:
         size = self.N * self._values[step.out[0]].size
         many = self._maps[step.x].shape[0] == self.T > 1
         fields |= {"size": size, "x_stride": size if many else 0}
-        kernel = _dispatch.native.bound_event_fire(fields, ["x", "v"])
+        kernel = _dispatch.native.bound_engine_fire(fields, ["x", "v"])
 
         def run() -> None:
             x = sums().contiguous()
@@ -346,7 +344,7 @@ class Executor:
                 "y": y.data_ptr(),
                 "threads": self._threads,
             }
-            return _dispatch.native.bound_event_max_pool(fields, [])
+            return _dispatch.native.bound_engine_max_pool(fields, [])
         if step.kernel == 1 and step.padding == 0:
             chosen = x[:, :, :: step.stride, :: step.stride][:, :, : y.shape[2], : y.shape[3]]
             return lambda: _void(y.copy_(chosen))
@@ -375,7 +373,7 @@ class Executor:
             "y": y.data_ptr(),
             "threads": self._threads,
         }
-        return _dispatch.native.bound_event_attention(fields, [])
+        return _dispatch.native.bound_engine_attention(fields, [])
 
 
 def _void(_: object) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import copy
-import math
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
@@ -34,6 +33,7 @@ from spikeloom.deploy.exchange.fold_pairs import Norm
 from spikeloom.deploy.exchange.graph import trace
 from spikeloom.errors import UsageError
 from spikeloom.ops.scan.native import charge
+from spikeloom.ops.scan.params import ScanParams
 
 
 def lower(model: nn.Module, example: Tensor) -> Lowered:
@@ -245,15 +245,14 @@ class _Network(Lowering):
             self.length = 1
         if not self.all_steps(x):
             raise TypeError("its first axis is not that of the steps: neurons take [T, N, ...]")
-        # As `scan_native` packs them.
-        v_reset, strict, thresholds = numbers[2], numbers[3], numbers[8:]
-        kept, added, _scale = charge(decay, gain, None, numbers)
+        params = ScanParams.unpack(numbers)
+        kept, added, _scale = charge(decay, gain, None, params)
         neuron = Neuron(
             decay=float(kept),
             gain=float(added),
-            threshold=tuple(map(float, thresholds)),
-            v_reset=None if math.isnan(v_reset) else float(v_reset),
-            strict_firing=bool(strict),
+            threshold=params.thresholds,
+            v_reset=params.v_reset,
+            strict_firing=params.strict,
         )
         value = self.values[x.value]
         index = x.value

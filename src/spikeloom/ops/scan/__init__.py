@@ -20,11 +20,12 @@ from torch import Tensor
 from spikeloom.ops import _dispatch
 from spikeloom.ops._layout import NATIVE_DTYPES
 from spikeloom.ops.scan.compiled import scan_compiled
-from spikeloom.ops.scan.native import firing_numbers, scan_native, scan_native_potentials
+from spikeloom.ops.scan.native import number_or_zero, scan_native, scan_native_potentials
+from spikeloom.ops.scan.params import ScanParams
 from spikeloom.ops.scan.reference import Constant, per_level, potentials, scan_reference
 from spikeloom.surrogates import SLOPE, Surrogate
 
-__all__ = ["Constant", "fire", "potentials", "scan", "scan_reference"]
+__all__ = ["Constant", "ScanParams", "fire", "potentials", "scan", "scan_reference"]
 
 
 def scan(
@@ -66,12 +67,14 @@ def scan(
         v = (v.unsqueeze(0) if one else v).to(torch.float32)
     slope = None
     formula = surrogate.formula
-    numbers = firing_numbers(v_threshold, v_reset, strict, detach_reset, formula or (SLOPE, 0.0, 0.0))
+    thresholds = v_threshold if isinstance(v_threshold, tuple) else (v_threshold,)
+    fixed = number_or_zero(decay), number_or_zero(gain)
+    params = ScanParams(thresholds, v_reset, strict, detach_reset, formula or SLOPE, *fixed)
     if formula is None and torch.is_grad_enabled():
         with torch.no_grad():
-            f = scan_native_potentials(x, v, decay, gain, scale, numbers)
-        slope = surrogate.derivative(f - per_level((v_threshold,) if one else v_threshold, f))
-    spikes, last = scan_native(x, v, decay, gain, scale, slope, numbers, return_v)
+            f = scan_native_potentials(x, v, decay, gain, scale, params)
+        slope = surrogate.derivative(f - per_level(thresholds, f))
+    spikes, last = scan_native(x, v, decay, gain, scale, slope, params, return_v)
     return spikes, last.squeeze(0) if one and last is not None else last
 
 
