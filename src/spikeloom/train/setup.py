@@ -111,14 +111,7 @@ def set_up(run: Run, progress: Progress, held: contextlib.ExitStack) -> tuple[Se
     settings, t = run.settings, run.settings.train
     accelerator = make_accelerator(t.precision)
     train_set, validation_set, test_set = _parts(run)
-    micro_batches = t.micro_batches(accelerator.num_processes)
-    batch = t.batch_size * micro_batches * accelerator.num_processes
-    if batch > len(train_set):
-        sizes = "train.total_batch" if t.total_batch else "train.batch_size x train.accumulate x processes"
-        raise UsageError(
-            f"a batch of {batch} images ({sizes}) is larger than the {len(train_set)} training images of "
-            f"{train_set.title}: lower {'train.total_batch' if t.total_batch else 'train.batch_size'}"
-        )
+    micro_batches, batch = _batch(t, accelerator.num_processes, train_set)
     environments = getattr(train_set, "environments", 1)
     order = functools.partial(epoch_order, len(train_set), settings.seed, environments=environments, batch=t.batch_size)
     model = build_model(settings, train_set.in_channels, len(train_set.classes))
@@ -178,6 +171,19 @@ def set_up(run: Run, progress: Progress, held: contextlib.ExitStack) -> tuple[Se
         parameters=parameters,
     )
     return setup, state
+
+
+def _batch(t: TrainSettings, processes: int, train_set: Any) -> tuple[int, int]:
+    """Micro-batches of each process, and images of all processes together, per optimiser step."""
+    micro_batches = t.micro_batches(processes)
+    batch = t.batch_size * micro_batches * processes
+    if batch > len(train_set):
+        sizes = "train.total_batch" if t.total_batch else "train.batch_size x train.accumulate x processes"
+        raise UsageError(
+            f"a batch of {batch} images ({sizes}) is larger than the {len(train_set)} training images of "
+            f"{train_set.title}: lower {'train.total_batch' if t.total_batch else 'train.batch_size'}"
+        )
+    return micro_batches, batch
 
 
 def _parts(run: Run) -> tuple[Any, Any, Any]:
