@@ -363,7 +363,6 @@ def _claims() -> list:
         _only(_bench(f"methods-{model}", "highest over lowest peak memory"), contender="sltt")["spread_percent"]
         for model in ("ds_resnet20", "report_sew_resnet34")
     }
-    ds = [_measured(f"ds_resnet/table1/s3t1{row}")["acc"] for row in "abcde"]
     fsdd = [_measured(row)["acc"] for row in ("psu/fsdd/psu", "paralif/fsdd/gs", "paralif/fsdd/t")]
 
     audits = _bench("audit", "audit and inference, ms a batch")
@@ -404,8 +403,6 @@ def _claims() -> list:
         ("training", "{:.0f} MB against {:.0f}".format(*memory)),
         ("training", "at T = 2 ({:.0f} ms against {:.0f})".format(*time)),
         ("training", f"does not grow with T ({spread.pop()} % from T = 2 to 32, both networks)"),
-        ("training", "base {:.1f} %, TET {:.1f}, SLTT {:.1f}; with spatial attention, alone and with".format(*ds)),
-        ("training", f"both, {ds[3]:.1f}."),
         ("training", "PSU {:.1f} %, ParaLIF-GS {:.1f} %, ParaLIF-T {:.1f} %".format(*fsdd)),
         ("measuring", f"it took {low:.1f} to {high:.1f} times a plain inference of the same batch"),
         ("measuring", f"{ratio['report_vgg16']:.1f} for `report_vgg16`, whose convolutions are wide"),

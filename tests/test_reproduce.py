@@ -420,19 +420,20 @@ def test_what_a_row_publishes_is_measured(
 
 
 @pytest.mark.parametrize(
-    ("recipe", "rule"),
+    ("recipe", "model", "rule"),
     [
-        ("report/table1", "report000"),
-        ("spikingformer/table1", "spikingformer"),
-        ("spikformer/table2", "spikformer"),
-        ("spikformer_v2/imagenet", "spikformer"),
-        ("syna/gesture", "syna"),
-        ("psn/sequential", "measured"),
-        ("mine.toml", "measured"),
+        ("report/table1", "report_vgg16", "report000"),
+        ("spikingformer/table1", "spikingformer_8_384", "spikingformer"),
+        ("spikingformer/table1", "spikformer_8_384", "appendixG_1"),
+        ("spikformer/table2", "spikformer_4_256", "spikformer"),
+        ("spikformer_v2/imagenet", "spikformer_v2_8_384", "spikformer"),
+        ("syna/gesture", "syna_gesture", "syna"),
+        ("psn/sequential", "sequential_cifar_net", "measured"),
+        ("mine.toml", "vggsnn", "measured"),
     ],
 )
-def test_energy_is_counted_by_the_document_s_rule(recipe: str, rule: str) -> None:
-    assert paper_rule(recipe) == rule
+def test_energy_is_counted_by_the_document_s_rule(recipe: str, model: str, rule: str) -> None:
+    assert paper_rule(recipe, model) == rule
 
 
 def test_results_that_cannot_be_written(

@@ -55,6 +55,16 @@ def test_states(tmp_path: Path, acc: float, changes: dict[str, Any], state: str)
     assert score(tmp_path).state == state
 
 
+def test_settings_that_were_changed_by_hand_are_shown(tmp_path: Path) -> None:
+    write(tmp_path, 80.0, "full", data={"root": "elsewhere"})
+    assert score(tmp_path).changed == ()
+    write(tmp_path, 80.0, "full", model={"name": "report_sew_resnet34", "T": 4}, train={"lr": 0.2})
+    found = score(tmp_path)
+    assert set(found.changed) == {"model.T=4", "train.lr=0.2"}
+    assert "| full, 1, model.T=4, train.lr=0.2 |" in as_markdown([found])
+    assert "full, model.T=4, train.lr=0.2" in as_page([found])
+
+
 def test_a_smoke_run_is_never_a_result(tmp_path: Path) -> None:
     write(tmp_path, 95.0, "smoke")
     assert score(tmp_path).state == "budget too small"
@@ -100,7 +110,7 @@ def test_a_damaged_result_is_named(tmp_path: Path) -> None:
 
 
 def test_the_page(tmp_path: Path) -> None:
-    write(tmp_path, 87.5)
+    write(tmp_path, 87.5, "full")
     scores = scoreboard(tmp_path)
     lines = summary(scores)
     assert len(lines) == len(STATES) == 6
@@ -108,18 +118,18 @@ def test_the_page(tmp_path: Path) -> None:
     page = as_markdown(scores)
     assert page.count("\n| `") == len(scores)
     row = next(line for line in page.splitlines() if line.startswith("| `s0t1b` | SEW-ResNet-34"))
-    assert row == "| `s0t1b` | SEW-ResNet-34 | 89.03 | 87.50 ± 0.37 | -1.53 | hours, 1 | 100 % | close |"
+    assert row == "| `s0t1b` | SEW-ResNet-34 | 89.03 | 87.50 ± 0.37 | -1.53 | full, 1 | 100 % | close |"
 
 
 def test_the_html_page_needs_no_network(tmp_path: Path) -> None:
-    write(tmp_path, 88.5)
+    write(tmp_path, 88.5, "full")
     scores = scoreboard(tmp_path)
     page = as_page(scores)
     assert "http" not in page.replace("http-equiv", "")
     body = page.partition('id="rows"')[2]
     assert body.count("<tr>") == len(scores) + 1
     [row] = [line for line in body.splitlines() if ">s0t1b<" in line]
-    for cell in ("report/table1", "SEW-ResNet-34", "89.03", "88.5", "hours", "met"):
+    for cell in ("report/table1", "SEW-ResNet-34", "89.03", "88.5", "full", "met"):
         assert f">{cell}<" in row
 
 

@@ -250,5 +250,5 @@ def _card(run: Run, summary: Json, found: Measured) -> str:
 
 def _energy(run: Run, found: Measured) -> str:
     """As measured, and by the rule of the network's own document where it has one."""
-    rules = dict.fromkeys(("measured", paper_rule(run.recipe)))
+    rules = dict.fromkeys(("measured", paper_rule(run.recipe, run.settings.model.name)))
     return ", ".join(f"{found.energies[rule]:.3g} uJ (rule `{rule}`)" for rule in rules)

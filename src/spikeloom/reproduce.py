@@ -314,7 +314,7 @@ def _other_columns(recipe: Recipe, published: Json, run: Run, summary: Json) -> 
     }
     if not {"energy_uJ", "energy_mJ", "ops_G"}.isdisjoint(published):
         target = open_target(run.folder, {"images": _AUDITED, "data": {"root": run.settings.data.root}})
-        energy = audit(target.model, target.batches()).energy(paper_rule(recipe.name))
+        energy = audit(target.model, target.batches()).energy(paper_rule(recipe.name, run.settings.model.name))
         operations = (energy.macs + energy.acs) / 1e9
         found |= {"energy_uJ": energy.pj / 1e6, "energy_mJ": energy.pj / 1e9, "ops_G": operations}
     return {name: found[name] for name in published if found.get(name) is not None}

@@ -33,7 +33,8 @@ INTRODUCTION = (
     "Every published accuracy that a recipe stands for, and the best that was measured with this library, in percent.",
     "Written by `spikeloom reproduce --scores`; every measured number has its settings, seed, machine and time in "
     "`results/`.",
-    "Accuracies are of the last epoch, never of the epoch that is best on the test part.",
+    "Accuracies are of the last epoch, never of the epoch that is best on the test part. A setting beside the budget "
+    "is one that was changed by hand.",
 )
 ACCURACIES = ("acc", "acc_test")
 CLOSE = 2.0  # points of accuracy
@@ -57,6 +58,7 @@ class Score:
         share: its part of the published training, as images seen.
         state: what the two say.
         note: what the row's published entry adds.
+        changed: settings of the measurement that are not the recipe's of that budget, as `key=value`.
     """
 
     table: str
@@ -70,6 +72,7 @@ class Score:
     share: float
     state: State
     note: str = ""
+    changed: tuple[str, ...] = ()
 
     @property
     def difference(self) -> float | None:
@@ -124,7 +127,31 @@ def _score(recipe: Recipe, row: str, entry: Row, key: str, records: list[Json]) 
         recipe.resolve(row, "full").model_dump(), recipe.resolve(row, "full").train.epochs
     )
     state = _state(measured - published, error, share, budget, best[0]["settings"]["data"], published <= FAILS)
-    return Score(recipe.name, row, entry.system, published, measured, error, budget, len(best), share, state, note)
+    changed = _changed(best[0]["settings"], recipe.resolve(row, budget).model_dump())
+    head = (recipe.name, row, entry.system, published)
+    return Score(*head, measured, error, budget, len(best), share, state, note, changed)
+
+
+# Settings that say where and how a run was made, not what it trained.
+_CIRCUMSTANCES = {"seed", "data.root", "data.download", "train.start_from", "train.checkpoint_minutes", "train.workers"}
+
+
+def _changed(record: Json, recipe: Json) -> tuple[str, ...]:
+    """The settings of a record that differ from a recipe's, as `key=value`."""
+    wanted = _flat(recipe)
+    return tuple(
+        f"{key}={value}"
+        for key, value in _flat(record).items()
+        if key not in _CIRCUMSTANCES and wanted.get(key) != value
+    )
+
+
+def _flat(settings: Json, parent: str = "") -> Json:
+    """Nested settings by dotted keys."""
+    found: Json = {}
+    for name, value in settings.items():
+        found |= _flat(value, f"{parent}{name}.") if isinstance(value, dict) else {f"{parent}{name}": value}
+    return found
 
 
 def _state(difference: float, error: float, share: float, budget: str, data: Json, fails: bool) -> State:
@@ -224,7 +251,7 @@ def as_page(scores: list[Score]) -> str:
                 score.system,
                 score.published,
                 *rounded,
-                score.budget,
+                ", ".join([score.budget, *score.changed]),
                 score.seeds if found else None,
                 share,
                 score.state,
@@ -261,7 +288,7 @@ def as_markdown(scores: list[Score]) -> str:
             ]
         measured = "" if score.measured is None else f"{score.measured:.2f} ± {score.error:.2f}"
         difference = "" if score.difference is None else f"{score.difference:+.2f}"
-        budget = "" if score.measured is None else f"{score.budget}, {score.seeds}"
+        budget = "" if score.measured is None else ", ".join([score.budget, str(score.seeds), *score.changed])
         percent = 100 * score.share
         share = "" if score.measured is None else f"{percent:.{0 if percent >= 1 else 2}f} %"
         cells = [f"`{score.row}`", score.system, f"{score.published:g}", measured, difference, budget, share]

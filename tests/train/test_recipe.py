@@ -161,7 +161,7 @@ NOT_NAMED = {
     "LeakyIntegrator": "the readout of the networks of ParaLIF",
     "bptt": "the method of every recipe that names none",
     "FastSigmoid": "the surrogate of ParaLIF where none is named",
-    "FlatATan": "the last neuron of spiking_probe with flat_end",
+    "FlatATan": "the last neuron of spiking_resnet* with flat_end",
     "PiecewiseLinear": "the general form of Triangle",
     "energy": "takes a run's folder",
     "confusions": "takes runs' folders",

@@ -124,7 +124,7 @@ def _register_depth(depth: int) -> None:
         zero_init: bool = False,
         pretrained_ann: PretrainedANN = None,
     ) -> ResidualNet:
-        """SEW ResNet: `combine` is g, "add", "and" or "iand"; `pretrained_ann` as `pretrained.load_ann`."""
+        """SEW ResNet: `combine` is g, "add", "and" or "iand"; `pretrained_ann` as `_ann_weights.load_ann`."""
         make = _blocks("sew", branch, neuron, combine, zero_init)
         return _imagenet(depth, make, in_channels, num_classes, neuron, T, pretrained_ann)
 

@@ -17,6 +17,7 @@ from spikeloom.layers import (
     AvgPool2d,
     BatchNorm,
     Conv2d,
+    Dropout,
     Flatten,
     Linear,
     NormSpike,
@@ -90,6 +91,7 @@ class VGGSNN(nn.Module):
         image_size: int,
         bias: bool,
         pool: bool,
+        dropout: float,
     ):
         super().__init__()
         if image_size < 16 or image_size % 16:
@@ -105,6 +107,8 @@ class VGGSNN(nn.Module):
             if pool:
                 self.features.append(AvgPool2d(2))
         self.features.append(Flatten())
+        if dropout:
+            self.features.append(Dropout(dropout))
         self.head = Linear(channels * (image_size // 16) ** 2, num_classes)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -126,6 +130,8 @@ def vggsnn(
     image_size: int = 48,
     bias: bool = True,
     pool: bool = True,
+    dropout: float = 0.0,
 ) -> VGGSNN:
-    """VGGSNN for CIFAR10-DVS at 48x48; PSU's form has no bias, another of TET's strides instead of pooling."""
-    return VGGSNN(in_channels, num_classes, neuron, T, image_size, bias, pool)
+    """VGGSNN for CIFAR10-DVS at 48x48; PSU's form has no bias, PSN's drops a quarter of the features in training,
+    another of TET's strides instead of pooling."""
+    return VGGSNN(in_channels, num_classes, neuron, T, image_size, bias, pool, dropout)

@@ -342,7 +342,8 @@ def _found(run: RunData) -> Json:
     seconds, memory = _number(run.summary.get("seconds")), _number(run.summary.get("memory_MB"))
     found: Json = {"acc": _number(run.summary.get("test_accuracy")), **run.measured.cost}
     if run.measured.audit is not None and run.run is not None:
-        pj = run.measured.audit.energy(paper_rule(run.run.recipe)).pj  # by the rule of what stands beside it
+        rule = paper_rule(run.run.recipe, run.run.settings.model.name)  # of what stands beside it
+        pj = run.measured.audit.energy(rule).pj
         found |= {"energy_uJ": pj / 1e6, "energy_mJ": pj / 1e9}
     if seconds is not None and run.records:
         found |= {"hours": seconds / 3600, "sec_per_epoch": seconds / len(run.records)}
