@@ -193,6 +193,11 @@ class RateMeter:
         """Spikes per neuron and step of every layer, in the order in which they ran."""
         return {name: total / max(count, 1) for name, (total, count) in self._sums.items()}
 
+    def mean(self) -> float:
+        """Spikes per neuron and step over all neurons, those of large layers counting for more."""
+        totals, counts = zip(*self._sums.values(), strict=True) if self._sums else ((0.0,), (1,))
+        return sum(totals) / max(sum(counts), 1)
+
 
 # --- summary ----------------------------------------------------------------------------------------------------------
 

@@ -13,6 +13,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
 import spikeloom.bench  # noqa: F401  # pyright: ignore[reportUnusedImport] - registers its measurements
@@ -23,6 +24,7 @@ from spikeloom.analyse.load import open_target
 from spikeloom.analyse.plots import FOLDER, write_figure
 from spikeloom.errors import UsageError
 from spikeloom.files import PathLike, make_folder, write_json
+from spikeloom.record import RateMeter
 from spikeloom.train.build import build_datasets, build_model, seed_everything
 from spikeloom.train.environments import train_accuracies
 from spikeloom.train.loop import Progress, train
@@ -317,7 +319,24 @@ def _other_columns(recipe: Recipe, published: Json, run: Run, summary: Json) -> 
         energy = audit(target.model, target.batches()).energy(paper_rule(recipe.name, run.settings.model.name))
         operations = (energy.macs + energy.acs) / 1e9
         found |= {"energy_uJ": energy.pj / 1e6, "energy_mJ": energy.pj / 1e9, "ops_G": operations}
-    return {name: found[name] for name in published if found.get(name) is not None}
+    penalised = run.settings.train.rate_penalty is not None
+    if penalised or "rate" in published:
+        found |= _firing(run)
+    wanted = [*published, *(["rate", "spikes_per_ms"] if penalised else [])]
+    return {name: found[name] for name in wanted if found.get(name) is not None}
+
+
+@torch.no_grad()
+def _firing(run: Run) -> Json:
+    """Spikes per neuron and step on test images, and of a sample in a millisecond, where steps have a length."""
+    target = open_target(run.folder, {"images": _AUDITED, "data": {"root": run.settings.data.root}})
+    milliseconds = 0.0
+    with RateMeter(target.model.eval()) as meter:
+        for x, _ in target.batches():
+            logits = target.model(x)
+            milliseconds += len(logits) * logits.shape[1] * 1e3 * run.settings.model.options.get("time_step", 0.0)
+    spikes = sum(meter.spikes().values())
+    return {"rate": meter.mean(), "spikes_per_ms": spikes / milliseconds if milliseconds else None}
 
 
 def _environments(summary: Json, measured: Json) -> Json:

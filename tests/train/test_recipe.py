@@ -164,7 +164,6 @@ NOT_NAMED = {
     "FlatATan": "the last neuron of spiking_resnet* with flat_end",
     "PiecewiseLinear": "the general form of Triangle",
     "energy": "takes a run's folder",
-    "confusions": "takes runs' folders",
 }
 
 

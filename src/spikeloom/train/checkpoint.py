@@ -22,7 +22,7 @@ class TrainState:
     Attributes:
         epoch: epochs behind it.
         step: optimiser steps of the present epoch behind it.
-        loss, correct, seen, penalty: sums over the epoch's images so far.
+        loss, correct, seen, penalty, rate: sums over the epoch's images so far.
         best: the highest validation accuracy of an epoch so far, in percent.
     """
 
@@ -32,6 +32,7 @@ class TrainState:
     correct: int = 0
     seen: int = 0
     penalty: float = 0.0
+    rate: float = 0.0
     best: float = -1.0
 
     def next_epoch(self) -> TrainState:

@@ -190,19 +190,20 @@ def _train_epoch(
         seed_everything(s.run.settings.seed, step + 1, s.accelerator.process_index)
         s.schedule.step_update(step)
         s.optimizer.zero_grad()
-        with s.penalised or contextlib.nullcontext():
+        with s.penalised or contextlib.nullcontext(), s.rated or contextlib.nullcontext():
             loss, correct = _forward_backward(s, batch)
         s.optimizer.step()
         if s.ema is not None:
             s.ema.update(s.bare, step=step)
         count = sum(len(part.y) for part in batch.parts)
-        penalty = 0.0 if s.penalised is None else s.penalised.take() * count
-        total, correct, seen, penalty = shared([loss * count, correct, count, penalty], s.accelerator)
+        means = [0.0 if each is None else each.take() * count for each in (s.penalised, s.rated)]
+        total, correct, seen, penalty, rate = shared([loss * count, correct, count, *means], s.accelerator)
         state.step += 1
         state.loss += total
         state.correct += int(correct)
         state.seen += int(seen)
         state.penalty += penalty
+        state.rate += rate
         clock.step(count, batch.seconds, time.perf_counter() - started)
         if not np.isfinite(total):
             raise UsageError(_divergence(s.run, total / seen, state))
@@ -232,7 +233,7 @@ def _forward_backward(s: Setup, batch: Prepared) -> tuple[float, int]:
         values: list[Tensor] = []  # several of a method that gives the loss one step at a time
 
         def scaled(logits: Tensor, labels: Tensor, values: list[Tensor] = values) -> Tensor:
-            result = (s.penalised or s.loss)(logits, labels)
+            result = s.objective(logits, labels)
             values.append(result.detach())
             return result / count
 
@@ -255,6 +256,8 @@ def _end_epoch(s: Setup, state: TrainState, clock: _Clock, progress: Progress) -
     }
     if t.penalty is not None:
         record["train_penalty"] = state.penalty / seen
+    if t.rate_penalty is not None:
+        record["train_rate"] = state.rate / seen
     with s.accelerator.autocast():
         if s.validation_set is not None:
             record |= evaluate(s.trained, s.validation_set, t, s.loss, s.accelerator, part="validation")

@@ -64,6 +64,7 @@ CHANGEABLE = (
     "train.loss",
     "train.method",
     "train.penalty",
+    "train.rate_penalty",
     "train.augment",
     "train.mix",
     "train.precision",

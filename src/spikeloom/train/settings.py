@@ -74,6 +74,15 @@ class PenaltySettings(Named):
     weight: float = Field(gt=0, description="lambda = weight x epoch / epochs, epochs counted from 0")
 
 
+class RatePenaltySettings(Strict):
+    """A penalty on the firing rates of all neuron layers."""
+
+    weight: float = Field(gt=0, description="of the penalty in the loss")
+    target: float | None = Field(
+        None, ge=0, description="spikes per neuron and step that every layer is drawn to; to silence without it"
+    )
+
+
 class MixSettings(Strict):
     """Two images of a batch become one, with both labels (timm's Mixup, one draw a batch)."""
 
@@ -109,6 +118,7 @@ class TrainSettings(Strict):
     method: Named = Named(name="bptt")
     loss: Named = Named(name="sdt")
     penalty: PenaltySettings | None = Field(None, description="added to the loss, of data with environments")
+    rate_penalty: RatePenaltySettings | None = Field(None, description="added to the loss, of any network")
     optimizer: Literal["sgd", "adam", "adamw", "adamax"] = "sgd"
     lr: float = Field(gt=0)
     momentum: float = Field(0.9, ge=0, lt=1, description="of SGD")

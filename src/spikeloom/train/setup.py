@@ -26,6 +26,7 @@ from spikeloom.train.losses import LOSSES
 from spikeloom.train.methods import METHODS
 from spikeloom.train.optim import Schedule, build_optimizer, build_schedule
 from spikeloom.train.pretrain import start_from
+from spikeloom.train.rate_penalty import RatePenalty
 from spikeloom.train.run import Run
 from spikeloom.train.settings import TrainSettings
 
@@ -55,7 +56,8 @@ class Setup:
         optimizer, schedule: of the weights.
         batches: of the whole run.
         method, loss: how gradients are taken, and of what.
-        penalised: the loss with its penalty, if any.
+        rated: the loss with its penalty on firing rates, if any.
+        penalised: that one, or the plain loss, with its penalty on environments, if any.
         T: of evaluation; None of a model that repeats nothing.
         parameters: trainable elements.
         seconds: of earlier sessions of the run, and the clock at the start of this one.
@@ -73,9 +75,15 @@ class Setup:
     batches: Batches
     method: Callable[..., Tensor]
     loss: Callable[[Tensor, Tensor], Tensor]
+    rated: RatePenalty | None
     penalised: Penalised | None
     T: int | None
     parameters: int
+
+    @property
+    def objective(self) -> Callable[[Tensor, Tensor], Tensor]:
+        """The loss with all its penalties."""
+        return self.penalised or self.rated or self.loss
 
     @property
     def t(self) -> TrainSettings:
@@ -143,6 +151,8 @@ def set_up(run: Run, progress: Progress, held: contextlib.ExitStack) -> tuple[Se
     if ema is not None:
         ema.to(accelerator.device)
     loss = functools.partial(LOSSES[t.loss.name], **t.loss.options)
+    bare, rates = accelerator.unwrap_model(model), t.rate_penalty
+    rated = None if rates is None else RatePenalty(bare, loss, rates.weight, rates.target)
     setup = Setup(
         run=run,
         accelerator=accelerator,
@@ -166,7 +176,8 @@ def set_up(run: Run, progress: Progress, held: contextlib.ExitStack) -> tuple[Se
         ),
         method=functools.partial(METHODS[t.method.name], **t.method.options),
         loss=loss,
-        penalised=_penalised(t, accelerator.unwrap_model(model), loss, environments, train_set.title),
+        rated=rated,
+        penalised=_penalised(t, bare, rated or loss, environments, train_set.title),
         T=T,
         parameters=parameters,
     )
