@@ -41,11 +41,13 @@ SMALL |= {name: {"T": 2} for name in list_models("*_7b")} | {"vggsnn": {"T": 2, 
 
 
 def shortened(model: nn.Module, most: int = 2) -> nn.Module:
-    """A residual network, in place, without most of the blocks that repeat others.
+    """A residual network, in place, without most of the blocks that repeat others; any other network as it is.
 
     All blocks stay that change the shape of their input. Of the others between two of these `most` stay of each kind:
     of the same layers, whatever their widths.
     """
+    if not hasattr(model, "blocks"):
+        return model
     seen: Counter[tuple[type[nn.Module], ...]] = Counter()
     blocks: Any = model.blocks
     kept = nn.ModuleList()

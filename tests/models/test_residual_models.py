@@ -112,9 +112,7 @@ def frames(name: str, T: int, side: tuple[int, int]) -> Tensor:
     return torch.rand(T, 2, 2 if events else 3, *((128 + side[0], 128 + side[1]) if events else small)) * 2
 
 
-def runs_everywhere(
-    name: str, overrides: dict[str, Any], T: int, side: tuple[int, int], exported: bool = True
-) -> None:
+def runs_everywhere(name: str, overrides: dict[str, Any], T: int, side: tuple[int, int], exported: bool = True) -> None:
     x = frames(name, T, side)
     model = create_model(name, T=T, num_classes=7, **overrides).train()
     image = x[0].clone().requires_grad_()

@@ -12,6 +12,7 @@ import pytest
 import torch
 import torch._dynamo
 from helpers.custom_surrogate import Gaussian
+from helpers.pairwise import pairwise
 from torch import Tensor
 
 from spikeloom.errors import UsageError
@@ -29,6 +30,7 @@ SURROGATE = {name: SURROGATES[name]() for name in SURROGATES} | {
     "narrow": Triangle(0.5),
     "own": Gaussian(),
 }
+DTYPES = (torch.float32, torch.bfloat16)
 RESET = {"hard": 0.0, "hard_below": -0.3, "hard_above": 0.2, "soft": None}
 
 
@@ -87,11 +89,9 @@ def same(fast: dict[str, Tensor], slow: dict[str, Tensor], tracks: Any) -> None:
 # --- native = reference -----------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("T", [1, 2, 7, 70])
-@pytest.mark.parametrize("detach", [True, False], ids=["detached", "attached"])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
-@pytest.mark.parametrize("reset", RESET)
-@pytest.mark.parametrize("surrogate", SURROGATE)
+@pytest.mark.parametrize(
+    *pairwise(surrogate=SURROGATE, reset=RESET, dtype=DTYPES, detach=(True, False), T=(1, 2, 7, 70))
+)
 def test_native_equals_reference(
     native: Any, tracks: Any, surrogate: str, reset: str, dtype: torch.dtype, detach: bool, T: int
 ) -> None:
@@ -139,10 +139,9 @@ LAYOUTS = [
 ]
 
 
-@pytest.mark.parametrize("T", [1, 2, 7])
-@pytest.mark.parametrize("shape", [(2, 3, 5, 7), (1, 4, 1, 3), (3, 1, 2, 2)], ids=str)
-@pytest.mark.parametrize("name", LAYOUTS)
-@pytest.mark.parametrize("own", [False, True], ids=["fused", "slope"])
+@pytest.mark.parametrize(
+    *pairwise(name=LAYOUTS, shape=((2, 3, 5, 7), (1, 4, 1, 3), (3, 1, 2, 2)), T=(1, 2, 7), own=(False, True))
+)
 def test_any_layout(native: Any, tracks: Any, name: str, shape: tuple[int, ...], T: int, own: bool) -> None:
     x, v, grad, grad_last = inputs((T, *shape))
     x = layout(name, x)

@@ -209,7 +209,7 @@ def test_the_smallest_row_is_reproduced(name: str, tmp_path: Path, monkeypatch: 
     options = inspect.signature(MODELS[planned.model.name]).parameters
     # As far as there is a choice.
     smaller = {"depth": 1, "channels": 32, "heads": 4, "T": min(2, planned.model.options.get("T", 2))}
-    own = {"T"} if "T" in planned.data.options or planned.neuron and "T" in planned.neuron.options else set()
+    own = {"T"} if "T" in planned.data.options or (planned.neuron and "T" in planned.neuron.options) else set()
     reduced["model"] = {key: value for key, value in smaller.items() if key in options and key not in own}
     settings = recipe.resolve(row, "smoke", reduced)
     if name == "quickstart/own":
