@@ -46,7 +46,7 @@ def shortened(model: nn.Module, most: int = 2) -> nn.Module:
     All blocks stay that change the shape of their input. Of the others between two of these `most` stay of each kind:
     of the same layers, whatever their widths.
     """
-    if not hasattr(model, "blocks"):
+    if not isinstance(getattr(model, "blocks", None), nn.ModuleList):
         return model
     seen: Counter[tuple[type[nn.Module], ...]] = Counter()
     blocks: Any = model.blocks
