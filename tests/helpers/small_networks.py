@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable
 from typing import Any
 
@@ -37,6 +38,29 @@ SMALL["masked_autoencoder"] = {
 EVENTS = dict.fromkeys((*list_models("spik*_dvs"), "ds_resnet14_dvs", "ds_resnet20_gesture"), (2, 32, 32))
 EVENTS |= dict.fromkeys(list_models("*_7b"), (2, 128, 128)) | {"vggsnn": (2, 16, 16)}
 SMALL |= {name: {"T": 2} for name in list_models("*_7b")} | {"vggsnn": {"T": 2, "image_size": 16}}
+
+
+def shortened(model: nn.Module, most: int = 2) -> nn.Module:
+    """A residual network, in place, without most of the blocks that repeat others; any other network as it is.
+
+    All blocks stay that change the shape of their input. Of the others between two of these `most` stay of each kind:
+    of the same layers, whatever their widths.
+    """
+    if not isinstance(getattr(model, "blocks", None), nn.ModuleList):
+        return model
+    seen: Counter[tuple[type[nn.Module], ...]] = Counter()
+    blocks: Any = model.blocks
+    kept = nn.ModuleList()
+    for block in blocks:
+        kind = tuple(type(module) for module in block.modules())
+        if not isinstance(getattr(block, "shortcut", None), nn.Identity):
+            seen.clear()
+        else:
+            seen[kind] += 1
+        if seen[kind] <= most:
+            kept.append(block)
+    model.blocks = kept
+    return model
 
 
 def in_order(x: Tensor) -> Tensor:

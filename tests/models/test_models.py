@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from helpers.small_networks import in_order
+from helpers.small_networks import in_order, shortened
 from torch import Tensor, nn
 
 import spikeloom
@@ -28,6 +28,7 @@ INPUT = {
     "syna_resnet18": (3, 9, 9),
     "tdbn_resnet19": (3, 8, 8),
     "vggsnn": (2, 16, 16),
+    **dict.fromkeys(("ms_resnet20", *list_models("report_*resnet34*")), (3, 16, 16)),
     # Not 32x32: one element a channel has no deviation, and a norm's weight then no gradient.
     "ghostnet_dfc": (3, 33, 33),
     "ghostnet_channel_mlp": (3, 33, 33),
@@ -312,7 +313,7 @@ def test_first_convolution_runs_once() -> None:
     from torch.utils.flop_counter import FlopCounterMode
 
     for name in ("report_sew_resnet34", "report_vgg16"):
-        model, x = build(name, T=4).eval(), batch(name, 1)
+        model, x = build(name, T=4).eval(), torch.rand(1, 3, 32, 32)
         first = next(m for m in model.modules() if isinstance(m, nn.Conv2d))
         with torch.no_grad(), FlopCounterMode(display=False) as image:
             model(x)
@@ -375,7 +376,8 @@ def test_common_arguments(name: str) -> None:
 
 @pytest.mark.parametrize("name", IMAGE_MODELS)
 def test_export(name: str) -> None:
-    model, x = loaded(name, T=2).eval(), batch(name, 2)
+    # One block of each kind is exported like more of them, and `torch.export` takes its time for each layer.
+    model, x = shortened(loaded(name, T=2), 1).eval(), batch(name, 2)
     with torch.no_grad():
         program = torch.export.export(model, (x,))
         expected = model(x)
@@ -385,7 +387,7 @@ def test_export(name: str) -> None:
 
 def compiled_equals_eager(name: str, backend: str, dtype: torch.dtype) -> None:
     torch._dynamo.reset()  # it compiles at most eight networks of one class in a process
-    model, x = loaded(name, T=2).to(dtype).eval(), batch(name, 2).to(dtype)
+    model, x = shortened(loaded(name, T=2)).to(dtype).eval(), batch(name, 2).to(dtype)
     with torch.no_grad():
         compiled = torch.compile(model, fullgraph=True, backend=backend)
         torch.testing.assert_close(compiled(x), model(x), rtol=1e-5, atol=1e-5)

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 from helpers.custom_surrogate import Gaussian
+from helpers.pairwise import pairwise
 from torch import Tensor
 
 from spikeloom.ops import backend, gated_scan, gated_scan_reference
@@ -87,11 +88,15 @@ def compare(
             assert (fast[key] - slow[key]).abs().max() <= 2e-6 * size, key
 
 
-@pytest.mark.parametrize("T", [1, 2, 7, 33])
-@pytest.mark.parametrize("carried", [False, True], ids=["rest", "state"])
-@pytest.mark.parametrize("strict", [False, True], ids=["ge", "gt"])
-@pytest.mark.parametrize("hard", [False, True], ids=["soft", "hard"])
-@pytest.mark.parametrize("shape", [(2, 5, 5, 7), (3, 11), (1, 1, 700), (2, 600)], ids=str)
+@pytest.mark.parametrize(
+    *pairwise(
+        shape=((2, 5, 5, 7), (3, 11), (1, 1, 700), (2, 600)),
+        hard=(False, True),
+        strict=(False, True),
+        carried=(False, True),
+        T=(1, 2, 7, 33),
+    )
+)
 def test_native_equals_reference(
     native: Any, tracks: Any, shape: tuple[int, ...], hard: bool, strict: bool, carried: bool, T: int
 ) -> None:

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from helpers.pairwise import pairwise
 from torch import Tensor
 
 from spikeloom.ops import backend, leaky_filter, leaky_filter_fft, leaky_filter_reference
@@ -97,13 +98,11 @@ def compare(
     same(run("native", *arguments), run("reference", *arguments), tracks, size)
 
 
+DTYPES = (torch.float32, torch.bfloat16)
 KINDS = ["scalar", "none", "feature", "mixed", "neuron"]
 
 
-@pytest.mark.parametrize("T", [1, 2, 7, 33])
-@pytest.mark.parametrize("carried", [False, True], ids=["rest", "state"])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(*pairwise(kind=KINDS, dtype=DTYPES, carried=(False, True), T=(1, 2, 7, 33)))
 def test_native_equals_reference(
     native: Any, tracks: Any, kind: str, dtype: torch.dtype, carried: bool, T: int
 ) -> None:

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from helpers.pairwise import pairwise
 from torch import Tensor, nn
 
 from spikeloom.layers import BatchNorm, NormSpike, TdBN
@@ -86,20 +87,17 @@ def results(
     return found | {name: buffer.clone().double() for name, buffer in made.named_buffers()}
 
 
-@pytest.mark.parametrize("training", [True, False], ids=["train", "eval"])
-@pytest.mark.parametrize("norm", NORMS)
-@pytest.mark.parametrize("neuron", NEURONS)
-@pytest.mark.parametrize(("shape", "channels_last"), SHAPES, ids=str)
+@pytest.mark.parametrize(*pairwise(layout=SHAPES, neuron=NEURONS, norm=NORMS, training=(True, False)))
 def test_fused_is_the_composition(
     native: Any,
     dirty_memory: None,
     tracks: Any,
-    shape: tuple[int, ...],
-    channels_last: bool,
+    layout: tuple[tuple[int, ...], bool],
     neuron: str,
     norm: str,
     training: bool,
 ) -> None:
+    shape, channels_last = layout
     for repeated in (False, True):
         for wants_sum in (False, True):
             x = random(shape[1:] if repeated else shape, False) if repeated else random(shape, channels_last)

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 from helpers.custom_surrogate import Gaussian
+from helpers.pairwise import pairwise
 from torch import Tensor
 
 from spikeloom.errors import UsageError
@@ -126,10 +127,7 @@ LAYOUTS = {
 }
 
 
-@pytest.mark.parametrize("T", [1, 2, 7, 66])
-@pytest.mark.parametrize("form", ["psn", "band3", "slide3"])
-@pytest.mark.parametrize("own", [False, True], ids=["fused", "slope"])
-@pytest.mark.parametrize("name", LAYOUTS)
+@pytest.mark.parametrize(*pairwise(name=LAYOUTS, own=(False, True), form=("psn", "band3", "slide3"), T=(1, 2, 7, 66)))
 def test_any_layout(native: Any, tracks: Any, name: str, own: bool, form: str, T: int) -> None:
     x, grad = inputs((T, 2, 3, 5, 7))
     for other in ("channels_last", "time_last"):

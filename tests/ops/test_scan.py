@@ -12,6 +12,7 @@ import pytest
 import torch
 import torch._dynamo
 from helpers.custom_surrogate import Gaussian
+from helpers.pairwise import pairwise
 from torch import Tensor
 
 from spikeloom.errors import UsageError
@@ -30,6 +31,7 @@ SURROGATE = {name: SURROGATES[name]() for name in SURROGATES} | {
     "narrow": Triangle(0.5),
     "own": Gaussian(),
 }
+DTYPES = (torch.float32, torch.bfloat16)
 RESET = {"hard": 0.0, "hard_below": -0.3, "hard_above": 0.2, "soft": None}
 
 
@@ -88,11 +90,9 @@ def same(fast: dict[str, Tensor], slow: dict[str, Tensor], tracks: Any) -> None:
 # --- native = reference -----------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("T", [1, 2, 7, 70])
-@pytest.mark.parametrize("detach", [True, False], ids=["detached", "attached"])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
-@pytest.mark.parametrize("reset", RESET)
-@pytest.mark.parametrize("surrogate", SURROGATE)
+@pytest.mark.parametrize(
+    *pairwise(surrogate=SURROGATE, reset=RESET, dtype=DTYPES, detach=(True, False), T=(1, 2, 7, 70))
+)
 def test_native_equals_reference(
     native: Any, tracks: Any, surrogate: str, reset: str, dtype: torch.dtype, detach: bool, T: int
 ) -> None:
@@ -140,10 +140,9 @@ LAYOUTS = [
 ]
 
 
-@pytest.mark.parametrize("T", [1, 2, 7])
-@pytest.mark.parametrize("shape", [(2, 3, 5, 7), (1, 4, 1, 3), (3, 1, 2, 2)], ids=str)
-@pytest.mark.parametrize("name", LAYOUTS)
-@pytest.mark.parametrize("own", [False, True], ids=["fused", "slope"])
+@pytest.mark.parametrize(
+    *pairwise(name=LAYOUTS, shape=((2, 3, 5, 7), (1, 4, 1, 3), (3, 1, 2, 2)), T=(1, 2, 7), own=(False, True))
+)
 def test_any_layout(native: Any, tracks: Any, name: str, shape: tuple[int, ...], T: int, own: bool) -> None:
     x, v, grad, grad_last = inputs((T, *shape))
     x = layout(name, x)
@@ -535,28 +534,41 @@ def in_new_process(code: str, **environment: str) -> str:
     return done.stdout + done.stderr
 
 
-def test_one_thread_pool_with_torch(native: Any) -> None:
-    out = in_new_process(
-        "import torch\nfrom spikeloom.ops import _dispatch\n"
-        "for n in (1, 2, 3):\n    torch.set_num_threads(n)\n    assert _dispatch.native.openmp_threads() == n\n"
-        "print('shared')"
-    )
-    assert out.strip() == "shared"
+# What a new process says of itself: the level, the kernels' threads for 1 to 3 of PyTorch's, the OpenMP libraries.
+SAID = """
+import os, torch
+from spikeloom.ops import _dispatch, scan
+from spikeloom.surrogates import ATan
+
+print(_dispatch.native.level())
+threads = []
+for n in (1, 2, 3):
+    torch.set_num_threads(n)
+    threads.append(_dispatch.native.openmp_threads())
+print(*threads)
+scan(torch.randn(4, 100_000), None, 0.5, 0.5, 1.0, 0.0, ATan(), True)
+maps = "/proc/self/maps"
+print(len({line.split()[-1] for line in open(maps) if "libgomp" in line}) if os.path.exists(maps) else "no maps")
+"""
+
+
+@pytest.fixture(scope="module")
+def said() -> list[str]:
+    return in_new_process(SAID, SPIKELOOM_LEVEL="baseline").splitlines()
+
+
+def test_one_thread_pool_with_torch(native: Any, said: list[str]) -> None:
+    assert said[1] == "1 2 3"
 
 
 @pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="needs /proc/self/maps")
-def test_one_openmp_library_is_loaded(native: Any) -> None:
-    out = in_new_process(
-        "import torch\nfrom spikeloom.ops import scan\nfrom spikeloom.surrogates import ATan\n"
-        "scan(torch.randn(4, 100_000), None, .5, .5, 1., 0., ATan(), True)\n"
-        "paths = {line.split()[-1] for line in open('/proc/self/maps') if 'libgomp' in line}\nprint(len(paths))"
-    )
-    assert out.strip() == "1"
+def test_one_openmp_library_is_loaded(native: Any, said: list[str]) -> None:
+    assert said[2:] == ["1"]
 
 
-def test_level_from_the_environment(native: Any) -> None:
+def test_level_from_the_environment(native: Any, said: list[str]) -> None:
+    assert said[0] == "baseline"
     code = "from spikeloom.ops import _dispatch; print(_dispatch.native.level())"
-    assert in_new_process(code, SPIKELOOM_LEVEL="baseline").strip() == "baseline"
     assert "SPIKELOOM_LEVEL: this processor has no instruction level sse9; this one has baseline" in in_new_process(
         code, SPIKELOOM_LEVEL="sse9"
     )

@@ -9,6 +9,7 @@ import pytest
 import torch
 import torch._dynamo
 from helpers.custom_surrogate import Gaussian
+from helpers.pairwise import pairwise
 from torch import Tensor
 
 from spikeloom.ops import backend, scan
@@ -24,6 +25,7 @@ SURROGATE = {name: SURROGATES[name]() for name in SURROGATES} | {
     "narrow": Triangle(0.5),
     "own": Gaussian(),
 }
+DTYPES = (torch.float32, torch.bfloat16)
 LEVELS: dict[str, Thresholds] = {
     "none": 0.9,
     "one": (0.6,),
@@ -110,11 +112,9 @@ def compare(
             assert (fast[key] - slow[key]).abs() <= 2e-6 * size, key
 
 
-@pytest.mark.parametrize("T", [1, 2, 7, 70])
-@pytest.mark.parametrize("carried", [False, True], ids=["rest", "state"])
-@pytest.mark.parametrize("detach", [True, False], ids=["detached", "attached"])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
-@pytest.mark.parametrize("name", LEVELS)
+@pytest.mark.parametrize(
+    *pairwise(name=LEVELS, dtype=DTYPES, detach=(True, False), carried=(False, True), T=(1, 2, 7, 70))
+)
 def test_levels(native: Any, tracks: Any, name: str, dtype: torch.dtype, detach: bool, carried: bool, T: int) -> None:
     thresholds = LEVELS[name]
     x, v, grad, grad_last = inputs((T, 3, 5, 7), thresholds, dtype)
@@ -133,11 +133,15 @@ def test_levels(native: Any, tracks: Any, name: str, dtype: torch.dtype, detach:
             )
 
 
-@pytest.mark.parametrize("T", [1, 2, 7, 70])
-@pytest.mark.parametrize("carried", [False, True], ids=["rest", "state"])
-@pytest.mark.parametrize("v_reset", [0.0, -0.3, 0.2, None])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
-@pytest.mark.parametrize("scale", [1.0, 1.5, 0.25, -0.75])
+@pytest.mark.parametrize(
+    *pairwise(
+        scale=(1.0, 1.5, 0.25, -0.75),
+        dtype=DTYPES,
+        v_reset=(0.0, -0.3, 0.2, None),
+        carried=(False, True),
+        T=(1, 2, 7, 70),
+    )
+)
 def test_rectified(
     native: Any, tracks: Any, scale: float, dtype: torch.dtype, v_reset: float | None, carried: bool, T: int
 ) -> None:

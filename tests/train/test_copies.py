@@ -6,6 +6,7 @@ from collections import Counter
 
 import pytest
 import torch
+from helpers.small_networks import shortened
 from torch.profiler import ProfilerActivity, profile
 
 import spikeloom
@@ -26,9 +27,10 @@ if bfloat16_is_emulated():
 @pytest.mark.parametrize("name", ["report_sew_resnet34", "report_ms_resnet34", "report_vanilla_resnet34"])
 def test_no_activation_is_copied_or_cast_in_silence(native: object, name: str, precision: str) -> None:
     """Items of the smallest activation's size, seen by the profiler through one training step."""
-    model = spikeloom.create_model(name).to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
-    x = torch.randn(16, 3, 32, 32).contiguous(memory_format=torch.channels_last)
-    labels = torch.randint(0, 10, (16,))
+    # Two blocks of each kind: the profiler takes its time for every event.
+    model = shortened(spikeloom.create_model(name)).to(memory_format=torch.channels_last)  # pyright: ignore
+    x = torch.randn(8, 3, 32, 32).contiguous(memory_format=torch.channels_last)
+    labels = torch.randint(0, 10, (8,))
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
 
     def step() -> None:
@@ -41,7 +43,7 @@ def test_no_activation_is_copied_or_cast_in_silence(native: object, name: str, p
     step()
     with profile(activities=[ProfilerActivity.CPU], record_shapes=True) as seen:
         step()
-    smallest = 6 * 16 * 64 * 8 * 8  # of the last stage; larger than any weight
+    smallest = 6 * 8 * 64 * 8 * 8  # of the last stage; larger than any weight
     assert smallest > max(p.numel() for p in model.parameters())
     found: Counter[str] = Counter()
     convolutions = 0
@@ -56,6 +58,6 @@ def test_no_activation_is_copied_or_cast_in_silence(native: object, name: str, p
             above = above.cpu_parent
         if not any(allowed in name for allowed in ALLOWED for name in names):
             found[" < ".join([*names[:3], str(event.input_shapes[0])])] += 1
-    assert convolutions > 30, "the profiler saw no network"
+    assert convolutions > 16, "the profiler saw no network"
     # One: the pool's gradient comes to the last neuron in a layout of its own.
     assert sum(found.values()) <= 1, "\n".join(f"{count} x {where}" for where, count in found.items())

@@ -42,8 +42,9 @@ from spikeloom.train.run import Run
 from spikeloom.train.settings import Settings, TrainSettings
 
 SHARED = shared_folder()
-TRAINED = [name for name in list_recipes() if not load_recipe(name).measures]
-ROWS = [(name, row) for name in TRAINED for row in load_recipe(name).rows]
+RECIPES = {name: load_recipe(name) for name in list_recipes()}
+TRAINED = [name for name, recipe in RECIPES.items() if not recipe.measures]
+ROWS = [(name, row) for name in TRAINED for row in RECIPES[name].rows]
 # Channels and classes of the data sets, to build models without files.
 SHAPES = {
     "digits": (1, 10),
@@ -110,7 +111,7 @@ def test_a_budget_that_a_recipe_does_not_have() -> None:
 
 @pytest.mark.parametrize(("name", "row"), ROWS)
 def test_every_row_resolves_and_builds(name: str, row: str) -> None:
-    recipe = load_recipe(name)
+    recipe = RECIPES[name]
     models = []
     for budget in budgets_of(recipe, row):
         settings = recipe.resolve(row, budget)
@@ -126,7 +127,7 @@ def test_every_row_resolves_and_builds(name: str, row: str) -> None:
 
 @pytest.mark.parametrize(("name", "row"), ROWS)
 def test_budgets_grow(name: str, row: str) -> None:
-    recipe = load_recipe(name)
+    recipe = RECIPES[name]
     epochs = [recipe.resolve(row, budget).train.epochs for budget in budgets_of(recipe, row)]
     assert epochs == sorted(epochs)
     assert recipe.resolve(row).model_dump() == recipe.resolve(row, recipe.budget).model_dump()
@@ -204,8 +205,11 @@ def test_the_smallest_row_is_reproduced(name: str, tmp_path: Path, monkeypatch: 
     planned = recipe.resolve(row, "smoke")
     if isinstance(planned.data.options.get("resize"), int) and planned.data.name != "imagenet":
         reduced["data"]["resize"] = 32
-    if "depth" in inspect.signature(MODELS[planned.model.name]).parameters:
-        reduced["model"] = {"depth": 1, "channels": 32, "heads": 4}  # a transformer takes its time
+    options = inspect.signature(MODELS[planned.model.name]).parameters
+    # As far as there is a choice.
+    smaller = {"depth": 1, "channels": 32, "heads": 4, "T": min(2, planned.model.options.get("T", 2))}
+    own = {"T"} if "T" in planned.data.options or (planned.neuron and "T" in planned.neuron.options) else set()
+    reduced["model"] = {key: value for key, value in smaller.items() if key in options and key not in own}
     settings = recipe.resolve(row, "smoke", reduced)
     if name == "quickstart/own":
         assert row == "sound"

@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 import torch
+from helpers.command_line import spikeloom
 from helpers.timeless import timeless
 
 from spikeloom import cli
@@ -25,10 +26,10 @@ STEPS, EPOCHS = 8, 3
 # A network with batch norm and a random augmentation: running statistics and random numbers must continue too.
 SETTINGS = [
     "quickstart/digits",
-    "data.subset=256",
-    "data.test_subset=60",
+    "data.subset=64",
+    "data.test_subset=40",
     "model.T=2",
-    "train.batch_size=32",
+    "train.batch_size=8",
     f"train.epochs={EPOCHS}",
     "train.checkpoint_minutes=0",
 ]
@@ -112,19 +113,17 @@ def wait_until_middle(process: subprocess.Popen[str], run: Path) -> None:
     while time.monotonic() < deadline and process.poll() is None:
         # The library that reads opens the file twice: a checkpoint replaced in between looks damaged.
         with contextlib.suppress(DataFileError):
-            at = position(run)
-            if (at["epoch"], at["step"]) >= (1, 2):
+            # A record is written where an epoch ends: until then there is nothing to read.
+            if (run / "metrics.jsonl").is_file() and (at := position(run)) and (at["epoch"], at["step"]) >= (1, 2):
                 return
-        time.sleep(0.005)
+        time.sleep(0.02)
     process.kill()
     pytest.fail(f"the run never came to the middle of its second epoch: {process.communicate()}")
 
 
-def resume_here(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sys, "argv", ["spikeloom", "train", f"--resume={run}", "--json"])
-    with pytest.raises(SystemExit) as exit_:
-        cli.main()
-    assert exit_.value.code == 0
+def resume_here(run: Path) -> None:
+    found = spikeloom("train", f"--resume={run}", "--json")
+    assert found.code == 0, found.err
 
 
 def outcome(run: Path) -> dict[str, Any]:
@@ -151,9 +150,9 @@ def assert_same_end(run: Path, unbroken: Path) -> None:
 @pytest.fixture(scope="module")
 def unbroken(tmp_path_factory: pytest.TempPathFactory) -> Path:
     run = tmp_path_factory.mktemp("unbroken") / "run"
-    code, out, err = finish(start("train", *SETTINGS, f"--out={run}", "--json"))
-    assert code == 0, err
-    assert json.loads(out)["epochs"] == EPOCHS
+    found = spikeloom("train", *SETTINGS, f"--out={run}", "--json")
+    assert found.code == 0, found.err
+    assert json.loads(found.out)["epochs"] == EPOCHS
     return run
 
 
@@ -194,7 +193,6 @@ def test_sigkill_in_the_middle_of_an_epoch(unbroken: Path, tmp_path: Path) -> No
 def test_sigkill_while_writing(
     unbroken: Path,
     tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
     stage: str,
     name: str,
     nth: int,
@@ -207,13 +205,11 @@ def test_sigkill_while_writing(
     assert code == -signal.SIGKILL, err
     at = position(run)  # the checkpoint before is whole
     assert (at["epoch"], at["step"]) == (epoch, step)
-    resume_here(run, monkeypatch)
+    resume_here(run)
     assert_same_end(run, unbroken)
 
 
-def test_what_a_killed_process_left_is_cleared_away(
-    unbroken: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_what_a_killed_process_left_is_cleared_away(unbroken: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
     shutil.copytree(unbroken, run)
     for name in ("summary.json", "model.safetensors"):
@@ -221,15 +217,13 @@ def test_what_a_killed_process_left_is_cleared_away(
     # As `atomic` names them, of a process that is no more.
     for name in ("checkpoint.safetensors", "summary.json"):
         (run / f".{name}.4194304.tmp").write_bytes(bytes(1000))
-    resume_here(run, monkeypatch)
+    resume_here(run)
     assert_same_end(run, unbroken)
     assert sorted(path.name for path in run.iterdir()) == FILES
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.slow)])
-def test_stop_by_signal(
-    unbroken: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: signal.Signals
-) -> None:
+def test_stop_by_signal(unbroken: Path, tmp_path: Path, number: signal.Signals) -> None:
     run = tmp_path / "run"
     # Without checkpoints by the clock: the signal itself must write one.
     rare = [*SETTINGS[:-1], "train.checkpoint_minutes=1000"]
@@ -246,7 +240,7 @@ def test_stop_by_signal(
     at = position(run)
     assert at["epoch"] >= 1
     assert 0 < at["step"] < STEPS
-    resume_here(run, monkeypatch)
+    resume_here(run)
     assert_same_end(run, unbroken)
 
 

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
+from helpers.small_networks import shortened
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
@@ -74,17 +75,24 @@ def on_a_grid(model: nn.Module, x: Tensor) -> nn.Module:
     return folded
 
 
-# Of three GhostNets, whose blocks they share, one is compared here; the others take long and are slow tests.
-OF_A_FAMILY = {"ghostnet_snn", "ghostnet_channel_mlp"}
+# What repeats a block stands here for the whole network, and one of three GhostNets, which share their blocks, for all:
+# `torch.export` takes its time for each layer. The whole ones are slow tests.
+SHORTENED = {"report_vanilla_resnet34": 2, "report_sew_resnet34": 2, "report_ms_resnet34": 2, "ghostnet_dfc": 1}
+WHOLE = (*SHORTENED, "ghostnet_snn", "ghostnet_channel_mlp")
+CASES = [
+    *(pytest.param(name, False, id=name) for name in NETWORKS if name in SHORTENED or name not in WHOLE),
+    *(pytest.param(name, True, id=f"{name}, whole", marks=pytest.mark.slow) for name in WHOLE),
+]
 
 
-@pytest.mark.parametrize(
-    "name", [pytest.param(name, marks=[pytest.mark.slow] * (name in OF_A_FAMILY)) for name in NETWORKS]
-)
-def test_a_network_is_the_same_to_the_bit(name: str) -> None:
+@pytest.mark.parametrize(("name", "whole"), CASES)
+def test_a_network_is_the_same_to_the_bit(name: str, whole: bool) -> None:
     options, shape = NETWORKS[name]
     x = torch.rand(3, *shape)
-    model = lively(create_model(name, **options), x)
+    model = create_model(name, **options)
+    if name in SHORTENED and not whole:
+        model = shortened(model, SHORTENED[name])
+    model = lively(model, x)
     twin = exact(model.to(memory_format=torch.channels_last), x)
     changed = sum(int((a != b).sum()) for a, b in zip(fold(model).parameters(), twin.parameters(), strict=True))
     assert changed > 10_000
@@ -149,7 +157,7 @@ def test_rounded_weights_are_those_of_the_rounded_network(
 ) -> None:
     monkeypatch.setattr(executor, "FAR", far)
     x = torch.randint(0, 9, (4, 3, 20, 20)) / 8
-    model = on_a_grid(create_model("report_sew_resnet34", T=2), x)
+    model = on_a_grid(shortened(create_model("report_sew_resnet34", T=2)), x)
     weights = [layer.weight for layer in model.modules() if isinstance(layer, (nn.Conv2d, nn.Linear))]
     for weight in weights:
         weight.add_(torch.randint(-1, 2, weight.shape) / 2**16)
@@ -164,8 +172,8 @@ def test_rounded_weights_are_those_of_the_rounded_network(
 
 
 def test_a_sequence() -> None:
-    x = torch.randint(0, 3, (5, 2, 2, 128, 128)).float()
-    model = on_a_grid(create_model("sew_7b", T=5), x)
+    x = torch.randint(0, 3, (5, 2, 2, 16, 16)).float()
+    model = on_a_grid(create_model("ds_resnet14_dvs", T=5), x)
     engine = compile(model, x, tune=False)
     with torch.no_grad():
         expected = model(x)
@@ -179,16 +187,27 @@ def test_a_sequence() -> None:
 
 
 class _Small(nn.Module):
-    """A stem and one block, with a choice of neuron and combine function."""
+    """A stem, and behind it a block and a head for each combine function, whose logits are summed."""
 
-    def __init__(self, neuron: Any, combine: str):
+    def __init__(self, neuron: Any, *combines: str):
         super().__init__()
         self.stem, self.first = Conv2d(2, 12, 3, padding=1), NormSpike(12, neuron)
-        self.block = SEWBlock(Conv2d(12, 12, 3, padding=1), NormSpike(12, neuron), nn.Identity(), combine)
-        self.pool, self.mean, self.head = MaxPool2d(2), GlobalAvgPool(), Linear(12, 5)
+        self.blocks = nn.ModuleList(
+            nn.Sequential(
+                SEWBlock(Conv2d(12, 12, 3, padding=1), NormSpike(12, neuron), nn.Identity(), combine),
+                MaxPool2d(2),
+                GlobalAvgPool(),
+                Linear(12, 5),
+            )
+            for combine in combines
+        )
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.head(self.mean(self.pool(self.block(self.first(self.stem(x))))))
+        s = self.first(self.stem(x))
+        logits = self.blocks[0](s)
+        for block in self.blocks[1:]:
+            logits = logits + block(s)
+        return logits
 
 
 NEURONS = {
@@ -203,21 +222,29 @@ NEURONS = {
 }
 
 
-@pytest.mark.parametrize("combine", COMBINE)
 @pytest.mark.parametrize("neuron", NEURONS)
-def test_neurons_and_shortcuts(neuron: str, combine: str) -> None:
-    if neuron == "MLF" and combine in ("iand", "or"):
-        combine = "add"  # these are of 0 and 1
+def test_neurons_and_shortcuts(neuron: str) -> None:
+    combines = ("add", "and") if neuron == "MLF" else COMBINE  # the others are of 0 and 1
     x = torch.randint(-8, 9, (4, 2, 2, 9, 7)) / 4
-    model = on_a_grid(_Small(NEURONS[neuron], combine), x)
+    model = on_a_grid(_Small(NEURONS[neuron], *combines), x)
     with torch.no_grad():
         expected = model(x)
+        first = model.first(model.stem(x))
+        for block in model.blocks:
+            assert block(first).std() > 0, "a silent block shows nothing"  # pyright: ignore
     torch.testing.assert_close(compile(model, x, tune=False)(x), expected, rtol=1e-6, atol=1e-6)
 
 
-def test_one_engine_in_many_threads() -> None:
-    x = torch.rand(16, 3, 17, 17)
-    engine = compile(on_a_grid(create_model("ms_resnet20", T=2), x), x, tune=False)
+@pytest.fixture(scope="module")
+def of_images() -> tuple[Engine, Tensor]:
+    """The engine of a small network, and 19 images."""
+    torch.manual_seed(0)
+    x = torch.rand(19, 3, 17, 17)
+    return compile(on_a_grid(create_model("ms_resnet14", T=2), x), x, tune=False), x
+
+
+def test_one_engine_in_many_threads(of_images: tuple[Engine, Tensor]) -> None:
+    engine, x = of_images[0], of_images[1][:16]
     expected = [engine(part) for part in x.split(4)]
     found: list[list[Tensor]] = [[] for _ in range(4)]
 
@@ -233,11 +260,12 @@ def test_one_engine_in_many_threads() -> None:
     assert all(len(results) == 5 for results in found)
 
 
-def test_many_images_go_in_even_parts_of_the_right_size(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_many_images_go_in_even_parts_of_the_right_size(
+    of_images: tuple[Engine, Tensor], monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(engine_module, "FEWEST", 2)
     monkeypatch.setattr(engine_module, "MOST", 8)
-    x = torch.rand(19, 3, 17, 17)
-    engine = compile(on_a_grid(create_model("ms_resnet20", T=2), x), x, tune=False)
+    engine, x = of_images
     expected = torch.cat([engine(part) for part in x.split(1)], 1)
     sizes: list[int] = []
     run = executor.Executor.__call__
@@ -407,11 +435,9 @@ def test_a_network_that_gives_something_else() -> None:
         compile(nn.Conv2d(3, 4, 3), torch.rand(1, 3, 16, 16))
 
 
-def test_an_input_of_another_shape() -> None:
-    x = torch.rand(2, 3, 16, 16)
-    engine = compile(create_model("ms_resnet20", T=2), x, tune=False)
-    with pytest.raises(ValueError, match=r"takes \[N, 3, 16, 16\], got \(2, 3, 16, 17\)"):
-        engine(torch.rand(2, 3, 16, 17))
+def test_an_input_of_another_shape(of_images: tuple[Engine, Tensor]) -> None:
+    with pytest.raises(ValueError, match=r"takes \[N, 3, 17, 17\], got \(2, 3, 17, 18\)"):
+        of_images[0](torch.rand(2, 3, 17, 18))
 
 
 # --- files ------------------------------------------------------------------------------------------------------------
@@ -547,14 +573,14 @@ def test_maps_beyond_any_memory() -> None:
         plan.values({})
 
 
-def test_what_is_shown_of_an_engine_is_short() -> None:
-    model, x = create_model("ms_resnet14", T=4).eval(), torch.rand(2, 3, 32, 32)
-    engine = compile(model, x, tune=False)
-    shown = "Engine(3x32x32 -> 10, 4 steps of an image, 17 layers, 12 of them by events)"
+def test_what_is_shown_of_an_engine_is_short(of_images: tuple[Engine, Tensor]) -> None:
+    engine, x = of_images
+    shown = "Engine(3x17x17 -> 10, 2 steps of an image, 17 layers, 12 of them by events)"
     assert repr(engine) == shown
-    assert repr(engine.with_ways("dense")) == shown.replace("12", "0")
+    assert repr(engine.with_ways("dense")) == shown.replace("12 of", "0 of")
     stream = engine.stream()
     assert repr(stream) == f"EngineStream({shown}, at rest)"
-    stream(x)
+    stream(x[:2])
     assert repr(stream) == f"EngineStream({shown}, neurons remember)"
-    assert "3x32x32 -> 10, sequences, 17 layers" in repr(compile(model, torch.rand(2, 2, 3, 32, 32), tune=False))
+    of_sequences = compile(_Small(LIF, "add"), torch.rand(2, 2, 2, 9, 7), tune=False)
+    assert "2x9x7 -> 5, sequences, 6 layers" in repr(of_sequences)
