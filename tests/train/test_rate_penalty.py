@@ -10,7 +10,7 @@ import torch
 from helpers.small_runs import SMALL, Told, equal, run_of, weights
 
 from spikeloom.layers import Linear
-from spikeloom.neurons import LIF, LeakyReadout
+from spikeloom.neurons import LIF, LeakyIntegrator
 from spikeloom.record import RateMeter
 from spikeloom.stream import Stream
 from spikeloom.train.loop import Interrupted, train
@@ -22,7 +22,9 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 
 def network() -> torch.nn.Sequential:
     torch.manual_seed(3)
-    return torch.nn.Sequential(Linear(5, 7), LIF(v_threshold=0.2), Linear(7, 4), LIF(v_threshold=0.1), LeakyReadout())
+    return torch.nn.Sequential(
+        Linear(5, 7), LIF(v_threshold=0.2), Linear(7, 4), LIF(v_threshold=0.1), LeakyIntegrator()
+    )
 
 
 @pytest.mark.parametrize("target", [None, 0.25])
@@ -64,9 +66,10 @@ def test_one_step_at_a_time() -> None:
     model, x, y = network(), torch.randn(3, 6, 5), torch.randint(4, (6,))
     loss = RatePenalty(model, sdt, 1.0, None)
     means = []
-    with loss, Stream(model):
+    stream = Stream(model)
+    with loss:
         for step in x.split(1):
-            loss(model(step), y)
+            loss(stream(step), y)
             means.append(loss.take())
     with RateMeter(model) as meter, torch.no_grad():
         model(x)
