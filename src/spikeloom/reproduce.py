@@ -156,7 +156,10 @@ def _cost(settings: Settings, data: _Data) -> Json:
     """Parameters, and operations by the rules of `Cost`; of a model that gives its input back parameters alone."""
     model = build_model(settings, data.in_channels, data.classes)
     if isinstance(model, Reconstructs):
-        return {"parameters": sum(p.numel() for p in model.parameters()), "macs": None, "flops_s0": None}
+        parameters = {"parameters": sum(p.numel() for p in model.parameters())}
+        if (decoder := getattr(model, "decoder_parameters", None)) is not None:
+            parameters["decoder_params"] = decoder
+        return {**parameters, "macs": None, "flops_s0": None}
     try:
         return asdict(count_cost(model, data.input_shape, steps_of(model, data.example, data.is_sequence)))
     except (ValueError, RuntimeError) as error:
@@ -294,6 +297,7 @@ def _record(row: Row, recipe: Recipe, run: Run, summary: Json, cost: Json) -> Js
             "params_M": millions["parameters"],
             "macs_M": millions["macs"],
             "flops_M": millions["flops_s0"],
+            **({"decoder_params_M": millions["decoder_params"]} if "decoder_params_M" in row.published else {}),
         },
         **cost,
         "data": summary["data"],

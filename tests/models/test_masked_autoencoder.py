@@ -46,7 +46,7 @@ def test_the_published_decoder() -> None:
     kept = {name: p.shape for name, p in encoder.named_parameters() if not name.startswith("head.")}
     assert kept.items() <= own.items(), "names and shapes of Spikformer V2"
     decoder = {name: shape for name, shape in own.items() if name not in kept and not name.startswith("embed.")}
-    assert sum(shape.numel() for shape in decoder.values()) == 3_407_360
+    assert sum(shape.numel() for shape in decoder.values()) == model.decoder_parameters == 3_407_360
     assert model.grid**2 - model.hidden == 49
 
 

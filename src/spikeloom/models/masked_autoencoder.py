@@ -89,6 +89,12 @@ class MaskedAutoencoder(nn.Module):
         wrong = self.decode(self.encode(x, visible), visible) - self.target(x)
         return wrong.gather(1, hidden[..., None].expand(-1, -1, wrong.shape[2]))[None]
 
+    @property
+    def decoder_parameters(self) -> int:
+        """Elements of what fine-tuning leaves behind, without the projection from the encoder, as the paper counts."""
+        parts = (self.mask_token, self.position, *self.decoder.parameters())
+        return sum(part.numel() for part in parts)
+
     def draw(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Random places [N, L] of the visible and of the hidden tokens, ascending."""
         x = network_input(x)
