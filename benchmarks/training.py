@@ -39,7 +39,7 @@ from spikeloom.layers import BatchNorm, Conv2d, GlobalAvgPool, Linear, NormSpike
 from spikeloom.memory import keep_memory
 from spikeloom.neurons import LIF
 from spikeloom.ops import _dispatch, backend
-from spikeloom.ops.scan.native import bound
+from spikeloom.ops.scan.native import bound_kernel
 from spikeloom.train.losses import sdt
 from spikeloom.train.run import environment
 
@@ -236,7 +236,7 @@ def native_split(step: Callable[[], None], steps: int = 3) -> dict[str, float]:
     """Milliseconds of one step inside our kernels by kind, which a profiler's own work does not add to."""
     native = _dispatch.native
     _dispatch.native = clock = Clock(native)
-    bound.cache_clear()  # kernels that were bound without the clock
+    bound_kernel.cache_clear()  # kernels that were bound without the clock
     try:
         step()
         clock.seconds.clear()
@@ -244,7 +244,7 @@ def native_split(step: Callable[[], None], steps: int = 3) -> dict[str, float]:
             step()
     finally:
         _dispatch.native = native
-        bound.cache_clear()
+        bound_kernel.cache_clear()
     return {
         kind: round(1e3 * sum(s for name, s in clock.seconds.items() if name.startswith(names)) / steps, 1)
         for kind, names in NATIVE.items()

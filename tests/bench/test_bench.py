@@ -67,7 +67,7 @@ def test_floor_moves_the_bytes_of_a_pass_that_saves_its_input(T: int, monkeypatc
         made.append(torch.empty_like(x, dtype=dtype))
         return made[-1]
 
-    monkeypatch.setattr(timing, "fresh", fresh)
+    monkeypatch.setattr(timing, "like", fresh)
     x, grad = torch.randn(T, 8), torch.randn(T, 8)
     copies(x, grad)()
     assert torch.equal(made[0], x)

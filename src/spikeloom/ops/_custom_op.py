@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
 from collections.abc import Callable
 from typing import Any, get_args, get_type_hints
@@ -40,9 +41,10 @@ class NativeOp:
         name: in the namespace `spikeloom`.
         forward: the op; its signature is the custom op's schema, its first argument a tensor. It may return None for
             one of several tensors that nobody wants; the custom op, which cannot, returns an empty one.
-        fake: the same, for shapes alone; what allocates the results of `forward`.
+        fake: the same, for shapes alone.
         save: `(ctx, inputs, output)`, keeps what `differentiate` needs; None for an op without gradient.
         differentiate: `(ctx, *grads)` to the gradients of all inputs.
+        run: `(ctx, *inputs)`, `forward` and `save` in one call where that takes less time.
     """
 
     def __init__(
@@ -52,21 +54,25 @@ class NativeOp:
         fake: Callable[..., Any],
         save: Callable[..., None] | None = None,
         differentiate: Callable[..., Any] | None = None,
+        run: Callable[..., Any] | None = None,
     ):
         self._custom: Any = torch.library.custom_op(
             f"spikeloom::{name}", _of_tensors(forward), mutates_args=(), device_types="cpu"
         )
         self._custom.register_fake(_of_tensors(fake))
+        # A custom op and an autograd function give plain tuples.
         result = get_type_hints(forward)["return"]
-        self._named: Callable[..., Any] | None = getattr(result, "_make", None)
+        self._named: Callable[[Any], Any] | None = _maker(result) if hasattr(result, "_fields") else None
         self._forward: Callable[..., Any] = forward
         if save is not None and differentiate is not None:
             differentiate = first_order(name)(differentiate)
             self._custom.register_autograd(differentiate, setup_context=save)
-            self._forward = _function(name, forward, save, differentiate)
+            self._forward = _function(name, forward, run or _saving(forward, save), differentiate, self._named)
 
     def __call__(self, x: Tensor, *inputs: Any) -> Any:
-        found = self._forward(x, *inputs) if direct(x) else self._custom(x, *inputs)
+        if direct(x):
+            return self._forward(x, *inputs)
+        found = self._custom(x, *inputs)
         return found if self._named is None else self._named(found)
 
 
@@ -89,27 +95,41 @@ def native_op(
         save: `(ctx, inputs, results)`, keeps what `differentiate` needs; None for an op without gradient.
         differentiate: `(ctx, *grads)` to the gradients of all inputs.
     """
+    types, result = get_type_hints(fields), get_type_hints(allocate)["return"]
+    named_inputs = _maker(fields)
+    named = _maker(result) if hasattr(result, "_fields") else None
 
     def forward(*given: Any) -> Any:
-        i = fields(*given)
-        results = allocate(i)
-        fill(i, results)
+        inputs = named_inputs(given)
+        results = allocate(inputs)
+        fill(inputs, results)
         return results
 
     def fake(*given: Any) -> Any:
-        return allocate(fields(*given))
+        return allocate(named_inputs(given))
 
     def keep(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
         assert save is not None
-        save(ctx, fields(*inputs), output if named is None else named(output))
+        save(ctx, named_inputs(inputs), output if named is None else named(output))
 
-    types, result = get_type_hints(fields), get_type_hints(allocate)["return"]
-    named = getattr(result, "_make", None)
+    def run(ctx: Any, *given: Any) -> Any:
+        assert save is not None
+        inputs = named_inputs(given)
+        results = allocate(inputs)
+        fill(inputs, results)
+        save(ctx, inputs, results)
+        return results
+
     kind = inspect.Parameter.POSITIONAL_OR_KEYWORD
     signature = inspect.Signature([inspect.Parameter(name, kind) for name in types])
     for function in (forward, fake):
         function.__signature__, function.__annotations__ = signature, {**types, "return": result}  # pyright: ignore
-    return NativeOp(name, forward, fake, save and keep, differentiate)
+    return NativeOp(name, forward, fake, save and keep, differentiate, run)
+
+
+def _maker(named: type[Any]) -> Callable[[Any], Any]:
+    """From a tuple to a `NamedTuple` of its parts, in a third of the time of its constructor."""
+    return functools.partial(tuple.__new__, named)
 
 
 def op_with_weight(
@@ -208,23 +228,35 @@ def autograd_function(
     name: str, forward: Callable[..., Any], save: Callable[..., None], differentiate: Callable[..., Any]
 ) -> Callable[..., Any]:
     """What a `NativeOp` of these functions is in plain eager mode (`direct`)."""
-    return _function(name, forward, save, first_order(name)(differentiate))
+    return _function(name, forward, _saving(forward, save), first_order(name)(differentiate), None)
 
 
-def _function(
-    name: str, forward: Callable[..., Any], save: Callable[..., None], backward: Callable[..., Any]
-) -> Callable[..., Any]:
+def _saving(forward: Callable[..., Any], save: Callable[..., None]) -> Callable[..., Any]:
     def run(ctx: Any, *inputs: Any) -> Any:
         output = forward(*inputs)
         save(ctx, inputs, output)
         return output
 
+    return run
+
+
+def _function(
+    name: str,
+    forward: Callable[..., Any],
+    run: Callable[..., Any],
+    backward: Callable[..., Any],
+    named: Callable[[Any], Any] | None,
+) -> Callable[..., Any]:
+    """An autograd function of `run`; where there are no gradients `forward` by itself."""
     methods = {"forward": staticmethod(run), "backward": staticmethod(backward)}
     function = type(name, (torch.autograd.Function,), methods)
     # Without what `Function.apply` does for transforms: there are none here.
     apply = super(torch.autograd.Function, function).apply  # pyright: ignore[reportAttributeAccessIssue]
 
     def call(*inputs: Any) -> Any:
-        return apply(*inputs) if torch.is_grad_enabled() else forward(*inputs)
+        if not torch.is_grad_enabled():
+            return forward(*inputs)
+        found = apply(*inputs)
+        return found if named is None else named(found)
 
     return call

@@ -50,8 +50,10 @@ def like(x: Tensor, dtype: torch.dtype) -> Tensor:
 
     Steps of x that are not dense, or lie at other distances than kernels know, give C order.
     """
-    if x.is_contiguous() or not _is_dense(x):
-        y = torch.empty(x.shape, dtype=dtype, device=x.device)
+    if x.is_contiguous():
+        y = torch.empty_like(x, dtype=dtype)
+    elif not _is_dense(x):
+        y = torch.empty_like(x, dtype=dtype, memory_format=torch.contiguous_format)
     else:
         y = torch.empty_strided(x.shape, (step_size(x), *x.stride()[1:]), dtype=dtype, device=x.device)
     return large_pages(y)
@@ -136,20 +138,19 @@ def steps_of(x: Tensor) -> dict[str, int]:
 def like_by_channels(x: Tensor, dtype: torch.dtype) -> Tensor:
     """`like` for kernels with constants a channel: x [T, N, C, ...] in channels first or channels last, or C order."""
     y = like(x, dtype)
-    return y if _inner(y) else torch.empty(x.shape, dtype=dtype, device=x.device)
+    return y if _inner(y) else torch.empty_like(y, memory_format=torch.contiguous_format)
 
 
 def _inner(y: Tensor) -> int:
-    """How many elements of one channel lie side by side in steps of y [T, N, C, ...]; 0 in other orders of axes."""
-    step = y[0]
-    if step.is_contiguous():
-        return max(1, step.shape[2:].numel())
-    return int(step.movedim(1, -1).is_contiguous())
+    """How many elements of one channel lie side by side in y [T, N, C, ...] from `like`; 0 in other orders of axes."""
+    if y.is_contiguous():
+        return max(1, y.shape[3:].numel())
+    return int(y.movedim(2, -1).is_contiguous())
 
 
-def steps_by_channels(x: Tensor) -> dict[str, int]:
-    """`steps_of` with the fields that say where channels are."""
-    return {**steps_of(x), "channels": x.shape[2], "inner": _inner(x)}
+def steps_by_channels(x: Tensor, template: Tensor) -> dict[str, int]:
+    """`steps_of` of x, arranged as a template from `like_by_channels`, with the fields that say where channels are."""
+    return {**steps_of(x), "channels": x.shape[2], "inner": _inner(template)}
 
 
 def as_rows(x: Tensor) -> tuple[Tensor, list[int]]:

@@ -115,7 +115,7 @@ def _fields(i: _Inputs | _BackwardInputs, template: Tensor) -> tuple[dict[str, A
     x, open, constants = arranged(i.x, template), i.open.contiguous(), i.constants.contiguous()
     state = None if i.state is None else ordered(i.state, _states(template))
     fields = {
-        **steps_by_channels(x),
+        **steps_by_channels(x, template),
         "open": open.data_ptr(),
         "constants": constants.data_ptr(),
         "strict": i.strict,

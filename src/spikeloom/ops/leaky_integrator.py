@@ -144,9 +144,11 @@ def integrator_fields(
     x: Tensor, alpha: Tensor, beta: Tensor, state: Tensor | None, template: Tensor
 ) -> tuple[dict[str, Any], Any]:
     """The kernels' arguments of both filters, for steps as in a template, and the tensors to which they point."""
-    x, states = arranged(x, template), states_like(template)
-    alpha, beta = (c if c.dim() == 0 else ordered(c, states[0]) for c in (alpha, beta))
-    state = None if state is None else ordered(state, states)
+    x = arranged(x, template)
+    if alpha.dim() or state is not None:
+        states = states_like(template)
+        alpha, beta = (c if c.dim() == 0 else ordered(c, states[0]) for c in (alpha, beta))
+        state = None if state is None else ordered(state, states)
     fields = {
         **steps_of(x),
         "alpha": alpha.data_ptr(),
@@ -158,20 +160,17 @@ def integrator_fields(
 
 
 def constant_gradients(alpha: Tensor, template: Tensor, learn: bool) -> tuple[Tensor, Tensor]:
-    """Empty gradients of alpha and beta: scalars, or of a step's elements in the order of a template's steps."""
+    """Gradients of alpha and beta to fill: scalars, or of a step's elements in the order of a template's steps."""
     if not learn or alpha.dim() == 0:
-        zero = template.new_empty((), dtype=torch.float32)
-        return zero, torch.empty_like(zero)
+        return template.new_zeros((), dtype=torch.float32), template.new_zeros((), dtype=torch.float32)
     alphas, betas = (rows_like(1, template[0], torch.float32)[0] for _ in range(2))
     return alphas, betas
 
 
 def fill_constant_gradients(constants: Tensor | None, alpha: Tensor, beta: Tensor) -> None:
-    """The gradients of alpha and beta from their sums over time for every element, [2, N, ...]; zero without them."""
-    for gradient, sums in zip((alpha, beta), (None, None) if constants is None else constants, strict=True):
-        if sums is None:
-            gradient.zero_()
-        else:
+    """The gradients of alpha and beta from their sums over time for every element, [2, N, ...]; None leaves zero."""
+    if constants is not None:
+        for gradient, sums in zip((alpha, beta), constants, strict=True):
             gradient.copy_(sums if gradient.dim() else sums.sum(dtype=torch.float64))
 
 

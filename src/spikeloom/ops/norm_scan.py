@@ -148,7 +148,7 @@ def _allocate(i: _Inputs) -> NormScan:
 
 def _fill(i: _Inputs, out: NormScan) -> None:
     x, params = arranged(i.x, out.spikes), ScanParams.unpack(i.numbers)
-    fields = steps_by_channels(x)
+    fields = steps_by_channels(x, out.spikes)
     if i.mean is None or i.variance is None:
         moments = {**fields, "steps": 1} if _repeats(x) else fields
         _dispatch.native.moments(**moments, mean=out.mean.data_ptr(), variance=out.variance.data_ptr())
@@ -247,7 +247,7 @@ def _fill_gradients(i: _BackwardInputs, out: _Gradients) -> None:
         v = None if v is None else ordered(v, states)
         grad_last = None if grad_last is None else ordered(grad_last, states, torch.float32)
     sums = x.new_empty(2, C, dtype=torch.float64)
-    fields, kernel_fields = steps_by_channels(x), params.kernel_fields()
+    fields, kernel_fields = steps_by_channels(x, template), params.kernel_fields()
     _dispatch.native.scan_backward(
         **fields,
         **_charge_fields(i.decay, i.gain),

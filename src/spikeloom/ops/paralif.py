@@ -6,6 +6,7 @@ the backward pass. Its random numbers are functions of (seed, element), the seed
 
 from __future__ import annotations
 
+from functools import cache
 from typing import Any, NamedTuple
 
 import torch
@@ -80,6 +81,12 @@ def paralif(
 # --- the native path --------------------------------------------------------------------------------------------------
 
 
+@cache
+def _number(kind: str, name: str) -> int:
+    """The kernels' number of a map or a rule."""
+    return int(getattr(_dispatch.native, kind)[name])
+
+
 class _Inputs(NamedTuple):
     x: Tensor
     alpha: Tensor
@@ -135,8 +142,8 @@ def _fields(i: _Inputs | _BackwardInputs, template: Tensor) -> tuple[dict[str, A
     fields, kept = integrator_fields(i.x, i.alpha, i.beta, i.state, template)
     before = None if i.before is None else ordered(i.before, template[0])
     firing = {
-        "map": int(_dispatch.native.Map[i.map]),
-        "rule": int(_dispatch.native.Rule[i.rule]),
+        "map": _number("Map", i.map),
+        "rule": _number("Rule", i.rule),
         "threshold": i.threshold.item(),
         "seed": 0 if i.seed is None else int(i.seed),
         "before": pointer(before),
@@ -170,19 +177,17 @@ def _allocate_gradients(i: _BackwardInputs) -> _Gradients:
         grad_x,
         no_state(i.x) if i.state is None else states_like(grad_x),
         no_state(i.x) if i.before is None else rows_like(1, grad_x[0], torch.float32)[0],
-        i.x.new_empty((), dtype=torch.float64),
+        i.x.new_zeros((), dtype=torch.float64),
         *constant_gradients(i.alpha, grad_x, i.learn),
     )
 
 
 def _fill_gradients(i: _BackwardInputs, out: _Gradients) -> None:
     fields, _kept = _fields(i, out.x)
-    states = states_like(out.x)
     grad_spikes = ordered(i.grad_spikes, out.x, i.x.dtype)
-    grad_last = None if i.grad_last is None else ordered(i.grad_last, states, torch.float32)
-    grad_mapped = None if i.grad_mapped is None else ordered(i.grad_mapped, states[0], torch.float32)
+    grad_last = None if i.grad_last is None else ordered(i.grad_last, states_like(out.x), torch.float32)
+    grad_mapped = None if i.grad_mapped is None else ordered(i.grad_mapped, out.x[0], torch.float32)
     constants = states_like(out.x) if i.learn else None
-    out.threshold.zero_()
     _dispatch.native.paralif_backward(
         **fields,
         grad_spikes=grad_spikes.data_ptr(),

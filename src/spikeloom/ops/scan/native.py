@@ -45,8 +45,8 @@ def scan_native(
         params: with decay and gain where these are numbers.
         return_v: whether the last potentials are wanted.
     """
-    numbers = params.pack()
-    out = _scan(x, v, _tensor(decay), _tensor(gain), _scale(scale), slope, numbers, return_v)
+    constants = _tensor(decay), _tensor(gain), None if scale is None else as_tensor(scale)
+    out = _scan(x, v, *constants, slope, params.pack(), return_v)
     return out.spikes, out.last if return_v else None
 
 
@@ -54,8 +54,8 @@ def scan_native_potentials(
     x: Tensor, v: Tensor | None, decay: Constant, gain: Constant, scale: Constant | None, params: ScanParams
 ) -> Tensor:
     """The potentials [levels, T, N, ...] at which neurons decide to fire."""
-    numbers = params.pack()
-    return _scan_potentials(x, v, _tensor(decay), _tensor(gain), _scale(scale), numbers)
+    constants = _tensor(decay), _tensor(gain), None if scale is None else as_tensor(scale)
+    return _scan_potentials(x, v, *constants, params.pack())
 
 
 def number_or_zero(value: Constant) -> float:
@@ -65,10 +65,6 @@ def number_or_zero(value: Constant) -> float:
 
 def _tensor(value: Constant) -> Tensor | None:
     return value if isinstance(value, Tensor) else None
-
-
-def _scale(value: Constant | None) -> Tensor | None:
-    return None if value is None else as_tensor(value)
 
 
 def _scalar(value: float) -> Tensor:
@@ -113,7 +109,7 @@ class _Kernel(NamedTuple):
 
 
 @lru_cache(maxsize=1024)
-def _kernel(
+def bound_kernel(
     backward: bool,
     shape: torch.Size,
     strides: tuple[int, ...],
@@ -139,7 +135,9 @@ def _kernel(
 
 
 def _bound(backward: bool, x: Tensor, scale: Tensor | None, numbers: Sequence[float]) -> _Kernel:
-    return _kernel(backward, x.shape, x.stride(), x.dtype, scale is not None, tuple(numbers), torch.get_num_threads())
+    return bound_kernel(
+        backward, x.shape, x.stride(), x.dtype, scale is not None, tuple(numbers), torch.get_num_threads()
+    )
 
 
 # --- forward ----------------------------------------------------------------------------------------------------------

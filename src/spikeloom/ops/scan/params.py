@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, NamedTuple
 
@@ -36,9 +35,8 @@ class KernelFields(NamedTuple):
     kept: tuple[Tensor, Tensor]
 
 
-@dataclass(frozen=True)
-class ScanParams:
-    """What a scan (`ops.scan`) knows of its neurons besides tensors.
+class ScanParams(NamedTuple):
+    """What a scan (`ops.scan`) knows of its neurons besides tensors. A call makes one, and so it is no dataclass.
 
     Attributes:
         thresholds: potentials at which a neuron fires, one a level.
