@@ -68,5 +68,5 @@ def test_networks_without_attention(measure) -> None:
 
 
 def test_no_network() -> None:
-    with pytest.raises(UsageError, match=r"name the networks to measure: measure\.networks="):
+    with pytest.raises(UsageError, match=r"name the networks to measure: 'measure\.networks="):
         trained_rates([])

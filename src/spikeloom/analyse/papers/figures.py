@@ -253,7 +253,7 @@ def confusions(runs: list[PathLike], images: int = 1 << 30) -> Measured:
         images: of the test data; all by default.
     """
     if not runs:
-        raise UsageError('name the runs to compare: measure.runs=["runs/BASE", "runs/OTHER"]')
+        raise UsageError("""name the runs to compare: 'measure.runs=["runs/BASE", "runs/OTHER"]'""")
     measured, found = Measured(), []
     for index, folder in enumerate([os.fspath(run) for run in runs]):
         target = open_target(folder, {"images": images})

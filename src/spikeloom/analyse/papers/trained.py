@@ -25,7 +25,7 @@ def _targets(
 ) -> Iterator[tuple[str, nn.Module, Tensor]]:
     """Each network by its title, with a batch of test images; untrained ones have their norms calibrated on it."""
     if not networks:
-        raise UsageError('name the networks to measure: measure.networks=["RUN", "weights:NAME"]')
+        raise UsageError("""name the networks to measure: 'measure.networks=["RUN", "weights:NAME"]'""")
     for name in networks:
         values: Json = {"images": images, "batch": images}
         values |= {key: part for key, part in (("data", data), ("model", model)) if part is not None}
