@@ -207,6 +207,26 @@ def test_steps_are_the_whole(native: Any, neuron: str) -> None:
     assert whole.sum() > 20
 
 
+@pytest.mark.parametrize(
+    "cut", [(slice(None), slice(None), slice(None), slice(0, 10, 2)), (slice(None), slice(0, 8, 2))]
+)
+def test_a_repeated_image_that_is_not_dense(native: Any, cut: Any) -> None:
+    base = torch.randn(3, 8, 5, 10)
+    found: dict[str, tuple[Tensor, Tensor]] = {}
+    for name in ("native", "reference"):
+        image = base.clone().requires_grad_()
+        part = image[cut]
+        x = part.expand(6, *part.shape)
+        assert not part.is_contiguous()
+        with backend(name):
+            spikes = NormSpike(part.shape[1], LIF)(x)
+        (spikes * torch.linspace(-1, 1, spikes.numel()).view(spikes.shape)).sum().backward()
+        assert image.grad is not None
+        found[name] = spikes.detach(), image.grad
+    torch.testing.assert_close(found["native"], found["reference"], rtol=1e-4, atol=1e-6)
+    assert found["native"][1].abs().sum() > 0
+
+
 @pytest.mark.parametrize("wants_sum", [False, True])
 def test_the_custom_ops_obey_the_rules(native: Any, wants_sum: bool) -> None:
     x, residual = torch.randn(3, 2, 4, 3, 3, requires_grad=True), torch.randn(3, 2, 4, 3, 3, requires_grad=True)

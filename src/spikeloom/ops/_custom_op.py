@@ -99,11 +99,13 @@ def native_op(
     named_inputs = _maker(fields)
     named = _maker(result) if hasattr(result, "_fields") else None
 
-    def forward(*given: Any) -> Any:
-        inputs = named_inputs(given)
+    def filled(inputs: Any) -> Any:
         results = allocate(inputs)
         fill(inputs, results)
         return results
+
+    def forward(*given: Any) -> Any:
+        return filled(named_inputs(given))
 
     def fake(*given: Any) -> Any:
         return allocate(named_inputs(given))
@@ -115,8 +117,7 @@ def native_op(
     def run(ctx: Any, *given: Any) -> Any:
         assert save is not None
         inputs = named_inputs(given)
-        results = allocate(inputs)
-        fill(inputs, results)
+        results = filled(inputs)
         save(ctx, inputs, results)
         return results
 

@@ -7,6 +7,7 @@ import logging
 import os
 from collections.abc import Generator
 from contextlib import contextmanager
+from functools import cache
 from typing import Any, Literal, get_args
 
 import torch
@@ -38,6 +39,12 @@ def _load_native() -> Any:
 
 # Loaded after torch, so that both share one OpenMP pool. None where the package was built without a compiler.
 native: Any = _load_native()
+
+
+@cache
+def enum_number(enum: str, name: str) -> int:
+    """The number of a name in one of the native module's enums (native/kernels.hpp)."""
+    return int(getattr(native, enum)[name])
 
 
 @contextmanager

@@ -19,7 +19,7 @@ _HUGE = 16 << 20  # bytes above which a new tensor asks for large pages
 @cache
 def dtype_number(dtype: torch.dtype) -> int:
     """The kernels' number of an element type in `NATIVE_DTYPES`."""
-    return int(_dispatch.native.Dtype[str(dtype).removeprefix("torch.")])
+    return _dispatch.enum_number("Dtype", str(dtype).removeprefix("torch."))
 
 
 def _is_dense(x: Tensor) -> bool:
@@ -59,34 +59,36 @@ def like(x: Tensor, dtype: torch.dtype) -> Tensor:
     return large_pages(y)
 
 
-def arranged(x: Tensor, template: Tensor) -> Tensor:
-    """x [T, ...] with its steps as in a template from `like(x, ...)`: x itself if they are so, else a copy.
-
-    A step that is repeated, with a stride of 0, stays so.
-    """
-    strides = template.stride()
-    if x.stride() == strides or all(
-        a == b or size == 1 or (a == axis == 0)
-        for axis, (a, b, size) in enumerate(zip(x.stride(), strides, x.shape, strict=True))
-    ):
-        return x
-    return torch.empty_strided(x.shape, strides, dtype=x.dtype, device=x.device).copy_(x)
-
-
 def rows_like(count: int, step: Tensor, dtype: torch.dtype) -> Tensor:
     """An empty tensor [count, *step.shape] of dense blocks in the order of a dense step."""
     return torch.empty_strided((count, *step.shape), (step.numel(), *step.stride()), dtype=dtype, device=step.device)
 
 
-def ordered(y: Tensor, template: Tensor, dtype: torch.dtype | None = None) -> Tensor:
-    """y with the strides of a template of its shape, and of a type if given: y itself if it has them, else a copy."""
+def states_like(template: Tensor) -> Tensor:
+    """An empty pair of states [2, N, ...], float32, in the order of a template's steps."""
+    return rows_like(2, template[0], torch.float32)
+
+
+def no_state(x: Tensor) -> Tensor:
+    """Stands for a state that nobody wants."""
+    return x.new_empty(0, dtype=torch.float32)
+
+
+def ordered(y: Tensor, template: Tensor, dtype: torch.dtype | None = None, repeated: bool = False) -> Tensor:
+    """y with the strides of a template of its shape, and of a type if given: y itself if it has them, else a copy.
+
+    With `repeated` one step that stands for all, with a stride of 0, stays so.
+    """
     if dtype is not None and y.dtype != dtype:
         y = y.to(dtype)
     strides = template.stride()
     if y.stride() == strides or all(
-        a == b or size == 1 for a, b, size in zip(y.stride(), strides, y.shape, strict=True)
+        a == b or size == 1 or (repeated and a == axis == 0)
+        for axis, (a, b, size) in enumerate(zip(y.stride(), strides, y.shape, strict=True))
     ):
         return y
+    if repeated and y.shape[0] > 1 and y.stride(0) == 0:
+        return ordered(y[:1], template[:1]).expand(y.shape)
     return torch.empty_strided(y.shape, strides, dtype=y.dtype, device=y.device).copy_(y)
 
 

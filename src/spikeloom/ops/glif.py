@@ -15,7 +15,7 @@ from torch import Tensor
 
 from spikeloom.ops import _dispatch
 from spikeloom.ops._custom_op import native_op
-from spikeloom.ops._layout import arranged, like_by_channels, ordered, pointer, rows_like, steps_by_channels
+from spikeloom.ops._layout import like_by_channels, ordered, pointer, states_like, steps_by_channels
 from spikeloom.ops.scan.params import surrogate_number
 from spikeloom.surrogates import Surrogate
 
@@ -105,15 +105,10 @@ class _Gradients(NamedTuple):
     state: Tensor
 
 
-def _states(template: Tensor) -> Tensor:
-    """An empty {U, S} in the order of a template's steps."""
-    return rows_like(2, template[0], torch.float32)
-
-
 def _fields(i: _Inputs | _BackwardInputs, template: Tensor) -> tuple[dict[str, Any], Any]:
     """The kernels' arguments, and the tensors to which they point."""
-    x, open, constants = arranged(i.x, template), i.open.contiguous(), i.constants.contiguous()
-    state = None if i.state is None else ordered(i.state, _states(template))
+    x, open, constants = ordered(i.x, template, repeated=True), i.open.contiguous(), i.constants.contiguous()
+    state = None if i.state is None else ordered(i.state, states_like(template))
     fields = {
         **steps_by_channels(x, template),
         "open": open.data_ptr(),
@@ -127,7 +122,7 @@ def _fields(i: _Inputs | _BackwardInputs, template: Tensor) -> tuple[dict[str, A
 
 def _allocate(i: _Inputs) -> _Spiked:
     spikes = like_by_channels(i.x, torch.float32)
-    return _Spiked(spikes, _states(spikes))
+    return _Spiked(spikes, states_like(spikes))
 
 
 def _fill(i: _Inputs, out: _Spiked) -> None:
@@ -138,12 +133,12 @@ def _fill(i: _Inputs, out: _Spiked) -> None:
 def _allocate_gradients(i: _BackwardInputs) -> _Gradients:
     grad_x = like_by_channels(i.x, torch.float32)
     grad_open, grad_constants = i.open.new_empty(i.open.shape), i.constants.new_empty(i.constants.shape)
-    return _Gradients(grad_x, grad_open, grad_constants, i.x.new_empty(0) if i.state is None else _states(grad_x))
+    return _Gradients(grad_x, grad_open, grad_constants, i.x.new_empty(0) if i.state is None else states_like(grad_x))
 
 
 def _fill_gradients(i: _BackwardInputs, out: _Gradients) -> None:
     fields, _kept = _fields(i, out.x)
-    grad_spikes, grad_last = ordered(i.grad_spikes, out.x), ordered(i.grad_last, _states(out.x))
+    grad_spikes, grad_last = ordered(i.grad_spikes, out.x), ordered(i.grad_last, states_like(out.x))
     grad_open, grad_constants = (torch.empty_like(grad, dtype=torch.float64) for grad in (out.open, out.constants))
     _dispatch.native.glif_backward(
         **fields,

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from spikeloom.ops import _dispatch
 from spikeloom.ops._custom_op import native_op
-from spikeloom.ops._layout import NATIVE_DTYPES, arranged, like, ordered, pointer, rows_like, steps_of
+from spikeloom.ops._layout import NATIVE_DTYPES, like, no_state, ordered, pointer, rows_like, states_like, steps_of
 
 Constant = float | Tensor
 
@@ -130,21 +130,11 @@ class _Gradients(NamedTuple):
     beta: Tensor
 
 
-def states_like(template: Tensor) -> Tensor:
-    """An empty {I, M} in the order of a template's steps."""
-    return rows_like(2, template[0], torch.float32)
-
-
-def no_state(x: Tensor) -> Tensor:
-    """Stands for a state that nobody wants."""
-    return x.new_empty(0, dtype=torch.float32)
-
-
 def integrator_fields(
     x: Tensor, alpha: Tensor, beta: Tensor, state: Tensor | None, template: Tensor
 ) -> tuple[dict[str, Any], Any]:
     """The kernels' arguments of both filters, for steps as in a template, and the tensors to which they point."""
-    x = arranged(x, template)
+    x = ordered(x, template, repeated=True)
     if alpha.dim() or state is not None:
         states = states_like(template)
         alpha, beta = (c if c.dim() == 0 else ordered(c, states[0]) for c in (alpha, beta))

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from spikeloom.ops import _dispatch
 from spikeloom.ops._custom_op import native_op
-from spikeloom.ops._layout import arranged, like_by_channels, ordered, pointer, rows_like, steps_by_channels
+from spikeloom.ops._layout import like_by_channels, no_state, ordered, pointer, rows_like, steps_by_channels
 from spikeloom.ops.scan.native import CHUNK, as_tensor, starts_like
 from spikeloom.ops.scan.params import ScanParams
 from spikeloom.ops.scan.reference import Constant
@@ -107,11 +107,6 @@ def _charge_fields(decay: Tensor, gain: Tensor) -> dict[str, Any]:
     return {"decay": decay.item(), "gain": gain.item(), "scale": 1.0, "rectified": False}
 
 
-def _no_potentials(x: Tensor) -> Tensor:
-    """Stands for potentials that nobody wants."""
-    return x.new_empty(0, dtype=torch.float32)
-
-
 # --- forward ----------------------------------------------------------------------------------------------------------
 
 
@@ -139,7 +134,7 @@ def _allocate(i: _Inputs) -> NormScan:
     return NormScan(
         spikes,
         sum=like_by_channels(i.x, i.x.dtype) if i.return_sum else i.x.new_empty(0),
-        v=rows_like(levels, spikes[0], torch.float32) if i.return_v else _no_potentials(i.x),
+        v=rows_like(levels, spikes[0], torch.float32) if i.return_v else no_state(i.x),
         mean=mean,
         variance=torch.empty_like(mean),
         starts=starts_like(levels, spikes),
@@ -147,7 +142,7 @@ def _allocate(i: _Inputs) -> NormScan:
 
 
 def _fill(i: _Inputs, out: NormScan) -> None:
-    x, params = arranged(i.x, out.spikes), ScanParams.unpack(i.numbers)
+    x, params = ordered(i.x, out.spikes, repeated=True), ScanParams.unpack(i.numbers)
     fields = steps_by_channels(x, out.spikes)
     if i.mean is None or i.variance is None:
         moments = {**fields, "steps": 1} if _repeats(x) else fields
@@ -214,15 +209,15 @@ class _Gradients(NamedTuple):
 
 
 def _allocate_gradients(i: _BackwardInputs) -> _Gradients:
-    template = like_by_channels(i.x, i.x.dtype)
     # A repeated image gets the sum of its steps.
     repeated = _repeats(i.x) and i.residual is None
+    grad_x = like_by_channels(i.x[:1] if repeated else i.x, i.x.dtype)
     weight = i.x.new_empty(i.x.shape[2], dtype=torch.float32)
     levels = ScanParams.levels_of(i.numbers)
     return _Gradients(
-        rows_like(1, template[0], i.x.dtype) if repeated else template,
+        grad_x,
         residual=i.x.new_empty(0) if i.residual is None else like_by_channels(i.x, i.x.dtype),
-        v=_no_potentials(i.x) if i.v is None else rows_like(levels, template[0], torch.float32),
+        v=no_state(i.x) if i.v is None else rows_like(levels, grad_x[0], torch.float32),
         weight=weight,
         bias=torch.empty_like(weight),
         constants=i.x.new_empty(3 if i.learn else 0, dtype=torch.float64),
@@ -231,7 +226,7 @@ def _allocate_gradients(i: _BackwardInputs) -> _Gradients:
 
 def _fill_gradients(i: _BackwardInputs, out: _Gradients) -> None:
     template = like_by_channels(i.x, i.x.dtype) if out.x.shape[0] != i.x.shape[0] else out.x
-    x, params, C = arranged(i.x, template), ScanParams.unpack(i.numbers), i.x.shape[2]
+    x, params, C = ordered(i.x, template, repeated=True), ScanParams.unpack(i.numbers), i.x.shape[2]
     repeated = _repeats(x) and i.residual is None
     k = _inverse(i.variance, i.eps, i.eps_outside, _single(x, i.frozen))
     factor = i.weight.float() * k

@@ -6,7 +6,6 @@ the backward pass. Its random numbers are functions of (seed, element), the seed
 
 from __future__ import annotations
 
-from functools import cache
 from typing import Any, NamedTuple
 
 import torch
@@ -14,7 +13,7 @@ from torch import Tensor
 
 from spikeloom.ops import _dispatch
 from spikeloom.ops._custom_op import native_op
-from spikeloom.ops._layout import NATIVE_DTYPES, like, ordered, pointer, rows_like
+from spikeloom.ops._layout import NATIVE_DTYPES, like, no_state, ordered, pointer, rows_like, states_like
 from spikeloom.ops.leaky_integrator import (
     Constant,
     as_constants,
@@ -22,8 +21,6 @@ from spikeloom.ops.leaky_integrator import (
     fill_constant_gradients,
     integrator_fields,
     leaky_filter,
-    no_state,
-    states_like,
 )
 from spikeloom.ops.paralif_firing import FIRING, fire_by
 from spikeloom.ops.scan.params import surrogate_number
@@ -81,12 +78,6 @@ def paralif(
 # --- the native path --------------------------------------------------------------------------------------------------
 
 
-@cache
-def _number(kind: str, name: str) -> int:
-    """The kernels' number of a map or a rule."""
-    return int(getattr(_dispatch.native, kind)[name])
-
-
 class _Inputs(NamedTuple):
     x: Tensor
     alpha: Tensor
@@ -142,8 +133,8 @@ def _fields(i: _Inputs | _BackwardInputs, template: Tensor) -> tuple[dict[str, A
     fields, kept = integrator_fields(i.x, i.alpha, i.beta, i.state, template)
     before = None if i.before is None else ordered(i.before, template[0])
     firing = {
-        "map": _number("Map", i.map),
-        "rule": _number("Rule", i.rule),
+        "map": _dispatch.enum_number("Map", i.map),
+        "rule": _dispatch.enum_number("Rule", i.rule),
         "threshold": i.threshold.item(),
         "seed": 0 if i.seed is None else int(i.seed),
         "before": pointer(before),

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from spikeloom.ops import _dispatch
 from spikeloom.ops._custom_op import native_op
-from spikeloom.ops._layout import NATIVE_DTYPES, arranged, as_rows, from_rows, like, ordered, pointer, steps_of
+from spikeloom.ops._layout import NATIVE_DTYPES, as_rows, from_rows, like, ordered, pointer, steps_of
 from spikeloom.ops.scan import fire
 from spikeloom.ops.scan.params import surrogate_number
 from spikeloom.surrogates import SLOPE, Surrogate
@@ -139,7 +139,7 @@ class _Gradients(NamedTuple):
 
 def _fields(i: _Inputs | _PotentialInputs | _BackwardInputs, template: Tensor) -> tuple[dict[str, Any], Any]:
     """The kernels' arguments, and the tensors to which they point."""
-    x = arranged(i.x, template)
+    x = ordered(i.x, template, repeated=True)
     weight, bias = i.weight.float().contiguous(), i.bias.float().contiguous()
     pointers = {"weight": weight.data_ptr(), "bias": bias.data_ptr()}
     return {**steps_of(x), "order": i.order, "sliding": i.sliding, **pointers}, (x, weight, bias)

@@ -14,8 +14,8 @@ from torch import Tensor
 
 from spikeloom.ops import _dispatch
 from spikeloom.ops._custom_op import native_op
-from spikeloom.ops._layout import NATIVE_DTYPES, arranged, like, ordered, pointer, rows_like, steps_of
-from spikeloom.ops.leaky_integrator import leaky_filter_reference, no_state
+from spikeloom.ops._layout import NATIVE_DTYPES, like, no_state, ordered, pointer, states_like, steps_of
+from spikeloom.ops.leaky_integrator import leaky_filter_reference
 from spikeloom.ops.scan import fire
 from spikeloom.ops.scan.params import surrogate_number
 from spikeloom.surrogates import SLOPE, Surrogate
@@ -147,16 +147,11 @@ class _Gradients(NamedTuple):
     state: Tensor
 
 
-def _states(template: Tensor) -> Tensor:
-    """An empty {U, R} in the order of a template's steps."""
-    return rows_like(2, template[0], torch.float32)
-
-
 def _fields(i: _Inputs | _PotentialInputs | _BackwardInputs, template: Tensor) -> tuple[dict[str, Any], Any]:
     """The kernels' arguments, and the tensors to which they point."""
-    x = arranged(i.x, template)
+    x = ordered(i.x, template, repeated=True)
     z = None if i.z is None else ordered(i.z, template)
-    state = None if i.state is None else ordered(i.state, _states(template), torch.float32)
+    state = None if i.state is None else ordered(i.state, states_like(template), torch.float32)
     fields = {
         **steps_of(x),
         "z": pointer(z),
@@ -173,7 +168,7 @@ def _fields(i: _Inputs | _PotentialInputs | _BackwardInputs, template: Tensor) -
 
 def _allocate(i: _Inputs) -> _Spiked:
     spikes = like(i.x, i.x.dtype)
-    return _Spiked(spikes, _states(spikes) if i.return_state else no_state(i.x))
+    return _Spiked(spikes, states_like(spikes) if i.return_state else no_state(i.x))
 
 
 def _fill(i: _Inputs, out: _Spiked) -> None:
@@ -194,13 +189,13 @@ def _fill_potentials(i: _PotentialInputs, v: Tensor) -> None:
 def _allocate_gradients(i: _BackwardInputs) -> _Gradients:
     grad_x = like(i.x, i.x.dtype)
     grad_z = i.x.new_empty(0) if i.z is None else like(i.x, i.x.dtype)
-    return _Gradients(grad_x, grad_z, no_state(i.x) if i.state is None else _states(grad_x))
+    return _Gradients(grad_x, grad_z, no_state(i.x) if i.state is None else states_like(grad_x))
 
 
 def _fill_gradients(i: _BackwardInputs, out: _Gradients) -> None:
     fields, _kept = _fields(i, out.x)
     grad_spikes = ordered(i.grad_spikes, out.x, i.x.dtype)
-    grad_last = None if i.grad_last is None else ordered(i.grad_last, _states(out.x), torch.float32)
+    grad_last = None if i.grad_last is None else ordered(i.grad_last, states_like(out.x), torch.float32)
     slope = None if i.slope is None else ordered(i.slope, out.x, torch.float32)
     _dispatch.native.psu_backward(
         **fields,

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from spikeloom.ops import _dispatch
 from spikeloom.ops._custom_op import native_op
-from spikeloom.ops._layout import arranged, like, ordered, pointer, rows_like, steps_of
+from spikeloom.ops._layout import like, ordered, pointer, rows_like, steps_of
 from spikeloom.ops.scan.params import KernelFields, Packed, ScanParams
 from spikeloom.ops.scan.reference import Constant
 
@@ -167,7 +167,7 @@ def _allocate(i: _Inputs) -> _Scanned:
 
 
 def _fill(i: _Inputs, out: _Scanned) -> None:
-    x = arranged(i.x, out.spikes)
+    x = ordered(i.x, out.spikes, repeated=True)
     kernel = _bound(False, x, i.scale, i.numbers)
     v = None if i.v is None else ordered(i.v, rows_like(kernel.params.levels, out.spikes[0], i.v.dtype))
     constants = charge(i.decay, i.gain, i.scale, kernel.params)
@@ -190,7 +190,7 @@ def _allocate_potentials(i: _PotentialInputs) -> Tensor:
 
 def _fill_potentials(i: _PotentialInputs, out: Tensor) -> None:
     spikes = like(i.x, i.x.dtype)
-    x = arranged(i.x, spikes)
+    x = ordered(i.x, spikes, repeated=True)
     kernel = _bound(False, x, i.scale, i.numbers)
     v = None if i.v is None else ordered(i.v, rows_like(kernel.params.levels, spikes[0], i.v.dtype))
     constants = charge(i.decay, i.gain, i.scale, kernel.params)
@@ -229,7 +229,7 @@ def _allocate_gradients(i: _BackwardInputs) -> _Gradients:
 
 
 def _fill_gradients(i: _BackwardInputs, out: _Gradients) -> None:
-    x = arranged(i.x, out.x)
+    x = ordered(i.x, out.x, repeated=True)
     kernel = _bound(True, x, i.scale, i.numbers)
     grad_spikes = ordered(i.grad_spikes, out.x, x.dtype)
     v, grad_last, slope, levels = i.v, i.grad_last, i.slope, kernel.params.levels
