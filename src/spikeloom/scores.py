@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from spikeloom.errors import DataFileError
-from spikeloom.train.recipe import BUDGETS, Recipe, Row, list_recipes, load_recipe
+from spikeloom.train.recipe import BUDGETS, Recipe, Row, flatten, list_recipes, load_recipe
 
 Json = dict[str, Any]
 State = Literal["met", "close", "contradicts", "budget too small", "not run", "no data"]
@@ -138,20 +138,12 @@ _CIRCUMSTANCES = {"seed", "data.root", "data.download", "train.start_from", "tra
 
 def _changed(record: Json, recipe: Json) -> tuple[str, ...]:
     """The settings of a record that differ from a recipe's, as `key=value`."""
-    wanted = _flat(recipe)
+    wanted = flatten(recipe)
     return tuple(
         f"{key}={value}"
-        for key, value in _flat(record).items()
+        for key, value in flatten(record).items()
         if key not in _CIRCUMSTANCES and wanted.get(key) != value
     )
-
-
-def _flat(settings: Json, parent: str = "") -> Json:
-    """Nested settings by dotted keys."""
-    found: Json = {}
-    for name, value in settings.items():
-        found |= _flat(value, f"{parent}{name}.") if isinstance(value, dict) else {f"{parent}{name}": value}
-    return found
 
 
 def _state(difference: float, error: float, share: float, budget: str, data: Json, fails: bool) -> State:

@@ -9,6 +9,7 @@ import pytest
 import torch
 from helpers.small_runs import SMALL, Told, equal, run_of, weights
 
+from spikeloom.errors import UsageError
 from spikeloom.layers import Linear
 from spikeloom.neurons import LIF, LeakyIntegrator
 from spikeloom.record import RateMeter
@@ -60,6 +61,11 @@ def test_the_gradient_is_that_of_the_mean_spikes() -> None:
     spikes = model[1](model[0](x))
     ((spikes.mean() + model[3](model[2](spikes)).mean()) / 2).backward()
     torch.testing.assert_close(got, first.weight.grad)
+
+
+def test_a_network_without_neurons_that_fire() -> None:
+    with pytest.raises(UsageError, match=r"train\.rate_penalty needs neurons that fire, and Sequential has none"):
+        RatePenalty(torch.nn.Sequential(Linear(5, 4), LeakyIntegrator()), sdt, 1.0, None)
 
 
 def test_one_step_at_a_time() -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -123,6 +123,24 @@ def open_target(name: PathLike, values: Json) -> Target:
     names = tuple(map(str, range(classes)))
     data = f"random inputs {'x'.join(map(str, (*steps, *shape)))}"
     return Target(f"{name}, untrained", False, data, names, model, batches, count, bool(steps), shape, labelled=False)
+
+
+def open_targets(
+    names: Iterable[PathLike], data: Json | None, images: int, model: Json | None = None, batch: int | None = None
+) -> Iterator[Target]:
+    """Several networks on the same data, one after the other.
+
+    Args:
+        names: as of `open_target`.
+        data: a data set with its options; None for a run's own.
+        images: of the test data.
+        model: options of all named models.
+        batch: images at a time; all at once without it.
+    """
+    for name in names:
+        values: Json = {"images": images, "batch": batch or images}
+        values |= {key: part for key, part in (("data", data), ("model", model)) if part is not None}
+        yield open_target(name, values)
 
 
 def _on_data(title: str, trained: bool, model: nn.Module, dataset: Any, images: int, batch: int) -> Target:

@@ -7,7 +7,6 @@ after another too, so that a penalty finds its environments by position.
 from __future__ import annotations
 
 from collections.abc import Callable
-from types import TracebackType
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -15,6 +14,7 @@ from torch import Tensor, nn
 
 from spikeloom.errors import UsageError
 from spikeloom.registry import Registry
+from spikeloom.train.hooked_loss import HookedLoss
 from spikeloom.train.losses import Loss, irm, spike_similarity
 
 Json = dict[str, Any]
@@ -66,8 +66,8 @@ def similarity_penalty(
     return 1 - spike_similarity(spikes[0], spikes[1], axis)
 
 
-class Penalised:
-    """A loss with a penalty on environments added, of a model that is called between; used as a context.
+class Penalised(HookedLoss):
+    """A loss with a penalty on environments added; `take` gives the mean penalty, without its weight.
 
     Args:
         model: the bare model; the inputs of its linear layers are held from each forward pass in training.
@@ -80,26 +80,18 @@ class Penalised:
     """
 
     def __init__(self, model: nn.Module, loss: Loss, penalty: Callable[[list[Share]], Tensor], environments: int):
+        super().__init__(loss)
         self.weight = 0.0
-        self._loss, self._penalty, self._environments = loss, penalty, environments
+        self._penalty, self._environments = penalty, environments
         self._layers = [module for module in model.modules() if isinstance(module, nn.Linear)]
         self._inputs: dict[nn.Module, Tensor] = {}
-        self._handles: list[Any] = []
-        self._sum, self._count = 0.0, 0
 
-    def __enter__(self) -> Penalised:
+    def _hooks(self) -> list[Any]:
         def keep(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
             if torch.is_grad_enabled():
                 self._inputs[module] = inputs[0]
 
-        self._handles = [layer.register_forward_pre_hook(keep) for layer in self._layers]
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        for handle in self._handles:
-            handle.remove()
+        return [layer.register_forward_pre_hook(keep) for layer in self._layers]
 
     def __call__(self, logits: Tensor, y: Tensor) -> Tensor:
         taps = [self._inputs.pop(layer) for layer in self._layers]
@@ -113,13 +105,8 @@ class Penalised:
             )
         ]
         penalty = self._penalty(shares)
-        self._sum, self._count = self._sum + float(penalty.detach()), self._count + 1
+        self._note(penalty)
         return self._loss(logits, y) + self.weight * penalty
-
-    def take(self) -> float:
-        """The mean penalty, without its weight, since it was last asked for."""
-        mean, self._sum, self._count = self._sum / max(self._count, 1), 0.0, 0
-        return mean
 
 
 def environment_order(length: int, environments: int, batch: int, shuffle: Callable[[int], Tensor]) -> Tensor:

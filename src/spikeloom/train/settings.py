@@ -169,7 +169,7 @@ class TrainSettings(Strict):
         if self.total_batch is None:
             return self.accumulate
         count, rest = divmod(self.total_batch, self.batch_size * processes)
-        if rest or not count:
+        if rest:
             raise UsageError(
                 f"train.total_batch={self.total_batch} is no multiple of {self.batch_size * processes}, the images of "
                 f"{processes} processes with train.batch_size={self.batch_size} each: lower train.batch_size"

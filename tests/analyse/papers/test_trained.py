@@ -8,6 +8,7 @@ import torch
 from spikeloom.analyse.papers.trained import product_sizes, rates_of_attention, sizes_of_attention, trained_rates
 from spikeloom.errors import UsageError
 from spikeloom.models import create_model
+from spikeloom.neurons import PSN
 
 SEW = "weights:report_sew_resnet34/digits"
 DIGITS = {"name": "digits", "size": 32}
@@ -65,6 +66,12 @@ def test_the_maps_that_diverge_are_larger() -> None:
 def test_networks_without_attention(measure) -> None:
     with pytest.raises(UsageError, match=r"quickstart/digits \(full\) has no spiking self-attention"):
         measure([SEW], images=2)
+
+
+def test_sizes_behind_neurons_without_a_threshold() -> None:
+    model = create_model("spikformer_2_384", neuron=lambda: PSN(4))
+    with pytest.raises(UsageError, match="its neurons have no single threshold"):
+        product_sizes(model.eval(), torch.rand(1, 3, 32, 32))
 
 
 def test_no_network() -> None:

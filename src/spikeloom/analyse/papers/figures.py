@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
 from dataclasses import asdict
 from typing import Any
 
@@ -13,7 +12,7 @@ from spikeloom.analyse.audit.api import audit
 from spikeloom.analyse.audit.cost import count_cost
 from spikeloom.analyse.audit.energy import report_readings
 from spikeloom.analyse.confusion import confusion, draw_confusion
-from spikeloom.analyse.load import Target, open_target
+from spikeloom.analyse.load import Target, open_target, open_targets
 from spikeloom.analyse.measurements import MEASUREMENTS, Measured
 from spikeloom.analyse.papers.isometry import block_isometry, draw_isometry
 from spikeloom.analyse.papers.landscape import draw_landscape, loss_landscape
@@ -34,18 +33,6 @@ from spikeloom.neurons import NEURONS
 from spikeloom.train.losses import sdt
 
 Json = dict[str, Any]
-
-
-def _targets(
-    networks: list[str], data: Json | None, images: int, model: Json | None = None, batch: int | None = None
-) -> Iterator[Target]:
-    for name in networks:
-        values: Json = {"images": images, "batch": batch or images}
-        if data is not None:
-            values["data"] = data
-        if model is not None:
-            values["model"] = model
-        yield open_target(name, values)
 
 
 def _title(target: Target) -> str:
@@ -104,7 +91,7 @@ def spike_maps(networks: list[str], data: dict[str, Any] | None = None, image: i
     """
     maps: dict[str, Tensor] = {}
     values: dict[str, float | str | bool | None] = {}
-    for target in _targets(networks, data, image + 1):
+    for target in open_targets(networks, data, image + 1):
         x, _ = next(target.batches())
         # Steps first or not, the batch axis has the length that was asked for.
         one = x[image : image + 1] if x.dim() == 4 else x[:, image : image + 1]
@@ -126,7 +113,7 @@ def natural_pruning(network: str, images: int = 1000, data: dict[str, Any] | Non
         images: of the test data.
         data: a data set with its options, instead of the run's.
     """
-    [target] = _targets([network], data, images, batch=min(images, 32))
+    [target] = open_targets([network], data, images, batch=min(images, 32))
     x, _ = next(target.batches())
     found = prune_silent_shortcuts(target.ready(x), target.batches)
     values: dict[str, float | str | bool | None] = {
@@ -184,7 +171,7 @@ def similarity(networks: list[str], data: dict[str, Any] | None = None, images: 
         images: of the test part, one batch.
     """
     found: Json = {}
-    for target in _targets(networks, data, images):
+    for target in open_targets(networks, data, images):
         x, _ = next(target.batches())
         found[_title(target)] = block_similarity(target.ready(x), x)
     values: dict[str, float | str | bool | None] = {
@@ -213,7 +200,7 @@ def isometry(
     """
     found = {
         _title(target): block_isometry(target.model, next(target.batches())[0], probes)
-        for target in _targets(networks, data, images, model)
+        for target in open_targets(networks, data, images, model)
     }
     values: dict[str, float | str | bool | None] = {
         f"mean phi of {name}": sum(row.phi for row in rows) / len(rows) for name, rows in found.items()
@@ -233,7 +220,7 @@ def landscape(networks: list[str], data: dict[str, Any] | None = None, images: i
         points: of the grid on each axis.
     """
     measured = Measured()
-    for index, target in enumerate(_targets(networks, data, images)):
+    for index, target in enumerate(open_targets(networks, data, images)):
         batches = list(target.batches())
         found = loss_landscape(target.ready(batches[0][0]), sdt, batches, points)
         measured.values[f"roughness of {_title(target)}"] = found.roughness

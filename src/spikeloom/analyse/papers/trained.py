@@ -10,12 +10,13 @@ import torch
 from torch import Tensor, nn
 
 from spikeloom.analyse.audit.api import audit
-from spikeloom.analyse.load import open_target
+from spikeloom.analyse.load import open_targets
 from spikeloom.analyse.measurements import MEASUREMENTS, Measured
 from spikeloom.analyse.papers.rates import BlockRates, block_rates, draw_rates
 from spikeloom.analyse.spike_plots import attention_rates, draw_attention_rates
 from spikeloom.errors import UsageError
 from spikeloom.layers import SpikingSelfAttention
+from spikeloom.neurons.lif import LIFBase
 
 Json = dict[str, Any]
 
@@ -26,10 +27,7 @@ def _targets(
     """Each network by its title, with a batch of test images; untrained ones have their norms calibrated on it."""
     if not networks:
         raise UsageError("""name the networks to measure: 'measure.networks=["RUN", "weights:NAME"]'""")
-    for name in networks:
-        values: Json = {"images": images, "batch": images}
-        values |= {key: part for key, part in (("data", data), ("model", model)) if part is not None}
-        target = open_target(name, values)
+    for target in open_targets(networks, data, images, model):
         x, _ = next(target.batches())
         yield target.title, target.ready(x), x
 
@@ -101,6 +99,9 @@ def product_sizes(model: nn.Module, x: Tensor) -> list[ProductSize]:
     Args:
         model: a transformer with `SpikingSelfAttention`, in the mode it shall run in.
         x: [N, C, H, W] or [T, N, C, H, W].
+
+    Raises:
+        UsageError: neurons behind the product without a single threshold.
     """
     found: list[ProductSize] = []
 
@@ -114,6 +115,9 @@ def product_sizes(model: nn.Module, x: Tensor) -> list[ProductSize]:
         return hook
 
     blocks = [(name, m) for name, m in model.named_modules() if isinstance(m, SpikingSelfAttention)]
+    for name, block in blocks:
+        if not isinstance(block.spike, LIFBase) or isinstance(block.spike.v_threshold, tuple):
+            raise UsageError(f"{name}: its neurons have no single threshold to compare with, as IF and LIF have")
     handles = [block.product.register_forward_hook(seen(name, block.spike)) for name, block in blocks]
     try:
         model(x)
