@@ -126,7 +126,7 @@ def open_target(name: PathLike, values: Json) -> Target:
 
 
 def open_targets(
-    names: Iterable[PathLike], data: Json | None, images: int, model: Json | None = None, batch: int | None = None
+    names: Iterable[str], data: Json | None, images: int, model: Json | None = None, batch: int | None = None
 ) -> Iterator[Target]:
     """Several networks on the same data, one after the other.
 
