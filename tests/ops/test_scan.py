@@ -385,7 +385,7 @@ def test_potentials_are_those_of_the_scan(native: Any) -> None:
         silent = h[0] < v_threshold
         assert torch.equal(h[0][silent], last[silent]), v_threshold
         params = ScanParams((v_threshold,), 0.0, decay=0.9, gain=0.7)
-        native_h = scan_native_potentials(x, v[None], 0.9, 0.7, None, params)
+        native_h = scan_native_potentials(x, v[None], (None, None, None), params)
         assert torch.equal(h, native_h[0]), v_threshold
 
 

@@ -225,9 +225,13 @@ class NormSpike(nn.Module):
 
     def with_sum(self, x: Tensor, residual: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """The spikes, and the sum of norm and residual that caused them: what a membrane shortcut carries on."""
-        return self._run(x, residual, None, True)
+        spikes, total = self._run(x, residual, None, True)
+        assert total is not None
+        return spikes, total
 
-    def _run(self, x: Tensor, residual: Tensor | None, add: Tensor | None, wanted: bool) -> tuple[Tensor, Tensor]:
+    def _run(
+        self, x: Tensor, residual: Tensor | None, add: Tensor | None, wanted: bool
+    ) -> tuple[Tensor, Tensor | None]:
         norm, neuron, x = self.norm, self.neuron, floating(x, self)
         if isinstance(norm, BatchNorm) and isinstance(neuron, LIFBase) and _one_op(norm, neuron, x, residual, add):
             return _fused(norm, neuron, x, residual, add, wanted)
@@ -258,7 +262,7 @@ def _one_op(norm: BatchNorm, neuron: LIFBase, x: Tensor, residual: Tensor | None
 
 def _fused(
     norm: BatchNorm, neuron: LIFBase, x: Tensor, residual: Tensor | None, add: Tensor | None, wanted: bool
-) -> tuple[Tensor, Tensor]:
+) -> tuple[Tensor, Tensor | None]:
     levels = (len(neuron.v_threshold),) if isinstance(neuron.v_threshold, tuple) else ()
     one, keep = not levels, streaming()
 
@@ -280,7 +284,9 @@ def _fused(
             wanted,
             keep,
         )
-        return found, (found.v.squeeze(0) if one else found.v) if keep else None
+        if not keep or found.v is None:
+            return found, None
+        return found, found.v.squeeze(0) if one else found.v
 
     found = exchange(neuron, run) if keep else run(None)[0]
     if norm.training:

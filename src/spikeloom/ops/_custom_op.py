@@ -43,7 +43,7 @@ class NativeOp:
             one of several tensors that nobody wants; the custom op, which cannot, returns an empty one.
         fake: the same, for shapes alone.
         save: `(ctx, inputs, output)`, keeps what `differentiate` needs; None for an op without gradient.
-        differentiate: `(ctx, *grads)` to the gradients of all inputs.
+        differentiate: `(ctx, *grads)` to the gradients of all inputs, of any type: autograd gives them their inputs'.
         run: `(ctx, *inputs)`, `forward` and `save` in one call where that takes less time.
     """
 
@@ -99,13 +99,11 @@ def native_op(
     named_inputs = _maker(fields)
     named = _maker(result) if hasattr(result, "_fields") else None
 
-    def filled(inputs: Any) -> Any:
+    def forward(*given: Any) -> Any:
+        inputs = named_inputs(given)
         results = allocate(inputs)
         fill(inputs, results)
         return results
-
-    def forward(*given: Any) -> Any:
-        return filled(named_inputs(given))
 
     def fake(*given: Any) -> Any:
         return allocate(named_inputs(given))
@@ -117,7 +115,8 @@ def native_op(
     def run(ctx: Any, *given: Any) -> Any:
         assert save is not None
         inputs = named_inputs(given)
-        results = filled(inputs)
+        results = allocate(inputs)
+        fill(inputs, results)
         save(ctx, inputs, results)
         return results
 

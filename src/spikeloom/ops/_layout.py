@@ -69,9 +69,9 @@ def states_like(template: Tensor) -> Tensor:
     return rows_like(2, template[0], torch.float32)
 
 
-def no_state(x: Tensor) -> Tensor:
-    """Stands for a state that nobody wants."""
-    return x.new_empty(0, dtype=torch.float32)
+def sums_like(parameter: Tensor) -> Tensor:
+    """An empty float64 tensor of a parameter's shape, in C order, for its gradient: autograd gives it its type."""
+    return torch.empty_like(parameter, dtype=torch.float64, memory_format=torch.contiguous_format)
 
 
 def ordered(y: Tensor, template: Tensor, dtype: torch.dtype | None = None, repeated: bool = False) -> Tensor:

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from spikeloom.ops import _dispatch
 from spikeloom.ops._custom_op import native_op
-from spikeloom.ops._layout import like_by_channels, ordered, pointer, states_like, steps_by_channels
+from spikeloom.ops._layout import like_by_channels, ordered, pointer, states_like, steps_by_channels, sums_like
 from spikeloom.ops.scan.params import surrogate_number
 from spikeloom.surrogates import Surrogate
 
@@ -99,10 +99,12 @@ class _Spiked(NamedTuple):
 
 
 class _Gradients(NamedTuple):
+    """Of x and the state, and in float64 of the others."""
+
     x: Tensor
     open: Tensor
     constants: Tensor
-    state: Tensor
+    state: Tensor | None
 
 
 def _fields(i: _Inputs | _BackwardInputs, template: Tensor) -> tuple[dict[str, Any], Any]:
@@ -132,14 +134,13 @@ def _fill(i: _Inputs, out: _Spiked) -> None:
 
 def _allocate_gradients(i: _BackwardInputs) -> _Gradients:
     grad_x = like_by_channels(i.x, torch.float32)
-    grad_open, grad_constants = i.open.new_empty(i.open.shape), i.constants.new_empty(i.constants.shape)
-    return _Gradients(grad_x, grad_open, grad_constants, i.x.new_empty(0) if i.state is None else states_like(grad_x))
+    grad_state = None if i.state is None else states_like(grad_x)
+    return _Gradients(grad_x, sums_like(i.open), sums_like(i.constants), grad_state)
 
 
 def _fill_gradients(i: _BackwardInputs, out: _Gradients) -> None:
     fields, _kept = _fields(i, out.x)
     grad_spikes, grad_last = ordered(i.grad_spikes, out.x), ordered(i.grad_last, states_like(out.x))
-    grad_open, grad_constants = (torch.empty_like(grad, dtype=torch.float64) for grad in (out.open, out.constants))
     _dispatch.native.glif_backward(
         **fields,
         grad_spikes=grad_spikes.data_ptr(),
@@ -148,12 +149,10 @@ def _fill_gradients(i: _BackwardInputs, out: _Gradients) -> None:
         p=i.p,
         q=i.q,
         grad_x=out.x.data_ptr(),
-        grad_state=0 if i.state is None else out.state.data_ptr(),
-        grad_open=grad_open.data_ptr(),
-        grad_constants=grad_constants.data_ptr(),
+        grad_state=pointer(out.state),
+        grad_open=out.open.data_ptr(),
+        grad_constants=out.constants.data_ptr(),
     )
-    out.open.copy_(grad_open)
-    out.constants.copy_(grad_constants)
 
 
 def _save(ctx: Any, i: _Inputs, out: _Spiked) -> None:

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from spikeloom.ops import _dispatch
 from spikeloom.ops._custom_op import native_op
-from spikeloom.ops._layout import NATIVE_DTYPES, like, no_state, ordered, pointer, rows_like, states_like, steps_of
+from spikeloom.ops._layout import NATIVE_DTYPES, like, ordered, pointer, rows_like, states_like, steps_of
 
 Constant = float | Tensor
 
@@ -120,12 +120,12 @@ class _BackwardInputs(NamedTuple):
 
 class _Filtered(NamedTuple):
     m: Tensor
-    last: Tensor
+    last: Tensor | None
 
 
 class _Gradients(NamedTuple):
     x: Tensor
-    state: Tensor
+    state: Tensor | None
     alpha: Tensor
     beta: Tensor
 
@@ -166,18 +166,17 @@ def fill_constant_gradients(constants: Tensor | None, alpha: Tensor, beta: Tenso
 
 def _allocate(i: _Inputs) -> _Filtered:
     m = like(i.x, i.x.dtype)
-    return _Filtered(m, states_like(m) if i.return_state else no_state(i.x))
+    return _Filtered(m, states_like(m) if i.return_state else None)
 
 
 def _fill(i: _Inputs, out: _Filtered) -> None:
     fields, _kept = integrator_fields(i.x, i.alpha, i.beta, i.state, out.m)
-    last = out.last.data_ptr() if i.return_state else 0
-    _dispatch.native.leaky_forward(**fields, m=out.m.data_ptr(), state_out=last)
+    _dispatch.native.leaky_forward(**fields, m=out.m.data_ptr(), state_out=pointer(out.last))
 
 
 def _allocate_gradients(i: _BackwardInputs) -> _Gradients:
     grad_x = like(i.x, i.x.dtype)
-    grad_state = no_state(i.x) if i.state is None else states_like(grad_x)
+    grad_state = None if i.state is None else states_like(grad_x)
     return _Gradients(grad_x, grad_state, *constant_gradients(i.alpha, grad_x, i.learn))
 
 
@@ -191,7 +190,7 @@ def _fill_gradients(i: _BackwardInputs, out: _Gradients) -> None:
         grad_m=grad_m.data_ptr(),
         grad_state_out=pointer(grad_last),
         grad_x=out.x.data_ptr(),
-        grad_state=0 if i.state is None else out.state.data_ptr(),
+        grad_state=pointer(out.state),
         grad_alpha=0 if constants is None else constants[0].data_ptr(),
         grad_beta=0 if constants is None else constants[1].data_ptr(),
     )
@@ -201,7 +200,7 @@ def _fill_gradients(i: _BackwardInputs, out: _Gradients) -> None:
 def _save(ctx: Any, i: _Inputs, out: _Filtered) -> None:
     ctx.save_for_backward(i.x, i.alpha, i.beta, i.state)
     ctx.set_materialize_grads(False)
-    if not i.return_state:
+    if not i.return_state and out.last is not None:
         ctx.mark_non_differentiable(out.last)
 
 

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from spikeloom.ops import _dispatch
 from spikeloom.ops._custom_op import native_op
-from spikeloom.ops._layout import like_by_channels, no_state, ordered, pointer, rows_like, steps_by_channels
+from spikeloom.ops._layout import like_by_channels, ordered, pointer, rows_like, steps_by_channels
 from spikeloom.ops.scan.native import CHUNK, as_tensor, starts_like
 from spikeloom.ops.scan.params import ScanParams
 from spikeloom.ops.scan.reference import Constant
@@ -29,15 +29,15 @@ class NormScan(NamedTuple):
 
     Attributes:
         spikes: [T, N, C, ...], `add` included.
-        sum: U, or empty.
-        v: the last potentials [levels, N, C, ...], or empty.
+        sum: U, where it was wanted.
+        v: the last potentials [levels, N, C, ...], where they were wanted.
         mean, variance: of the batch [C], the variance with the factor 1 / n; those given, in evaluation.
         starts: potentials with which chunks of a long scan begin, for the backward pass.
     """
 
     spikes: Tensor
-    sum: Tensor
-    v: Tensor
+    sum: Tensor | None
+    v: Tensor | None
     mean: Tensor
     variance: Tensor
     starts: Tensor | None
@@ -133,8 +133,8 @@ def _allocate(i: _Inputs) -> NormScan:
     mean = i.x.new_empty(i.x.shape[2], dtype=torch.float32)
     return NormScan(
         spikes,
-        sum=like_by_channels(i.x, i.x.dtype) if i.return_sum else i.x.new_empty(0),
-        v=rows_like(levels, spikes[0], torch.float32) if i.return_v else no_state(i.x),
+        sum=like_by_channels(i.x, i.x.dtype) if i.return_sum else None,
+        v=rows_like(levels, spikes[0], torch.float32) if i.return_v else None,
         mean=mean,
         variance=torch.empty_like(mean),
         starts=starts_like(levels, spikes),
@@ -165,9 +165,9 @@ def _fill(i: _Inputs, out: NormScan) -> None:
         residual=pointer(residual),
         v=pointer(v),
         spikes=out.spikes.data_ptr(),
-        sum=out.sum.data_ptr() if i.return_sum else 0,
+        sum=pointer(out.sum),
         add=pointer(add),
-        v_out=out.v.data_ptr() if i.return_v else 0,
+        v_out=pointer(out.v),
         potentials=0,
         starts=pointer(out.starts),
     )
@@ -198,14 +198,14 @@ class _BackwardInputs(NamedTuple):
 
 
 class _Gradients(NamedTuple):
-    """Of x, for all steps or for a repeated image one sum; of the others, empty where there is none."""
+    """Of x, for all steps or for a repeated image one sum; of the others, None where there is none."""
 
     x: Tensor
-    residual: Tensor
-    v: Tensor
+    residual: Tensor | None
+    v: Tensor | None
     weight: Tensor
     bias: Tensor
-    constants: Tensor
+    constants: Tensor | None
 
 
 def _allocate_gradients(i: _BackwardInputs) -> _Gradients:
@@ -216,11 +216,11 @@ def _allocate_gradients(i: _BackwardInputs) -> _Gradients:
     levels = ScanParams.levels_of(i.numbers)
     return _Gradients(
         grad_x,
-        residual=i.x.new_empty(0) if i.residual is None else like_by_channels(i.x, i.x.dtype),
-        v=no_state(i.x) if i.v is None else rows_like(levels, grad_x[0], torch.float32),
+        residual=None if i.residual is None else like_by_channels(i.x, i.x.dtype),
+        v=None if i.v is None else rows_like(levels, grad_x[0], torch.float32),
         weight=weight,
         bias=torch.empty_like(weight),
-        constants=i.x.new_empty(3 if i.learn else 0, dtype=torch.float64),
+        constants=i.x.new_empty(3, dtype=torch.float64) if i.learn else None,
     )
 
 
@@ -232,13 +232,13 @@ def _fill_gradients(i: _BackwardInputs, out: _Gradients) -> None:
     factor = i.weight.float() * k
     shift = i.bias.float() - i.mean * factor
     # With a residual its gradient is dL/dU itself; without, dL/dU is turned into dL/dX where it lies.
-    grad_u = out.x if i.residual is None else out.residual
+    grad_u = out.x if out.residual is None else out.residual
     grad_spikes = ordered(i.grad_spikes, template, x.dtype)
     grad_sum = None if i.grad_sum is None else ordered(i.grad_sum, template, x.dtype)
     residual = None if i.residual is None else ordered(i.residual, template)
     v, grad_last = i.v, i.grad_last
     if v is not None or grad_last is not None:
-        states = rows_like(params.levels, template[0], torch.float32) if v is None else out.v
+        states = rows_like(params.levels, template[0], torch.float32) if out.v is None else out.v
         v = None if v is None else ordered(v, states)
         grad_last = None if grad_last is None else ordered(grad_last, states, torch.float32)
     sums = x.new_empty(2, C, dtype=torch.float64)
@@ -260,8 +260,8 @@ def _fill_gradients(i: _BackwardInputs, out: _Gradients) -> None:
         slope=0,
         grad_u=grad_u.data_ptr(),
         sum_steps=repeated,
-        grad_v=0 if v is None else out.v.data_ptr(),
-        grad_constants=out.constants.data_ptr() if i.learn else 0,
+        grad_v=pointer(out.v),
+        grad_constants=pointer(out.constants),
         grad_norm=sums.data_ptr(),
     )
     passed, passed_x = sums[0], sums[1] - i.mean * sums[0]  # of dL/dU, and of dL/dU (X - mean)
@@ -289,8 +289,9 @@ def _save(ctx: Any, i: _Inputs, out: NormScan) -> None:
     norm = (i.weight, i.bias, out.mean, out.variance)
     ctx.save_for_backward(i.x, i.residual, i.v, *norm, i.decay, i.gain, out.starts)
     ctx.set_materialize_grads(False)
-    unwanted = [t for t, wanted in ((out.sum, i.return_sum), (out.v, i.return_v)) if not wanted]
-    ctx.mark_non_differentiable(out.mean, out.variance, *unwanted, *([] if out.starts is None else [out.starts]))
+    results = ((out.sum, i.return_sum), (out.v, i.return_v), (out.starts, False))
+    unwanted = [t for t, wanted in results if t is not None and not wanted]
+    ctx.mark_non_differentiable(out.mean, out.variance, *unwanted)
 
 
 def _differentiate(
@@ -311,12 +312,12 @@ def _differentiate(
         None if residual is None else found.residual,
         grad_spikes if ctx.added else None,
         None if v is None else found.v,
-        found.weight.to(weight.dtype),
-        found.bias.to(bias.dtype),
+        found.weight,
+        found.bias,
         None,
         None,
-        found.constants[0].to(decay.dtype) if ctx.needs_input_grad[8] else None,
-        found.constants[1].to(gain.dtype) if ctx.needs_input_grad[9] else None,
+        found.constants[0] if ctx.needs_input_grad[8] else None,
+        found.constants[1] if ctx.needs_input_grad[9] else None,
         *(None,) * 5,
     )
 

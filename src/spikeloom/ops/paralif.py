@@ -13,7 +13,7 @@ from torch import Tensor
 
 from spikeloom.ops import _dispatch
 from spikeloom.ops._custom_op import native_op
-from spikeloom.ops._layout import NATIVE_DTYPES, like, no_state, ordered, pointer, rows_like, states_like
+from spikeloom.ops._layout import NATIVE_DTYPES, like, ordered, pointer, rows_like, states_like
 from spikeloom.ops.leaky_integrator import (
     Constant,
     as_constants,
@@ -115,14 +115,14 @@ class _BackwardInputs(NamedTuple):
 
 class _Spiked(NamedTuple):
     spikes: Tensor
-    last: Tensor
-    mapped: Tensor
+    last: Tensor | None
+    mapped: Tensor | None
 
 
 class _Gradients(NamedTuple):
     x: Tensor
-    state: Tensor
-    before: Tensor
+    state: Tensor | None
+    before: Tensor | None
     threshold: Tensor
     alpha: Tensor
     beta: Tensor
@@ -147,8 +147,8 @@ def _allocate(i: _Inputs) -> _Spiked:
     differences = i.return_state and i.rule == "difference"
     return _Spiked(
         spikes,
-        last=states_like(spikes) if i.return_state else no_state(i.x),
-        mapped=rows_like(1, spikes[0], torch.float32)[0] if differences else no_state(i.x),
+        last=states_like(spikes) if i.return_state else None,
+        mapped=rows_like(1, spikes[0], torch.float32)[0] if differences else None,
     )
 
 
@@ -157,8 +157,8 @@ def _fill(i: _Inputs, out: _Spiked) -> None:
     _dispatch.native.paralif_forward(
         **fields,
         spikes=out.spikes.data_ptr(),
-        state_out=out.last.data_ptr() if i.return_state else 0,
-        mapped_out=out.mapped.data_ptr() if out.mapped.numel() else 0,
+        state_out=pointer(out.last),
+        mapped_out=pointer(out.mapped),
     )
 
 
@@ -166,8 +166,8 @@ def _allocate_gradients(i: _BackwardInputs) -> _Gradients:
     grad_x = like(i.x, i.x.dtype)
     return _Gradients(
         grad_x,
-        no_state(i.x) if i.state is None else states_like(grad_x),
-        no_state(i.x) if i.before is None else rows_like(1, grad_x[0], torch.float32)[0],
+        None if i.state is None else states_like(grad_x),
+        None if i.before is None else rows_like(1, grad_x[0], torch.float32)[0],
         i.x.new_zeros((), dtype=torch.float64),
         *constant_gradients(i.alpha, grad_x, i.learn),
     )
@@ -188,8 +188,8 @@ def _fill_gradients(i: _BackwardInputs, out: _Gradients) -> None:
         p=i.p,
         q=i.q,
         grad_x=out.x.data_ptr(),
-        grad_state=0 if i.state is None else out.state.data_ptr(),
-        grad_before=0 if i.before is None else out.before.data_ptr(),
+        grad_state=pointer(out.state),
+        grad_before=pointer(out.before),
         grad_alpha=0 if constants is None else constants[0].data_ptr(),
         grad_beta=0 if constants is None else constants[1].data_ptr(),
         grad_threshold=out.threshold.data_ptr(),
@@ -202,8 +202,8 @@ def _save(ctx: Any, i: _Inputs, out: _Spiked) -> None:
     ctx.save_for_backward(*i[:7])
     ctx.set_materialize_grads(False)
     wanted = (i.return_state, i.return_state and i.rule == "difference")
-    results = (out.last, out.mapped)
-    ctx.mark_non_differentiable(*(t for t, needed in zip(results, wanted, strict=True) if not needed))
+    results = zip((out.last, out.mapped), wanted, strict=True)
+    ctx.mark_non_differentiable(*(t for t, needed in results if t is not None and not needed))
 
 
 def _differentiate(
@@ -218,7 +218,7 @@ def _differentiate(
         found.x,
         found.alpha if needed[0] else None,
         found.beta if needed[1] else None,
-        found.threshold.float() if needed[2] else None,
+        found.threshold if needed[2] else None,
         None if state is None else found.state,
         None if before is None else found.before,
         *(None,) * 7,

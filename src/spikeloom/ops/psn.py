@@ -16,7 +16,7 @@ from torch import Tensor
 
 from spikeloom.ops import _dispatch
 from spikeloom.ops._custom_op import native_op
-from spikeloom.ops._layout import NATIVE_DTYPES, as_rows, from_rows, like, ordered, pointer, steps_of
+from spikeloom.ops._layout import NATIVE_DTYPES, as_rows, from_rows, like, ordered, pointer, steps_of, sums_like
 from spikeloom.ops.scan import fire
 from spikeloom.ops.scan.params import surrogate_number
 from spikeloom.surrogates import SLOPE, Surrogate
@@ -132,6 +132,8 @@ class _BackwardInputs(NamedTuple):
 
 
 class _Gradients(NamedTuple):
+    """Of x, and in float64 of weight and bias."""
+
     x: Tensor
     weight: Tensor
     bias: Tensor
@@ -165,15 +167,13 @@ def _fill_potentials(i: _PotentialInputs, h: Tensor) -> None:
 
 
 def _allocate_gradients(i: _BackwardInputs) -> _Gradients:
-    weight, bias = (i.x.new_empty(parameter.shape, dtype=torch.float32) for parameter in (i.weight, i.bias))
-    return _Gradients(like(i.x, i.x.dtype), weight, bias)
+    return _Gradients(like(i.x, i.x.dtype), sums_like(i.weight), sums_like(i.bias))
 
 
 def _fill_gradients(i: _BackwardInputs, out: _Gradients) -> None:
     fields, _kept = _fields(i, out.x)
     grad_spikes = ordered(i.grad_spikes, out.x, i.x.dtype)
     slope = None if i.slope is None else ordered(i.slope, out.x, torch.float32)
-    weight, bias = (torch.zeros_like(gradient, dtype=torch.float64) for gradient in (out.weight, out.bias))
     _dispatch.native.psn_backward(
         **fields,
         grad_spikes=grad_spikes.data_ptr(),
@@ -182,11 +182,9 @@ def _fill_gradients(i: _BackwardInputs, out: _Gradients) -> None:
         p=i.p,
         q=i.q,
         grad_x=out.x.data_ptr(),
-        grad_weight=weight.data_ptr(),
-        grad_bias=bias.data_ptr(),
+        grad_weight=out.weight.zero_().data_ptr(),
+        grad_bias=out.bias.zero_().data_ptr(),
     )
-    out.weight.copy_(weight)
-    out.bias.copy_(bias)
 
 
 def _save(ctx: Any, i: _Inputs, spikes: Tensor) -> None:
@@ -197,7 +195,7 @@ def _save(ctx: Any, i: _Inputs, spikes: Tensor) -> None:
 def _differentiate(ctx: Any, grad_spikes: Tensor) -> tuple[Any, ...]:
     x, weight, bias, slope = ctx.saved_tensors
     found = _psn_backward(grad_spikes, x, weight, bias, slope, *ctx.settings)
-    return found.x, found.weight.to(weight.dtype), found.bias.to(bias.dtype), *(None,) * 6
+    return found.x, found.weight, found.bias, *(None,) * 6
 
 
 _psn = native_op("psn", _Inputs, _allocate, _fill, _save, _differentiate)

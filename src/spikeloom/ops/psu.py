@@ -14,7 +14,7 @@ from torch import Tensor
 
 from spikeloom.ops import _dispatch
 from spikeloom.ops._custom_op import native_op
-from spikeloom.ops._layout import NATIVE_DTYPES, like, no_state, ordered, pointer, states_like, steps_of
+from spikeloom.ops._layout import NATIVE_DTYPES, like, ordered, pointer, states_like, steps_of
 from spikeloom.ops.leaky_integrator import leaky_filter_reference
 from spikeloom.ops.scan import fire
 from spikeloom.ops.scan.params import surrogate_number
@@ -54,11 +54,11 @@ def psu(
         return fire(v, surrogate, strict, threshold).to(x.dtype), last if return_state else None
     z = None if z is None else z.to(x.dtype)
     settings = (decay, drop, threshold, integrate, raw, strict)
-    slope = None
-    if surrogate.formula is None and torch.is_grad_enabled():
+    slope, formula = None, surrogate.formula
+    if formula is None and torch.is_grad_enabled():
         with torch.no_grad():
             slope = surrogate.derivative(_potentials(x, z, state, *settings) - threshold)
-    out = _psu(x, z, state, slope, *settings, *(surrogate.formula or SLOPE), return_state)
+    out = _psu(x, z, state, slope, *settings, *(formula or SLOPE), return_state)
     return out.spikes, out.last if return_state else None
 
 
@@ -138,13 +138,13 @@ class _BackwardInputs(NamedTuple):
 
 class _Spiked(NamedTuple):
     spikes: Tensor
-    last: Tensor
+    last: Tensor | None
 
 
 class _Gradients(NamedTuple):
     x: Tensor
-    z: Tensor
-    state: Tensor
+    z: Tensor | None
+    state: Tensor | None
 
 
 def _fields(i: _Inputs | _PotentialInputs | _BackwardInputs, template: Tensor) -> tuple[dict[str, Any], Any]:
@@ -168,13 +168,13 @@ def _fields(i: _Inputs | _PotentialInputs | _BackwardInputs, template: Tensor) -
 
 def _allocate(i: _Inputs) -> _Spiked:
     spikes = like(i.x, i.x.dtype)
-    return _Spiked(spikes, states_like(spikes) if i.return_state else no_state(i.x))
+    return _Spiked(spikes, states_like(spikes) if i.return_state else None)
 
 
 def _fill(i: _Inputs, out: _Spiked) -> None:
     fields, _kept = _fields(i, out.spikes)
-    last = out.last.data_ptr() if i.return_state else 0
-    _dispatch.native.psu_forward(**fields, spikes=out.spikes.data_ptr(), potentials=0, state_out=last)
+    results = {"spikes": out.spikes.data_ptr(), "potentials": 0, "state_out": pointer(out.last)}
+    _dispatch.native.psu_forward(**fields, **results)
 
 
 def _allocate_potentials(i: _PotentialInputs) -> Tensor:
@@ -188,8 +188,8 @@ def _fill_potentials(i: _PotentialInputs, v: Tensor) -> None:
 
 def _allocate_gradients(i: _BackwardInputs) -> _Gradients:
     grad_x = like(i.x, i.x.dtype)
-    grad_z = i.x.new_empty(0) if i.z is None else like(i.x, i.x.dtype)
-    return _Gradients(grad_x, grad_z, no_state(i.x) if i.state is None else states_like(grad_x))
+    grad_z = None if i.z is None else like(i.x, i.x.dtype)
+    return _Gradients(grad_x, grad_z, None if i.state is None else states_like(grad_x))
 
 
 def _fill_gradients(i: _BackwardInputs, out: _Gradients) -> None:
@@ -206,8 +206,8 @@ def _fill_gradients(i: _BackwardInputs, out: _Gradients) -> None:
         p=i.p,
         q=i.q,
         grad_x=out.x.data_ptr(),
-        grad_z=0 if i.z is None else out.z.data_ptr(),
-        grad_state=0 if i.state is None else out.state.data_ptr(),
+        grad_z=pointer(out.z),
+        grad_state=pointer(out.state),
     )
 
 
@@ -215,7 +215,7 @@ def _save(ctx: Any, i: _Inputs, out: _Spiked) -> None:
     *tensors, ctx.settings = i.x, i.z, i.state, i.slope, i[4:-1]
     ctx.save_for_backward(*tensors)
     ctx.set_materialize_grads(False)
-    if not i.return_state:
+    if not i.return_state and out.last is not None:
         ctx.mark_non_differentiable(out.last)
 
 

@@ -19,6 +19,8 @@ from spikeloom.ops.scan.reference import Constant
 CHUNK = 32
 """Most steps whose potentials the backward pass has at a time."""
 
+Constants = tuple[Tensor | None, Tensor | None, Tensor | None]
+
 _NO_NORM = {"channels": 1, "inner": 1, "factor": 0, "shift": 0, "residual": 0}
 
 # What every call of a kernel hands over, in this order.
@@ -28,43 +30,29 @@ _BACKWARD = (*_EITHER_WAY, "grad_spikes", "grad_v_out", "slope", "grad_u", "grad
 
 
 def scan_native(
-    x: Tensor,
-    v: Tensor | None,
-    decay: Constant,
-    gain: Constant,
-    scale: Constant | None,
-    slope: Tensor | None,
-    params: ScanParams,
-    return_v: bool,
+    x: Tensor, v: Tensor | None, constants: Constants, slope: Tensor | None, params: ScanParams, return_v: bool
 ) -> tuple[Tensor, Tensor | None]:
     """Spikes [T, N, ...] and, if wanted, the last potentials [levels, N, ...].
 
     Args:
-        x, v, decay, gain, scale: as `ops.scan`.
+        x, v: as `ops.scan`.
+        constants: decay, gain and scale where these are tensors.
         slope: the surrogate's derivative [levels, T, N, ...], for a surrogate that kernels do not know.
         params: with decay and gain where these are numbers.
         return_v: whether the last potentials are wanted.
     """
-    constants = _tensor(decay), _tensor(gain), None if scale is None else as_tensor(scale)
     out = _scan(x, v, *constants, slope, params.pack(), return_v)
     return out.spikes, out.last if return_v else None
 
 
-def scan_native_potentials(
-    x: Tensor, v: Tensor | None, decay: Constant, gain: Constant, scale: Constant | None, params: ScanParams
-) -> Tensor:
+def scan_native_potentials(x: Tensor, v: Tensor | None, constants: Constants, params: ScanParams) -> Tensor:
     """The potentials [levels, T, N, ...] at which neurons decide to fire."""
-    constants = _tensor(decay), _tensor(gain), None if scale is None else as_tensor(scale)
     return _scan_potentials(x, v, *constants, params.pack())
 
 
-def number_or_zero(value: Constant) -> float:
-    """A constant of the charge for `ScanParams`; numbers travel there, as tensors they would cost a call more."""
-    return 0.0 if isinstance(value, Tensor) else value
-
-
-def _tensor(value: Constant) -> Tensor | None:
-    return value if isinstance(value, Tensor) else None
+def parted(value: Constant) -> tuple[float, Tensor | None]:
+    """A constant of the charge as a number for `ScanParams`, or as a tensor, which would cost a number a call more."""
+    return (0.0, value) if isinstance(value, Tensor) else (value, None)
 
 
 def _scalar(value: float) -> Tensor:
@@ -256,9 +244,9 @@ def _save(ctx: Any, i: _Inputs, out: _Scanned) -> None:
     ctx.numbers = i.numbers
     ctx.save_for_backward(i.x, i.v, i.decay, i.gain, i.scale, i.slope, out.starts)
     ctx.set_materialize_grads(False)
-    unwanted = [t for t in (None if i.return_v else out.last, out.starts) if t is not None]
-    if unwanted:
-        ctx.mark_non_differentiable(*unwanted)
+    unwanted = (None if i.return_v else out.last, out.starts)
+    if unwanted != (None, None):
+        ctx.mark_non_differentiable(*(t for t in unwanted if t is not None))
 
 
 def _differentiate(ctx: Any, grad_spikes: Tensor | None, grad_last: Tensor | None, _: None) -> tuple[Any, ...]:
@@ -269,8 +257,7 @@ def _differentiate(ctx: Any, grad_spikes: Tensor | None, grad_last: Tensor | Non
     found = _scan_backward(grad_spikes, grad_last, x, v, decay, gain, scale, slope, starts, ctx.numbers, learn)
     grads = (None, None, None)
     if learn:
-        constants = zip((decay, gain, scale), found.constants, needed, strict=True)
-        grads = (grad.to(constant.dtype) if wanted else None for constant, grad, wanted in constants)
+        grads = (found.constants[i] if wanted else None for i, wanted in enumerate(needed))
     return found.x, None if v is None else found.v, *grads, None, None, None
 
 
