@@ -41,7 +41,7 @@ from spikeloom.neurons import LIF
 from spikeloom.ops import _dispatch, backend
 from spikeloom.ops.scan.native import bound_kernel
 from spikeloom.train.losses import sdt
-from spikeloom.train.run import environment
+from spikeloom.train.machine import environment
 
 Json = dict[str, Any]
 COMPILED = "spikingjelly_compiled"

@@ -35,7 +35,8 @@ def _blocks(language: str) -> list:
 
 
 @pytest.mark.parametrize("code", _blocks("python"))
-def test_python_examples_run(code):
+def test_python_examples_run(code, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
     exec(compile(code, "example", "exec"), {"__name__": "example"})
 
 
@@ -53,7 +54,7 @@ def _commands(names: str) -> list[str]:
 def _split(command: str) -> tuple[list[str], set[str]]:
     """The words of a command that are no options, and the names of its options."""
     options = {option.split("=")[0] for option in re.findall(r" (--[^ ]+)", command)}
-    valued = r" --(runs|resume|results|out|to|T|images|input|save|engine|weights)[ =][^ ]+"
+    valued = r" --(runs|resume|results|out|to|T|images|input|save|engine|weights|import)[ =][^ ]+"
     words = shlex.split(re.sub(valued, "", command))[2:]
     return [word for word in words if not word.startswith("--")], options
 
@@ -64,7 +65,7 @@ def test_options_of_commands_exist(command):
     [known] = [c for c in typer.main.get_command(cli.app).commands.values() if c.name == name]
     options = {option for param in known.params for option in (*param.opts, *param.secondary_opts)}
     words, used = _split(command)
-    assert used <= options
+    assert used <= options | {"--import"}  # of all commands
     for word in words:
         assert f"--{word.split('=')[0]}" not in options or "=" not in word, f"{word} is an option"
 

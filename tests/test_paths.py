@@ -30,6 +30,7 @@ from spikeloom.bench import events as bench_events
 from spikeloom.bench.write import earlier_results, write_results
 from spikeloom.cards import write_weights
 from spikeloom.cli.progress import Quiet
+from spikeloom.data import create_dataset
 from spikeloom.deploy.exchange.export import export_file
 from spikeloom.layers import Conv2d, Flatten, Linear
 from spikeloom.models import create_model
@@ -39,6 +40,7 @@ from spikeloom.neurons import LIF
 from spikeloom.predict import find_files, predict
 from spikeloom.reproduce import recorded_figures, reproduce
 from spikeloom.scores import scoreboard
+from spikeloom.train import fit
 from spikeloom.train.build import build_model
 from spikeloom.train.list_runs import describe_run, find_runs
 from spikeloom.train.loop import train
@@ -80,7 +82,8 @@ def functions() -> Iterator[tuple[str, Callable[..., Any]]]:
             elif inspect.isclass(entry):
                 yield name, entry
                 for own in vars(entry):
-                    if not own.startswith("_") and inspect.isroutine(getattr(entry, own, None)):
+                    member = getattr(entry, own, None)
+                    if not own.startswith("_") and inspect.isroutine(member) and callable(member):
                         yield f"{name}.{own}", getattr(entry, own)
 
 
@@ -224,6 +227,13 @@ def pretrained(at: Any) -> float:
 
 
 # What a function says when it is given files by `at`, which names those of `home` or, where nothing is there, new ones.
+def fitted(at: Any) -> Any:
+    torch.manual_seed(0)
+    digits = create_dataset("digits", subset=16, size=16)
+    net = create_model("colored_mnist_net", in_channels=1, image_size=16, T=1)
+    return fit(net, digits, digits, out=at("new"), progress=Quiet(), epochs=1, batch_size=8, lr=0.01)["test_accuracy"]
+
+
 CALLS: dict[str, Callable[[Any], Any]] = {
     "Engine.save": lambda at: deploy.load(at("engine.safetensors")).save(at("new")) or Path(at("new")).read_bytes(),
     "Run": lambda at: Run(at("run"), "a", "b", "full", Run.open(at("run")).settings).weights.name,
@@ -242,6 +252,7 @@ CALLS: dict[str, Callable[[Any], Any]] = {
         "bytes": None,
     },
     "find_files": lambda at: [path.name for path in find_files([at("pictures"), at("figure.json")])],
+    "fit": fitted,
     "find_runs": lambda at: [path.name for path in find_runs(at("."))],
     "gather_run": lambda at: gather_run(at("run"), {}, Quiet()).records,
     "load": lambda at: deploy.load(at("engine.safetensors"))(SEQUENCE).tolist(),

@@ -11,7 +11,7 @@ import torch
 import spikeloom
 from spikeloom.ops import _dispatch
 from spikeloom.ops._bf16 import bfloat16_is_emulated
-from spikeloom.train.run import environment
+from spikeloom.train.machine import environment
 
 
 def examine() -> dict[str, Any]:

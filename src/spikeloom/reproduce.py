@@ -28,9 +28,10 @@ from spikeloom.record import RateMeter
 from spikeloom.train.build import build_datasets, build_model, seed_everything
 from spikeloom.train.environments import train_accuracies
 from spikeloom.train.loop import Progress, train
+from spikeloom.train.machine import environment
 from spikeloom.train.pretrain import Reconstructs
 from spikeloom.train.recipe import Budget, Recipe, Row, check_options, list_recipes, load_recipe
-from spikeloom.train.run import Run, environment
+from spikeloom.train.run import Run
 from spikeloom.train.settings import MeasureSettings, Settings
 
 Json = dict[str, Any]

@@ -8,7 +8,7 @@ from typing import Any
 
 from spikeloom.analyse.training_curves import COLORS
 from spikeloom.files import PathLike, make_folder, write_json
-from spikeloom.train.run import environment
+from spikeloom.train.machine import environment
 
 Json = dict[str, Any]
 

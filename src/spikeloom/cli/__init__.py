@@ -8,6 +8,7 @@ from typing import Annotated, Any
 import typer
 
 import spikeloom
+from spikeloom import plugins
 from spikeloom.cli import arguments, audit, bench, doctor, evaluate, export, predict, report, reproduce, run, train
 from spikeloom.cli import list as list_
 from spikeloom.errors import UsageError
@@ -34,8 +35,11 @@ def _options(  # pyright: ignore[reportUnusedFunction]
     version: Annotated[
         bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Show the version and exit.")
     ] = False,
+    modules: arguments.Modules = None,
 ) -> None:
-    pass
+    if {"-h", "--help"}.isdisjoint(sys.argv):  # which answers at once
+        plugins.load_installed()
+        plugins.import_modules(modules or [])
 
 
 app.command()(train.train)
@@ -55,7 +59,7 @@ def main() -> None:
     """The `spikeloom` command: a user's mistake is one line on standard error and exit code 2."""
     keep_memory()
     try:
-        code = app(sys.argv[1:] or ["--help"], prog_name="spikeloom", standalone_mode=False)
+        code = app(_imports_first(sys.argv[1:]) or ["--help"], prog_name="spikeloom", standalone_mode=False)
     except UsageError as error:
         code = _fail(str(error))
     except (KeyboardInterrupt, typer.Abort):
@@ -67,6 +71,24 @@ def main() -> None:
             raise
         code = _fail(f"{describe()}{_advice(error)}")
     sys.exit(code if isinstance(code, int) else 0)
+
+
+def _imports_first(words: list[str]) -> list[str]:
+    """The words with each `--import MODULE` in front of the command, as the option of all commands that it is."""
+    first: list[str] = []
+    rest: list[str] = []
+    remaining = iter(words)
+    for word in remaining:
+        if word == "--import":
+            module = next(remaining, "")
+            if not module or module.startswith("-"):
+                raise UsageError("--import needs a module's name behind it, such as my_neurons")
+            first += [word, module]
+        elif word.startswith("--import="):
+            first.append(word)
+        else:
+            rest.append(word)
+    return first + rest
 
 
 def _advice(error: Any) -> str:

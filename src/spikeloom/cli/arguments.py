@@ -43,6 +43,14 @@ Words = Annotated[
         autocompletion=complete_recipe,
     ),
 ]
+Modules = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--import",
+        metavar="MODULE",
+        help="Import a module of yours that registers models, neurons or data. May stand behind a command, and again.",
+    ),
+]
 Settings = Annotated[list[str] | None, typer.Argument(metavar="KEY=VALUE", help="Settings.")]
 
 

@@ -24,6 +24,7 @@ class TrainState:
         step: optimiser steps of the present epoch behind it.
         loss, correct, seen, penalty, rate: sums over the epoch's images so far.
         best: the highest validation accuracy of an epoch so far, in percent.
+        waited: epochs since that one.
     """
 
     epoch: int = 0
@@ -34,10 +35,11 @@ class TrainState:
     penalty: float = 0.0
     rate: float = 0.0
     best: float = -1.0
+    waited: int = 0
 
     def next_epoch(self) -> TrainState:
         """The state at the beginning of the next epoch."""
-        return TrainState(epoch=self.epoch + 1, best=self.best)
+        return TrainState(epoch=self.epoch + 1, best=self.best, waited=self.waited)
 
 
 def save_checkpoint(run: Run, model: nn.Module, ema: Any, optimizer: Any, state: TrainState) -> None:

@@ -10,7 +10,7 @@ import contextlib
 import itertools
 import shlex
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
@@ -32,7 +32,7 @@ from spikeloom.train.firing_rates import (
     steps_of_epoch,
 )
 from spikeloom.train.run import Run
-from spikeloom.train.setup import Progress, Setup, set_up
+from spikeloom.train.setup import Made, Progress, Setup, set_up
 from spikeloom.train.summary import finish, open_tensorboard, write_tensorboard
 
 Json = dict[str, Any]
@@ -49,13 +49,21 @@ class Interrupted(Exception):
     """The user stopped the run; its checkpoint is written."""
 
 
-def train(run: Run, progress: Progress, stop: Callable[[], bool] = lambda: False) -> Json:
+def train(
+    run: Run,
+    progress: Progress,
+    stop: Callable[[], bool] = lambda: False,
+    made: Made | None = None,
+    callbacks: Sequence[Callable[[Json], object]] = (),
+) -> Json:
     """Trains a run from its beginning or its last checkpoint, and writes its summary.
 
     Args:
         run: where and what.
         progress: is told how it goes.
         stop: asked after every step; True writes a checkpoint and ends.
+        made: data and model, where the run's settings do not name them.
+        callbacks: called with the record of each epoch; True ends the run after it.
 
     Returns:
         The summary: accuracies in percent on the test part, times, and where the run lies.
@@ -65,10 +73,16 @@ def train(run: Run, progress: Progress, stop: Callable[[], bool] = lambda: False
         Interrupted: `stop` said so.
     """
     with contextlib.ExitStack() as held:
-        return _train(*set_up(run, progress, held), progress, stop)
+        return _train(*set_up(run, progress, held, made), progress, stop, callbacks)
 
 
-def _train(s: Setup, state: TrainState, progress: Progress, stop: Callable[[], bool]) -> Json:
+def _train(
+    s: Setup,
+    state: TrainState,
+    progress: Progress,
+    stop: Callable[[], bool],
+    callbacks: Sequence[Callable[[Json], object]],
+) -> Json:
     run = s.run
     t, steps_per_epoch = s.t, s.batches.steps_per_epoch
     done = state.epoch * steps_per_epoch + state.step
@@ -78,7 +92,8 @@ def _train(s: Setup, state: TrainState, progress: Progress, stop: Callable[[], b
     writer = open_tensorboard(run, state.epoch) if s.accelerator.is_main_process else None
     clock = _Clock(run.seconds() if done else 0.0)
     loader = s.batches.loader(done)
-    while state.epoch < t.epochs:
+    ended = False
+    while state.epoch < t.epochs and not ended and not _lost_patience(s, state):
         _start_epoch(s, state)
         _train_epoch(s, state, loader, clock, progress, stop)
         record = _end_epoch(s, state, clock, progress)
@@ -88,6 +103,10 @@ def _train(s: Setup, state: TrainState, progress: Progress, stop: Callable[[], b
             write_tensorboard(writer, record)
         _save(s, state, clock)
         progress.epoch(record)
+        # All are called, and all processes end together.
+        ended = any(shared([[callback(dict(record)) for callback in callbacks].count(True)], s.accelerator))
+    if _lost_patience(s, state) and state.epoch < t.epochs:
+        progress.note(f"ended after epoch {state.epoch} of {t.epochs}: {state.waited} epochs without a better one")
     summary: Json = {}
     if s.accelerator.is_main_process:
         summary = finish(run, s.accelerator.unwrap_model(s.trained), s.train_set, s.test_set, s.parameters)
@@ -173,6 +192,10 @@ def _start_epoch(s: Setup, state: TrainState) -> None:
                 measure_norms(model, _inputs(s, epoch * s.batches.steps_per_epoch, NORM_BATCHES))
 
 
+def _lost_patience(s: Setup, state: TrainState) -> bool:
+    return s.t.patience is not None and state.waited >= s.t.patience
+
+
 def _save(s: Setup, state: TrainState, clock: _Clock) -> None:
     if s.accelerator.is_main_process:
         save_checkpoint(s.run, s.bare, s.ema, s.optimizer, state)
@@ -192,6 +215,8 @@ def _train_epoch(
         s.optimizer.zero_grad()
         with s.penalised or contextlib.nullcontext(), s.rated or contextlib.nullcontext():
             loss, correct = _forward_backward(s, batch)
+        if s.t.clip_grad is not None:
+            s.accelerator.clip_grad_norm_(s.model.parameters(), s.t.clip_grad)
         s.optimizer.step()
         if s.ema is not None:
             s.ema.update(s.bare, step=step)
@@ -267,11 +292,13 @@ def _end_epoch(s: Setup, state: TrainState, clock: _Clock, progress: Progress) -
             record[f"train{n + 1}_accuracy"] = part["test_accuracy"]
     record["lr"] = s.optimizer.param_groups[0]["lr"]
     record |= {**clock.speeds(), "seconds": clock.seconds()}
-    if s.validation_set is not None and record["validation_accuracy"] > state.best:
-        state.best = record["validation_accuracy"]
-        if s.accelerator.is_main_process:
-            best = s.accelerator.unwrap_model(s.trained)
-            save_tensors(s.run.best, best.state_dict(), s.run.about_weights(s.train_set))
+    if s.validation_set is not None:
+        state.waited += 1
+        if record["validation_accuracy"] > state.best:
+            state.best, state.waited = record["validation_accuracy"], 0
+            if s.accelerator.is_main_process:
+                best = s.accelerator.unwrap_model(s.trained)
+                save_tensors(s.run.best, best.state_dict(), s.run.about_weights(s.train_set))
     if state.epoch == 0:
         _warn_after_the_first_epoch(s, record, seen, progress)
     return record

@@ -5,14 +5,19 @@ Penalties, which compare environments, are here as equations; `train.environment
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
-from typing import Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from spikeloom.errors import UsageError
 from spikeloom.registry import Registry
+
+if TYPE_CHECKING:
+    from spikeloom.train.settings import TrainSettings
 
 Loss = Callable[[Tensor, Tensor], Tensor]
 
@@ -22,15 +27,16 @@ PER_STEP = {"tet", "reconstruction"}
 
 
 @LOSSES.register
-def sdt(logits: Tensor, y: Tensor, label_smoothing: float = 0.0) -> Tensor:
+def sdt(logits: Tensor, y: Tensor, label_smoothing: float = 0.0, class_weights: Tensor | None = None) -> Tensor:
     """Standard direct training: cross-entropy of the time-mean of the logits (Deng et al. 2022, TET, Eq. 5).
 
     Args:
         logits: [T, N, classes].
         y: labels [N].
         label_smoothing: eps of `(1 - eps) onehot + eps / classes`.
+        class_weights: [classes], of each sample by its class; the mean is divided by their sum.
     """
-    return F.cross_entropy(logits.mean(0), y, label_smoothing=label_smoothing)
+    return F.cross_entropy(logits.mean(0), y, class_weights, label_smoothing=label_smoothing)
 
 
 @LOSSES.register
@@ -40,6 +46,7 @@ def tet(
     lam: float = 0.0,
     target: float | Literal["onehot"] = 1.0,
     label_smoothing: float = 0.0,
+    class_weights: Tensor | None = None,
 ) -> Tensor:
     """Temporal efficient training: the mean of every step's cross-entropy (Deng et al. 2022, TET, Eqs. 9-13).
 
@@ -48,10 +55,10 @@ def tet(
         y: labels [N].
         lam: weight of the regulariser, the mean square of `logits - target`; the loss has weight `1 - lam`.
         target: the regulariser's constant, the same for every class; or "onehot" for the labels (SLTT on DVS-CIFAR10).
-        label_smoothing: as `sdt`.
+        label_smoothing, class_weights: as `sdt`; these are of the cross-entropy.
     """
-    steps = logits.shape[0]
-    cross_entropy = F.cross_entropy(logits.flatten(0, 1), torch.cat([y] * steps), label_smoothing=label_smoothing)
+    labels = torch.cat([y] * logits.shape[0])
+    cross_entropy = F.cross_entropy(logits.flatten(0, 1), labels, class_weights, label_smoothing=label_smoothing)
     if lam == 0:
         return cross_entropy
     aim = _onehot(logits, y) if target == "onehot" else target
@@ -70,16 +77,50 @@ def reconstruction(logits: Tensor, y: Tensor) -> Tensor:
 
 
 @LOSSES.register
-def mse_onehot(logits: Tensor, y: Tensor, label_smoothing: float = 0.0) -> Tensor:
+def mse_onehot(logits: Tensor, y: Tensor, label_smoothing: float = 0.0, class_weights: Tensor | None = None) -> Tensor:
     """The mean square of the time-mean of the logits minus the one-hot label (SynA).
 
     Args:
         logits: [T, N, classes].
         y: labels [N].
-        label_smoothing: as `sdt`.
+        label_smoothing, class_weights: as `sdt`.
     """
-    aim = (1 - label_smoothing) * _onehot(logits, y) + label_smoothing / logits.shape[-1]
-    return (logits.mean(0) - aim).square().mean()
+    onehot = _onehot(logits, y)
+    aim = (1 - label_smoothing) * onehot + label_smoothing / logits.shape[-1]
+    errors = (logits.mean(0) - aim).square()
+    if class_weights is None:
+        return errors.mean()
+    weights = onehot @ class_weights.to(onehot)
+    return (errors.mean(1) * weights).sum() / weights.sum()
+
+
+def class_weights(t: TrainSettings, train_set: Any) -> Tensor | None:
+    """The weights [classes] that `train.class_weights` gives the classes of a data set.
+
+    "balanced" gives `samples / (classes x samples of the class)`: the classes together weigh as many samples as there
+    are, each the same.
+
+    Raises:
+        UsageError: another number of weights than classes, weights that are not positive, a class without a sample, or
+            a loss that knows no classes.
+    """
+    wanted, classes = t.class_weights, len(train_set.classes)
+    if wanted is None:
+        return None
+    if "class_weights" not in inspect.signature(LOSSES[t.loss.name]).parameters:
+        raise UsageError(f"train.class_weights: the loss {t.loss.name} knows no classes; leave it out")
+    if wanted != "balanced":
+        if len(wanted) != classes or min(wanted, default=0) <= 0:
+            raise UsageError(
+                f"train.class_weights must be {classes} numbers above 0, one for each class of {train_set.title}, or "
+                f"balanced; got {wanted}"
+            )
+        return torch.tensor(wanted)
+    counts = torch.bincount(torch.as_tensor(train_set.labels), minlength=classes)
+    if not counts.all():
+        empty = train_set.classes[int(counts.argmin())]
+        raise UsageError(f"train.class_weights=balanced: {train_set.title} has no sample of class {empty!r}")
+    return len(train_set.labels) / (classes * counts.float())
 
 
 def _onehot(logits: Tensor, y: Tensor) -> Tensor:

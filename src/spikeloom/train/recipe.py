@@ -135,8 +135,13 @@ _SUPPLIED = {
 }
 
 
-def check_settings(values: Json, where: str) -> Settings:
+def check_settings(values: Json, where: str, given: bool = False) -> Settings:
     """Settings from plain values, every key known and of its type.
+
+    Args:
+        values: by their keys.
+        where: where they stand, for messages.
+        given: data and model are made by the caller, and their names in no registry.
 
     Raises:
         UsageError: one line with the key, what is wrong and, for unknown ones, the nearest.
@@ -149,11 +154,12 @@ def check_settings(values: Json, where: str) -> Settings:
     from spikeloom.train.losses import LOSSES, PER_STEP
     from spikeloom.train.methods import METHODS
 
-    check_options(settings.data, DATASETS, f"{where}: data", _SUPPLIED["data"])
-    check_options(settings.model, MODELS, f"{where}: model", _SUPPLIED["model"])
+    if not given:
+        check_options(settings.data, DATASETS, f"{where}: data", _SUPPLIED["data"])
+        check_options(settings.model, MODELS, f"{where}: model", _SUPPLIED["model"])
     if settings.neuron is not None:
         check_options(settings.neuron, NEURONS, f"{where}: neuron", _SUPPLIED["neuron"])
-    check_options(settings.train.loss, LOSSES, f"{where}: train.loss", {"logits", "y"})
+    check_options(settings.train.loss, LOSSES, f"{where}: train.loss", {"logits", "y", "class_weights"})
     check_options(settings.train.method, METHODS, f"{where}: train.method", {"model", "x", "y", "loss"})
     if settings.train.penalty is not None:
         check_options(settings.train.penalty, PENALTIES, f"{where}: train.penalty", {"shares"})

@@ -19,25 +19,24 @@ import dataclasses
 import itertools
 import json
 import os
-import platform
 import shlex
-import subprocess
-import sys
 from collections.abc import Generator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, get_args
 
-import torch
-
+from spikeloom import plugins
 from spikeloom.errors import DataFileError, UsageError
 from spikeloom.files import PathLike, atomic, read_json, write_json
 from spikeloom.models.trained_weights import run_folder
 from spikeloom.train import lock
+from spikeloom.train.machine import environment
 from spikeloom.train.recipe import Budget, check_settings, flatten, merge
 from spikeloom.train.settings import Named, Settings
 
 Json = dict[str, Any]
+GIVEN = "given"
+"""The recipe of runs whose model and data were made in Python (`spikeloom.train.fit`)."""
 _RECORD = {"test_accuracy", "test_loss", "seconds"}  # what every epoch's record has
 _SUMMARY: Json = {
     "test_accuracy": float | int | None,
@@ -65,6 +64,9 @@ CHANGEABLE = (
     "train.method",
     "train.penalty",
     "train.rate_penalty",
+    "train.class_weights",
+    "train.clip_grad",
+    "train.patience",
     "train.augment",
     "train.mix",
     "train.precision",
@@ -83,6 +85,7 @@ class Run:
         folder: its path.
         recipe, row, budget: where the settings come from.
         settings: all that decides the weights.
+        imports: modules of the user's that it was made with, by their names.
         changes: what was changed when the run was continued, each `{"after_epoch": n, "settings": {key: [old, new]}}`.
         new: whether the folder was empty when the run was planned.
     """
@@ -93,6 +96,7 @@ class Run:
     budget: str
     settings: Settings
     changes: tuple[Json, ...] = ()
+    imports: tuple[str, ...] = ()
     new: bool = field(default=False, compare=False, kw_only=True)
 
     def __post_init__(self) -> None:
@@ -105,7 +109,7 @@ class Run:
         Raises:
             UsageError: the folder exists with something in it.
         """
-        run = cls(Path(folder), recipe, row, budget, settings, new=True)
+        run = cls(Path(folder), recipe, row, budget, settings, imports=tuple(plugins.named()), new=True)
         with run._placing():
             if run.folder.exists() and any(not _is_leftover(path) for path in run.folder.iterdir()):
                 raise run._occupied()
@@ -129,7 +133,11 @@ class Run:
             with self._placing():
                 self.folder.mkdir(parents=True, exist_ok=True)
                 stack.enter_context(lock.locked(self.folder))
-            if self.new and (self.folder / "settings.json").exists() and Run.open(self.folder) != self:
+            if (
+                self.new
+                and (self.folder / "settings.json").exists()
+                and Run.open(self.folder, self.recipe == GIVEN) != self
+            ):
                 raise self._occupied()
             self.begin()
             yield
@@ -155,7 +163,11 @@ class Run:
             "settings": self.settings.model_dump(),
             "environment": environment(),
         }
-        write_json(file, values | ({"changes": list(self.changes)} if self.changes else {}))
+        if self.imports:
+            values["imports"] = list(self.imports)
+        if self.changes:
+            values["changes"] = list(self.changes)
+        write_json(file, values)
 
     def changed(self, values: Json) -> Run:
         """This run with other settings from its last checkpoint on; `begin` writes them down.
@@ -197,11 +209,16 @@ class Run:
             ) from None
 
     @classmethod
-    def open(cls, folder: PathLike) -> Run:
+    def open(cls, folder: PathLike, given: bool = False) -> Run:
         """An existing run, or by `weights:NAME` the run of a trained network that comes with the package.
 
+        Args:
+            folder: of the run.
+            given: a run whose model and data were made in Python is wanted too: the caller has them.
+
         Raises:
-            UsageError: the folder is no run.
+            DataFileError: the folder is no run.
+        UsageError: it was made with modules of the user's that are not imported.
         """
         folder = run_folder(folder)
         if not (folder / "settings.json").is_file():
@@ -212,8 +229,15 @@ class Run:
             recipe, row, budget = saved["recipe"], saved["row"], saved["budget"]
             if not (isinstance(recipe, str) and isinstance(row, str) and budget in get_args(Budget)):
                 raise TypeError
-            settings = check_settings(saved["settings"], str(path))
-            return cls(folder, recipe, row, budget, settings, _read_changes(saved))
+            imports = plugins.saved_names(saved.get("imports", ()))
+            plugins.require(imports, str(folder))
+            if recipe == GIVEN and not given:
+                raise UsageError(
+                    f"{folder} is a run of spikeloom.train.fit, whose model and data are yours alone: continue it by "
+                    "calling fit again, which also loads its weights"
+                )
+            settings = check_settings(saved["settings"], str(path), given)
+            return cls(folder, recipe, row, budget, settings, _read_changes(saved), imports)
         except (KeyError, TypeError, AttributeError):
             raise DataFileError(f"{path} is not the settings of a run") from None
 
@@ -369,55 +393,3 @@ def _shape(record: Json) -> dict[str, bool]:
 def _is_leftover(path: Path) -> bool:
     """Whether a killed process may have left this file: its lock, or one that it had not written to the end."""
     return path.name == lock.NAME or (path.name.startswith(".") and path.suffix == ".tmp")
-
-
-def peak_memory() -> float | None:
-    """The most memory that this process held so far, in MB: on a GPU of tensors, otherwise resident.
-
-    None where the system does not tell.
-    """
-    if torch.cuda.is_available():
-        return torch.cuda.max_memory_allocated() / 1e6
-    try:
-        import resource
-    except ImportError:  # Windows
-        return None
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak / 1e6 if sys.platform == "darwin" else peak * 1024 / 1e6
-
-
-def environment() -> Json:
-    """Versions and machine, as far as results depend on them."""
-    import spikeloom
-    from spikeloom.ops import _dispatch
-
-    return {
-        "spikeloom": spikeloom.__version__,
-        "commit": _commit(),
-        "torch": torch.__version__,
-        "python": platform.python_version(),
-        "machine": f"{platform.system()} {platform.machine()}",
-        "processor": _processor(),
-        "threads": torch.get_num_threads(),
-        "native": None if _dispatch.native is None else _dispatch.native.level(),
-        "device": "cuda" if torch.cuda.is_available() else "cpu",
-    }
-
-
-def _commit() -> str | None:
-    # Only of a checkout of Spikeloom itself, not of whatever repository it is installed in.
-    root = Path(__file__).resolve().parents[3]
-    if not (root / ".git").exists() or os.environ.get("GIT_DIR"):
-        return None
-    found = subprocess.run(["git", "rev-parse", "HEAD"], cwd=root, capture_output=True, text=True, check=False)
-    return found.stdout.strip() or None
-
-
-def _processor() -> str:
-    try:
-        for line in Path("/proc/cpuinfo").read_text().splitlines():
-            if line.startswith("model name"):
-                return line.split(":", 1)[1].strip()
-    except OSError:
-        pass
-    return platform.processor()

@@ -118,6 +118,9 @@ class TrainSettings(Strict):
     method: Named = Named(name="bptt")
     loss: Named = Named(name="sdt")
     penalty: PenaltySettings | None = Field(None, description="added to the loss, of data with environments")
+    class_weights: Literal["balanced"] | list[float] | None = Field(
+        None, description="of each class in the loss of training; balanced makes all classes weigh the same"
+    )
     rate_penalty: RatePenaltySettings | None = Field(None, description="added to the loss, of any network")
     optimizer: Literal["sgd", "adam", "adamw", "adamax"] = "sgd"
     lr: float = Field(gt=0)
@@ -140,6 +143,10 @@ class TrainSettings(Strict):
     steps: list[StepStage] = Field([], description="T of the first epochs, stage by stage; then model.T")
     initial_rate: float | None = Field(
         None, gt=0, lt=1, description="firing rate at which every neuron layer starts, set on the first batch"
+    )
+    clip_grad: float | None = Field(None, gt=0, description="largest norm of the gradient of all weights together")
+    patience: int | None = Field(
+        None, ge=1, description="epochs without a better validation accuracy that end the run; needs data.validation"
     )
     ema: float | None = Field(None, gt=0, lt=1, description="decay of averaged weights, which become the run's")
     start_from: Annotated[str | None, BeforeValidator(_as_text)] = Field(
@@ -190,6 +197,12 @@ class Settings(Strict):
     model: Named
     neuron: Named | None = None
     train: TrainSettings
+
+    @model_validator(mode="after")
+    def _has_what_ends_it(self) -> Settings:
+        if self.train.patience is not None and not self.data.validation:
+            raise ValueError("train.patience needs a validation part to watch: give data.validation, such as 0.1")
+        return self
 
 
 class MeasureSettings(Strict):

@@ -13,6 +13,7 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 
 from spikeloom.data import augmentation
+from spikeloom.data.given import StreamedDataset
 from spikeloom.data.subset import hold_out
 from spikeloom.errors import UsageError
 from spikeloom.layers import sync_norms
@@ -22,7 +23,7 @@ from spikeloom.train.checkpoint import TrainState, load_checkpoint
 from spikeloom.train.environments import PENALTIES, Penalised
 from spikeloom.train.evaluate import shared
 from spikeloom.train.firing_rates import check_steps
-from spikeloom.train.losses import LOSSES
+from spikeloom.train.losses import LOSSES, class_weights
 from spikeloom.train.methods import METHODS
 from spikeloom.train.optim import Schedule, build_optimizer, build_schedule
 from spikeloom.train.pretrain import start_from
@@ -55,9 +56,10 @@ class Setup:
         ema: the averaged weights, if wanted.
         optimizer, schedule: of the weights.
         batches: of the whole run.
-        method, loss: how gradients are taken, and of what.
-        rated: the loss with its penalty on firing rates, if any.
-        penalised: that one, or the plain loss, with its penalty on environments, if any.
+        method, loss: how gradients are taken, and of what, without weights of classes.
+        weighted: the loss with weights of classes, if any.
+        rated: that one with its penalty on firing rates, if any.
+        penalised: the same with its penalty on environments, if any.
         T: of evaluation; None of a model that repeats nothing.
         parameters: trainable elements.
         seconds: of earlier sessions of the run, and the clock at the start of this one.
@@ -75,6 +77,7 @@ class Setup:
     batches: Batches
     method: Callable[..., Tensor]
     loss: Callable[[Tensor, Tensor], Tensor]
+    weighted: Callable[[Tensor, Tensor], Tensor]
     rated: RatePenalty | None
     penalised: Penalised | None
     T: int | None
@@ -83,7 +86,7 @@ class Setup:
     @property
     def objective(self) -> Callable[[Tensor, Tensor], Tensor]:
         """The loss with all its penalties."""
-        return self.penalised or self.rated or self.loss
+        return self.penalised or self.rated or self.weighted
 
     @property
     def t(self) -> TrainSettings:
@@ -105,60 +108,72 @@ class Setup:
             model.T = T  # pyright: ignore[reportArgumentType]
 
 
-def set_up(run: Run, progress: Progress, held: contextlib.ExitStack) -> tuple[Setup, TrainState]:
+@dataclass
+class Made:
+    """The data of a run, and its model where the caller made it."""
+
+    train_set: Any
+    validation_set: Any
+    test_set: Any
+    model: nn.Module | None = None
+
+
+def set_up(
+    run: Run, progress: Progress, held: contextlib.ExitStack, made: Made | None = None
+) -> tuple[Setup, TrainState]:
     """Builds what a run needs, and takes up its last checkpoint if it has one.
 
     Args:
         run: where and what.
         progress: is told what a user should know.
         held: keeps the run's folder for this process until it is closed.
+        made: data and model, where the settings do not name them.
 
     Raises:
         UsageError: settings that cannot be met, such as a batch larger than the data.
     """
     settings, t = run.settings, run.settings.train
     accelerator = make_accelerator(t.precision)
-    train_set, validation_set, test_set = _parts(run)
+    made = made or _parts(run)
+    train_set = made.train_set
     micro_batches, batch = _batch(t, accelerator.num_processes, train_set)
     environments = getattr(train_set, "environments", 1)
-    order = functools.partial(epoch_order, len(train_set), settings.seed, environments=environments, batch=t.batch_size)
-    model = build_model(settings, train_set.in_channels, len(train_set.classes))
+    order = _order(run, train_set, environments)
+    model = made.model or build_model(settings, train_set.in_channels, len(train_set.classes))
     if t.sync_norm:
         model = sync_norms(model)
-    T = getattr(model, "T", None)
     rest = start_from(model, t.start_from) if t.start_from is not None else None
     named = [{"name": a.name, **a.options} for a in t.augment]
     augment = augmentation(named, getattr(train_set, "mean", ()), getattr(train_set, "std", ()))
     try_input(model, train_set, settings.model.name, t.method.name)
     check_steps(t, model, train_set)
+    weights = class_weights(t, train_set)
     _begin(run, held, accelerator)
     if rest:
         progress.warn(f"drawn anew, because {t.start_from} has no such weights: {', '.join(rest)}")
     accelerator.wait_for_everyone()
-    parameters = sum(p.numel() for p in model.parameters())
     if t.channels_last:
         model = model.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
     ema = None if t.ema is None else _averaged(model, t.ema)
     optimizer = build_optimizer(t, model)
     steps_per_epoch = len(order(0)) // batch
     schedule = build_schedule(t, optimizer, steps_per_epoch)
-    state = TrainState()
-    if run.checkpoint.is_file():
-        state = load_checkpoint(run, model, ema, optimizer)
-    if accelerator.is_main_process and (missing := run.keep_metrics(state.epoch)):
-        progress.warn(f"{run.folder} has no records of its first {missing} epochs: its summary is of the others")
+    state = load_checkpoint(run, model, ema, optimizer) if run.checkpoint.is_file() else TrainState()
+    if accelerator.is_main_process:
+        _keep_records(run, state, progress)
     model, optimizer = accelerator.prepare(model, optimizer)
     if ema is not None:
         ema.to(accelerator.device)
     loss = functools.partial(LOSSES[t.loss.name], **t.loss.options)
-    bare, rates = accelerator.unwrap_model(model), t.rate_penalty
-    rated = None if rates is None else RatePenalty(bare, loss, rates.weight, rates.target)
+    weighted = loss if weights is None else functools.partial(loss, class_weights=weights.to(accelerator.device))
+    bare = accelerator.unwrap_model(model)
+    rated = None if t.rate_penalty is None else RatePenalty(bare, weighted, **t.rate_penalty.model_dump())
     setup = Setup(
         run=run,
         accelerator=accelerator,
         train_set=train_set,
-        validation_set=validation_set,
-        test_set=test_set,
+        validation_set=made.validation_set,
+        test_set=made.test_set,
         model=model,
         ema=ema,
         optimizer=optimizer,
@@ -177,11 +192,27 @@ def set_up(run: Run, progress: Progress, held: contextlib.ExitStack) -> tuple[Se
         method=functools.partial(METHODS[t.method.name], **t.method.options),
         loss=loss,
         rated=rated,
-        penalised=_penalised(t, bare, rated or loss, environments, train_set.title),
-        T=T,
-        parameters=parameters,
+        weighted=weighted,
+        penalised=_penalised(t, bare, rated or weighted, environments, train_set.title),
+        T=getattr(bare, "T", None),
+        parameters=sum(p.numel() for p in bare.parameters()),
     )
     return setup, state
+
+
+def _order(run: Run, train_set: Any, environments: int) -> Callable[[int], Tensor]:
+    """The order of samples in an epoch: a stream's own, or a shuffle."""
+    if isinstance(train_set, StreamedDataset):
+        return train_set.order
+    settings = run.settings
+    return functools.partial(
+        epoch_order, len(train_set), settings.seed, environments=environments, batch=settings.train.batch_size
+    )
+
+
+def _keep_records(run: Run, state: TrainState, progress: Progress) -> None:
+    if missing := run.keep_metrics(state.epoch):
+        progress.warn(f"{run.folder} has no records of its first {missing} epochs: its summary is of the others")
 
 
 def _batch(t: TrainSettings, processes: int, train_set: Any) -> tuple[int, int]:
@@ -197,12 +228,12 @@ def _batch(t: TrainSettings, processes: int, train_set: Any) -> tuple[int, int]:
     return micro_batches, batch
 
 
-def _parts(run: Run) -> tuple[Any, Any, Any]:
+def _parts(run: Run) -> Made:
     """The data to train on, to choose the epoch by (None without `data.validation`) and to test on."""
     train_set, test_set = build_datasets(run.settings)
     if not run.settings.data.validation:
-        return train_set, None, test_set
-    return (*hold_out(train_set, run.settings.data.validation), test_set)
+        return Made(train_set, None, test_set)
+    return Made(*hold_out(train_set, run.settings.data.validation), test_set)
 
 
 def _averaged(model: nn.Module, decay: float) -> Any:

@@ -10,8 +10,9 @@ from torch import nn
 from spikeloom.errors import DataFileError, UsageError
 from spikeloom.files import save_tensors, write_json
 from spikeloom.train.environments import select_epoch, train_accuracies
+from spikeloom.train.machine import environment, peak_memory
 from spikeloom.train.pretrain import write_pictures
-from spikeloom.train.run import Run, environment, peak_memory
+from spikeloom.train.run import Run
 
 Json = dict[str, Any]
 
