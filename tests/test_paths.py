@@ -230,7 +230,7 @@ def pretrained(at: Any) -> float:
 def fitted(at: Any) -> Any:
     torch.manual_seed(0)
     digits = create_dataset("digits", subset=16, size=16)
-    net = create_model("colored_mnist_net", in_channels=1, image_size=16, T=1)
+    net = create_model("colored_mnist_net", in_channels=1, num_classes=10, image_size=16, T=1)
     return fit(net, digits, digits, out=at("new"), progress=Quiet(), epochs=1, batch_size=8, lr=0.01)["test_accuracy"]
 
 
