@@ -29,7 +29,7 @@ STAGES = [
     {"train"},
     {"analyse", "deploy"},
     {"bench"},
-    {"cards", "doctor", "predict", "reproduce", "scores"},
+    {"cards", "doctor", "predict", "reproduce", "scores", "sweep"},
     {"cli"},
     {"__main__"},
 ]

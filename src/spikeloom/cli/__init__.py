@@ -9,7 +9,22 @@ import typer
 
 import spikeloom
 from spikeloom import plugins
-from spikeloom.cli import arguments, audit, bench, doctor, evaluate, export, predict, report, reproduce, run, train
+from spikeloom.cli import (
+    arguments,
+    audit,
+    bench,
+    compare,
+    doctor,
+    evaluate,
+    export,
+    predict,
+    report,
+    reproduce,
+    run,
+    schema,
+    sweep,
+    train,
+)
 from spikeloom.cli import list as list_
 from spikeloom.errors import UsageError
 from spikeloom.memory import keep_memory
@@ -50,8 +65,11 @@ app.command()(predict.predict)
 app.command()(export.export)
 app.command()(report.report)
 app.command()(reproduce.reproduce)
+app.command()(sweep.sweep)
+app.command()(compare.compare)
 app.command()(bench.bench)
 app.command(name="list")(list_.list_)
+app.command()(schema.schema)
 app.command()(doctor.doctor)
 
 

@@ -134,6 +134,44 @@ def print_scores(scores: list[Score]) -> None:
     _console().print(table)
 
 
+def print_sweep(title: str, records: list[Json]) -> None:
+    """The combinations of a sweep, best first."""
+    from rich.table import Table
+
+    table = Table(title=title)
+    settings = list(records[0]["settings"])
+    found = [key for key in ("validation_accuracy", "accuracy", "loss") if any(key in record for record in records)]
+    for column in (*settings, *(key.replace("_", " ") for key in found), "deviation", "runs", "s a run"):
+        table.add_column(column, justify="left" if column in settings else "right", overflow="fold")
+
+    def shown(record: Json, key: str, digits: int) -> str:
+        return "" if record.get(key) is None else f"{record[key]:.{digits}f}"
+
+    for record in records:
+        failed = f", {record['failed']} failed" if record["failed"] else ""
+        table.add_row(
+            *record["settings"].values(),
+            *(shown(record, key, 4 if key == "loss" else 2) for key in found),
+            shown(record, "deviation", 2),
+            f"{record['runs']}{failed}",
+            shown(record, "seconds", 0),
+        )
+    _console().print(table)
+
+
+def print_comparison(records: list[Json]) -> None:
+    """Runs, a line each, with the settings in which they differ."""
+    from rich.table import Table
+
+    table = Table()
+    for column in records[0]:
+        numbers = column in ("accuracy", "validation", "epochs", "seconds", "parameters")
+        table.add_column(column, justify="right" if numbers else "left", overflow="fold")
+    for record in records:
+        table.add_row(*("" if value is None else str(value) for value in record.values()))
+    _console().print(table)
+
+
 def print_audit(title: str, data: str, found: Audit, blocks: list[BlockInput]) -> None:
     from rich.table import Table
 

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 from spikeloom.errors import UsageError
 from spikeloom.files import PathLike
+from spikeloom.train.recipe import flatten
 from spikeloom.train.run import Run
+
+Json = dict[str, Any]
 
 
 def find_runs(place: PathLike) -> list[Path]:
@@ -37,6 +42,38 @@ def describe_run(folder: PathLike) -> str:
     accuracy = summary["test_accuracy"]
     result = f"loss {summary['test_loss']:.4f}" if accuracy is None else f"{accuracy:.2f} %"
     return f"{what}: {result}, {summary['epochs']} epochs, {_duration(summary['seconds'])}"
+
+
+def compare_runs(folders: Iterable[PathLike]) -> list[Json]:
+    """A record for each run: its folder, the settings in which the runs differ, and what came out.
+
+    Keys after the settings: `accuracy` and `validation` (percent, None where there is none), `epochs`, `seconds`,
+    `parameters` (None of an unfinished run) and `state`.
+
+    Raises:
+        UsageError: a folder is no run.
+    """
+    runs = [Run.open(folder) for folder in folders]
+    settings = [{"recipe": run.title, "budget": run.budget, **flatten(run.settings.model_dump())} for run in runs]
+    keys = dict.fromkeys(key for each in settings for key in each)
+    differing = [key for key in keys if any(each.get(key) != settings[0].get(key) for each in settings)]
+    records: list[Json] = []
+    for run, each in zip(runs, settings, strict=True):
+        summary, metrics = run.summary(), run.metrics()
+        last = summary or (metrics[-1] if metrics else {})
+        records.append(
+            {
+                "run": str(run.folder),
+                **{key: each.get(key) for key in differing},
+                "accuracy": last.get("test_accuracy"),
+                "validation": last.get("validation_accuracy"),
+                "epochs": len(metrics),
+                "seconds": run.seconds() if summary is None else summary["seconds"],
+                "parameters": None if summary is None else summary["parameters"],
+                "state": "finished" if summary else f"{len(metrics)} of {run.settings.train.epochs} epochs",
+            }
+        )
+    return records
 
 
 def _duration(seconds: float) -> str:

@@ -128,7 +128,7 @@ def flatten(values: Mapping[str, Any], prefix: str = "") -> Json:
 
 
 # Options of registered builders that training gives, not the user.
-_SUPPLIED = {
+SUPPLIED = {
     "data": {"split", "root"},
     "model": {"neuron", "in_channels", "num_classes"},
     "neuron": {"channels", "features"},
@@ -155,10 +155,10 @@ def check_settings(values: Json, where: str, given: bool = False) -> Settings:
     from spikeloom.train.methods import METHODS
 
     if not given:
-        check_options(settings.data, DATASETS, f"{where}: data", _SUPPLIED["data"])
-        check_options(settings.model, MODELS, f"{where}: model", _SUPPLIED["model"])
+        check_options(settings.data, DATASETS, f"{where}: data", SUPPLIED["data"])
+        check_options(settings.model, MODELS, f"{where}: model", SUPPLIED["model"])
     if settings.neuron is not None:
-        check_options(settings.neuron, NEURONS, f"{where}: neuron", _SUPPLIED["neuron"])
+        check_options(settings.neuron, NEURONS, f"{where}: neuron", SUPPLIED["neuron"])
     check_options(settings.train.loss, LOSSES, f"{where}: train.loss", {"logits", "y", "class_weights"})
     check_options(settings.train.method, METHODS, f"{where}: train.method", {"model", "x", "y", "loss"})
     if settings.train.penalty is not None:
@@ -199,11 +199,11 @@ def check_options(named: Named, registry: Any, where: str, supplied: set[str]) -
         raise UsageError(f"{where}: {error}") from None
     # What every entry takes, such as data.root, is known beside an entry's own options.
     shared = [key for key in type(named).model_fields if key != "name"]
-    _validate(_options_model(builder, frozenset(supplied)), named.options, f"{where} {named.name}", shared)
+    _validate(options_model(builder, frozenset(supplied)), named.options, f"{where} {named.name}", shared)
 
 
 @functools.lru_cache(maxsize=256)
-def _options_model(builder: Callable[..., Any], supplied: frozenset[str]) -> type[BaseModel]:
+def options_model(builder: Callable[..., Any], supplied: frozenset[str]) -> type[BaseModel]:
     from spikeloom.surrogates import Surrogate
 
     target = builder.__init__ if inspect.isclass(builder) else builder
@@ -288,7 +288,7 @@ def nearest_key(key: str, known: Iterable[str]) -> str:
     names = {"train": set(TrainSettings.model_fields), "data": {"root", "test_subset"}}
     for part, registry in (("model", MODELS), ("neuron", NEURONS), ("data", DATASETS)):
         options = {name for entry in registry for name in inspect.signature(registry[entry]).parameters}
-        names[part] = names.get(part, set()) | (options - _SUPPLIED[part])
+        names[part] = names.get(part, set()) | (options - SUPPLIED[part])
     places: dict[str, str] = {}
     for part in ("train", "model", "neuron", "data"):
         if part in known:

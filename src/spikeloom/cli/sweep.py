@@ -1,0 +1,74 @@
+"""`spikeloom sweep`: a recipe with every combination of some settings."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from spikeloom.cli.arguments import RECIPE_KEYS, AsJson, Words, read_budget, read_settings
+from spikeloom.cli.progress import stop_on_signal
+from spikeloom.cli.tables import print_sweep
+from spikeloom.errors import UsageError
+
+Json = dict[str, Any]
+
+
+def sweep(
+    context: typer.Context,
+    words: Words = None,
+    runs: Annotated[Path, typer.Option("--runs", metavar="PATH", help="Where run folders go.")] = Path("runs/sweep"),
+    jobs: Annotated[
+        int | None, typer.Option("--jobs", min=1, metavar="N", help="Runs at a time; as many as there are cores.")
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Train a row of a recipe with every combination of settings, and print mean and deviation of each.
+
+    \b
+    spikeloom sweep quickstart/digits train.lr=0.05,0.1,0.2 seed=1..3
+    spikeloom sweep report/table2#s0t2b budget=short train.lr=0.05,0.1 data.validation=0.1 data.root=DATA
+
+    Several values are separated by commas; 1..3 are whole numbers. Each run has a folder of its own. The same command
+    continues a sweep that was stopped. With data.validation combinations are ranked by the validation part.
+    """
+    words = list(words or [])
+    if not words or "=" in words[0]:
+        raise UsageError("name a recipe, for example: spikeloom sweep quickstart/digits train.lr=0.1,0.2 seed=1..3")
+    from spikeloom.sweep import parse_grid, plan, run_trials, table
+    from spikeloom.train.recipe import load_recipe
+
+    target, settings = words[0], words[1:]
+    fixed, axes = parse_grid(settings)
+    if "budget" in axes:
+        raise UsageError("a sweep has one budget: give budget= a single value")
+    values = read_settings(context, [*fixed, *(f"{key}={found[0]}" for key, found in axes.items())], RECIPE_KEYS)
+    recipe_name, _, row = target.partition("#")
+    recipe = load_recipe(recipe_name)
+    row = row or next(iter(recipe.rows))
+    if "#" not in target and len(recipe.rows) > 1:
+        raise UsageError(f"{target} has several rows: name one, as in {recipe_name}#{row} ({', '.join(recipe.rows)})")
+    own = [word for word in fixed if not word.startswith("budget=")]
+    trials = plan(recipe, row, read_budget(values) or recipe.budget, own, axes, runs)
+    cores = os.cpu_count() or 1
+    jobs = min(jobs or cores, len(trials))
+    with stop_on_signal() as stop:
+        whole = run_trials(trials, target, fixed, jobs, max(1, cores // jobs), _say, stop)
+    if not whole:
+        print("stopped; the same command continues", file=sys.stderr)
+        raise typer.Exit(130)
+    records = table(trials)
+    if as_json:
+        print(json.dumps({"runs": str(runs), "rows": records}))
+    else:
+        print_sweep(target, records)
+    if any(record["failed"] for record in records):
+        raise typer.Exit(1)
+
+
+def _say(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
