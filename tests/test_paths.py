@@ -40,9 +40,10 @@ from spikeloom.neurons import LIF
 from spikeloom.predict import find_files, predict
 from spikeloom.reproduce import recorded_figures, reproduce
 from spikeloom.scores import scoreboard
+from spikeloom.sweep import plan as plan_sweep
 from spikeloom.train import fit
 from spikeloom.train.build import build_model
-from spikeloom.train.list_runs import describe_run, find_runs
+from spikeloom.train.list_runs import compare_runs, describe_run, find_runs
 from spikeloom.train.loop import train
 from spikeloom.train.pretrain import start_from, write_pictures
 from spikeloom.train.recipe import check_settings, load_recipe
@@ -54,7 +55,7 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 ELSEWHERE = ("spikeloom.data", "spikeloom.cli", "spikeloom.__main__", "spikeloom._native")
 # Records of what was found; the folder of a `Run`; settings, which `start_from` below has; and benchmarks that take
 # seconds or minutes, whose files go through `recordings` and `write_results`.
-RECORDS = {"RunData", "OnnxFile", "Prediction", "Weights", "locked", "DataSettings"}
+RECORDS = {"Trial", "RunData", "OnnxFile", "Prediction", "Weights", "locked", "DataSettings"}
 BENCHMARKS = {"bench_audit", "bench_events", "bench_methods", "bench_neurons", "frame_rows"}
 OF_FILES = {"path", "file", "folder", "folders", "out", "root", "run", "runs", "results"}
 
@@ -234,6 +235,10 @@ def fitted(at: Any) -> Any:
     return fit(net, digits, digits, out=at("new"), progress=Quiet(), epochs=1, batch_size=8, lr=0.01)["test_accuracy"]
 
 
+def swept(at: Any) -> Any:
+    return plan_sweep(load_recipe("quickstart/digits"), "main", "full", [], {"seed": ["1", "2"]}, at("new"))
+
+
 CALLS: dict[str, Callable[[Any], Any]] = {
     "Engine.save": lambda at: deploy.load(at("engine.safetensors")).save(at("new")) or Path(at("new")).read_bytes(),
     "Run": lambda at: Run(at("run"), "a", "b", "full", Run.open(at("run")).settings).weights.name,
@@ -242,6 +247,7 @@ CALLS: dict[str, Callable[[Any], Any]] = {
     "atomic": atomically,
     "atomic_folder": lambda at: whole_folder(at("new")),
     "attention_inputs": without_attention,
+    "compare_runs": lambda at: compare_runs([at("run")])[0]["accuracy"],
     "confusions": lambda at: sorted(map(os.path.basename, confusions([at("run")], 10).tables)),
     "describe_run": lambda at: describe_run(at("run")),
     "draw_figures": lambda at: [path.name for path in draw_figures([at("figure.json")], at("new"))],
@@ -261,6 +267,7 @@ CALLS: dict[str, Callable[[Any], Any]] = {
     "load_tensors": lambda at: sorted(files.load_tensors(at("run/model.safetensors"))[0]),
     "load_weights": lambda at: files.load_weights(network(), dict(network().state_dict()), at("new"), "x"),
     "open_target": lambda at: open_target(at("run"), {"images": 2}).title,
+    "plan": lambda at: [trial.folder.name for trial in swept(at)],
     "predict": lambda at: [(found.label, found.probability) for found in predict(at("run"), [at("pictures")])],
     "read_figure": lambda at: read_figure(at("figure.json")).data[0].y,
     "read_json": lambda at: files.read_json(at("run/summary.json")),
