@@ -103,8 +103,11 @@ def _firing(run: Run) -> Json:
             logits = target.model(x)
             milliseconds += len(logits) * logits.shape[1] * 1e3 * run.settings.model.options.get("time_step", 0.0)
     spikes, rates = sum(meter.spikes().values()), meter.rates()
-    shortcuts = {name: m.shortcut for name, m in target.model.named_modules() if isinstance(m, SynAUnit) and m.shortcut}
-    ends = [rates[f"{name}.shortcut.{len(shortcut) - 1}"] for name, shortcut in shortcuts.items()]
+    ends = [
+        rates[f"{name}.shortcut.{len(list(unit.shortcut.children())) - 1}"]
+        for name, unit in target.model.named_modules()
+        if isinstance(unit, SynAUnit) and unit.shortcut is not None
+    ]
     return {
         "rate": meter.mean(),
         "spikes_per_ms": spikes / milliseconds if milliseconds else None,

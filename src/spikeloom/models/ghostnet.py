@@ -352,8 +352,8 @@ def report_sew_resnet34_ghost(
     """`report_sew_resnet34` with a Ghost module for every convolution.
 
     Without `ghost_stem` the stem stays a convolution. With `outer_norm` the network's own norm and neuron follow each
-    module, whose halves have theirs too; without, the halves end in norms, and one neuron follows the module. `spiking_output`: as
-    `spikeloom.models.course_report.report_vgg16`.
+    module, whose halves have theirs too; without, the halves end in norms, and one neuron follows the module.
+    `spiking_output`: as `spikeloom.models.course_report.report_vgg16`.
     """
     inner: Unit = functools.partial(NormSpike, neuron=neuron) if outer_norm else BatchNorm
     norm = BatchNorm if outer_norm else _no_norm

@@ -41,9 +41,7 @@ class Pictures:
 
     dtype = torch.uint8
 
-    def __init__(
-        self, paths: Sequence[Path], size: int, resize: int, channels: int = 3, min_area: float | None = None
-    ):
+    def __init__(self, paths: Sequence[Path], size: int, resize: int, channels: int = 3, min_area: float | None = None):
         self._paths, self._size, self._resize, self._min_area = list(paths), size, resize, min_area
         self.shape = torch.Size((len(self._paths), channels, size, size))
 
@@ -117,7 +115,7 @@ def imagenet(
         size: side of the square cut out of the middle.
         resize: what the shorter side becomes before, at least `size` and by default `size` itself.
         min_area: of the training part, instead of the middle: a random rectangle of the whole picture, of at least this
-            part of its area and with sides as 3 to 4 at most, resized to `size`. It is drawn whenever a picture is read.
+            part of its area and with sides as 3 to 4 at most, resized to `size`. Every reading draws another.
     """
     check_integer("size", size, 1, 4096)
     if resize is not None:
