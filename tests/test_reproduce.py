@@ -399,9 +399,10 @@ def test_what_a_row_publishes_is_measured(
     monkeypatch.chdir(tmp_path)
     text = (Path(module.__file__).parent / "recipes" / "quickstart" / "digits.toml").read_text()
     columns = {"energy_uJ": 14.8, "ops_G": 1.0, "memory_GB": 9.64, "sec_per_epoch": 339.0, "hours": 5.0, "acc5": 84.5}
+    columns |= {"acc_12": 90.0, "acc_288": 90.0, "rate": 0.2, "attention_ops_M": 6.3, "shortcut_rates": 0.0}
     published = ", ".join(f"{name} = {value}" for name, value in columns.items())
     Path("mine.toml").write_text(f"{text}published = {{ {published} }}\n")
-    assert spikeloom(monkeypatch, "reproduce", "mine.toml", "model.T=2", *WORDS) == 0
+    assert spikeloom(monkeypatch, "reproduce", "mine.toml", "model.T=2", "data.size=8", *WORDS) == 0
     printed = capsys.readouterr().out.replace("\n", " ")
     [record] = [json.loads(path.read_text()) for path in Path("results").rglob("*.json")]
     [summary] = [json.loads(path.read_text()) for path in Path("runs").rglob("summary.json")]
@@ -414,6 +415,12 @@ def test_what_a_row_publishes_is_measured(
     assert record["measured"]["hours"] == summary["seconds"] / 3600
     assert "acc5" not in record["measured"], "of ten classes"
     assert "energy_mJ" not in record["measured"]
+    folder = str(next(Path("runs").rglob("summary.json")).parent)
+    assert spikeloom(monkeypatch, "evaluate", folder, "data.size=12", "--json") == 0
+    assert record["measured"]["acc_12"] == json.loads(capsys.readouterr().out)["test_accuracy"]
+    assert "acc_288" not in record["measured"], "more than twice the side of the training"
+    assert 0 < record["measured"]["rate"] < 1
+    assert {"attention_ops_M", "shortcut_rates"}.isdisjoint(record["measured"]), "it has neither"
     for head in ("energy uJ", "operations G", "memory GB", "s an epoch", "hours", "top-5 %"):
         assert head in printed
     assert f" {record['measured']['energy_uJ']:.2f} " in printed

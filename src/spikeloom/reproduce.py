@@ -13,18 +13,15 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
 import spikeloom.bench  # noqa: F401  # pyright: ignore[reportUnusedImport] - registers its measurements
-from spikeloom.analyse import MEASUREMENTS, Measured, audit, count_cost, training_curves
+from spikeloom.analyse import MEASUREMENTS, Measured, count_cost, training_curves
 from spikeloom.analyse.audit.cost import steps_of
-from spikeloom.analyse.audit.energy import paper_rule
-from spikeloom.analyse.load import open_target
+from spikeloom.analyse.columns import published_columns
 from spikeloom.analyse.plots import FOLDER, write_figure
 from spikeloom.errors import UsageError
 from spikeloom.files import PathLike, make_folder, write_json
-from spikeloom.record import RateMeter
 from spikeloom.train.build import build_datasets, build_model, seed_everything
 from spikeloom.train.environments import train_accuracies
 from spikeloom.train.loop import Progress, train
@@ -36,7 +33,6 @@ from spikeloom.train.settings import MeasureSettings, Settings
 
 Json = dict[str, Any]
 _PLACES = {"measure": {"root": True, "data": {"root": True}}}  # of data on this machine, in options of measurements
-_AUDITED = 64  # images from which a row's energy and operations are counted
 
 
 def reproduce(
@@ -184,7 +180,8 @@ def _train_row(recipe: Recipe, row: str, budget: Budget, settings: Settings, cos
     """Trains a row unless that is done, and writes its record."""
     run, summary = _trained(recipe, row, budget, settings, work)
     record = _record(recipe.rows[row], recipe, run, summary, cost)
-    record["measured"] |= _other_columns(recipe, recipe.rows[row].published, run, summary)
+    published = recipe.rows[row].published
+    record["measured"] |= published_columns(recipe.name, published, run, summary, work.progress)
     stem = f"{row}.{budget}.seed{settings.seed}"
     if "last" in summary:
         record |= _environments(summary, record["measured"])
@@ -309,39 +306,6 @@ def _record(row: Row, recipe: Recipe, run: Run, summary: Json, cost: Json) -> Js
         "environment": summary["environment"],
         "date": datetime.date.today().isoformat(),
     }
-
-
-def _other_columns(recipe: Recipe, published: Json, run: Run, summary: Json) -> Json:
-    """What a row publishes beside accuracy and size: energy and operations of an image, memory, time, top-5."""
-    found: Json = {
-        "sec_per_epoch": summary["seconds"] / summary["epochs"],
-        "hours": summary["seconds"] / 3600,
-        "memory_GB": None if (memory := summary.get("memory_MB")) is None else memory / 1e3,
-        "acc5": summary.get("test_top5"),
-    }
-    if not {"energy_uJ", "energy_mJ", "ops_G"}.isdisjoint(published):
-        target = open_target(run.folder, {"images": _AUDITED, "data": {"root": run.settings.data.root}})
-        energy = audit(target.model, target.batches()).energy(paper_rule(recipe.name, run.settings.model.name))
-        operations = (energy.macs + energy.acs) / 1e9
-        found |= {"energy_uJ": energy.pj / 1e6, "energy_mJ": energy.pj / 1e9, "ops_G": operations}
-    penalised = run.settings.train.rate_penalty is not None
-    if penalised or "rate" in published:
-        found |= _firing(run)
-    wanted = [*published, *(["rate", "spikes_per_ms"] if penalised else [])]
-    return {name: found[name] for name in wanted if found.get(name) is not None}
-
-
-@torch.no_grad()
-def _firing(run: Run) -> Json:
-    """Spikes per neuron and step on test images, and of a sample in a millisecond, where steps have a length."""
-    target = open_target(run.folder, {"images": _AUDITED, "data": {"root": run.settings.data.root}})
-    milliseconds = 0.0
-    with RateMeter(target.model.eval()) as meter:
-        for x, _ in target.batches():
-            logits = target.model(x)
-            milliseconds += len(logits) * logits.shape[1] * 1e3 * run.settings.model.options.get("time_step", 0.0)
-    spikes = sum(meter.spikes().values())
-    return {"rate": meter.mean(), "spikes_per_ms": spikes / milliseconds if milliseconds else None}
 
 
 def _environments(summary: Json, measured: Json) -> Json:

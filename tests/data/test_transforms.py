@@ -15,7 +15,6 @@ from spikeloom.data.transforms import (
     RandomCrop,
     RandomErase,
     RandomHorizontalFlip,
-    RandomResizedCrop,
     RandomTemporalDelete,
 )
 from spikeloom.errors import UsageError
@@ -29,7 +28,6 @@ SINGLE: dict[str, dict[str, Any]] = {
     "trivial_augment": {"mean": (0.5,) * 3, "std": (0.25,) * 3},
     "rand_augment": {"mean": (0.5, 0.4, 0.3), "std": (0.25, 0.2, 0.15)},
     "random_erase": {"p": 0.5},
-    "random_resized_crop": {},
     "event_augment": {},
 }
 FILL = torch.tensor([-2.0, -1.5, -1.0])
@@ -217,20 +215,6 @@ def test_rand_augment_is_told_the_normalisation():
     assert not torch.equal(auto(x, FILL), auto(x, FILL))
     with pytest.raises(UsageError, match="config of rand_augment cannot be 'rnd-m9'"):
         augmentation([{"name": "rand_augment", "config": "rnd-m9"}], (0.5,), (0.25,))
-
-
-def test_resized_crops():
-    # A ramp stays a ramp, less steep: what is enlarged is a part of the image.
-    ramp = torch.linspace(0, 1, 32).expand(64, 1, 32, 32)
-    y = RandomResizedCrop(min_area=0.25)(ramp, FILL[:1])
-    width = (y[:, 0, 0, -1] - y[:, 0, 0, 0]) * 32
-    assert (width > 10).all()
-    assert (width < 33).all()
-    assert width.std() > 1
-    torch.testing.assert_close(RandomResizedCrop(min_area=1.0)(ramp, FILL[:1]).mean(), ramp.mean(), rtol=0.1, atol=0)
-    for wrong in (0.0, 1.5):
-        with pytest.raises(UsageError, match="min_area of random_resized_crop must be above 0 and at most 1"):
-            RandomResizedCrop(min_area=wrong)
 
 
 def test_erased_areas():

@@ -23,10 +23,14 @@ SMALL = {
 }
 
 
+ENCODERS = {"spikformer_v2_2_64": 64, "spikformer_2_384": 384}  # channels; the second one's stem pools
+
+
 def lively(**overrides: Any) -> Any:
     """A small autoencoder whose neurons fire, with running statistics."""
     torch.manual_seed(1)
     model = create_model("masked_autoencoder", **{**SMALL, **overrides}).train()
+    assert model.patch == 4
     norms = [m for m in model.modules() if isinstance(m, nn.BatchNorm2d)]
     for norm in norms:
         nn.init.uniform_(norm.weight, 2.0, 4.0)
@@ -50,9 +54,10 @@ def test_the_published_decoder() -> None:
     assert model.grid**2 - model.hidden == 49
 
 
+@pytest.mark.parametrize("encoder", ENCODERS)
 @pytest.mark.parametrize("training", [True, False])
-def test_hidden_pixels_do_not_leak(training: bool) -> None:
-    model = lively(T=2).train(training)
+def test_hidden_pixels_do_not_leak(training: bool, encoder: str) -> None:
+    model = lively(T=2, encoder=encoder).train(training)
     x = torch.randn(3, 1, 28, 28)
     visible, hidden = model.draw(x)
     seen = torch.zeros(3, 49).scatter(1, visible, 1.0).view(3, 1, 7, 7)
@@ -61,14 +66,15 @@ def test_hidden_pixels_do_not_leak(training: bool) -> None:
         tokens = model.encode(x, visible)
         assert torch.equal(model.encode(other, visible), tokens)
         assert not torch.equal(model.encode(torch.randn_like(x), visible), tokens)
-    assert tokens.shape == (3, 12, 64)
+    assert tokens.shape == (3, 12, ENCODERS[encoder])
     assert tokens.any()
     assert torch.equal(torch.cat([visible, hidden], 1).sort(1).values, torch.arange(49).expand(3, 49))
 
 
-def test_all_visible_is_the_encoder_itself() -> None:
-    model = lively(T=2)
-    plain = create_model("spikformer_v2_2_64", in_channels=1, T=2).train()
+@pytest.mark.parametrize("encoder", ENCODERS)
+def test_all_visible_is_the_encoder_itself(encoder: str) -> None:
+    model = lively(T=2, encoder=encoder)
+    plain = create_model(encoder, in_channels=1, T=2).train()
     for norm in (m for m in plain.modules() if isinstance(m, nn.BatchNorm2d)):
         norm.momentum = 0.5
     left = plain.load_state_dict(model.state_dict(), strict=False)
@@ -153,7 +159,7 @@ def test_pictures() -> None:
     [
         ({"image_size": 30}, "image_size must be a multiple of the patch's side 4"),
         ({"ratio": 1.0}, "ratio between 0 and 1, got 28 and 1.0"),
-        ({"encoder": "spikformer_2_384"}, "encoder must be a spikformer_v2 model, got 'spikformer_2_384'"),
+        ({"encoder": "spikingformer_2_384"}, "a spikformer or a spikformer_v2 model, got 'spikingformer_2_384'"),
     ],
 )
 def test_what_cannot_be_pre_trained(overrides: dict[str, Any], message: str) -> None:

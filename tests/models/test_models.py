@@ -16,6 +16,7 @@ import spikeloom
 from spikeloom.errors import UsageError
 from spikeloom.layers import SEWBlock, VanillaBlock
 from spikeloom.models import create_model, list_models
+from spikeloom.models.course_report import report_lif
 from spikeloom.neurons import IF, LIF, PLIF, Neuron
 from spikeloom.record import Recorder
 from spikeloom.stream import Stream
@@ -133,11 +134,24 @@ def test_number_of_neuron_layers(name: str, count: int) -> None:
     assert len({id(m) for m in model.modules() if isinstance(m, Neuron)}) == count
 
 
-def test_spiking_output_of_the_vgg() -> None:
-    model = build("report_vgg16", spiking_output=True)
-    out = model(batch("report_vgg16", 2, T=1))
-    assert sum(isinstance(m, Neuron) for m in model.modules()) == 15
+@pytest.mark.parametrize("name", [*list_models("report_*"), *list_models("ghostnet_*"), "colored_mnist_net"])
+def test_spiking_output_adds_the_neurons_of_the_classes(name: str) -> None:
+    torch.manual_seed(1)
+    plain, spiking = create_model(name), create_model(name, spiking_output=True)
+    count = [sum(isinstance(m, Neuron) for m in model.modules()) for model in (plain, spiking)]
+    assert count[1] == count[0] + 1
+    out = spiking(batch(name, 2, T=2))
+    assert out.shape == (2, 2, 2 if name == "colored_mnist_net" else 10)
     assert set(out.unique().tolist()) <= {0.0, 1.0}
+
+
+def test_spiking_output_is_the_spikes_of_the_logits() -> None:
+    plain, spiking = loaded("report_sew_resnet34").eval(), build("report_sew_resnet34", spiking_output=True).eval()
+    spiking.load_state_dict({key.replace("head.", "head.0."): t for key, t in plain.state_dict().items()})
+    x = batch("report_sew_resnet34", 2, T=4) * 4
+    spikes = spiking(x)
+    assert spikes.any()
+    assert torch.equal(spikes, report_lif()(plain(x)))
 
 
 def test_number_of_weighted_layers() -> None:

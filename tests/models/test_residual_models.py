@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 from helpers.small_networks import in_order
 from torch import Tensor, nn
 
@@ -267,6 +268,16 @@ def test_flat_end_of_spiking_blocks() -> None:
 
 
 # --- MS-ResNet --------------------------------------------------------------------------------------------------------
+
+
+def test_the_stem_pools_maxima_or_means() -> None:
+    spikes = (torch.rand(3, 2, 4, 9, 9) < 0.3).float()
+    for pool, function in (("max", F.max_pool2d), ("mean", F.avg_pool2d)):
+        model = create_model("sew_resnet18", num_classes=10, neuron=functools.partial(PSN, T=3), stem_pool=pool)
+        assert torch.equal(model.stem_pool(spikes), torch.stack([function(step, 3, 2, 1) for step in spikes]))
+    assert torch.equal(
+        create_model("sew_resnet18").stem_pool(spikes), F.max_pool2d(spikes.flatten(0, 1), 3, 2, 1).unflatten(0, (3, 2))
+    )
 
 
 def test_membrane_shortcut_is_the_unrolled_sum() -> None:

@@ -287,6 +287,8 @@ def test_published_numbers_are_those_of_the_tables() -> None:
         for row_id, row in load_recipe(name).rows.items():
             if row_id in ("inner_residual", "vanilla"):  # from the text, which gives no number; not in the document
                 continue
+            if row_id.endswith("_spikes"):  # another reading of a row
+                continue
             line = tables[row_id]
             assert row.system == line["system"]
             numbers = {key: value for key, value in row.published.items() if key != "note"}
@@ -297,7 +299,8 @@ def test_published_numbers_are_those_of_the_tables() -> None:
             assert int(line["T"]) == build_model_on_meta(settings).T
             compared += len(expected)
     assert compared == 38
-    assert {row for name, row in ROWS if name == "report/table1"} == {"s0t1a", "s0t1b", "s0t1c", "s0x1"}
+    spikes = {"s0t1a_spikes", "s0t1b_spikes", "s0t1c_spikes"}
+    assert {row for name, row in ROWS if name == "report/table1"} == {"s0t1a", "s0t1b", "s0t1c", "s0x1", *spikes}
     assert {row for name, row in ROWS if name == "report/table2"} == {"s0t2a", "s0t2b", "s0t2c", "vanilla"}
 
 

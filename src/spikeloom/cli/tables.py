@@ -59,6 +59,11 @@ _COLUMNS = {
     "memory_GB": "memory GB",
     "sec_per_epoch": "s an epoch",
     "hours": "hours",
+    "rate": "rate",
+    "acc_288": "at 288x288 %",
+    "attention_ops_M": "attention M",
+    "attention_energy_uJ": "attention uJ",
+    "shortcut_rates": "rates of shortcuts",
 }
 
 
@@ -73,7 +78,7 @@ def print_table(title: str, paper: str, budget: str, records: list[Json]) -> Non
 
     def pair(record: Json, key: str, digits: int) -> str:
         published, measured = record["published"].get(key), record.get("measured", {}).get(key)
-        shown = "-" if measured is None else f"{measured:.{digits}f}"
+        shown = "-" if measured is None else measured if isinstance(measured, str) else f"{measured:.{digits}f}"
         return f"{'-' if published is None else published}\n{shown}"
 
     for record in records:
@@ -85,7 +90,7 @@ def print_table(title: str, paper: str, budget: str, records: list[Json]) -> Non
             pair(record, "flops_M", 2),
             pair({**record, "published": {"macs_M": ""}}, "macs_M", 2),
             pair(record, "acc", 2),
-            *(pair(record, key, 2) for key in others),
+            *(pair(record, key, 3 if key == "rate" else 2) for key in others),
             record["data"]["train"] if measured else _absence(record),
             f"\n{record['seconds']:.0f} s" if measured else "",
         )

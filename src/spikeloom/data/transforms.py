@@ -271,36 +271,6 @@ class RandomAffine:
         return torch.stack(drawn).to(x) if drawn else x.clone()
 
 
-@TRANSFORMS.named("random_resized_crop")
-@dataclass(frozen=True, kw_only=True)
-class RandomResizedCrop:
-    """A random rectangle of each image, enlarged to the old size (Szegedy et al. 2015; torchvision's of this name).
-
-    Args:
-        min_area: least part of the area; the sides are as 3 to 4 at most.
-
-    Raises:
-        UsageError: min_area is not above 0 and at most 1.
-    """
-
-    min_area: float = 0.08
-
-    def __post_init__(self):
-        if not 0 < self.min_area <= 1:
-            raise UsageError(f"min_area of random_resized_crop must be above 0 and at most 1, got {self.min_area!r}")
-
-    def __call__(self, x: Tensor, fill: Tensor) -> Tensor:
-        from torchvision.transforms import RandomResizedCrop as Reference
-        from torchvision.transforms.functional import resized_crop
-
-        area, size = [self.min_area, 1.0], list(x.shape[-2:])
-        cut = [
-            resized_crop(image.float(), *Reference.get_params(image, area, [3 / 4, 4 / 3]), size, antialias=True)
-            for image in x
-        ]
-        return torch.stack(cut).to(x) if cut else x.clone()
-
-
 @TRANSFORMS.named("random_erase")
 @dataclass(frozen=True, kw_only=True)
 class RandomErase:
@@ -384,7 +354,7 @@ class RandomTemporalDelete:
         return x[:, kept.to(x.device)]
 
 
-_BY_IMAGE = (RandAugment, TrivialAugment, ColorJitter, RandomAffine, RandomResizedCrop, RandomErase, EventAugment)
+_BY_IMAGE = (RandAugment, TrivialAugment, ColorJitter, RandomAffine, RandomErase, EventAugment)
 
 
 @dataclass(frozen=True)

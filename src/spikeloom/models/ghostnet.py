@@ -31,7 +31,7 @@ from spikeloom.layers import (
 )
 from spikeloom.models._init import kaiming
 from spikeloom.models._residual import ResidualNet
-from spikeloom.models.course_report import report_lif
+from spikeloom.models.course_report import classifier, report_lif
 from spikeloom.models.registry import MODELS
 from spikeloom.neurons import make_neuron
 
@@ -161,10 +161,19 @@ class GhostBuilder:
         literal: neurons only where the ANN has a ReLU, so that block outputs are real numbers; else behind every
             norm of the main path, and at the end of shortcuts.
         spiking_se: neurons for the ReLU and the gate of the squeeze-and-excitation.
+        spiking_output: as `spikeloom.models.course_report.report_vgg16`.
     """
 
-    def __init__(self, neuron: Callable[[], nn.Module], variant: Literal["T", "H"], literal: bool, spiking_se: bool):
-        self.neuron, self.variant, self.spiking_se = neuron, variant, spiking_se
+    def __init__(
+        self,
+        neuron: Callable[[], nn.Module],
+        variant: Literal["T", "H"],
+        literal: bool,
+        spiking_se: bool,
+        spiking_output: bool,
+    ):
+        self.neuron, self.variant = neuron, variant
+        self.spiking_se, self.spiking_output = spiking_se, spiking_output
         self.active: Unit = functools.partial(NormSpike, neuron=neuron)
         self.linear: Unit = BatchNorm if literal else self.active
 
@@ -210,12 +219,13 @@ class GhostBuilder:
             activation, gate = make_neuron(self.neuron, hidden), make_neuron(self.neuron, channels)
         return ChannelWeights(channels, hidden, activation, gate)
 
-    def head(self, num_classes: int) -> nn.Sequential:
+    def head(self, num_classes: int) -> nn.Module:
         if self.variant == "T":
             layers: tuple[nn.Module, ...] = (Linear(960, 1280, bias=False), self.active(1280))
         else:
             layers = (Linear(960, 1280), make_neuron(self.neuron, 1280))
-        return nn.Sequential(*layers, Dropout(0.2), Linear(1280, num_classes))
+        head = nn.Sequential(*layers, Dropout(0.2), Linear(1280, num_classes))
+        return classifier(head, num_classes, self.neuron, self.spiking_output)
 
     def network(
         self, in_channels: int, num_classes: int, T: int, make: Callable[[int, int], GhostBottleneck]
@@ -251,9 +261,10 @@ def ghostnet_snn(
     variant: Literal["T", "H"] = "T",
     literal: bool = False,
     spiking_se: bool = False,
+    spiking_output: bool = False,
 ) -> ResidualNet:
     """GhostNet-SNN, the strides of ImageNet on 32x32. Options: `GhostBuilder`."""
-    ghost = GhostBuilder(neuron, variant, literal, spiking_se)
+    ghost = GhostBuilder(neuron, variant, literal, spiking_se, spiking_output)
     return ghost.network(in_channels, num_classes, T, lambda i, channels: ghost.bottleneck(channels, ROWS[i]))
 
 
@@ -266,6 +277,7 @@ def ghostnet_dfc(
     variant: Literal["T", "H"] = "T",
     literal: bool = False,
     spiking_se: bool = False,
+    spiking_output: bool = False,
     where: Where = "gm1",
     first: int = 2,
     gate: Literal["spikes", "sigmoid"] = "spikes",
@@ -276,7 +288,7 @@ def ghostnet_dfc(
         gate: "spikes" multiplies spikes by spikes, so that of the module's few even fewer pass; "sigmoid" is the
             ordinary DFC's, real-valued.
     """
-    ghost = GhostBuilder(neuron, variant, literal, spiking_se)
+    ghost = GhostBuilder(neuron, variant, literal, spiking_se, spiking_output)
     end = ghost.active if gate == "spikes" else _sigmoid_gate
 
     def make(index: int, channels: int) -> GhostBottleneck:
@@ -300,6 +312,7 @@ def ghostnet_channel_mlp(
     variant: Literal["T", "H"] = "T",
     literal: bool = False,
     spiking_se: bool = False,
+    spiking_output: bool = False,
     where: Where = "gm2",
     ratio: float = 2.0,
     inner_residual: bool = False,
@@ -308,7 +321,7 @@ def ghostnet_channel_mlp(
 
     `inner_residual` adds the MLP of the second Ghost module to the sum of branch and shortcut (figure 10).
     """
-    ghost = GhostBuilder(neuron, variant, literal, spiking_se)
+    ghost = GhostBuilder(neuron, variant, literal, spiking_se, spiking_output)
 
     def make(index: int, channels: int) -> GhostBottleneck:
         mlps = [
@@ -334,11 +347,13 @@ def report_sew_resnet34_ghost(
     T: int = 6,
     ghost_stem: bool = True,
     outer_norm: bool = True,
+    spiking_output: bool = False,
 ) -> ResidualNet:
     """`report_sew_resnet34` with a Ghost module for every convolution.
 
     Without `ghost_stem` the stem stays a convolution. With `outer_norm` the network's own norm and neuron follow each
     module, whose halves have theirs too; without, the halves end in norms, and one neuron follows the module.
+    `spiking_output`: as `spikeloom.models.course_report.report_vgg16`.
     """
     inner: Unit = functools.partial(NormSpike, neuron=neuron) if outer_norm else BatchNorm
     norm = BatchNorm if outer_norm else _no_norm
@@ -358,7 +373,7 @@ def report_sew_resnet34_ghost(
         stem=stem,
         stem_spike=NormSpike(16, neuron, norm if ghost_stem else BatchNorm),
         blocks=residual_stages(make, 16, ((16, 5, 1), (32, 5, 2), (64, 5, 2))),
-        head=Linear(64, num_classes),
+        head=classifier(Linear(64, num_classes), num_classes, neuron, spiking_output),
         T=T,
     )
     kaiming(model, "fan_in", linear=True)

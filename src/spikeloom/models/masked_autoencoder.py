@@ -1,8 +1,9 @@
 """Masked pre-training of Spikformer V2 (Zhou et al. 2024, Sec. 4.2): spiking encoder, light ANN decoder.
 
 The encoder never sees a hidden patch: the stem's convolutions are sparse (their outputs are zero at hidden places),
-its norms take their statistics from visible places alone, and its blocks get the visible tokens only. A trained
-encoder's weights have the names they have in `Spikformer`; the decoder is left behind.
+its norms take their statistics from visible places alone, and its blocks get the visible tokens only. The stem of
+Spikformer (SPS), which the paper pre-trains for comparison, is masked behind its pools too, whose windows reach over
+the edges of patches. A trained encoder's weights have the names they have in `Spikformer`; the decoder is left behind.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from torch import Tensor, nn
 
 from spikeloom.checks import count
 from spikeloom.encode import network_input, repeat
-from spikeloom.layers import channels_last
+from spikeloom.layers import Conv2d, MaxPool2d, NormSpike, SEWBlock, channels_last
 from spikeloom.models.registry import MODELS
 from spikeloom.models.spikformer import Spikformer, transformer_lif
 
@@ -41,7 +42,7 @@ class MaskedAutoencoder(nn.Module):
     Masks are drawn for every image anew in training; in eval mode they are the same in every call.
 
     Args:
-        encoder: a Spikformer V2; its classifier is not used.
+        encoder: a Spikformer V2, or a Spikformer; its classifier is not used.
         in_channels: of the images.
         image_size: side of the images, a multiple of the stem's patch.
         T: steps.
@@ -66,7 +67,7 @@ class MaskedAutoencoder(nn.Module):
     ):
         super().__init__()
         self.stem, self.blocks = cast("nn.Sequential", encoder.stem), encoder.blocks
-        self.patch = 2 ** len(self.stem)
+        self.patch = 2 ** sum(m.stride in (2, (2, 2)) for m in self.stem.modules() if isinstance(m, Conv2d | MaxPool2d))
         self.T, self.normalise, self.image_size = count("T", T), normalise, image_size
         if image_size % self.patch or not 0 < ratio < 1:
             raise ValueError(
@@ -112,13 +113,19 @@ class MaskedAutoencoder(nn.Module):
         mask = torch.zeros(len(x), self.grid**2, dtype=torch.bool, device=x.device).scatter(1, visible, True)
         mask = mask.unflatten(1, (self.grid, self.grid))
         y = channels_last(repeat(x * upsampled(mask, self.patch)[:, None], self.T))
-        for stage, block in enumerate(self.stem, start=1):
-            places = upsampled(mask, self.patch // 2**stage)
-            convolutions, units = list(cast("nn.Sequential", block))[::2], list(cast("nn.Sequential", block))[1::2]
-            for convolution, unit in zip(convolutions, units, strict=True):
-                y = at_visible(unit, convolution(y), places)
+        for layer in (each for part in self.stem for each in (part if isinstance(part, nn.Sequential) else (part,))):
+            y = self._masked(layer, y, mask)
         tokens = y.movedim(2, -1)[:, mask].unflatten(1, (len(x), -1))  # [T, N, V, D]
         return self.blocks(tokens.movedim(-1, 2)[:, :, :, None])[:, :, :, 0].mean(0).mT
+
+    def _masked(self, layer: nn.Module, y: Tensor, mask: Tensor) -> Tensor:
+        """A layer of the stem at the visible places of its grid: what neurons and pools give is zero elsewhere."""
+        if isinstance(layer, SEWBlock):  # the position embedding of Spikformer, x + SN(BN(Conv(x)))
+            return y + at_visible(layer.spike, layer.branch(y), mask)
+        if isinstance(layer, NormSpike):
+            return at_visible(layer, y, upsampled(mask, y.shape[-1] // self.grid))
+        y = layer(y)
+        return y * upsampled(mask, y.shape[-1] // self.grid)[:, None] if isinstance(layer, MaxPool2d) else y
 
     def decode(self, tokens: Tensor, visible: Tensor) -> Tensor:
         """Tokens [N, V, D] and their places to all patches [N, L, C patch^2]."""
@@ -170,10 +177,10 @@ def masked_autoencoder(
     decoder_heads: int = 8,
     normalise: bool = True,
 ) -> MaskedAutoencoder:
-    """Pre-training of a Spikformer V2; by default with the published decoder's 3.41 M parameters."""
+    """Pre-training of a Spikformer V2 or a Spikformer; by default with the published decoder's 3.41 M parameters."""
     made = MODELS[encoder](in_channels=in_channels, num_classes=num_classes, neuron=neuron, T=T)
-    if not encoder.startswith("spikformer_v2"):
-        raise ValueError(f"encoder must be a spikformer_v2 model, got {encoder!r}: its stem has no pooling to leak by")
+    if not encoder.startswith("spikformer"):
+        raise ValueError(f"encoder must be a spikformer or a spikformer_v2 model, got {encoder!r}")
     return MaskedAutoencoder(
         cast("Spikformer", made),
         in_channels,

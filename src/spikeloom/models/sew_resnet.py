@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from spikeloom.checks import count
 from spikeloom.encode import Frames, as_sequence
 from spikeloom.layers import (
+    AvgPool2d,
     Block,
     Conv2d,
     Flatten,
@@ -44,6 +45,7 @@ from spikeloom.surrogates import FlatATan
 
 Branch = Callable[[int, int, int, Callable[[], nn.Module]], nn.Sequential]
 Kind = Literal["sew", "spiking", "plain"]
+StemPool = Literal["max", "mean"]
 
 
 def flat_if() -> IF:
@@ -95,13 +97,14 @@ def _imagenet(
     neuron: Callable[[], nn.Module],
     T: int,
     pretrained_ann: PretrainedANN,
+    stem_pool: StemPool = "max",
 ) -> ResidualNet:
     _, widening, counts = LAYOUTS[depth]
     widths = [width * widening for width in (64, 128, 256, 512)]
     model = ResidualNet(
         stem=Conv2d(in_channels, 64, 7, 2, 3, bias=False),
         stem_spike=NormSpike(64, neuron),
-        stem_pool=MaxPool2d(3, 2, 1),
+        stem_pool=MaxPool2d(3, 2, 1) if stem_pool == "max" else AvgPool2d(3, 2, 1),
         blocks=residual_stages(make, 64, zip(widths, counts, (1, 2, 2, 2), strict=True)),
         head=Linear(widths[-1], num_classes),
         T=T,
@@ -123,10 +126,14 @@ def _register_depth(depth: int) -> None:
         combine: str = "add",
         zero_init: bool = False,
         pretrained_ann: PretrainedANN = None,
+        stem_pool: StemPool = "max",
     ) -> ResidualNet:
-        """SEW ResNet: `combine` is g, "add", "and" or "iand"; `pretrained_ann` as `_ann_weights.load_ann`."""
+        """SEW ResNet: `combine` is g, "add", "and" or "iand"; `pretrained_ann` as `_ann_weights.load_ann`.
+
+        The paper's stem pools maxima, and blocks take spikes; the stem of the release of PSN pools means (`stem_pool`).
+        """
         make = _blocks("sew", branch, neuron, combine, zero_init)
-        return _imagenet(depth, make, in_channels, num_classes, neuron, T, pretrained_ann)
+        return _imagenet(depth, make, in_channels, num_classes, neuron, T, pretrained_ann, stem_pool)
 
     @MODELS.named(f"spiking_resnet{depth}")
     def spiking_resnet(
@@ -208,7 +215,8 @@ class BlockNet(nn.Module):
 
     Args:
         layout: a number is a convolution to so many channels with BN and SN, "B" a block, "M" a max pool.
-        up_kernel: of the up-convolutions.
+        up_kernel: of the up-convolutions. The paper's text has 3 ("c32k3s1"); its code has 1, and so do the builders
+            below, because the published 1.19 M parameters of Wide-7B-Net are those of 1.
         make: a block from input channels, output channels and stride.
         image_size: height and width of the input, at least 2 to the number of pools.
 
@@ -283,7 +291,7 @@ def sew_7b(
     up_kernel: int = 1,
     image_size: int = 128,
 ) -> BlockNet:
-    """7B-Net for DVS Gesture: seven SEW blocks of 32 channels. The paper's text has `up_kernel` 3, its code 1."""
+    """7B-Net for DVS Gesture: seven SEW blocks of 32 channels. `up_kernel`: as `BlockNet`."""
     return _seven_blocks("sew", in_channels, num_classes, neuron, T, zero_init, up_kernel, image_size, combine)
 
 
@@ -297,7 +305,7 @@ def spiking_7b(
     up_kernel: int = 1,
     image_size: int = 128,
 ) -> BlockNet:
-    """7B-Net with Spiking blocks."""
+    """7B-Net with Spiking blocks. Options: `sew_7b`."""
     return _seven_blocks("spiking", in_channels, num_classes, neuron, T, zero_init, up_kernel, image_size)
 
 
@@ -310,7 +318,7 @@ def plain_7b(
     up_kernel: int = 1,
     image_size: int = 128,
 ) -> BlockNet:
-    """7B-Net without shortcuts."""
+    """7B-Net without shortcuts. Options: `sew_7b`."""
     return _seven_blocks("plain", in_channels, num_classes, neuron, T, False, up_kernel, image_size)
 
 
@@ -325,7 +333,7 @@ def sew_wide_7b(
     up_kernel: int = 1,
     image_size: int = 128,
 ) -> BlockNet:
-    """Wide-7B-Net for CIFAR10-DVS: four SEW blocks of 64 channels, three of 128."""
+    """Wide-7B-Net for CIFAR10-DVS: four SEW blocks of 64 channels, three of 128. Options: `sew_7b`."""
     layout = (64, *("B", "M") * 4, 128, *("B", "M") * 3)
     make = _blocks("sew", basic_branch, neuron, combine, zero_init)
     return BlockNet(layout, up_kernel, make, in_channels, num_classes, neuron, T, image_size)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from pathlib import Path
 from typing import Any
@@ -310,6 +311,37 @@ def test_measurements(name: str, tmp_path: Path) -> None:
         stem, with_t, without = (found.values[key] for key in found.values if key.startswith("energy_uJ: "))
         assert with_t == pytest.approx(6 * without)
         assert stem == found.values["energy_uJ_report000"]
+
+
+def test_shortcuts_of_named_models_are_compared_and_runs_stay_as_they_are() -> None:
+    networks, shortcuts = ["ms_resnet14", "weights:report_sew_resnet34/digits"], ["vanilla", "membrane"]
+    options = {"T": 1, "zero_init": False}
+    found = analyse.MEASUREMENTS["similarity"](networks, {"name": "digits"}, 2, model=options, shortcuts=shortcuts)
+    *named, run = found.tables
+    assert named == ["ms_resnet14, vanilla", "ms_resnet14, membrane"]
+    assert "ms_resnet14" not in run
+    assert found.tables[named[0]] != found.tables[named[1]]
+    assert (len(found.tables[named[0]]), len(found.tables[run])) == (5, 14)
+
+
+def test_the_paper_s_initialisation_is_isometric() -> None:
+    options: dict[str, Any] = {"probes": 8, "model": {"T": 1}, "shortcuts": ["vanilla", "membrane"]}
+    found = analyse.MEASUREMENTS["isometry"](["ms_resnet14"], {"name": "digits", "size": 32}, 1, **options)
+    vanilla, membrane = ([row["phi"] for row in rows] for rows in found.tables.values())
+    same_shape = [0, 1, 3, 5]  # of two blocks a stage, the first of the second and third stage change it
+    assert [membrane[i] for i in same_shape] == pytest.approx([1] * 4, abs=0.05)
+    assert all(vanilla[i] < 0.9 for i in same_shape)
+
+
+def test_isometry_of_a_trained_network_has_its_own_statistics() -> None:
+    model = residual("report_ms_resnet34")
+    x = torch.rand(1, 3, 16, 16)
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.running_var.fill_(100.0)  # a branch ten times smaller than with those of x
+    trained, fresh = (analyse.block_isometry(m, x, probes=4) for m in (model.eval(), copy.deepcopy(model).train()))
+    assert all(abs(row.phi - 1) < 0.1 for row in trained[1:5])
+    assert any(abs(row.phi - 1) > 0.1 for row in fresh[1:5])
 
 
 def test_targets() -> None:

@@ -56,6 +56,35 @@ def test_the_middle_is_cut_out(root: Path) -> None:
     assert enlarged[0, 0].float().mean() == pytest.approx(16, abs=1)
 
 
+@pytest.mark.parametrize("name", ["imagenet", "folder"])
+def test_a_random_part_of_the_whole_picture(root: Path, name: str) -> None:
+    ramp = np.arange(128, dtype=np.uint8).repeat(64).reshape(128, 64).T  # brightness is the column
+    for part in ("train", "val"):
+        Image.fromarray(ramp).save(root / "imagenet" / part / "n01" / "0.png")
+    (root / "imagenet" / "val").rename(root / "imagenet" / ("val" if name == "imagenet" else "test"))
+    where = root if name == "imagenet" else root / "imagenet"
+    train, test = (create_dataset(name, where, part, size=32, min_area=0.1) for part in ("train", "test"))
+    torch.manual_seed(1)
+    drawn = torch.stack([train.images[0] for _ in range(64)])
+    columns = drawn[:, 0, 0].float()
+    assert columns.min() < 16, "left of the middle square"
+    assert columns.max() > 112, "right of it"
+    assert (columns.diff(dim=1) >= 0).all()
+    widths = columns[:, -1] - columns[:, 0]
+    assert widths.min() > 20, "a tenth of the area, as 3 to 4"
+    assert widths.std() > 5
+    torch.manual_seed(1)
+    assert torch.equal(train.images[0], drawn[0])
+    assert torch.equal(test.images[0], test.images[0])
+    assert test.images[0][0, 0].tolist() == pytest.approx(range(33, 96, 2), abs=2), "the middle of test pictures"
+
+
+@pytest.mark.parametrize("wrong", [0, 1.5, True, "0.1"])
+def test_a_wrong_part(root: Path, wrong: object) -> None:
+    with pytest.raises(UsageError, match="min_area must be a number above 0 and at most 1, got"):
+        create_dataset("imagenet", root, "train", min_area=wrong)
+
+
 def test_what_is_wrong(root: Path) -> None:
     with pytest.raises(DataFileError, match=r"ImageNet is not in .*: no file .*n01440764; .* get ILSVRC2012"):
         create_dataset("imagenet", root / "elsewhere", "train")

@@ -6,7 +6,7 @@ import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from spikeloom.analyse.audit.layer import Layer, Operand
+from spikeloom.analyse.audit.layer import SPIKES, Costs, Layer, Operand
 
 
 @dataclass(frozen=True)
@@ -48,6 +48,35 @@ def attentions(layers: Sequence[Layer]) -> dict[int, Attention]:
             q, key, v = (other, two, one) if on_left else (other, one, two)
             products = (batch, e, m, k, n) if on_left else (batch, e, n, k, m)
         found[index] = Attention(q, key, v, scores_first, products)
+    return found
+
+
+@dataclass(frozen=True)
+class AttentionMap:
+    """The product `Q K^T` of an attention for one image, over all its steps.
+
+    Attributes:
+        operations: synaptic operations where Q or K is spikes, multiply-accumulates otherwise.
+        energy_pj: of these.
+    """
+
+    operations: float
+    energy_pj: float
+
+
+def attention_maps(layers: Sequence[Layer], costs: Costs) -> list[AttentionMap]:
+    """What the map of each attention costs, in whatever order the products ran (Spikformer, Table 1).
+
+    The published 6.3 M operations of a real-valued map are `T N^2 D`: one product. Those of a softmax are not counted.
+    """
+    found: list[AttentionMap] = []
+    for index, each in attentions(layers).items():
+        _, tokens, _, _, width = each.products
+        operations = layers[index].operations * (1.0 if each.scores_first else tokens / width)
+        rates = [operand.rate for operand in (each.queries, each.keys) if operand.input in SPIKES]
+        if rates:
+            operations *= min(rates)
+        found.append(AttentionMap(operations, operations * (costs.ac if rates else costs.mac)))
     return found
 
 

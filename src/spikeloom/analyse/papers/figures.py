@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 from torch import Tensor, nn
@@ -14,7 +16,7 @@ from spikeloom.analyse.audit.energy import report_readings
 from spikeloom.analyse.confusion import confusion, draw_confusion
 from spikeloom.analyse.load import Target, open_target, open_targets
 from spikeloom.analyse.measurements import MEASUREMENTS, Measured
-from spikeloom.analyse.papers.isometry import block_isometry, draw_isometry
+from spikeloom.analyse.papers.isometry import Isometry, block_isometry, draw_isometry
 from spikeloom.analyse.papers.landscape import draw_landscape, loss_landscape
 from spikeloom.analyse.papers.pruning import draw_pruning, prune_silent_shortcuts
 from spikeloom.analyse.papers.residual_influence import draw_influence, residual_influence, simulate_influence
@@ -29,6 +31,7 @@ from spikeloom.analyse.spike_plots import (
 )
 from spikeloom.errors import UsageError
 from spikeloom.files import PathLike
+from spikeloom.models import MODELS
 from spikeloom.neurons import NEURONS
 from spikeloom.train.losses import sdt
 
@@ -37,6 +40,18 @@ Json = dict[str, Any]
 
 def _title(target: Target) -> str:
     return target.title.removesuffix(", untrained")
+
+
+def _compared(
+    networks: list[str], data: Json | None, images: int, model: Json | None, shortcuts: list[str] | None
+) -> Iterator[tuple[str, Target]]:
+    """Networks by their titles: named models with the options and with each shortcut, runs as they were trained."""
+    for name in networks:
+        named = name in MODELS and not Path(name).is_dir()
+        for shortcut in (shortcuts or [None]) if named else [None]:
+            options = (model or {}) | ({} if shortcut is None else {"shortcut": shortcut})
+            [target] = open_targets([name], data, images, options if named else None)
+            yield _title(target) if shortcut is None else f"{_title(target)}, {shortcut}", target
 
 
 @MEASUREMENTS.register
@@ -162,18 +177,26 @@ def residual_influence_probability(rate: float = 0.2, v_threshold: float = 0.5, 
 
 
 @MEASUREMENTS.register
-def similarity(networks: list[str], data: dict[str, Any] | None = None, images: int = 64) -> Measured:
+def similarity(
+    networks: list[str],
+    data: dict[str, Any] | None = None,
+    images: int = 64,
+    model: dict[str, Any] | None = None,
+    shortcuts: list[str] | None = None,
+) -> Measured:
     """SSIM of the firing rates of consecutive blocks, as a radar plot (MS-ResNet).
 
     Args:
         networks: folders of runs or names of models; a name alone is an untrained network.
         data: the data set with its options.
         images: of the test part, one batch.
+        model: options of all named models.
+        shortcuts: that named models are built with, one after the other; their own without them.
     """
     found: Json = {}
-    for target in open_targets(networks, data, images):
+    for title, target in _compared(networks, data, images, model, shortcuts):
         x, _ = next(target.batches())
-        found[_title(target)] = block_similarity(target.ready(x), x)
+        found[title] = block_similarity(target.ready(x), x)
     values: dict[str, float | str | bool | None] = {
         f"blocks of {n} at exactly 1": sum(r.equal for r in v) for n, v in found.items()
     }
@@ -188,20 +211,18 @@ def isometry(
     images: int = 4,
     probes: int = 64,
     model: dict[str, Any] | None = None,
+    shortcuts: list[str] | None = None,
 ) -> Measured:
     """Block dynamical isometry phi(J J^T) by Hutchinson probes (MS-ResNet).
 
     Args:
-        networks: names of models, or folders of runs.
-        data: the data set with its options.
-        images: of the test part, one batch.
+        networks, data, images, model, shortcuts: as `similarity`.
         probes: per block.
-        model: options of all named models.
     """
-    found = {
-        _title(target): block_isometry(target.model, next(target.batches())[0], probes)
-        for target in open_targets(networks, data, images, model)
-    }
+    found: dict[str, list[Isometry]] = {}
+    for title, target in _compared(networks, data, images, model, shortcuts):
+        x, _ = next(target.batches())
+        found[title] = block_isometry(target.ready(x), x, probes)
     values: dict[str, float | str | bool | None] = {
         f"mean phi of {name}": sum(row.phi for row in rows) / len(rows) for name, rows in found.items()
     }
@@ -210,24 +231,29 @@ def isometry(
 
 
 @MEASUREMENTS.register
-def landscape(networks: list[str], data: dict[str, Any] | None = None, images: int = 128, points: int = 21) -> Measured:
+def landscape(
+    networks: list[str],
+    data: dict[str, Any] | None = None,
+    images: int = 128,
+    points: int = 21,
+    model: dict[str, Any] | None = None,
+    shortcuts: list[str] | None = None,
+) -> Measured:
     """The loss around the weights on a plane of two filter-normalised directions (MS-ResNet).
 
     Args:
-        networks: folders of runs or names of models.
-        data: the data set with its options.
-        images: of the test part.
+        networks, data, images, model, shortcuts: as `similarity`.
         points: of the grid on each axis.
     """
     measured = Measured()
-    for index, target in enumerate(open_targets(networks, data, images)):
+    for index, (title, target) in enumerate(_compared(networks, data, images, model, shortcuts)):
         batches = list(target.batches())
         found = loss_landscape(target.ready(batches[0][0]), sdt, batches, points)
-        measured.values[f"roughness of {_title(target)}"] = found.roughness
-        measured.tables[_title(target)] = [
+        measured.values[f"roughness of {title}"] = found.roughness
+        measured.tables[title] = [
             {"b": b, "losses": list(row)} for b, row in zip(found.steps, found.losses, strict=True)
         ]
-        measured.figures[f"surface{index}"] = draw_landscape(found, _title(target))
+        measured.figures[f"surface{index}"] = draw_landscape(found, title)
     return measured
 
 

@@ -29,17 +29,18 @@ def block_isometry(model: nn.Module, x: Tensor, probes: int = 64, seed: int = 0)
     """Block dynamical isometry `phi(J J^T) = E |J^T v|^2 / dim`, v ~ N(0, I) (MS-ResNet; Hutchinson's estimator).
 
     J is the Jacobian of a block: of membrane blocks from U to U', the neuron at its entrance included; of others from
-    spikes to spikes, through the surrogates. Norms are frozen at the statistics of x.
+    spikes to spikes, through the surrogates.
 
     Args:
-        model: a residual network; a calibrated copy is measured.
+        model: a residual network; in training mode, a copy whose norms have the statistics of x is measured.
         x: [N, C, H, W] or [T, N, C, H, W].
         probes: at least 2; 64 give phi to a few percent.
         seed: of the probes.
     """
     if probes < 2:
         raise UsageError(f"probes must be at least 2, got {probes}")
-    model = calibrated(model, x)
+    if model.training:
+        model = calibrated(model, x)
     blocks = listed_blocks(model)
     inputs: dict[str, Tensor] = {}
 

@@ -6,7 +6,7 @@ import io
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import cast
+from typing import TYPE_CHECKING, cast
 
 import numpy as np
 import torch
@@ -18,7 +18,10 @@ from spikeloom.data.options import check_integer
 from spikeloom.data.registry import DATASETS
 from spikeloom.data.sets.vision import NORMALISATION
 from spikeloom.data.subset import chosen
-from spikeloom.errors import DataFileError
+from spikeloom.errors import DataFileError, UsageError
+
+if TYPE_CHECKING:
+    from PIL import Image
 
 SOURCE = (
     "get ILSVRC2012 from https://www.image-net.org/download.php and sort it into train/<class>/ and val/<class>/, as "
@@ -31,12 +34,15 @@ class Pictures:
     """Pictures as uint8 rows [C, size, size]: the shorter side becomes `resize` (bicubic), the middle is cut out.
 
     C is 3 for RGB, 1 for grey. It has what `ImageDataset` asks of a tensor of images: shape, type and rows.
+
+    With `min_area` a row is drawn anew whenever it is read, from torch's global random numbers: a random rectangle of
+    the whole picture, of at least this part of its area, resized (torchvision's RandomResizedCrop).
     """
 
     dtype = torch.uint8
 
-    def __init__(self, paths: Sequence[Path], size: int, resize: int, channels: int = 3):
-        self._paths, self._size, self._resize = list(paths), size, resize
+    def __init__(self, paths: Sequence[Path], size: int, resize: int, channels: int = 3, min_area: float | None = None):
+        self._paths, self._size, self._resize, self._min_area = list(paths), size, resize, min_area
         self.shape = torch.Size((len(self._paths), channels, size, size))
 
     def dim(self) -> int:
@@ -65,13 +71,31 @@ class Pictures:
         except Exception as error:  # Pillow raises OSError, SyntaxError, ValueError, its own, ...
             reason = " ".join(str(error).split()) or type(error).__name__
             raise DataFileError(f"{path}: not a whole JPEG or PNG picture: {reason}") from None
-        factor = self._resize / min(picture.size)
-        picture = picture.resize(
-            (round(picture.width * factor), round(picture.height * factor)), Image.Resampling.BICUBIC
-        )
-        left, top = (picture.width - self._size) // 2, (picture.height - self._size) // 2
-        cut = picture.crop((left, top, left + self._size, top + self._size))
+        cut = self._middle(picture) if self._min_area is None else self._random_part(picture, self._min_area)
         return torch.from_numpy(np.array(cut)).view(self._size, self._size, -1).permute(2, 0, 1)
+
+    def _middle(self, picture: Image.Image) -> Image.Image:
+        from PIL.Image import Resampling
+
+        factor = self._resize / min(picture.size)
+        picture = picture.resize((round(picture.width * factor), round(picture.height * factor)), Resampling.BICUBIC)
+        left, top = (picture.width - self._size) // 2, (picture.height - self._size) // 2
+        return picture.crop((left, top, left + self._size, top + self._size))
+
+    def _random_part(self, picture: Image.Image, min_area: float) -> Image.Image:
+        from torchvision.transforms import RandomResizedCrop
+
+        return RandomResizedCrop(self._size, (min_area, 1.0))(picture)
+
+
+def check_min_area(min_area: object) -> None:
+    """Checks the least part of a picture's area that is cut out at random.
+
+    Raises:
+        UsageError: it is not a number above 0 and at most 1.
+    """
+    if not isinstance(min_area, int | float) or isinstance(min_area, bool) or not 0 < min_area <= 1:
+        raise UsageError(f"min_area must be a number above 0 and at most 1, got {min_area!r}")
 
 
 @DATASETS.register
@@ -82,6 +106,7 @@ def imagenet(
     subset: int | None = None,
     size: int = 224,
     resize: int | None = None,
+    min_area: float | None = None,
 ) -> ImageDataset:
     """ImageNet-1k, RGB, from root/imagenet/{train,val}/<class>/; the validation part is the test part.
 
@@ -89,10 +114,14 @@ def imagenet(
         subset: take only n pictures, evenly spread over the classes.
         size: side of the square cut out of the middle.
         resize: what the shorter side becomes before, at least `size` and by default `size` itself.
+        min_area: of the training part, instead of the middle: a random rectangle of the whole picture, of at least this
+            part of its area and with sides as 3 to 4 at most, resized to `size`. Every reading draws another.
     """
     check_integer("size", size, 1, 4096)
     if resize is not None:
         check_integer("resize", resize, size, why=", size")
+    if min_area is not None:
+        check_min_area(min_area)
     base = data_root(root, "ImageNet", SOURCE) / "imagenet"
     part = base / ("train" if split == "train" else "val")
     classes = sorted(folder.name for folder in part.iterdir() if folder.is_dir()) if part.is_dir() else []
@@ -109,7 +138,7 @@ def imagenet(
     which, title = chosen(title, len(found), subset)
     paths, labels = zip(*(found[i] for i in which), strict=True)
     return ImageDataset(
-        cast("Tensor", Pictures(paths, size, resize or size)),
+        cast("Tensor", Pictures(paths, size, resize or size, min_area=min_area if split == "train" else None)),
         torch.tensor(labels, dtype=torch.int64),
         name="imagenet",
         title=title,

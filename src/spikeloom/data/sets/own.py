@@ -19,7 +19,7 @@ from spikeloom.data.options import check_integer
 from spikeloom.data.registry import DATASETS
 from spikeloom.data.sets.audio import encoded, read_wav
 from spikeloom.data.sets.dvs import Cut, Framing, Place, Reader, Resize, dataset_of
-from spikeloom.data.sets.imagenet import Pictures
+from spikeloom.data.sets.imagenet import Pictures, check_min_area
 from spikeloom.data.spike_dataset import SpikeDataset
 from spikeloom.data.subset import chosen, stratified
 from spikeloom.errors import DataFileError, UsageError
@@ -38,6 +38,7 @@ def folder(
     subset: int | None = None,
     size: int = 32,
     resize: int | None = None,
+    min_area: float | None = None,
     gray: bool = False,
     mean: tuple[float, ...] | None = None,
     std: tuple[float, ...] | None = None,
@@ -50,6 +51,7 @@ def folder(
         subset: take only n pictures, evenly spread over the classes.
         size: side of the square cut out of the middle.
         resize: what the shorter side becomes before, at least `size` and by default `size` itself.
+        min_area: of the training part, instead of the middle: as `imagenet`.
         gray: one channel of brightness instead of RGB.
         mean, std: of each channel on the scale 0 to 1; 0.5 and 0.25 without them.
         test: without a given split, the share of every class that is for testing.
@@ -58,11 +60,14 @@ def folder(
     check_integer("size", size, 1, 4096)
     if resize is not None:
         check_integer("resize", resize, size, why=", size")
+    if min_area is not None:
+        check_min_area(min_area)
+    drawn = min_area if split == "train" else None
     classes, paths, labels, title = _by_class(root, split, "pictures", (".jpeg", ".jpg", ".png"), test, draws)
     which, title = chosen(title, len(paths), subset)
     channels = 1 if gray else 3
-    images: Any = Pictures([paths[i] for i in which], size, resize or size, channels)
-    if len(which) * channels * size**2 <= _IN_MEMORY:
+    images: Any = Pictures([paths[i] for i in which], size, resize or size, channels, drawn)
+    if drawn is None and len(which) * channels * size**2 <= _IN_MEMORY:
         images = torch.stack([images[i] for i in range(len(which))])
     mean, std = normalisation(channels, mean, std)
     return ImageDataset(
