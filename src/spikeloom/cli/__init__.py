@@ -8,7 +8,20 @@ from typing import Annotated, Any
 import typer
 
 import spikeloom
-from spikeloom.cli import arguments, audit, bench, doctor, evaluate, export, predict, report, reproduce, run, train
+from spikeloom.cli import (
+    arguments,
+    audit,
+    bench,
+    data,
+    doctor,
+    evaluate,
+    export,
+    predict,
+    report,
+    reproduce,
+    run,
+    train,
+)
 from spikeloom.cli import list as list_
 from spikeloom.errors import UsageError
 from spikeloom.memory import keep_memory
@@ -48,6 +61,7 @@ app.command()(report.report)
 app.command()(reproduce.reproduce)
 app.command()(bench.bench)
 app.command(name="list")(list_.list_)
+app.add_typer(data.app, name="data")
 app.command()(doctor.doctor)
 
 

@@ -66,6 +66,16 @@ def test_what_is_wrong(root: Path) -> None:
         create_dataset("imagenet", root, "train", size=32).batch([0])
 
 
+def test_parts_with_other_classes_are_refused(root: Path) -> None:
+    # Labels would be shifted: n02 of one part is not n02 of the other.
+    (root / "imagenet" / "val" / "n00").mkdir()
+    for split in ("train", "test"):
+        with pytest.raises(DataFileError, match="class n00 has a folder in one of train/ and val/ alone"):
+            create_dataset("imagenet", root, split, size=32)
+    (root / "imagenet" / "train").rename(root / "imagenet" / "elsewhere")
+    assert create_dataset("imagenet", root, "test", size=32).classes == ["n00", "n01", "n02"]
+
+
 def png(header: bytes, *others: bytes) -> bytes:
     pixels = (b"IDAT", zlib.compress(bytes(13)))
     chunks = [(b"IHDR", header), *((name, b"") for name in others), pixels, (b"IEND", b"")]
