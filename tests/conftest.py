@@ -18,10 +18,7 @@ from typing import Any
 import pytest
 import torch
 from helpers.golden_vectors import Golden, golden_folder, shared_folder
-from helpers.made_sets import MADE, SAME_FILES
-from torchvision.datasets import CIFAR100
 
-from spikeloom.data.registry import SOURCES
 from spikeloom.ops import _dispatch
 
 # pytest listens to every logger, and PyTorch writes traces of all that it exports or compiles once somebody listens.
@@ -102,6 +99,11 @@ def data_of(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[str]
 
     Each set of a user's own files has a root of its own.
     """
+    from helpers.made_sets import MADE, SAME_FILES
+    from torchvision.datasets import CIFAR100
+
+    from spikeloom.data import SOURCES
+
     common, real = tmp_path_factory.mktemp("data"), shared_folder() / "data"
     roots: dict[str, Path] = {"digits": common}
 

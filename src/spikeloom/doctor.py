@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 import spikeloom
-from spikeloom.data.registry import SOURCES
+from spikeloom.data import SOURCES
 from spikeloom.ops import _dispatch
 from spikeloom.ops._bf16 import bfloat16_is_emulated
 from spikeloom.train.run import environment

@@ -16,9 +16,8 @@ from helpers.made_files import jpeg_bytes, write_cifar10
 from helpers.made_sets import SAME_FILES, nmnist_root
 from PIL import Image
 
-from spikeloom.data import DATASETS, create_dataset
+from spikeloom.data import DATASETS, SOURCES, create_dataset
 from spikeloom.data.check import check_dataset
-from spikeloom.data.registry import SOURCES
 from spikeloom.errors import DataFileError, UsageError
 
 OPTIONS = {"recordings": ("data.sensor=[128,128]", "data.T=4"), "imagenet": ("data.size=224", "data.resize=256")}

@@ -58,7 +58,7 @@ def test_the_middle_is_cut_out(root: Path) -> None:
 
 def test_what_is_wrong(root: Path) -> None:
     with pytest.raises(DataFileError, match=r"ImageNet is not in .*: no file .*n01440764; .* get ILSVRC2012"):
-        create_dataset("imagenet", root / "elsewhere", "train")
+        create_dataset("imagenet", root / "elsewhere" / "below", "train")
     with pytest.raises(UsageError, match="resize must be an integer of at least 64, size, got 32"):
         create_dataset("imagenet", root, "train", size=64, resize=32)
     (root / "imagenet" / "train" / "n01" / "0.png").write_bytes(b"no picture")
