@@ -192,7 +192,18 @@ def test_everything_in_the_registries_stands_in_a_recipe() -> None:
     assert set(NOT_NAMED) <= {name for registry in registries for name in registry}
 
 
-@pytest.mark.parametrize("name", TRAINED)
+LONG = {  # rows of many seconds
+    "psn/cifar10_dvs",
+    "psu/cifar10_dvs",
+    "quickstart/n_caltech101",
+    "spikformer_v2/imagenet_pretrain",
+    "syna/gesture",
+}
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=[pytest.mark.slow] if name in LONG else []) for name in TRAINED]
+)
 def test_the_smallest_row_is_reproduced(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, data_of: Callable[[str], Path]
 ) -> None:
