@@ -12,11 +12,12 @@ if "PYTEST_XDIST_WORKER" in os.environ:
 
 import logging
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from helpers.golden_vectors import Golden, golden_folder
+from helpers.golden_vectors import Golden, golden_folder, shared_folder
 
 from spikeloom.ops import _dispatch
 
@@ -90,6 +91,39 @@ def tracks() -> Callable[[torch.Tensor, torch.Tensor], float]:
         return ((a - b).abs().max() / b.abs().max().clamp_min(1e-30)).item() if a.numel() else 0.0
 
     return difference
+
+
+@pytest.fixture(scope="session")
+def data_of(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[str], Path]]:
+    """The root of a data set by its name: one for all, of real files where they are at hand, or else of made ones.
+
+    Each set of a user's own files has a root of its own.
+    """
+    from helpers.made_sets import MADE, SAME_FILES
+    from torchvision.datasets import CIFAR100
+
+    from spikeloom.data import SOURCES
+
+    common, real = tmp_path_factory.mktemp("data"), shared_folder() / "data"
+    roots: dict[str, Path] = {"digits": common}
+
+    def find(name: str) -> Path:
+        files = SAME_FILES.get(name, name)
+        if files in roots:
+            return roots[files]
+        source = SOURCES[files]
+        if source.classes and source.is_in(real):
+            top = next(iter(next(paths for paths in source.found(real) if all(paths.values())))).split("/")[0]
+            (common / top).symlink_to(real / top)
+            roots[files] = common
+        else:
+            roots[files] = MADE[files](common if source.classes else tmp_path_factory.mktemp(files))
+        return roots[files]
+
+    with pytest.MonkeyPatch.context() as patch:
+        for name in ("train_list", "test_list", "meta"):
+            patch.setattr(CIFAR100, name, getattr(CIFAR100, name))  # made files have other checksums
+        yield find
 
 
 @pytest.fixture(scope="session")

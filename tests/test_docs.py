@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 import typer
+from helpers.command_line import spikeloom
 
 from spikeloom import cli
 from spikeloom.registry import list_recipes
@@ -54,7 +55,7 @@ def _commands(names: str) -> list[str]:
 def _split(command: str) -> tuple[list[str], set[str]]:
     """The words of a command that are no options, and the names of its options."""
     options = {option.split("=")[0] for option in re.findall(r" (--[^ ]+)", command)}
-    valued = r" --(runs|resume|results|out|to|T|images|input|save|engine|weights|import)[ =][^ ]+"
+    valued = r" --(runs|resume|results|out|to|T|images|input|save|engine|weights|import|picture)[ =][^ ]+"
     words = shlex.split(re.sub(valued, "", command))[2:]
     return [word for word in words if not word.startswith("--")], options
 
@@ -63,6 +64,8 @@ def _split(command: str) -> tuple[list[str], set[str]]:
 def test_options_of_commands_exist(command):
     name = command.split()[1]
     [known] = [c for c in typer.main.get_command(cli.app).commands.values() if c.name == name]
+    if group := getattr(known, "commands", None):
+        known = group[command.split()[2]]
     options = {option for param in known.params for option in (*param.opts, *param.secondary_opts)}
     words, used = _split(command)
     assert used <= options | {"--import"}  # of all commands
@@ -85,6 +88,14 @@ def test_commands_name_what_exists(command):
             check_measure(loaded, each, budget, overrides)
         else:
             loaded.resolve(each, budget, overrides)
+
+
+def test_the_check_of_digits_is_what_is_shown():
+    page = (ROOT / "docs" / "own-data.md").read_text()
+    [shown] = re.findall(r"```console\n\$ spikeloom data check digits\n(.*?)```", page, re.DOTALL)
+    result = spikeloom("data", "check", "digits")
+    assert result.code == 0
+    assert [line.rstrip() for line in result.out.splitlines()] == shown.splitlines()
 
 
 def test_there_are_examples():

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 import spikeloom
+from spikeloom.data import SOURCES
 from spikeloom.ops import _dispatch
 from spikeloom.ops._bf16 import bfloat16_is_emulated
 from spikeloom.train.machine import environment
@@ -33,12 +34,9 @@ def examine() -> dict[str, Any]:
     root = os.environ.get("SPIKELOOM_DATA")
     found["SPIKELOOM_DATA"] = root or "not set: give data.root=PATH to commands that need data"
     if root:
-        names = [
-            name
-            for name, part in (("mnist", "MNIST"), ("cifar10", "cifar-10-batches-py"), ("cifar10", "CIFAR10"))
-            if (Path(root) / part).is_dir()
-        ]
-        found["data found"] = ", ".join(dict.fromkeys(names)) or "none"
+        published = {name: source for name, source in SOURCES.items() if source.classes and source.layout}
+        names = [name for name, source in published.items() if source.is_in(Path(root))]
+        found["data found"] = ", ".join(names) or "none"
     return {key: "unknown" if value is None else value for key, value in found.items()}
 
 

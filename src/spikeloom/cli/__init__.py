@@ -14,6 +14,7 @@ from spikeloom.cli import (
     audit,
     bench,
     compare,
+    data,
     doctor,
     evaluate,
     export,
@@ -70,6 +71,7 @@ app.command()(compare.compare)
 app.command()(bench.bench)
 app.command(name="list")(list_.list_)
 app.command()(schema.schema)
+app.add_typer(data.app, name="data")
 app.command()(doctor.doctor)
 
 

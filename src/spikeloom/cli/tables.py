@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from spikeloom.analyse import Audit, BlockInput
+    from spikeloom.data.check import DataCheck
     from spikeloom.scores import Score
 
 Json = dict[str, Any]
@@ -35,6 +36,41 @@ def print_drawn(pages: list[Path], as_json: bool) -> None:
         return
     for page in pages:
         print(f"drawn: {page}")
+
+
+def print_data_check(found: DataCheck, picture: Path | None) -> None:
+    """The files of a data set, its parts, and what follows from them."""
+    from rich.table import Table
+
+    console = _console()
+    console.print(found.title + (f" in {found.folder}" if found.folder else ""), markup=False, highlight=False)
+    whole = [files for files in found.files if all(files.values())]
+    for number, files in enumerate(whole[:1] or found.files):
+        if number:
+            console.print("  or")
+        for path, there in files.items():
+            mark = "found  " if there else "missing"
+            console.print(f"  {mark}  {path}", markup=False, highlight=False, style=None if there else "red")
+    if found.parts:
+        table = Table()
+        for column in ("part", "samples", "published", "classes", "a sample", "values"):
+            numbers = column in ("samples", "published", "classes")
+            table.add_column(column, justify="right" if numbers else "left", overflow="fold")
+        for split, part in found.parts.items():
+            table.add_row(
+                split,
+                f"{part.samples:,}",
+                "" if part.published is None else f"{part.published:,}",
+                f"{part.classes} of {found.classes}",
+                f"{part.dtype} {'x'.join(map(str, part.shape))}",
+                f"{part.low:.3g} to {part.high:.3g}",
+            )
+        console.print(table)
+    if picture is not None and found.picture is not None:
+        print(f"drawn: {picture}, a sample of {next(iter(found.parts.values())).label!r}")
+    if found.usable:
+        rest = found.incomplete()
+        print(f"usable, another size than published: {', '.join(rest)}" if rest else "usable")
 
 
 def _console() -> Console:

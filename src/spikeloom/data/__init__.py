@@ -6,13 +6,14 @@ from spikeloom.data.formats.read import read_events
 from spikeloom.data.frame_dataset import FrameDataset
 from spikeloom.data.frames import event_frames
 from spikeloom.data.image_dataset import ImageDataset
-from spikeloom.data.registry import DATASETS, create_dataset
+from spikeloom.data.registry import DATASETS, SOURCES, create_dataset
 from spikeloom.data.sets.colored_mnist import colored_mnist
 from spikeloom.data.spike_dataset import SpikeDataset
 from spikeloom.data.transforms import TRANSFORMS, RandomTemporalDelete, Transform, augmentation
 
 __all__ = [
     "DATASETS",
+    "SOURCES",
     "TRANSFORMS",
     "EventFileError",
     "Events",

@@ -20,6 +20,7 @@ class LabelledDataset(Dataset[Sample]):
 
     Attributes:
         labels: int64 [N], an index into `classes` each.
+        all_labels: int64, of everything that the files hold, of which `subset` takes a part.
         name: the name in `DATASETS`.
         title: what results are labelled with.
         classes: their names.
@@ -28,6 +29,7 @@ class LabelledDataset(Dataset[Sample]):
     """
 
     labels: Tensor
+    all_labels: Tensor
     name: str
     title: str
     classes: list[str]

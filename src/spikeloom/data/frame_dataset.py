@@ -24,6 +24,7 @@ class FrameDataset(LabelledDataset):
         name, title, classes: as `ImageDataset`.
         size, resize: side of the frames as they are read, and how: None leaves them as they are.
         flatten: give a model a frame as one axis; augmentations still see pictures.
+        all_labels: as `ImageDataset`.
 
     Attributes:
         in_channels: channels of a frame, or all its values where `flatten`.
@@ -44,8 +45,10 @@ class FrameDataset(LabelledDataset):
         size: int | None = None,
         resize: Resize = "bilinear",
         flatten: bool = False,
+        all_labels: Tensor | None = None,
     ):
         self.counts, self.labels = counts, labels
+        self.all_labels = labels if all_labels is None else all_labels
         self.name, self.title, self.classes = name, title, list(classes)
         self._size, self._resize, self._flatten = size, resize, flatten
         shape = counts.frames.shape[1:]

@@ -24,6 +24,7 @@ class ImageDataset(LabelledDataset):
             the image.
         environments: how many environments of one size the images are from, one after another.
         resize: side to which `encode` enlarges images (bicubic); None leaves them as they are.
+        all_labels: where these are a part, the labels of everything that the files hold.
 
     Attributes:
         in_channels: C.
@@ -47,6 +48,7 @@ class ImageDataset(LabelledDataset):
         to_sequence: Callable[[Tensor], Tensor] | None = None,
         environments: int = 1,
         resize: int | None = None,
+        all_labels: Tensor | None = None,
     ):
         if images.dtype != torch.uint8 or images.dim() != 4 or not images.shape[1] == len(mean) == len(std):
             raise ValueError(
@@ -56,6 +58,7 @@ class ImageDataset(LabelledDataset):
         if labels.dtype != torch.int64 or labels.shape != images.shape[:1]:
             raise ValueError(f"labels must be int64 [{len(images)}], got {labels.dtype} {tuple(labels.shape)}")
         self.images, self.labels = images, labels
+        self.all_labels = labels if all_labels is None else all_labels
         self.name, self.title, self.classes = name, title, list(classes)
         self.mean, self.std = tuple(mean), tuple(std)
         self._to_sequence, self.is_sequence = to_sequence, to_sequence is not None

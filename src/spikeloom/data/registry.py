@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeVar
 
 from spikeloom.data.frame_dataset import FrameDataset
 from spikeloom.data.image_dataset import ImageDataset
+from spikeloom.data.locate import Source
 from spikeloom.data.options import check_options
 from spikeloom.data.spike_dataset import SpikeDataset
 from spikeloom.errors import UsageError
@@ -16,6 +17,18 @@ from spikeloom.registry import Registry, nearest
 SPLITS = ("train", "test")
 AnyDataset = ImageDataset | SpikeDataset | FrameDataset
 DATASETS: Registry[Callable[..., AnyDataset]] = Registry("dataset")
+SOURCES: dict[str, Source] = {}
+Build = TypeVar("Build", bound=Callable[..., AnyDataset])
+
+
+def register(source: Source) -> Callable[[Build], Build]:
+    """Registers a data set in `DATASETS` under its function's name, and where it comes from in `SOURCES`."""
+
+    def add(build: Build) -> Build:
+        SOURCES[build.__name__] = source
+        return DATASETS.register(build)
+
+    return add
 
 
 def create_dataset(

@@ -16,7 +16,7 @@ class SpikeDataset(LabelledDataset):
     Args:
         spikes: uint8 [N, T, features], counts.
         labels: int64 [N].
-        name, title, classes: as `ImageDataset`.
+        name, title, classes, all_labels: as `ImageDataset`.
 
     Attributes:
         in_channels: features.
@@ -26,8 +26,18 @@ class SpikeDataset(LabelledDataset):
 
     is_sequence = True
 
-    def __init__(self, spikes: Tensor, labels: Tensor, *, name: str, title: str, classes: Sequence[str]):
+    def __init__(
+        self,
+        spikes: Tensor,
+        labels: Tensor,
+        *,
+        name: str,
+        title: str,
+        classes: Sequence[str],
+        all_labels: Tensor | None = None,
+    ):
         self.spikes, self.labels = spikes, labels
+        self.all_labels = labels if all_labels is None else all_labels
         self.name, self.title, self.classes = name, title, list(classes)
         self.in_channels = spikes.shape[2]
         self.fill = torch.empty(0)

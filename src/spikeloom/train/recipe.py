@@ -22,7 +22,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_valida
 
 from spikeloom.errors import UsageError
 from spikeloom.registry import list_recipes, nearest, recipe_text
-from spikeloom.train.settings import MeasureSettings, Named, Settings, Strict, TrainSettings, as_tuple
+from spikeloom.train.settings import DataSettings, MeasureSettings, Named, Settings, Strict, TrainSettings, as_tuple
 
 Budget = Literal["smoke", "short", "hours", "full"]
 BUDGETS: tuple[Budget, ...] = typing.get_args(Budget)
@@ -185,6 +185,19 @@ def _check_schedules(settings: Settings, where: str) -> None:
         raise UsageError(f"{where}: train.steps has {staged} epochs, but train.epochs is {t.epochs}")
     if t.nesterov and (t.optimizer != "sgd" or t.momentum == 0):
         raise UsageError(f"{where}: train.nesterov needs train.optimizer=sgd with train.momentum above 0")
+
+
+def check_data(values: Json, where: str) -> DataSettings:
+    """Settings of a data set, its options checked.
+
+    Raises:
+        UsageError: an unknown data set or option, or a value of another type.
+    """
+    from spikeloom.data import DATASETS
+
+    settings = _validate(DataSettings, values, f"{where}: data")
+    check_options(settings, DATASETS, f"{where}: data", SUPPLIED["data"])
+    return settings
 
 
 def check_options(named: Named, registry: Any, where: str, supplied: set[str]) -> None:

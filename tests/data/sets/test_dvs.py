@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import torch
 from helpers.made_events import aedat3, aedat4, five_bytes, made
-from helpers.made_sets import cifar10_dvs_root, gesture_root, nmnist_root, tonic_gestures
+from helpers.made_sets import caltech_root, cifar10_dvs_root, gesture_root, nmnist_root, tonic_gestures
 
 from spikeloom.data import DATASETS, EventFileError, Events, FrameDataset, create_dataset, event_frames
 from spikeloom.data.cache import cache_folder
@@ -239,13 +239,7 @@ def test_dvs_gesture_of_tonic_damaged(tmp_path: Path, cache: Path, rows: np.ndar
 
 
 def test_n_caltech101(tmp_path: Path) -> None:
-    for i in range(101):
-        (tmp_path / "Caltech101" / f"class_{i:03}").mkdir(parents=True)
-        for number in range(1, 12):
-            (tmp_path / "Caltech101" / f"class_{i:03}" / f"image_{number:04}.bin").write_bytes(
-                five_bytes(made(20, 150, 170, i))
-            )
-    data = loaded("n_caltech101", tmp_path, "test", T=2)
+    data = loaded("n_caltech101", caltech_root(tmp_path), "test", T=2)
     assert data.labels.tolist() == list(range(101))
     assert data.input_shape == (2, 180, 240)
     assert len(loaded("n_caltech101", tmp_path, "train", T=1, subset=101)) == 101

@@ -87,12 +87,22 @@ def test_a_wrong_part(root: Path, wrong: object) -> None:
 
 def test_what_is_wrong(root: Path) -> None:
     with pytest.raises(DataFileError, match=r"ImageNet is not in .*: no file .*n01440764; .* get ILSVRC2012"):
-        create_dataset("imagenet", root / "elsewhere", "train")
+        create_dataset("imagenet", root / "elsewhere" / "below", "train")
     with pytest.raises(UsageError, match="resize must be an integer of at least 64, size, got 32"):
         create_dataset("imagenet", root, "train", size=64, resize=32)
     (root / "imagenet" / "train" / "n01" / "0.png").write_bytes(b"no picture")
     with pytest.raises(DataFileError, match=r"0\.png: not a whole JPEG or PNG picture"):
         create_dataset("imagenet", root, "train", size=32).batch([0])
+
+
+def test_parts_with_other_classes_are_refused(root: Path) -> None:
+    # Labels would be shifted: n02 of one part is not n02 of the other.
+    (root / "imagenet" / "val" / "n00").mkdir()
+    for split in ("train", "test"):
+        with pytest.raises(DataFileError, match="class n00 has a folder in one of train/ and val/ alone"):
+            create_dataset("imagenet", root, split, size=32)
+    (root / "imagenet" / "train").rename(root / "imagenet" / "elsewhere")
+    assert create_dataset("imagenet", root, "test", size=32).classes == ["n00", "n01", "n02"]
 
 
 def png(header: bytes, *others: bytes) -> bytes:

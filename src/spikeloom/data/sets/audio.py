@@ -15,18 +15,24 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from spikeloom.data.locate import data_root, missing
+from spikeloom.data.locate import Source, data_root, missing
 from spikeloom.data.options import check_integer
-from spikeloom.data.registry import DATASETS
+from spikeloom.data.registry import register
 from spikeloom.data.spike_dataset import SpikeDataset
 from spikeloom.errors import DataFileError
 
-SOURCE = "get the recordings from https://github.com/Jakobovski/free-spoken-digit-dataset"
+SOURCE = Source(
+    "FSDD",
+    "get the folder recordings from https://github.com/Jakobovski/free-spoken-digit-dataset and put it in FSDD there",
+    (("FSDD/recordings/<digit>_<speaker>_<take>.wav",), ("FSDD/train.npz", "FSDD/test.npz")),
+    {"train": 2_700, "test": 300},
+    10,
+)
 RATE = 8000  # samples per second
 _ARRAYS = {"samples": np.int16, "offsets": np.int64, "labels": np.uint8}
 
 
-@DATASETS.register
+@register(SOURCE)
 def fsdd(
     root: str | os.PathLike[str] | None, split: str, *, subset: int | None = None, T: int = 100, bands: int = 40
 ) -> SpikeDataset:
@@ -41,14 +47,14 @@ def fsdd(
         T: steps.
         bands: mel bands; each has one neuron for its level and one for its rise.
     """
-    folder = data_root(root, "FSDD", SOURCE)
+    folder = data_root(root, SOURCE)
     path, wavs = folder / "FSDD" / f"{split}.npz", folder / "FSDD" / "recordings"
     if path.is_file():
         samples, offsets, labels = _read(path)
     elif wavs.is_dir():
         samples, offsets, labels = _read_wavs(wavs, split)
     else:
-        raise missing("FSDD", folder, path, SOURCE)
+        raise missing(SOURCE, folder, path)
     count = len(labels)
     if subset is not None:
         check_integer("subset", subset, 1, count, ", the number of recordings")
@@ -58,9 +64,11 @@ def fsdd(
     title = title if subset in (None, count) else f"{title}, first {subset} recordings"
     chosen = range(count if subset is None else subset)
     sounds = [samples[offsets[i] : offsets[i + 1]] for i in chosen]
+    all_labels = torch.from_numpy(labels.astype(np.int64))
     return SpikeDataset(
         encoded(sounds, T, bands),
-        torch.from_numpy(labels[: len(chosen)].astype(np.int64)),
+        all_labels[: len(chosen)],
+        all_labels=all_labels,
         name="fsdd",
         title=title,
         classes=[str(digit) for digit in range(10)],

@@ -19,24 +19,32 @@ from spikeloom.data.formats import hdf5
 from spikeloom.data.formats.events import Array
 from spikeloom.data.frame_dataset import FrameDataset
 from spikeloom.data.frames import Slicer, Slicing, accumulate
-from spikeloom.data.locate import data_root, fetch_with_tonic, missing
-from spikeloom.data.registry import DATASETS
+from spikeloom.data.locate import Source, data_root, fetch_with_tonic, missing
+from spikeloom.data.registry import register
 from spikeloom.data.sets.dvs import Place
 from spikeloom.data.subset import chosen
 from spikeloom.errors import DataFileError, UsageError
 
-SHD_SOURCE = (
+SHD_SOURCE = Source(
+    "SHD",
     "get shd_train.h5.zip and shd_test.h5.zip from https://zenkelab.org/resources/spiking-heidelberg-datasets-shd/ "
-    "and unpack them there"
+    "and unpack them there",
+    (("SHD/shd_train.h5", "SHD/shd_test.h5"), ("shd_train.h5", "shd_test.h5")),
+    {"train": 8_156, "test": 2_264},
+    20,
 )
-NTIDIGITS_SOURCE = (
-    "get n-tidigits.hdf5, see https://docs.google.com/document/d/1Uxe7GsKKXcy6SlDUX4hoJVAC0-UkH-8kr5UXp0Ndi1M"
+NTIDIGITS_SOURCE = Source(
+    "N-TIDIGITS",
+    "get n-tidigits.hdf5, see https://docs.google.com/document/d/1Uxe7GsKKXcy6SlDUX4hoJVAC0-UkH-8kr5UXp0Ndi1M",
+    (("NTIDIGITS18/n-tidigits.hdf5",), ("NTIDIGITS/n-tidigits.hdf5",), ("n-tidigits.hdf5",)),
+    {},  # what is published counts the recordings of several digits as well
+    11,
 )
 _PATIENCE = 60.0  # seconds for reading an HDF5 file, and one more for each megabyte
 _LONGEST = 60.0  # seconds: a damaged time must not make a million frames
 
 
-@DATASETS.register
+@register(SHD_SOURCE)
 def shd(
     root: Place,
     split: str,
@@ -58,12 +66,12 @@ def shd(
         download: fetch missing files with tonic.
     """
     slicer = Slicer.filled(frames, T, dt, 15)
-    folder = data_root(root, "SHD", SHD_SOURCE)
+    folder = data_root(root, SHD_SOURCE)
     path = _found(folder, ("SHD", ""), f"shd_{split}.h5")
     if download and not path.is_file():
         fetch_with_tonic("SHD", folder, train=split == "train")
     if not path.is_file():
-        raise missing("SHD", folder, path, SHD_SOURCE)
+        raise missing(SHD_SOURCE, folder, path)
     columns = _columns(path, "shd", split)
     labels = columns.labels
     if labels.ndim != 1 or labels.dtype.kind not in "iu" or len(labels) != len(columns.ends):
@@ -71,7 +79,7 @@ def shd(
     return _dataset("shd", "SHD", columns, labels.astype(np.int64), 20, 700, slicer, subset)
 
 
-@DATASETS.register
+@register(NTIDIGITS_SOURCE)
 def n_tidigits(
     root: Place,
     split: str,
@@ -91,12 +99,12 @@ def n_tidigits(
         frames, T, dt: as `nmnist`; by default windows of 5 ms from t = 0.
     """
     slicer = Slicer.filled(frames, T, dt)
-    folder = data_root(root, "N-TIDIGITS", NTIDIGITS_SOURCE)
+    folder = data_root(root, NTIDIGITS_SOURCE)
     path = _found(folder, ("NTIDIGITS18", "NTIDIGITS", ""), "n-tidigits.hdf5")
     if download and not path.is_file():
         fetch_with_tonic("NTIDIGITS18", folder, train=split == "train")
     if not path.is_file():
-        raise missing("N-TIDIGITS", folder, path, NTIDIGITS_SOURCE)
+        raise missing(NTIDIGITS_SOURCE, folder, path)
     columns = _columns(path, "n_tidigits", split)
     # A name ends in what was said: "...-z" or "...-1o3". Labels are strings; those of one digit are kept.
     names = [str(name) for name in columns.labels]
@@ -200,7 +208,8 @@ def _dataset(
     key = {"slicer": repr(slicer), "which": which, "part": labels.tolist()}
     counts = cached(name, key, [path], len(which), (channels,), read)
     digits = [str(digit) for digit in range(classes)]
-    return FrameDataset(counts, torch.from_numpy(labels[which]), name=name, title=title, classes=digits)
+    all_labels = torch.from_numpy(labels)
+    return FrameDataset(counts, all_labels[which], name=name, title=title, classes=digits, all_labels=all_labels)
 
 
 def _frames(where: str, seconds: Array, units: Array, channels: int, slicer: Slicer) -> Array:

@@ -10,16 +10,17 @@ import torch
 from torch import Tensor
 
 from spikeloom.data.image_dataset import ImageDataset
+from spikeloom.data.locate import Source
 from spikeloom.data.options import check_integer
-from spikeloom.data.registry import DATASETS
-from spikeloom.data.sets.vision import mnist, padded
+from spikeloom.data.registry import register
+from spikeloom.data.sets.vision import MNIST_SOURCE, mnist, padded
 from spikeloom.errors import UsageError
 
 # (first image, one behind the last) of each part in MNIST's training file.
 _PARTS = {"A": ((0, 40_000), (40_000, 60_000)), "B": ((0, 50_000), (50_000, 60_000))}
 
 
-@DATASETS.register
+@register(Source("Colored MNIST", MNIST_SOURCE.get, MNIST_SOURCE.layout, {}, 2))
 def colored_mnist(
     root: str | os.PathLike[str] | None,
     split: str,
@@ -74,8 +75,8 @@ def colored_mnist(
     if subset is not None:
         check_integer("subset", subset, 1, per, ", the number of images of an environment of colored_mnist")
         kept = subset
-    order = order.view(len(flips), per)[:, :kept].flatten()
-    labels = (whole.labels[order] >= 5) ^ (label_draws[order] < label_noise)
+    all_labels = (whole.labels[order] >= 5) ^ (label_draws[order] < label_noise)
+    order, labels = (each.view(len(flips), per)[:, :kept].flatten() for each in (order, all_labels))
     flip = torch.tensor(flips, dtype=torch.float64).repeat_interleave(kept)
     colours = labels ^ (colour_draws[order] < flip)
     images = whole.images[order]
@@ -89,6 +90,7 @@ def colored_mnist(
     return ImageDataset(
         padded(images, size),
         labels.long(),
+        all_labels=all_labels.long(),
         name="colored_mnist",
         title=f"Colored MNIST {variant}{' without colour' if grayscale else ''}, {split}, flips {flipped}"
         + (f", first {kept} of each environment" if kept < per else ""),

@@ -18,20 +18,37 @@ from spikeloom.data.formats.events import Array, EventFileError, Events, Outside
 from spikeloom.data.formats.read import read_events
 from spikeloom.data.frame_dataset import FrameDataset, Resize
 from spikeloom.data.frames import Slicer, Slicing, accumulate, check_number
-from spikeloom.data.locate import data_root, fetch_with_tonic, missing
+from spikeloom.data.locate import Source, data_root, fetch_with_tonic, missing
 from spikeloom.data.options import check_integer
-from spikeloom.data.registry import DATASETS
+from spikeloom.data.registry import register
 from spikeloom.data.subset import chosen
 from spikeloom.errors import DataFileError, UsageError
 
 Place = str | os.PathLike[str] | None
 Part = Literal["last", "first", "random"]
 
-NMNIST_SOURCE = "get Train.zip and Test.zip from https://www.garrickorchard.com/datasets/n-mnist and unpack them there"
-CIFAR10_DVS_SOURCE = (
-    "get the ten archives from https://figshare.com/articles/dataset/CIFAR10-DVS_New/4724671 and unpack them there"
+NMNIST_SOURCE = Source(
+    "N-MNIST",
+    "get Train.zip and Test.zip from https://www.garrickorchard.com/datasets/n-mnist and unpack them there, in NMNIST",
+    (("NMNIST/Train/<digit>/<number>.bin", "NMNIST/Test/<digit>/<number>.bin"),),
+    {"train": 60_000, "test": 10_000},
+    10,
 )
-CALTECH_SOURCE = "get Caltech101.zip from https://www.garrickorchard.com/datasets/n-caltech101 and unpack it there"
+CIFAR10_DVS_SOURCE = Source(
+    "CIFAR10-DVS",
+    "get the ten archives from https://figshare.com/articles/dataset/CIFAR10-DVS_New/4724671 and unpack them there, "
+    "in CIFAR10DVS",
+    (("CIFAR10DVS/<class>/<name>.aedat",), ("CIFAR10DVS/<class>/<name>.aedat4",)),
+    {"train": 9_000, "test": 1_000},
+    10,
+)
+CALTECH_SOURCE = Source(
+    "N-Caltech101",
+    "get Caltech101.zip from https://www.garrickorchard.com/datasets/n-caltech101 and unpack it there",
+    (("NCALTECH101/Caltech101/<class>/<name>.bin",), ("Caltech101/<class>/<name>.bin",)),
+    {"both": 8_709},
+    101,
+)
 CIFAR10_CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 
 
@@ -146,6 +163,7 @@ def dataset_of(
     if size is not None:
         check_integer("size", size, 1, 4096)
     which, title = chosen(title, len(cuts), subset)
+    all_labels = torch.tensor([cut.label for cut in cuts], dtype=torch.int64)
     cuts = [cuts[i] for i in which]
     key = {"framing": repr(framing), "cuts": [(str(c.path), c.start, c.end) for c in cuts], "sensor": reader.sensor}
     if reader.outside == "drop":
@@ -155,13 +173,20 @@ def dataset_of(
     counts = cached(
         name, key, sources, len(cuts), framing.shape(reader.sensor), lambda i: framing(read(cuts[i]), cuts[i].path)
     )
-    labels = torch.tensor([cut.label for cut in cuts], dtype=torch.int64)
     return FrameDataset(
-        counts, labels, name=name, title=title, classes=classes, size=size, resize=resize, flatten=flatten
+        counts,
+        all_labels[which],
+        name=name,
+        title=title,
+        classes=classes,
+        size=size,
+        resize=resize,
+        flatten=flatten,
+        all_labels=all_labels,
     )
 
 
-@DATASETS.register
+@register(NMNIST_SOURCE)
 def nmnist(
     root: Place,
     split: str,
@@ -194,12 +219,12 @@ def nmnist(
         download: fetch missing files with tonic.
     """
     slicer, reader = Slicer.filled(frames, T, dt), Reader((34, 34), outside)
-    folder = data_root(root, "N-MNIST", NMNIST_SOURCE)
+    folder = data_root(root, NMNIST_SOURCE)
     part = folder / "NMNIST" / split.capitalize()
     if download and not part.is_dir():
         fetch_with_tonic("NMNIST", folder, train=split == "train")
     if not part.is_dir():
-        raise missing("N-MNIST", folder, part / "0" / "00001.bin", NMNIST_SOURCE)
+        raise missing(NMNIST_SOURCE, folder, part / "0" / "00001.bin")
     cuts = [Cut(path, label) for label in range(10) for path in _files(part / str(label), "*.bin")]
     _only_digits(part)
     whole = len(cuts) == {"train": 60_000, "test": 10_000}[split]
@@ -219,7 +244,7 @@ def nmnist(
     )
 
 
-@DATASETS.register
+@register(CIFAR10_DVS_SOURCE)
 def cifar10_dvs(
     root: Place,
     split: str,
@@ -249,13 +274,11 @@ def cifar10_dvs(
         resize: how: "nearest", "bilinear" or "bilinear_corners", which aligns the corners.
     """
     slicer, reader = Slicer.filled(frames, T, dt), Reader((128, 128), outside)
-    folder = data_root(root, "CIFAR10-DVS", CIFAR10_DVS_SOURCE)
+    folder = data_root(root, CIFAR10_DVS_SOURCE)
     base = folder / "CIFAR10DVS"
     if download and not base.is_dir():
         fetch_with_tonic("CIFAR10DVS", folder)
-    cuts = _by_class(
-        base, CIFAR10_CLASSES, ("*.aedat", "*.aedat4"), split, test_part, "CIFAR10-DVS", folder, CIFAR10_DVS_SOURCE
-    )
+    cuts = _by_class(base, CIFAR10_CLASSES, ("*.aedat", "*.aedat4"), split, test_part, folder, CIFAR10_DVS_SOURCE)
     title = f"CIFAR10-DVS ({test_part} tenth for testing)"
     return dataset_of(
         "cifar10_dvs",
@@ -278,7 +301,7 @@ def upright(events: Events, path: Path) -> Events:
     return Events(events.t, 127 - events.y, 127 - events.x, 1 - events.p, 128, 128)
 
 
-@DATASETS.register
+@register(CALTECH_SOURCE)
 def n_caltech101(
     root: Place,
     split: str,
@@ -303,7 +326,7 @@ def n_caltech101(
         test_part, size, resize: as `cifar10_dvs`.
     """
     slicer, reader = Slicer.filled(frames, T, dt), Reader((240, 180), outside)
-    folder = data_root(root, "N-Caltech101", CALTECH_SOURCE)
+    folder = data_root(root, CALTECH_SOURCE)
     base = next(
         (p for p in (folder / "NCALTECH101" / "Caltech101", folder / "Caltech101") if p.is_dir()),
         folder / "NCALTECH101" / "Caltech101",
@@ -312,13 +335,9 @@ def n_caltech101(
         fetch_with_tonic("NCALTECH101", folder)
     classes = sorted(path.name for path in base.iterdir() if path.is_dir()) if base.is_dir() else []
     if len(classes) != 101:
-        raise missing(
-            "N-Caltech101",
-            folder,
-            base / "Faces_easy" / "image_0001.bin",
-            f"{CALTECH_SOURCE} (there are {len(classes)} of 101 classes)",
-        )
-    cuts = _by_class(base, classes, ("*.bin",), split, test_part, "N-Caltech101", folder, CALTECH_SOURCE)
+        first = base / "Faces_easy" / "image_0001.bin"
+        raise missing(CALTECH_SOURCE, folder, first, f" (there are {len(classes)} of 101 classes)")
+    cuts = _by_class(base, classes, ("*.bin",), split, test_part, folder, CALTECH_SOURCE)
     title = f"N-Caltech101 ({test_part} tenth for testing)"
     return dataset_of(
         "n_caltech101",
@@ -359,9 +378,8 @@ def _by_class(
     patterns: tuple[str, ...],
     split: str,
     test_part: Part,
-    title: str,
     folder: Path,
-    source: str,
+    source: Source,
 ) -> list[Cut]:
     """The recordings of one part; a class's files 0.9 n and on are the last tenth, those below 0.1 n the first."""
     if test_part not in ("last", "first", "random"):
@@ -370,7 +388,7 @@ def _by_class(
     for label, name in enumerate(classes):
         paths = _files(base / name, *patterns)
         if not paths:
-            raise missing(title, folder, base / name / patterns[0], source)
+            raise missing(source, folder, base / name / patterns[0])
         held = len(paths) // 10  # so that the training part is rounded up
         order = np.arange(len(paths))
         if test_part == "random":

@@ -12,12 +12,25 @@ from spikeloom.data.formats.events import Array, Decoded, EventFile, EventFileEr
 from spikeloom.data.formats.read import checked
 from spikeloom.data.frame_dataset import FrameDataset, Resize
 from spikeloom.data.frames import Slicer, Slicing
-from spikeloom.data.locate import data_root, fetch_with_tonic, missing
-from spikeloom.data.registry import DATASETS
+from spikeloom.data.locate import Source, data_root, fetch_with_tonic, missing
+from spikeloom.data.registry import register
 from spikeloom.data.sets.dvs import Cut, Framing, Place, Reader, dataset_of
 from spikeloom.errors import DataFileError
 
-GESTURE_SOURCE = "get DvsGesture.tar.gz from https://ibm.box.com/s/3hiq58ww1pbbjrinh367ykfdf60xsfm8 and unpack it"
+GESTURE_SOURCE = Source(
+    "DVS128 Gesture",
+    "get DvsGesture.tar.gz from https://ibm.box.com/s/3hiq58ww1pbbjrinh367ykfdf60xsfm8 and unpack it there, in "
+    "DVSGesture",
+    (
+        (
+            "DVSGesture/DvsGesture/user<person>_<light>.aedat",
+            "DVSGesture/DvsGesture/user<person>_<light>_labels.csv",
+        ),
+        ("DVSGesture/ibmGestureTrain/<recording>/<label>.npy", "DVSGesture/ibmGestureTest/<recording>/<label>.npy"),
+    ),
+    {"train": 1_176, "test": 288},
+    11,
+)
 GESTURES = (
     "hand_clapping",
     "right_hand_wave",
@@ -33,7 +46,7 @@ GESTURES = (
 )
 
 
-@DATASETS.register
+@register(GESTURE_SOURCE)
 def dvs_gesture(
     root: Place,
     split: str,
@@ -62,7 +75,7 @@ def dvs_gesture(
         downsample, size, resize: as `cifar10_dvs`.
     """
     slicer, reader = Slicer.filled(frames, T, dt), Reader((128, 128), outside)
-    folder = data_root(root, "DVS128 Gesture", GESTURE_SOURCE)
+    folder = data_root(root, GESTURE_SOURCE)
     base = folder / "DVSGesture"
     original, copies = base / "DvsGesture", base / f"ibmGesture{split.capitalize()}"
     if download and not original.is_dir() and not copies.is_dir():
@@ -72,9 +85,9 @@ def dvs_gesture(
     elif copies.is_dir():
         cuts, read = _tonic_gestures(copies), lambda cut: _read_tonic_gesture(cut, reader)
     else:
-        raise missing("DVS128 Gesture", folder, original / "user01_natural.aedat", GESTURE_SOURCE)
+        raise missing(GESTURE_SOURCE, folder, original / "user01_natural.aedat")
     if not cuts:
-        raise missing("DVS128 Gesture", folder, original / "user01_natural.aedat", GESTURE_SOURCE)
+        raise missing(GESTURE_SOURCE, folder, original / "user01_natural.aedat")
     classes = GESTURES if other else GESTURES[:-1]
     cuts = [cut for cut in cuts if cut.label < len(classes)]
     title = "DVS128 Gesture" if other else "DVS128 Gesture without other gestures"

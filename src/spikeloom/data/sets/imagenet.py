@@ -13,9 +13,9 @@ import torch
 from torch import Tensor
 
 from spikeloom.data.image_dataset import ImageDataset
-from spikeloom.data.locate import data_root, missing
+from spikeloom.data.locate import Source, data_root, missing
 from spikeloom.data.options import check_integer
-from spikeloom.data.registry import DATASETS
+from spikeloom.data.registry import register
 from spikeloom.data.sets.vision import NORMALISATION
 from spikeloom.data.subset import chosen
 from spikeloom.errors import DataFileError, UsageError
@@ -23,11 +23,14 @@ from spikeloom.errors import DataFileError, UsageError
 if TYPE_CHECKING:
     from PIL import Image
 
-SOURCE = (
-    "get ILSVRC2012 from https://www.image-net.org/download.php and sort it into train/<class>/ and val/<class>/, as "
-    "torchvision.datasets.ImageNet does"
+SOURCE = Source(
+    "ImageNet",
+    "get ILSVRC2012 from https://www.image-net.org/download.php and sort it into imagenet/train/<class>/ and "
+    "imagenet/val/<class>/, as torchvision.datasets.ImageNet does",
+    (("imagenet/train/<class>/<picture>", "imagenet/val/<class>/<picture>"),),
+    {"train": 1_281_167, "test": 50_000},
+    1000,
 )
-WHOLE = {"train": 1_281_167, "test": 50_000}
 
 
 class Pictures:
@@ -98,7 +101,11 @@ def check_min_area(min_area: object) -> None:
         raise UsageError(f"min_area must be a number above 0 and at most 1, got {min_area!r}")
 
 
-@DATASETS.register
+def _folders(part: Path) -> list[str]:
+    return sorted(path.name for path in part.iterdir() if path.is_dir()) if part.is_dir() else []
+
+
+@register(SOURCE)
 def imagenet(
     root: str | os.PathLike[str] | None,
     split: str,
@@ -122,24 +129,33 @@ def imagenet(
         check_integer("resize", resize, size, why=", size")
     if min_area is not None:
         check_min_area(min_area)
-    base = data_root(root, "ImageNet", SOURCE) / "imagenet"
-    part = base / ("train" if split == "train" else "val")
-    classes = sorted(folder.name for folder in part.iterdir() if folder.is_dir()) if part.is_dir() else []
+    folder = data_root(root, SOURCE)
+    parts = [folder / "imagenet" / name for name in ("train", "val")]
+    part, other = parts if split == "train" else reversed(parts)
+    classes, others = _folders(part), _folders(other)
+    if classes and others and (lonely := sorted({*classes} ^ {*others})):
+        raise DataFileError(
+            f"{part.parent}: class {lonely[0]} has a folder in one of train/ and val/ alone, {len(lonely)} classes in "
+            "all: labels are counted by folders, so both parts must have the same"
+        )
     kinds = {".jpeg", ".jpg", ".png"}
+    # Names, not paths: of a million pictures these take seconds.
     found = [
-        (path, label)
-        for label, name in enumerate(classes)
-        for path in sorted((part / name).iterdir())
-        if path.suffix.lower() in kinds
+        (label, name)
+        for label, folder_name in enumerate(classes)
+        for name in sorted(os.listdir(part / folder_name))
+        if os.path.splitext(name)[1].lower() in kinds
     ]
     if not found:
-        raise missing("ImageNet", base, part / "n01440764", SOURCE)
-    title = "ImageNet" if len(found) == WHOLE[split] else f"ImageNet folders of {len(found)} pictures"
+        raise missing(SOURCE, folder, part / "n01440764")
+    title = "ImageNet" if len(found) == SOURCE.published[split] else f"ImageNet folders of {len(found)} pictures"
     which, title = chosen(title, len(found), subset)
-    paths, labels = zip(*(found[i] for i in which), strict=True)
+    paths = [part / classes[label] / name for label, name in (found[i] for i in which)]
+    labels = torch.tensor([label for label, _ in found], dtype=torch.int64)
     return ImageDataset(
         cast("Tensor", Pictures(paths, size, resize or size, min_area=min_area if split == "train" else None)),
-        torch.tensor(labels, dtype=torch.int64),
+        labels[which],
+        all_labels=labels,
         name="imagenet",
         title=title,
         classes=classes,

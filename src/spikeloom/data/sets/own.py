@@ -14,9 +14,9 @@ from spikeloom.data.formats.events import Array
 from spikeloom.data.frame_dataset import FrameDataset
 from spikeloom.data.frames import Slicer, Slicing
 from spikeloom.data.image_dataset import ImageDataset
-from spikeloom.data.locate import data_root
+from spikeloom.data.locate import Source, data_root
 from spikeloom.data.options import check_integer
-from spikeloom.data.registry import DATASETS
+from spikeloom.data.registry import register
 from spikeloom.data.sets.audio import encoded, read_wav
 from spikeloom.data.sets.dvs import Cut, Framing, Place, Reader, Resize, dataset_of
 from spikeloom.data.sets.imagenet import Pictures, check_min_area
@@ -27,10 +27,19 @@ from spikeloom.errors import DataFileError, UsageError
 Json = dict[str, Any]
 _MOST_CLASSES = 100_000
 _IN_MEMORY = 1 << 29  # bytes of decoded pictures that are kept; more are decoded when they are read
-_SOURCE = "make it: one folder for each class, its files inside, and of a given split train/ and test/ above them"
+_SOURCE = Source(
+    "your own data",
+    "make it: one folder for each class, its files inside, and of a given split train/ and test/ above them",
+    (("train/<class>/<file>", "test/<class>/<file>"), ("<class>/<file>",)),
+)
+_ARRAYS = Source(
+    "your own data",
+    "write arrays with numpy.savez(FOLDER/train.npz, x=x, y=y)",
+    (("train.npz", "test.npz"), ("data.npz",)),
+)
 
 
-@DATASETS.register
+@register(_SOURCE)
 def folder(
     root: Place,
     split: str,
@@ -70,9 +79,11 @@ def folder(
     if drawn is None and len(which) * channels * size**2 <= _IN_MEMORY:
         images = torch.stack([images[i] for i in range(len(which))])
     mean, std = normalisation(channels, mean, std)
+    all_labels = torch.tensor(labels)
     return ImageDataset(
         cast("Tensor", images),
-        torch.tensor([labels[i] for i in which]),
+        all_labels[which],
+        all_labels=all_labels,
         name="folder",
         title=title,
         classes=classes,
@@ -81,7 +92,7 @@ def folder(
     )
 
 
-@DATASETS.register
+@register(_SOURCE)
 def recordings(
     root: Place,
     split: str,
@@ -119,7 +130,7 @@ def recordings(
     )
 
 
-@DATASETS.register
+@register(_SOURCE)
 def audio(
     root: Place,
     split: str,
@@ -143,10 +154,11 @@ def audio(
     classes, paths, labels, title = _by_class(root, split, "sound", (".wav",), test, draws)
     which, title = chosen(title, len(paths), subset)
     spikes = encoded([read_wav(paths[i]) for i in which], T, bands)
-    return SpikeDataset(spikes, torch.tensor([labels[i] for i in which]), name="audio", title=title, classes=classes)
+    all_labels = torch.tensor(labels)
+    return SpikeDataset(spikes, all_labels[which], name="audio", title=title, classes=classes, all_labels=all_labels)
 
 
-@DATASETS.register
+@register(_ARRAYS)
 def arrays(
     root: Place,
     split: str,
@@ -166,7 +178,7 @@ def arrays(
         mean, std: of pictures, as `folder`.
         test, draws: as `folder`.
     """
-    place = data_root(root, "your own data", "write arrays with numpy.savez(FOLDER/train.npz, x=x, y=y)")
+    place = data_root(root, _ARRAYS)
     given = (place / "train.npz").is_file()
     x, y = _read_arrays(place / (f"{split}.npz" if given else "data.npz"))
     count = int(y.max()) + 1
@@ -175,13 +187,14 @@ def arrays(
     if not given:
         kept = np.flatnonzero(_held(y.tolist(), test, draws) == (split == "test"))
         x, y = x[kept], y[kept]
-    title = f"arrays of {place.name}"
+    title, all_labels = f"arrays of {place.name}", torch.from_numpy(y.astype(np.int64))
     if subset is not None:
         check_integer("subset", subset, 1, len(y), f", the number of samples of {title}")
         title = title if subset == len(y) else f"{title}, first {subset} samples"
         x, y = x[:subset], y[:subset]
-    about: Json = {"name": "arrays", "title": title, "classes": [str(label) for label in range(count)]}
-    inputs, labels = torch.from_numpy(np.ascontiguousarray(x)), torch.from_numpy(y.astype(np.int64))
+    classes = [str(label) for label in range(count)]
+    about: Json = {"name": "arrays", "title": title, "classes": classes, "all_labels": all_labels}
+    inputs, labels = torch.from_numpy(np.ascontiguousarray(x)), all_labels[:subset]
     if x.ndim == 3:
         return SpikeDataset(inputs, labels, **about)
     mean, std = normalisation(x.shape[1], mean, std)
@@ -218,12 +231,12 @@ def _by_class(
     Raises:
         DataFileError: no folders of classes, one without files, or one of the test part that has nothing to train on.
     """
-    place = data_root(root, "your own data", _SOURCE)
+    place = data_root(root, _SOURCE)
     given = (place / "train").is_dir()
     base = place / split if given else place
     classes = _folders(place / "train" if given else place)
     if not classes:
-        raise DataFileError(f"{place} holds no folders of classes: {_SOURCE}")
+        raise DataFileError(f"{place} holds no folders of classes: {_SOURCE.get}")
     if given and (strange := sorted(set(_folders(base)) - set(classes))):
         raise DataFileError(f"{base / strange[0]}: this class has no folder in {place / 'train'}")
     paths: list[Path] = []

@@ -12,9 +12,9 @@ from torch import Tensor
 
 from spikeloom.data.formats import idx, jpeg
 from spikeloom.data.image_dataset import ImageDataset, columns
-from spikeloom.data.locate import data_root, missing
+from spikeloom.data.locate import Source, data_root, missing
 from spikeloom.data.options import check_integer
-from spikeloom.data.registry import DATASETS
+from spikeloom.data.registry import register
 from spikeloom.errors import DataFileError, UsageError
 
 DIGITS = [str(digit) for digit in range(10)]
@@ -27,17 +27,40 @@ NORMALISATION: dict[str, tuple[tuple[float, ...], tuple[float, ...]]] = {
     "cifar100": ((0.5071, 0.4865, 0.4409), (0.2673, 0.2564, 0.2762)),
     "imagenet": ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
 }
-MNIST_SOURCE = (
-    "data.download=true fetches it (see https://pytorch.org/vision/stable/generated/torchvision.datasets.MNIST.html)"
+DIGITS_SOURCE = Source("digits (scikit-learn)", "it comes with scikit-learn", (), {"train": 1_438, "test": 359}, 10)
+MNIST_SOURCE = Source(
+    "MNIST",
+    "data.download=true fetches it (see https://pytorch.org/vision/stable/generated/torchvision.datasets.MNIST.html)",
+    (tuple(f"MNIST/raw/{part}-{kind}-ubyte" for part in ("train", "t10k") for kind in ("images-idx3", "labels-idx1")),),
+    {"train": 60_000, "test": 10_000},
+    10,
 )
-CIFAR10_SOURCE = (
-    "unpack cifar-10-python.tar.gz from https://www.cs.toronto.edu/~kriz/cifar.html there, "
-    "or let data.download=true fetch it"
+_CIFAR_GET = (
+    "unpack {}.tar.gz from https://www.cs.toronto.edu/~kriz/cifar.html there, or let data.download=true fetch it"
 )
-CIFAR100_SOURCE = CIFAR10_SOURCE.replace("cifar-10-python", "cifar-100-python")
+CIFAR10_SOURCE = Source(
+    "CIFAR-10",
+    _CIFAR_GET.format("cifar-10-python"),
+    (
+        tuple(
+            f"cifar-10-batches-py/{name}"
+            for name in (*(f"data_batch_{i}" for i in range(1, 6)), "test_batch", "batches.meta")
+        ),
+        ("CIFAR10/train.npz", "CIFAR10/test.npz"),
+    ),
+    {"train": 50_000, "test": 10_000},
+    10,
+)
+CIFAR100_SOURCE = Source(
+    "CIFAR-100",
+    _CIFAR_GET.format("cifar-100-python"),
+    (("cifar-100-python/train", "cifar-100-python/test", "cifar-100-python/meta"),),
+    {"train": 50_000, "test": 10_000},
+    100,
+)
 
 
-@DATASETS.register
+@register(DIGITS_SOURCE)
 def digits(
     root: str | os.PathLike[str] | None, split: str, *, subset: int | None = None, size: int | None = None
 ) -> ImageDataset:
@@ -63,6 +86,7 @@ def digits(
     return ImageDataset(
         padded(images[:subset], size),
         labels[:subset],
+        all_labels=labels,
         name="digits",
         title=title,
         classes=DIGITS,
@@ -71,7 +95,7 @@ def digits(
     )
 
 
-@DATASETS.register
+@register(MNIST_SOURCE)
 def mnist(
     root: str | os.PathLike[str] | None,
     split: str,
@@ -90,7 +114,7 @@ def mnist(
     return _mnist(root, split, subset, size, download)
 
 
-@DATASETS.register
+@register(MNIST_SOURCE)
 def sequential_mnist(
     root: str | os.PathLike[str] | None, split: str, *, subset: int | None = None, download: bool = False
 ) -> ImageDataset:
@@ -98,7 +122,7 @@ def sequential_mnist(
     return _mnist(root, split, subset, None, download, "sequential_mnist", columns)
 
 
-@DATASETS.register
+@register(CIFAR10_SOURCE)
 def cifar10(
     root: str | os.PathLike[str] | None,
     split: str,
@@ -119,7 +143,7 @@ def cifar10(
     return _cifar10(root, split, subset, download, resize=resize)
 
 
-@DATASETS.register
+@register(CIFAR100_SOURCE)
 def cifar100(
     root: str | os.PathLike[str] | None,
     split: str,
@@ -137,7 +161,7 @@ def cifar100(
     return _cifar100(root, split, subset, download, resize=resize)
 
 
-@DATASETS.register
+@register(CIFAR10_SOURCE)
 def sequential_cifar10(
     root: str | os.PathLike[str] | None, split: str, *, subset: int | None = None, download: bool = False
 ) -> ImageDataset:
@@ -145,7 +169,7 @@ def sequential_cifar10(
     return _cifar10(root, split, subset, download, "sequential_cifar10", columns)
 
 
-@DATASETS.register
+@register(CIFAR100_SOURCE)
 def sequential_cifar100(
     root: str | os.PathLike[str] | None, split: str, *, subset: int | None = None, download: bool = False
 ) -> ImageDataset:
@@ -165,7 +189,7 @@ def _mnist(
     name: str = "mnist",
     to_sequence: Sequence | None = None,
 ) -> ImageDataset:
-    folder = data_root(root, "MNIST", MNIST_SOURCE)
+    folder = data_root(root, MNIST_SOURCE)
     stem = "train" if split == "train" else "t10k"
     images_path = folder / "MNIST" / "raw" / f"{stem}-images-idx3-ubyte"
     labels_path = folder / "MNIST" / "raw" / f"{stem}-labels-idx1-ubyte"
@@ -176,7 +200,7 @@ def _mnist(
         _download("MNIST", folder, lambda: MNIST(folder, download=True))
     for path in paths:
         if not path.is_file():
-            raise missing("MNIST", folder, path, MNIST_SOURCE)
+            raise missing(MNIST_SOURCE, folder, path)
     images, labels = idx.read(images_path, labels_path)
     # Files of another length may be a part of MNIST or something else: their results must not pass for MNIST's.
     whole = len(labels) == {"train": 60_000, "test": 10_000}[split]
@@ -184,6 +208,7 @@ def _mnist(
     return ImageDataset(
         padded(images[:subset], size),
         labels[:subset],
+        all_labels=labels,
         name=name,
         title=title,
         classes=DIGITS,
@@ -202,21 +227,22 @@ def _cifar10(
     to_sequence: Sequence | None = None,
     resize: int | None = None,
 ) -> ImageDataset:
-    folder = data_root(root, "CIFAR-10", CIFAR10_SOURCE)
+    folder = data_root(root, CIFAR10_SOURCE)
     originals = folder / "cifar-10-batches-py"
     copies = folder / "CIFAR10" / f"{split}.npz"
     if _checked_download(download) or originals.is_dir():
-        images, labels, _ = _original_cifar("CIFAR10", folder, split, download, CIFAR10_SOURCE)
+        images, labels, _ = _original_cifar("CIFAR10", folder, split, download)
         title = _subset_title("CIFAR-10", subset, len(labels))
     elif copies.is_file():
         container = jpeg.read(copies, side=32, classes=10)
         title = _subset_title("CIFAR-10 (JPEG copies)", subset, len(container.labels))
         images, labels = container.decode(subset), torch.from_numpy(container.labels.astype(np.int64))
     else:
-        raise missing("CIFAR-10", folder, originals, CIFAR10_SOURCE)
+        raise missing(CIFAR10_SOURCE, folder, originals)
     return ImageDataset(
         images[:subset],
         labels[:subset],
+        all_labels=labels,
         name=name,
         title=title,
         classes=CIFAR10_CLASSES,
@@ -236,13 +262,14 @@ def _cifar100(
     to_sequence: Sequence | None = None,
     resize: int | None = None,
 ) -> ImageDataset:
-    folder = data_root(root, "CIFAR-100", CIFAR100_SOURCE)
+    folder = data_root(root, CIFAR100_SOURCE)
     if not _checked_download(download) and not (folder / "cifar-100-python").is_dir():
-        raise missing("CIFAR-100", folder, folder / "cifar-100-python", CIFAR100_SOURCE)
-    images, labels, classes = _original_cifar("CIFAR100", folder, split, download, CIFAR100_SOURCE)
+        raise missing(CIFAR100_SOURCE, folder, folder / "cifar-100-python")
+    images, labels, classes = _original_cifar("CIFAR100", folder, split, download)
     return ImageDataset(
         images[:subset],
         labels[:subset],
+        all_labels=labels,
         name=name,
         title=_subset_title("CIFAR-100", subset, len(labels)),
         classes=classes,
@@ -253,17 +280,15 @@ def _cifar100(
     )
 
 
-def _original_cifar(
-    kind: str, folder: Path, split: str, download: bool, source: str
-) -> tuple[Tensor, Tensor, list[str]]:
+def _original_cifar(kind: str, folder: Path, split: str, download: bool) -> tuple[Tensor, Tensor, list[str]]:
     """uint8 [N, 3, 32, 32], int64 [N] and the classes, read by torchvision."""
     from torchvision.datasets import CIFAR10, CIFAR100
     from torchvision.datasets.utils import check_integrity
 
     reader: type[CIFAR10] = CIFAR10 if kind == "CIFAR10" else CIFAR100
-    title = "CIFAR-10" if kind == "CIFAR10" else "CIFAR-100"
+    source = CIFAR10_SOURCE if kind == "CIFAR10" else CIFAR100_SOURCE
     if download:
-        _download(title, folder, lambda: reader(folder, download=True))
+        _download(source.title, folder, lambda: reader(folder, download=True))
     # The batches are pickles, which run code when loaded. torchvision compares the MD5 of every batch file, and of
     # the file of class names, with the published one before it unpickles any: only the authors' bytes are unpickled.
     meta = (reader.meta["filename"], reader.meta["md5"])
@@ -273,11 +298,11 @@ def _original_cifar(
         for name, md5 in [*reader.train_list, *reader.test_list, meta]:
             path = folder / reader.base_folder / name
             if not path.is_file():
-                raise missing(title, folder, path, source) from error
+                raise missing(source, folder, path) from error
             if not check_integrity(path, md5):
                 raise DataFileError(
-                    f"{path}: not {title}'s file of this name (its MD5 is not {md5}): truncated, corrupted or another "
-                    f"version; remove it, then {source}"
+                    f"{path}: not {source.title}'s file of this name (its MD5 is not {md5}): truncated, corrupted or "
+                    f"another version; remove it, then {source.get}"
                 ) from error
         raise DataFileError(f"{folder / reader.base_folder}: cannot be read: {_line(error)}") from error
     images = torch.from_numpy(dataset.data).permute(0, 3, 1, 2).contiguous()
