@@ -78,7 +78,7 @@ def test_commands_name_what_exists(command):
     words, options = _split(command)
     recipe = words.pop(0) if words and "=" not in words[0] else "quickstart/digits"
     overrides = parse_overrides(words)
-    if "--resume" in options or recipe.startswith("./") or recipe == "RECIPE":
+    if not options.isdisjoint({"--resume", "--import"}) or recipe.startswith("./") or recipe == "RECIPE":
         return
     name, _, row = recipe.partition("#")
     loaded = load_recipe(name)
