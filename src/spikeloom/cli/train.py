@@ -126,7 +126,8 @@ def _print_summary(run: Run, summary: Json) -> None:
     else:
         print(f"  drawn: {run.folder / 'pictures.png'}")
         print(f"  next:  another recipe with {_quoted(f'train.start_from={run.folder}')}")
-    print(f"         tensorboard --logdir {_quoted(run.folder / 'tensorboard')}", flush=True)
+    if run.settings.train.tracker == "tensorboard":
+        print(f"         tensorboard --logdir {_quoted(run.folder / 'tensorboard')}", flush=True)
 
 
 def _write_report(run: Run, as_json: bool) -> None:

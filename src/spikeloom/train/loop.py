@@ -33,7 +33,8 @@ from spikeloom.train.firing_rates import (
 )
 from spikeloom.train.run import Run
 from spikeloom.train.setup import Made, Progress, Setup, set_up
-from spikeloom.train.summary import finish, open_tensorboard, write_tensorboard
+from spikeloom.train.summary import finish
+from spikeloom.train.tracking import open_tracker
 
 Json = dict[str, Any]
 
@@ -89,7 +90,7 @@ def _train(
     progress.start(run, t.epochs * steps_per_epoch, done)
     if done == 0 and t.initial_rate is not None:
         _set_first_rates(s, t.initial_rate, progress)
-    writer = open_tensorboard(run, state.epoch) if s.accelerator.is_main_process else None
+    tracker = open_tracker(run, s.accelerator, state.epoch) if s.accelerator.is_main_process else None
     clock = _Clock(run.seconds() if done else 0.0)
     loader = s.batches.loader(done)
     ended = False
@@ -98,9 +99,9 @@ def _train(
         _train_epoch(s, state, loader, clock, progress, stop)
         record = _end_epoch(s, state, clock, progress)
         state = state.next_epoch()
-        if s.accelerator.is_main_process:
+        if tracker is not None:
             run.add_metrics(record)
-            write_tensorboard(writer, record)
+            tracker.write(record)
         _save(s, state, clock)
         progress.epoch(record)
         # All are called, and all processes end together.
@@ -110,8 +111,8 @@ def _train(
     summary: Json = {}
     if s.accelerator.is_main_process:
         summary = finish(run, s.accelerator.unwrap_model(s.trained), s.train_set, s.test_set, s.parameters)
-        if writer is not None:
-            writer.close()
+        if tracker is not None:
+            tracker.close()
     s.accelerator.wait_for_everyone()
     s.accelerator.end_training()
     return summary

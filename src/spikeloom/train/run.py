@@ -2,7 +2,7 @@
 
 settings.json            recipe, row, budget, settings, versions
 metrics.jsonl            one line an epoch
-tensorboard/             the same, for TensorBoard
+tensorboard/             the same, for TensorBoard; tracker.json: who the run is at another tracker
 checkpoint.safetensors   weights, optimiser and position of the last checkpoint
 best.safetensors         weights of the best epoch so far, with data.validation
 seconds.json             what training took until then
@@ -73,6 +73,7 @@ CHANGEABLE = (
     "train.workers",
     "train.channels_last",
     "train.checkpoint_minutes",
+    "train.tracker",
     "data.root",
 )
 

@@ -155,6 +155,9 @@ class TrainSettings(Strict):
     precision: Literal["fp32", "bf16"] = "fp32"
     channels_last: bool = True
     sync_norm: bool = Field(False, description="batch statistics of all processes, not of each by itself")
+    tracker: Literal[
+        "tensorboard", "mlflow", "wandb", "trackio", "aim", "comet_ml", "clearml", "dvclive", "swanlab"
+    ] = Field("tensorboard", description="where curves go beside metrics.jsonl")
     checkpoint_minutes: float = Field(2.0, ge=0, description="between checkpoints; also one after every epoch")
 
     @model_validator(mode="after")

@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import nn
 
-from spikeloom.errors import DataFileError, UsageError
+from spikeloom.errors import DataFileError
 from spikeloom.files import save_tensors, write_json
 from spikeloom.train.environments import select_epoch, train_accuracies
 from spikeloom.train.machine import environment, peak_memory
@@ -71,23 +71,3 @@ def summarise(run: Run, records: list[Json], train_title: str, test_title: str, 
         **optional,
         "environment": environment(),
     }
-
-
-def open_tensorboard(run: Run, epochs_done: int) -> Any:
-    """A writer of the run's curves."""
-    from torch.utils.tensorboard import SummaryWriter
-
-    folder = run.folder / "tensorboard"
-    try:
-        # purge_step hides what an interrupted run wrote beyond its checkpoint.
-        return SummaryWriter(str(folder), purge_step=epochs_done + 1)
-    except OSError as error:
-        raise UsageError(f"cannot write {folder}: {error.strerror or error}; remove what is there") from None
-
-
-def write_tensorboard(writer: Any, record: Json) -> None:
-    """Adds an epoch's record."""
-    for key, value in record.items():
-        if key != "epoch" and value is not None:
-            writer.add_scalar(key.replace("_", "/", 1), value, record["epoch"])
-    writer.flush()
