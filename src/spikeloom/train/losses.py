@@ -82,6 +82,33 @@ def mse_onehot(logits: Tensor, y: Tensor, label_smoothing: float = 0.0) -> Tenso
     return (logits.mean(0) - aim).square().mean()
 
 
+@LOSSES.register
+def ce_count(logits: Tensor, y: Tensor, label_smoothing: float = 0.0) -> Tensor:
+    """Cross-entropy of the sum over time, of spikes their counts (snnTorch's `ce_count_loss`).
+
+    Args:
+        logits: spikes [T, N, classes], or anything else that adds up.
+        y: labels [N].
+        label_smoothing: as `sdt`.
+    """
+    return F.cross_entropy(logits.sum(0), y, label_smoothing=label_smoothing)
+
+
+@LOSSES.register
+def mse_count(logits: Tensor, y: Tensor, correct_rate: float = 1.0, incorrect_rate: float = 0.0) -> Tensor:
+    """The mean square of spike counts minus their targets, over T (SLAYER; snnTorch's `mse_count_loss`).
+
+    Args:
+        logits: spikes [T, N, classes].
+        y: labels [N].
+        correct_rate, incorrect_rate: spikes per step of the label's class, and of all others; targets are the whole
+            numbers of spikes not above them.
+    """
+    steps, aim = logits.shape[0], _onehot(logits, y)
+    on, off = int(steps * correct_rate), int(steps * incorrect_rate)
+    return (logits.sum(0) - off - (on - off) * aim).square().mean() / steps
+
+
 def _onehot(logits: Tensor, y: Tensor) -> Tensor:
     return y.to(logits) if y.is_floating_point() else F.one_hot(y, logits.shape[-1]).to(logits)
 
