@@ -8,7 +8,20 @@ from typing import Annotated, Any
 import typer
 
 import spikeloom
-from spikeloom.cli import arguments, audit, bench, doctor, evaluate, export, predict, report, reproduce, run, train
+from spikeloom.cli import (
+    arguments,
+    audit,
+    bench,
+    doctor,
+    evaluate,
+    export,
+    import_,
+    predict,
+    report,
+    reproduce,
+    run,
+    train,
+)
 from spikeloom.cli import list as list_
 from spikeloom.errors import UsageError
 from spikeloom.memory import keep_memory
@@ -44,6 +57,7 @@ app.command()(audit.audit)
 app.command()(run.run)
 app.command()(predict.predict)
 app.command()(export.export)
+app.command(name="import")(import_.import_)
 app.command()(report.report)
 app.command()(reproduce.reproduce)
 app.command()(bench.bench)

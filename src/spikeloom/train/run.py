@@ -38,6 +38,7 @@ from spikeloom.train.recipe import Budget, check_settings, flatten, merge
 from spikeloom.train.settings import Named, Settings
 
 Json = dict[str, Any]
+IMPORTED = "imported"  # in place of a recipe: the weights were trained elsewhere
 _RECORD = {"test_accuracy", "test_loss", "seconds"}  # what every epoch's record has
 _SUMMARY: Json = {
     "test_accuracy": float | int | None,
