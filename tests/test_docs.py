@@ -41,6 +41,18 @@ def test_python_examples_run(code, tmp_path, monkeypatch):
     exec(compile(code, "example", "exec"), {"__name__": "example"})
 
 
+def test_lines_beside_those_of_other_libraries_run():
+    """The last column of each table of three, in the namespace of the page's first example."""
+    page = (ROOT / "docs" / "from-spikingjelly-and-snntorch.md").read_text()
+    known: dict = {}
+    exec(re.findall(r"```python\n(.*?)```", page, re.DOTALL)[0], known)
+    rows = [row for row in re.findall(r"^\|.*`.*\|$", page, re.MULTILINE) if row.count("|") == 4]
+    cells = [row.split("|")[3].strip() for row in rows]
+    assert len(cells) >= 30
+    for cell in cells:
+        exec(compile(cell.strip("`"), cell, "exec"), known)
+
+
 def _commands(names: str) -> list[str]:
     lines = [line for page in PAGES for line in page.read_text().splitlines()]
     found = [re.sub(r"^\$ ", "", line).split("#  ")[0].split("  # ")[0] for line in lines]

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 
+from spikeloom import encode
 from spikeloom.encode import as_sequence, repeat
 
 
@@ -46,3 +49,40 @@ def test_as_sequence_refuses_other_shapes(dims: int) -> None:
     with pytest.raises(ValueError, match=r"a batch of 4 axes or a sequence of 5, got shape \(2") as info:
         as_sequence(x, 6, dims=4)
     assert str(tuple(x.shape)) in str(info.value)
+
+
+# --- codes of intensities ---------------------------------------------------------------------------------------------
+
+
+def test_poisson_fires_at_its_rate() -> None:
+    x = torch.tensor([0.0, 0.25, 1.0]).repeat(400, 1)
+    spikes = encode.poisson(x, 50, torch.Generator().manual_seed(0))
+    assert spikes.shape == (50, 400, 3)
+    assert set(spikes.unique().tolist()) == {0.0, 1.0}
+    assert spikes.mean((0, 1)).tolist() == pytest.approx([0.0, 0.25, 1.0], abs=0.01)
+    assert torch.equal(spikes, encode.poisson(x, 50, torch.Generator().manual_seed(0)))
+    assert not torch.equal(spikes[0], spikes[1])  # a draw of its own at every step
+
+
+def test_latency_is_one_spike_the_sooner_the_larger() -> None:
+    spikes = encode.latency(torch.tensor([[1.0, 0.5, 0.26, 0.0]]), 5)
+    assert spikes.shape == (5, 1, 4)
+    assert spikes.sum(0).tolist() == [[1.0] * 4]
+    assert spikes.argmax(0).tolist() == [[0, 2, 3, 4]]
+
+
+def test_delta_fires_on_changes() -> None:
+    x = torch.tensor([1.0, 1.0, 3.0, 2.5, 0.0]).view(5, 1)
+    assert encode.delta(x, 1.0).flatten().tolist() == [1, 0, 1, 0, 0]
+    assert encode.delta(x, 1.0, off_spikes=True).flatten().tolist() == [1, 0, 1, 0, -1]
+    with pytest.raises(ValueError, match="threshold must be above 0, got 0"):
+        encode.delta(x, 0)
+
+
+@pytest.mark.parametrize("code", [encode.poisson, encode.latency])
+@pytest.mark.parametrize(
+    ("x", "found"), [(torch.tensor([[0.5, 1.5]]), "float32 from 0.5 to 1.5"), (torch.tensor([[255]]), "int64 from 255")]
+)
+def test_intensities_have_a_range(code: Any, x: torch.Tensor, found: str) -> None:
+    with pytest.raises(ValueError, match=rf"takes numbers from 0 to 1, got torch.{found}.*scale x first"):
+        code(x, 4)

@@ -33,9 +33,11 @@ from spikeloom.cli.progress import Quiet
 from spikeloom.data import create_dataset
 from spikeloom.deploy.exchange.export import export_file
 from spikeloom.layers import Conv2d, Flatten, Linear
-from spikeloom.models import create_model
+from spikeloom.models import copy_weights, create_model, load_spikingjelly
 from spikeloom.models._ann_weights import load_ann
+from spikeloom.models.spikingjelly import read_layers
 from spikeloom.models.trained_weights import read_weights, run_folder
+from spikeloom.models.weight_source import layers_of
 from spikeloom.neurons import LIF
 from spikeloom.predict import find_files, predict
 from spikeloom.reproduce import recorded_figures, reproduce
@@ -43,6 +45,7 @@ from spikeloom.scores import scoreboard
 from spikeloom.sweep import plan as plan_sweep
 from spikeloom.train import fit
 from spikeloom.train.build import build_model
+from spikeloom.train.imported import import_weights
 from spikeloom.train.list_runs import compare_runs, describe_run, find_runs
 from spikeloom.train.loop import train
 from spikeloom.train.pretrain import start_from, write_pictures
@@ -103,6 +106,8 @@ def hints() -> dict[str, list[str]]:
     return found
 
 
+# Their annotations name a file by an alias.
+ALIASED = {"copy_weights", "layers_of", "load_ann", "load_spikingjelly", "read_layers"}
 # Parameters that only sound like files.
 OTHERS = {"metric_curves": "runs", "changes": "path"}
 # Of the package's own use: they are given paths.
@@ -119,7 +124,7 @@ def test_signatures_say_so() -> None:
 
 
 def test_all_are_called_below() -> None:
-    assert set(hints()) - set(OTHERS) - RECORDS - BENCHMARKS == set(CALLS) - {"load_ann"}
+    assert set(hints()) - set(OTHERS) - RECORDS - BENCHMARKS == set(CALLS) - ALIASED
 
 
 @pytest.fixture(scope="module")
@@ -136,6 +141,7 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     x = torch.rand(2, 3, 2, 8, 8)
     deploy.compile(network(), x, tune=False).save(home / "engine.safetensors")
     deploy.write_nir(deploy.to_nir(network(), x), home / "net.nir")
+    torch.save(files.load_tensors(home / "run/model.safetensors")[0], home / "net.pth")
     write_results(home, "bench", {"table": [{"a": 1}]})
     write_figure(home / "figure.json", go.Figure(go.Scatter(y=[1, 2])))
     place = home / "recorded" / "quickstart" / "digits" / "figures"
@@ -227,7 +233,16 @@ def pretrained(at: Any) -> float:
     return float(model.stem.weight.detach().mean())  # pyright: ignore
 
 
-# What a function says when it is given files by `at`, which names those of `home` or, where nothing is there, new ones.
+def imported(at: Any) -> Any:
+    settings = Run.open(at("run")).settings.model_dump()
+    summary, match = import_weights(at("net.pth"), at("new"), {k: settings[k] for k in ("data", "model")}, Quiet())
+    return summary["test_accuracy"], match.matched, Run.open(at("new")).title
+
+
+def loaded(at: Any) -> Any:
+    return load_spikingjelly(at("net.pth"), "colored_mnist_net", T=2, image_size=16)(torch.ones(1, 1, 16, 16)).tolist()
+
+
 def fitted(at: Any) -> Any:
     torch.manual_seed(0)
     digits = create_dataset("digits", subset=16, size=16)
@@ -239,6 +254,7 @@ def swept(at: Any) -> Any:
     return plan_sweep(load_recipe("quickstart/digits"), "main", "full", [], {"seed": ["1", "2"]}, at("new"))
 
 
+# What a function says when it is given files by `at`, which names those of `home` or, where nothing is there, new ones.
 CALLS: dict[str, Callable[[Any], Any]] = {
     "Engine.save": lambda at: deploy.load(at("engine.safetensors")).save(at("new")) or Path(at("new")).read_bytes(),
     "Run": lambda at: Run(at("run"), "a", "b", "full", Run.open(at("run")).settings).weights.name,
@@ -266,6 +282,12 @@ CALLS: dict[str, Callable[[Any], Any]] = {
     "load_recipe": lambda at: load_recipe(at("mine.toml")).title,
     "load_tensors": lambda at: sorted(files.load_tensors(at("run/model.safetensors"))[0]),
     "load_weights": lambda at: files.load_weights(network(), dict(network().state_dict()), at("new"), "x"),
+    "copy_weights": lambda at: copy_weights(at("net.pth"), spikeloom.load(at("run"))).matched,
+    "layers_of": lambda at: [layer.name for layer in layers_of(at("net.pth"), "x")],
+    "import_weights": imported,
+    "load_spikingjelly": loaded,
+    "read_layers": lambda at: [layer.name for layer in read_layers(at("net.pth"), "colored_mnist_net")[0]],
+    "read_state_dict": lambda at: sorted(files.read_state_dict(at("net.pth"))),
     "open_target": lambda at: open_target(at("run"), {"images": 2}).title,
     "plan": lambda at: [trial.folder.name for trial in swept(at)],
     "predict": lambda at: [(found.label, found.probability) for found in predict(at("run"), [at("pictures")])],

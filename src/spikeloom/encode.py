@@ -97,3 +97,67 @@ def as_sequence(x: Tensor, T: int, dims: int) -> Tensor:
         f"this network takes sequences [T, N, {maps}], got shape {tuple(x.shape)}: give one recording as "
         "x[:, None]; to show it images T times each, make it with create_model(..., T=...)"
     )
+
+
+def poisson(x: Tensor, T: int, generator: torch.Generator | None = None) -> Tensor:
+    """Rate code: at each of T steps a spike with probability x.
+
+    Args:
+        x: probabilities [N, ...], from 0 to 1.
+        T: steps.
+        generator: of the random numbers; None for PyTorch's own.
+
+    Returns:
+        Spikes [T, N, ...] of x's type.
+
+    Raises:
+        ValueError: x is not within 0 and 1.
+    """
+    _check_unit("poisson", x)
+    return torch.bernoulli(repeat(x, T), generator=generator)
+
+
+def latency(x: Tensor, T: int) -> Tensor:
+    """Time-to-first-spike code: one spike, at step `round((T - 1) (1 - x))`; the largest values fire first.
+
+    Args:
+        x: intensities [N, ...], from 0 to 1.
+        T: steps.
+
+    Returns:
+        Spikes [T, N, ...] of x's type.
+
+    Raises:
+        ValueError: x is not within 0 and 1.
+    """
+    _check_unit("latency", x)
+    first = ((T - 1) * (1 - x)).round()
+    steps = torch.arange(T, device=x.device).view(-1, *(1,) * x.dim())
+    return (steps == first).to(x.dtype)
+
+
+def delta(x: Tensor, threshold: float, off_spikes: bool = False) -> Tensor:
+    """Delta modulation: a spike where a signal has risen by at least a threshold since the step before.
+
+    Args:
+        x: signals [T, N, ...]; before the first step they are 0.
+        threshold: above 0, in the unit of x.
+        off_spikes: also -1 where it has fallen by as much.
+
+    Returns:
+        Spikes [T, N, ...] of x's type.
+    """
+    if threshold <= 0:
+        raise ValueError(f"threshold must be above 0, got {threshold}")
+    change = x.diff(dim=0, prepend=torch.zeros_like(x[:1]))
+    rises = (change >= threshold).to(x.dtype)
+    return rises - (change <= -threshold).to(x.dtype) if off_spikes else rises
+
+
+def _check_unit(code: str, x: Tensor) -> None:
+    if not x.is_floating_point() or not bool(((x >= 0) & (x <= 1)).all()):
+        raise ValueError(f"{code} takes numbers from 0 to 1, got {_range(x)}: scale x first, as in x / 255")
+
+
+def _range(x: Tensor) -> str:
+    return f"{x.dtype} from {x.min().item():.4g} to {x.max().item():.4g}"

@@ -11,7 +11,7 @@ import os
 import shutil
 import struct
 import zlib
-from collections.abc import Generator
+from collections.abc import Generator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -173,6 +173,39 @@ def read_safetensors(path: PathLike) -> tuple[dict[str, Tensor], dict[str, str]]
             return tensors, file.metadata() or {}
     except (SafetensorError, OSError, ValueError, RuntimeError, KeyError) as error:
         raise DataFileError(f"{path} is truncated or not a safetensors file: {str(error).splitlines()[0]}") from None
+
+
+def read_state_dict(path: PathLike, owner: str = "weights") -> dict[str, Tensor]:
+    """Tensors by name, of a safetensors file or one of `torch.save`; no code of the file is run.
+
+    A state dict may stand alone, or in a dictionary under `model`, `state_dict`, `model_state_dict` or `net`.
+
+    Args:
+        path: of the file; safetensors by its ending.
+        owner: whose file it is, for messages.
+
+    Raises:
+        DataFileError: it is not there, holds other things than tensors by name, or objects that only code could make.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise DataFileError(f"{owner}: there is no file {path}")
+    try:
+        saved: Any = (
+            read_safetensors(path)[0]
+            if path.suffix == ".safetensors"
+            else torch.load(path, map_location="cpu", weights_only=True)
+        )
+    except Exception as error:  # both readers raise what they like on a file that is not theirs
+        reason = str(error).splitlines()[0]
+        raise DataFileError(f"{owner}: {path} is no safetensors or torch.save file of weights: {reason}") from None
+    for key in ("model", "state_dict", "model_state_dict", "net"):
+        if isinstance(saved, Mapping) and isinstance(saved.get(key), Mapping):
+            saved = saved[key]
+            break
+    if not isinstance(saved, Mapping) or not all(isinstance(value, Tensor) for value in saved.values()):
+        raise DataFileError(f"{owner}: {path} does not hold a state dict, tensors by name")
+    return dict(saved)
 
 
 def _checksum(tensors: dict[str, Tensor], information: str) -> int:

@@ -36,6 +36,7 @@ ARGUMENTS: dict[str, dict[str, Any]] = {
     "RecurrentLIF": {"features": C} | QUICK,
     "RecurrentParaLIF": {"features": C} | QUICK,
     "LeakyIntegrator": QUICK,
+    "DelayedResetLIF": {},
 }
 # More forms of the same classes, under names of their own.
 VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {name: (name, arguments) for name, arguments in ARGUMENTS.items()} | {
@@ -47,6 +48,7 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {name: (name, arguments) for n
     "ParaLIF-t": ("ParaLIF", {"firing": "t", "v_threshold": 0.4, "tau_mem": [0.002, 0.003, 0.01, 0.02]}),
     "ParaLIF-trb": ("ParaLIF", {"firing": "trb", "tau_mem": 0.002, "tau_syn": None}),
     "SynapticLIF-none": ("SynapticLIF", {"tau_mem": 0.002, "tau_syn": None, "learn_tau": True}),
+    "DelayedResetLIF-half": ("DelayedResetLIF", {"beta": 0.5, "v_threshold": 0.5}),
     "RecurrentLIF-relu": ("RecurrentLIF", {"features": C, "feedback": "relu"} | QUICK),
     "RecurrentParaLIF-relu": ("RecurrentParaLIF", {"features": C, "firing": "t", "feedback": "relu"} | QUICK),
 }

@@ -17,6 +17,7 @@ SMALL: dict[str, dict[str, Any]] = {
     "sequential_cifar_net": {"channels": 16},
     "psn_cifar_net": {"channels": 8},
     "cifarnet": {"T": 2},
+    **{name: {"hidden": 16} for name in list_models("spiking_vgg*")},
 }
 SHAPES = {
     "sequential_cifar_net": (3, 32),

@@ -101,6 +101,8 @@ LAYERS: dict[str, Callable[[Shape], nn.Module]] = {
     "AvgPool1d": lambda s: Apply(lambda pool, x: pool(x.flatten(3)), L.AvgPool1d(1)),
     "GlobalAvgPool": lambda s: L.GlobalAvgPool(),
     "Flatten": lambda s: L.Flatten(),
+    "MaxOverSteps": lambda s: L.MaxOverSteps(),
+    "PopulationSum": lambda s: Apply(lambda layer, x: layer(x.flatten(2)), L.PopulationSum(1)),
     "Dropout": lambda s: L.Dropout(0.5).eval(),
     "PerStep": lambda s: L.PerStep(last(nn.Conv2d(s[2], 6, 1))),
     "PerStep of a norm": lambda s: L.PerStep(nn.BatchNorm2d(s[2])).eval(),

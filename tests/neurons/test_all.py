@@ -34,7 +34,7 @@ from spikeloom.stream import Stream
 
 def test_the_table_is_the_registry() -> None:
     assert set(ARGUMENTS) == set(NEURONS)
-    assert len(NEURONS) == 18
+    assert len(NEURONS) == 19
     for name in NEURONS:
         assert NEURONS[name].__name__ == name
 

@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from spikeloom import encode
 from spikeloom.layers import Conv2d, Linear
 from spikeloom.neurons import IF, LIF, PLIF
 from spikeloom.surrogates import ATan, Sigmoid, Surrogate
@@ -120,3 +121,11 @@ def theirs_layer(conv: nn.Conv2d) -> nn.Module:
             return self.conv(x.flatten(0, 1)).unflatten(0, x.shape[:2])
 
     return Folded()
+
+
+def test_latency_code() -> None:
+    from spikingjelly.activation_based import encoding  # pyright: ignore
+
+    x = torch.rand(3, 5)
+    theirs = encoding.LatencyEncoder(T=8, enc_function="linear")
+    assert torch.equal(encode.latency(x, 8), torch.stack([theirs(x) for _ in range(8)]))

@@ -49,7 +49,10 @@ def test_balanced_classes_weigh_the_same() -> None:
         ({"class_weights": [1.0, 2.0]}, r"train\.class_weights must be 3 numbers above 0, one for each class of it"),
         ({"class_weights": [1.0, 2.0, 0.0]}, "must be 3 numbers above 0"),
         ({"class_weights": "balanced"}, "it has no sample of class 'c'"),
-        ({"class_weights": "balanced", "loss": "reconstruction"}, "the loss reconstruction knows no classes"),
+        (
+            {"class_weights": "balanced", "loss": "reconstruction"},
+            "the loss reconstruction takes no weights of classes",
+        ),
     ],
 )
 def test_weights_that_cannot_be(changes: dict[str, Any], message: str) -> None:

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from spikeloom.train.losses import LOSSES, PER_STEP, mse_onehot, sdt, tet
+from spikeloom.train.losses import LOSSES, PER_STEP, ce_count, mse_count, mse_onehot, sdt, tet
 
 T, N, C = 5, 7, 4
 
@@ -153,3 +153,12 @@ def test_large_logits_stay_finite(y: Tensor) -> None:
     logits[..., 0] = 1e4
     for loss in (sdt, tet):
         assert loss(logits, y).isfinite()
+
+
+def test_counts_by_hand() -> None:
+    spikes = torch.tensor([[[1.0, 0.0]], [[1.0, 1.0]], [[1.0, 0.0]], [[0.0, 0.0]]])  # counts 3 and 1
+    y = torch.tensor([0])
+    assert ce_count(spikes, y).item() == pytest.approx(math.log(1 + math.exp(-2)))
+    assert mse_count(spikes, y).item() == pytest.approx((1 + 1) / 2 / 4)
+    # Targets of 2 (three quarters of 4 steps less one) and 1 spikes: only the whole numbers below count.
+    assert mse_count(spikes, y, correct_rate=0.7, incorrect_rate=0.3).item() == pytest.approx((1 + 0) / 2 / 4)

@@ -163,6 +163,9 @@ NOT_NAMED = {
     "FastSigmoid": "the surrogate of ParaLIF where none is named",
     "FlatATan": "the last neuron of spiking_resnet* with flat_end",
     "PiecewiseLinear": "the general form of Triangle",
+    "DelayedResetLIF": "snnTorch's neuron, for networks that come from there",
+    **dict.fromkeys(("spiking_vgg11", "spiking_vgg13", "spiking_vgg16", "spiking_vgg19"), "for SpikingJelly's weights"),
+    **dict.fromkeys(("ce_count", "mse_count"), "snnTorch's losses of spike counts: no paper here uses them"),
     "energy": "takes a run's folder",
 }
 

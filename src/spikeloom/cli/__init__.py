@@ -18,6 +18,7 @@ from spikeloom.cli import (
     doctor,
     evaluate,
     export,
+    import_,
     predict,
     report,
     reproduce,
@@ -64,6 +65,7 @@ app.command()(audit.audit)
 app.command()(run.run)
 app.command()(predict.predict)
 app.command()(export.export)
+app.command(name="import")(import_.import_)
 app.command()(report.report)
 app.command()(reproduce.reproduce)
 app.command()(sweep.sweep)

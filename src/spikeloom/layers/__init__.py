@@ -2,6 +2,7 @@
 
 from spikeloom.layers.attention import Axis, SpatialAttention, SynapticAttention
 from spikeloom.layers.norm import BatchNorm, NormSpike, TdBN, sync_norms
+from spikeloom.layers.readout import MaxOverSteps, PopulationSum
 from spikeloom.layers.residual_blocks import (
     COMBINE,
     Block,
@@ -48,12 +49,14 @@ __all__ = [
     "Flatten",
     "GlobalAvgPool",
     "Linear",
+    "MaxOverSteps",
     "MaxPool2d",
     "MembraneBlock",
     "NormSpike",
     "PadShortcut",
     "PerStep",
     "PlainBlock",
+    "PopulationSum",
     "Repeat",
     "SEWBlock",
     "SpatialAttention",

@@ -165,9 +165,20 @@ def mlp_branch(channels: int, neuron: Callable[[], nn.Module], ratio: int = 4) -
 
 
 def patch_units(
-    in_channels: int, channels: int, pools: Sequence[bool], neuron: Callable[[], nn.Module]
+    in_channels: int,
+    channels: int,
+    pools: Sequence[bool],
+    neuron: Callable[[], nn.Module],
+    pool_first: bool = False,
 ) -> list[nn.Module]:
     """Conv3x3 - BN - SN [- max pool] with D/8, D/4, D/2, D channels (Spikformer, Eq. 5): an image to a grid of patches.
+
+    Args:
+        in_channels: of the image.
+        channels: D.
+        pools: which of the four units pool.
+        neuron: makes the neurons.
+        pool_first: the pool stands before the neuron, as in SpikingJelly.
 
     Raises:
         ValueError: channels are no multiple of 8.
@@ -176,8 +187,10 @@ def patch_units(
         raise ValueError(f"channels must be a multiple of 8, got {channels}")
     units: list[nn.Module] = []
     for width, pool in zip((channels // 8, channels // 4, channels // 2, channels), pools, strict=True):
-        units += [Conv2d(in_channels, width, 3, padding=1, bias=False), NormSpike(width, neuron)]
-        if pool:
-            units.append(MaxPool2d(3, 2, 1))
+        units.append(Conv2d(in_channels, width, 3, padding=1, bias=False))
+        if pool and pool_first:
+            units += [BatchNorm(width), MaxPool2d(3, 2, 1), make_neuron(neuron, width)]
+        else:
+            units += [NormSpike(width, neuron), *([MaxPool2d(3, 2, 1)] if pool else [])]
         in_channels = width
     return units

@@ -12,13 +12,16 @@ from spikeloom.models import psu as _psu
 from spikeloom.models import sew_resnet as _sew_resnet
 from spikeloom.models import spikformer as _spikformer
 from spikeloom.models import spikformer_v2 as _spikformer_v2
+from spikeloom.models import spiking_vgg as _spiking_vgg
 from spikeloom.models import spikingformer as _spikingformer
 from spikeloom.models import syna as _syna
 from spikeloom.models import tet as _tet
 from spikeloom.models.registry import MODELS, create_model, list_models
+from spikeloom.models.spikingjelly import load_spikingjelly
 from spikeloom.models.trained_weights import list_weights
+from spikeloom.models.weight_matching import copy_weights
 
-__all__ = ["MODELS", "create_model", "list_models", "list_weights"]
+__all__ = ["MODELS", "copy_weights", "create_model", "list_models", "list_weights", "load_spikingjelly"]
 
 del _cifar10, _ds_resnet, _ghostnet, _masked_autoencoder, _ms_resnet, _paralif, _psn, _psu, _report, _sew_resnet
-del _spikformer, _spikformer_v2, _spikingformer, _syna, _tet
+del _spikformer, _spikformer_v2, _spiking_vgg, _spikingformer, _syna, _tet

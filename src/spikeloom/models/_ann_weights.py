@@ -6,12 +6,12 @@ import os
 import re
 import warnings
 from collections.abc import Mapping
-from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
 from spikeloom.errors import UsageError
+from spikeloom.files import read_state_dict
 from spikeloom.layers import NormSpike
 from spikeloom.models._residual import ResidualNet
 
@@ -35,7 +35,7 @@ def load_ann(model: ResidualNet, weights: PretrainedANN) -> None:
     """
     if weights is None:
         return
-    state = _read(weights) if isinstance(weights, str | os.PathLike) else weights
+    state = read_state_dict(weights, "pretrained_ann") if isinstance(weights, str | os.PathLike) else weights
     blocks = sorted({(int(m[1]), int(m[2])) for key in state if (m := re.match(r"layer(\d+)\.(\d+)\.", key))})
     places: dict[str, nn.Module] = {"conv1": model.stem, "bn1": model.stem_spike.norm}
     places["fc"] = model.head[-1] if isinstance(model.head, nn.Sequential) else model.head
@@ -73,21 +73,3 @@ def _places(block: nn.Module) -> dict[str, nn.Module]:
         end = shortcut[-1]
         named |= {"downsample.0": shortcut[-2], "downsample.1": end.norm if isinstance(end, NormSpike) else end}
     return named
-
-
-def _read(path: str | os.PathLike[str]) -> Mapping[str, Tensor]:
-    path = Path(path)
-    if not path.is_file():
-        raise UsageError(f"pretrained_ann: there is no file {path}")
-    try:
-        if path.suffix == ".safetensors":
-            from safetensors.torch import load_file
-
-            state = load_file(path)
-        else:
-            state = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # both readers raise what they like on a file that is not theirs
-        raise UsageError(f"pretrained_ann: {path} is no safetensors or torch.save file of weights: {error}") from None
-    if not isinstance(state, Mapping) or not all(isinstance(value, Tensor) for value in state.values()):
-        raise UsageError(f"pretrained_ann: {path} does not hold a state dict, tensors by name")
-    return state

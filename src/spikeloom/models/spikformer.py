@@ -58,13 +58,20 @@ def encoder_block(channels: int, attention: SpikingSelfAttention, neuron: Callab
 
 
 def patch_splitting(
-    in_channels: int, channels: int, pools: tuple[bool, ...], neuron: Callable[[], nn.Module]
+    in_channels: int,
+    channels: int,
+    pools: tuple[bool, ...],
+    neuron: Callable[[], nn.Module],
+    pool_first: bool = False,
 ) -> nn.Sequential:
-    """SPS: four units, and a relative position embedding by convolution, `x + SN(BN(Conv3x3(x)))` (Eqs. 1 and 5)."""
+    """SPS: four units, and a relative position embedding by convolution, `x + SN(BN(Conv3x3(x)))` (Eqs. 1 and 5).
+
+    Arguments as `patch_units`.
+    """
     position = SEWBlock(
         Conv2d(channels, channels, 3, padding=1, bias=False), NormSpike(channels, neuron), nn.Identity()
     )
-    return nn.Sequential(*patch_units(in_channels, channels, pools, neuron), position)
+    return nn.Sequential(*patch_units(in_channels, channels, pools, neuron, pool_first), position)
 
 
 def _register(name: str, layout: str, blocks: int, width: int, split: int) -> None:
@@ -83,6 +90,7 @@ def _register(name: str, layout: str, blocks: int, width: int, split: int) -> No
         attention: Variant = "ssa",
         token_pool: int = 1,
         qkv_bias: bool = False,
+        pool_first: bool = False,
     ) -> Spikformer:
         encoder = [
             encoder_block(
@@ -92,7 +100,7 @@ def _register(name: str, layout: str, blocks: int, width: int, split: int) -> No
             )
             for _ in range(depth)
         ]
-        stem = patch_splitting(in_channels, channels, POOLS[layout], neuron)
+        stem = patch_splitting(in_channels, channels, POOLS[layout], neuron, pool_first)
         return Spikformer(stem, encoder, channels, num_classes, T)
 
     build.__doc__ = f"Spikformer, {blocks} blocks, {width} channels, {split} heads; {layout}'s stem."

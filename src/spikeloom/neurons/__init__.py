@@ -1,6 +1,7 @@
 """Neuron layers: modules that hold parameters; their equations are in `spikeloom.ops`."""
 
 from spikeloom.neurons.base import Neuron, make_neuron
+from spikeloom.neurons.delayed_reset import DelayedResetLIF
 from spikeloom.neurons.glif import GLIF
 from spikeloom.neurons.lif import IF, KLIF, LIF, MLF, PLIF
 from spikeloom.neurons.paralif import LeakyIntegrator, ParaLIF, SynapticLIF
@@ -22,6 +23,7 @@ __all__ = [
     "PSU",
     "RPSU",
     "SPSN",
+    "DelayedResetLIF",
     "LeakyIntegrator",
     "MaskedPSN",
     "Neuron",

@@ -10,6 +10,7 @@ from torch import nn
 
 from spikeloom.errors import UsageError
 from spikeloom.neurons.base import Neuron, make_neuron
+from spikeloom.neurons.delayed_reset import DelayedResetLIF
 from spikeloom.neurons.glif import GLIF
 from spikeloom.neurons.lif import IF, KLIF, LIF, MLF, PLIF
 from spikeloom.neurons.paralif import LeakyIntegrator, ParaLIF, SynapticLIF
@@ -39,6 +40,7 @@ for _neuron in (
     RecurrentLIF,
     RecurrentParaLIF,
     LeakyIntegrator,
+    DelayedResetLIF,
 ):
     NEURONS.register(_neuron)
 

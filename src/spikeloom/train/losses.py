@@ -102,13 +102,13 @@ def class_weights(t: TrainSettings, train_set: Any) -> Tensor | None:
 
     Raises:
         UsageError: another number of weights than classes, weights that are not positive, a class without a sample, or
-            a loss that knows no classes.
+            a loss that takes no such weights.
     """
     wanted, classes = t.class_weights, len(train_set.classes)
     if wanted is None:
         return None
     if "class_weights" not in inspect.signature(LOSSES[t.loss.name]).parameters:
-        raise UsageError(f"train.class_weights: the loss {t.loss.name} knows no classes; leave it out")
+        raise UsageError(f"train.class_weights: the loss {t.loss.name} takes no weights of classes; leave it out")
     if wanted != "balanced":
         if len(wanted) != classes or min(wanted, default=0) <= 0:
             raise UsageError(
@@ -121,6 +121,33 @@ def class_weights(t: TrainSettings, train_set: Any) -> Tensor | None:
         empty = train_set.classes[int(counts.argmin())]
         raise UsageError(f"train.class_weights=balanced: {train_set.title} has no sample of class {empty!r}")
     return len(train_set.labels) / (classes * counts.float())
+
+
+@LOSSES.register
+def ce_count(logits: Tensor, y: Tensor, label_smoothing: float = 0.0) -> Tensor:
+    """Cross-entropy of the sum over time, of spikes their counts (snnTorch's `ce_count_loss`).
+
+    Args:
+        logits: spikes [T, N, classes], or anything else that adds up.
+        y: labels [N].
+        label_smoothing: as `sdt`.
+    """
+    return F.cross_entropy(logits.sum(0), y, label_smoothing=label_smoothing)
+
+
+@LOSSES.register
+def mse_count(logits: Tensor, y: Tensor, correct_rate: float = 1.0, incorrect_rate: float = 0.0) -> Tensor:
+    """The mean square of spike counts minus their targets, over T (SLAYER; snnTorch's `mse_count_loss`).
+
+    Args:
+        logits: spikes [T, N, classes].
+        y: labels [N].
+        correct_rate, incorrect_rate: spikes per step of the label's class, and of all others; targets are the whole
+            numbers of spikes not above them.
+    """
+    steps, aim = logits.shape[0], _onehot(logits, y)
+    on, off = int(steps * correct_rate), int(steps * incorrect_rate)
+    return (logits.sum(0) - off - (on - off) * aim).square().mean() / steps
 
 
 def _onehot(logits: Tensor, y: Tensor) -> Tensor:

@@ -37,6 +37,7 @@ from spikeloom.train.settings import Named, Settings
 Json = dict[str, Any]
 GIVEN = "given"
 """The recipe of runs whose model and data were made in Python (`spikeloom.train.fit`)."""
+IMPORTED = "imported"  # in place of a recipe: the weights were trained elsewhere
 _RECORD = {"test_accuracy", "test_loss", "seconds"}  # what every epoch's record has
 _SUMMARY: Json = {
     "test_accuracy": float | int | None,

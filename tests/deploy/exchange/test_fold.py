@@ -182,7 +182,14 @@ NOT_ALL = {"cifar10_net", "report_sew_resnet34_ghost", "ds_resnet20_gesture", "m
 DEEP = ("ms_resnet482", "ms_resnet110", "ms_resnet104", "ds_resnet68", "ds_resnet44", *list_models("*_resnet1[05]*"))
 
 # Networks that take no smaller images; all others get 16x16, of which float64 convolutions compute a quarter.
-OF_32 = ("report_vgg16", "psn_cifar_net", "masked_autoencoder", *list_models("*_probe"), *list_models("spik*former*"))
+OF_32 = (
+    "report_vgg16",
+    "psn_cifar_net",
+    "masked_autoencoder",
+    *list_models("*_probe"),
+    *list_models("spiking_vgg*"),
+    *list_models("spik*former*"),
+)
 INPUTS = SHAPES | EVENTS | dict.fromkeys(OF_32, (3, 32, 32))
 INPUTS |= dict.fromkeys(("ds_resnet14_dvs", "ds_resnet20_gesture"), (2, 16, 16))
 INPUTS |= {name: EVENTS[name] for name in list_models("spik*_dvs")}

@@ -30,6 +30,7 @@ from spikeloom.neurons import (
     PSU,
     RPSU,
     SPSN,
+    DelayedResetLIF,
     LeakyIntegrator,
     MaskedPSN,
     Neuron,
@@ -153,6 +154,7 @@ MADE: dict[str, Callable[[], Neuron]] = {
     "RecurrentLIF": lambda: RecurrentLIF(6),
     "RecurrentParaLIF": lambda: RecurrentParaLIF(6, firing="t"),
     "LeakyIntegrator": LeakyIntegrator,
+    "DelayedResetLIF": functools.partial(DelayedResetLIF, 0.8, 0.5),
 }
 
 

@@ -29,7 +29,7 @@ from spikeloom.files import PathLike, atomic, read_json
 from spikeloom.record import RateMeter
 from spikeloom.train.pretrain import Reconstructs
 from spikeloom.train.recipe import Row, load_recipe, parse_overrides
-from spikeloom.train.run import Run, read_metrics
+from spikeloom.train.run import IMPORTED, Run, read_metrics
 from spikeloom.train.settings import Settings
 
 Json = dict[str, Any]
@@ -216,6 +216,9 @@ def is_number(value: Any) -> bool:
 
 
 def _origin(found: RunData, run: Run) -> None:
+    if run.recipe == IMPORTED:
+        found.about = f"imported from {found.summary.get('imported_from', 'elsewhere')}"
+        return
     recipe = load_recipe(run.recipe)
     found.full = recipe.resolve(run.row, "full")
     found.row, found.about = recipe.rows[run.row], f"{recipe.title} ({recipe.paper})"
