@@ -16,6 +16,7 @@ import typer
 from helpers.command_line import spikeloom
 
 from spikeloom import cli
+from spikeloom.cli.list import REGISTRIES
 from spikeloom.registry import list_recipes
 from spikeloom.reproduce import check_measure
 from spikeloom.scores import as_markdown, scoreboard, summary
@@ -35,6 +36,18 @@ def _blocks(language: str) -> list:
     return found
 
 
+@pytest.fixture
+def kept_registries():
+    """What an example registers is gone afterwards."""
+    registries = [getattr(importlib.import_module(module), name) for module, name, _ in REGISTRIES.values()]
+    before = [dict(registry._entries) for registry in registries]
+    yield
+    for registry, entries in zip(registries, before, strict=True):
+        registry._entries.clear()
+        registry._entries.update(entries)
+
+
+@pytest.mark.usefixtures("kept_registries")
 @pytest.mark.parametrize("code", _blocks("python"))
 def test_python_examples_run(code, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
