@@ -166,14 +166,17 @@ def irm(logits: Tensor, y: Tensor, estimator: Literal["square", "halves"] = "hal
             whose mean over batches is the square of the population's gradient: it may be negative.
 
     Raises:
-        ValueError: a single sample, of which there are no halves.
+        UsageError: a single sample, of which there are no halves.
     """
     z = logits.mean(0)
     slopes = (z.softmax(1) * z).sum(1) - z.gather(1, y[:, None])[:, 0]
     if estimator == "square":
         return slopes.mean().square()
     if len(slopes) < 2:
-        raise ValueError("irm with estimator 'halves' needs at least 2 samples of every environment in a batch, got 1")
+        raise UsageError(
+            "irm with estimator 'halves' needs at least 2 samples of every environment in a batch, got 1: "
+            "raise train.batch_size"
+        )
     return slopes[::2].mean() * slopes[1::2].mean()
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Iterator
 from dataclasses import asdict
@@ -273,7 +274,11 @@ def confusions(runs: list[PathLike], images: int = 1 << 30) -> Measured:
         found.append(confusion(target.model, target.batches(), target.classes))
         measured.values[f"accuracy of {folder}"] = found[-1].accuracy
         measured.tables[folder] = [
-            {"class": name, "accuracy": each, **dict(zip(target.classes, row, strict=True))}
+            {
+                "class": name,
+                "accuracy": None if math.isnan(each) else each,
+                **dict(zip(target.classes, row, strict=True)),
+            }
             for name, each, row in zip(target.classes, found[-1].per_class, found[-1].counts, strict=True)
         ]
         measured.figures[f"matrix{index}"] = draw_confusion(found[-1], folder)
