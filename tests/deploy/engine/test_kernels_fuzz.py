@@ -1,4 +1,4 @@
-"""The event engine's kernels under sanitizers, in a build of their own."""
+"""The event engine's kernels in builds of their own: under sanitizers, and on another processor by emulation."""
 
 from __future__ import annotations
 
@@ -34,3 +34,23 @@ def test_random_shapes_under_sanitizers(level: str, tmp_path: Path) -> None:
         done = subprocess.run(command, capture_output=True, text=True)
         assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
     assert done.stdout == "2000 cases\n"
+
+
+@pytest.mark.slow
+def test_random_shapes_on_aarch64(tmp_path: Path) -> None:
+    """Every kernel compiles for aarch64, and those of the engine give the results of plain loops under emulation."""
+    compiler, emulator = shutil.which("aarch64-linux-gnu-g++"), shutil.which("qemu-aarch64")
+    if compiler is None or emulator is None:
+        pytest.skip("NO g++-aarch64-linux-gnu OR qemu-user: nothing is run for aarch64")
+    flags = ["-O1", "-std=c++20", "-fopenmp", "-ffp-contract=off", "-DSPIKELOOM_LEVEL=baseline", f"-I{NATIVE}"]
+    sources = sorted(path for part in ("neurons", "conv", "engine") for path in (NATIVE / part).glob("*.cpp"))
+    for source in [NATIVE / "kernels.cpp", *sources]:
+        target = tmp_path / f"{source.parent.name}-{source.stem}.o"
+        done = subprocess.run([compiler, *flags, "-c", str(source), "-o", str(target)], capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr[-2000:]
+    fuzzer = tmp_path / "fuzz"
+    parts = [str(NATIVE / "fuzz" / "events_fuzz.cpp"), *map(str, tmp_path.glob("engine-*.o"))]
+    done = subprocess.run([compiler, *flags, *parts, "-static", "-o", str(fuzzer)], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-2000:]
+    done = subprocess.run([emulator, str(fuzzer), "300"], capture_output=True, text=True)
+    assert done.stdout == "300 cases\n", done.stdout + done.stderr
