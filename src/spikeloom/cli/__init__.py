@@ -9,7 +9,7 @@ import typer
 
 import spikeloom
 from spikeloom import plugins
-from spikeloom.cli import arguments, audit, bench, doctor, evaluate, export, predict, report, reproduce, run, train
+from spikeloom.cli import arguments, audit, bench, doctor, evaluate, export, predict, report, reproduce, run, show, train
 from spikeloom.cli import list as list_
 from spikeloom.errors import UsageError
 from spikeloom.memory import keep_memory
@@ -47,6 +47,7 @@ app.command()(evaluate.evaluate)
 app.command()(audit.audit)
 app.command()(run.run)
 app.command()(predict.predict)
+app.command()(show.show)
 app.command()(export.export)
 app.command()(report.report)
 app.command()(reproduce.reproduce)
