@@ -1,4 +1,4 @@
-"""One input through a trained network, step by step, as one HTML file: `spikeloom show` (template in `report/page/`)."""
+"""One input through a trained network, step by step, as one HTML file: `spikeloom show`."""
 
 from __future__ import annotations
 
@@ -85,8 +85,8 @@ def show(
         data: settings of the test data that replace the run's, such as `{"root": "DATA"}`.
 
     Raises:
-        UsageError: the run is unfinished or does not classify, no such file, sample or layer, data that are not there or
-            do not fit the network, or a place that cannot be written.
+        UsageError: the run is unfinished or does not classify, no such file, sample or layer, data that are not there
+            or do not fit the network, or a place that cannot be written.
     """
     trained = load_classifier(run)
     dataset, index, source = (
@@ -104,7 +104,7 @@ def show(
     decision = _decision(activity.logits, dataset.classes, None if file is not None else int(labels[0]))
     seen = input_pictures(dataset, batch[0])
     left_out = _left_out(activity, seen)
-    page = _render(trained.run.title, source, activity, decision, seen, left_out)
+    page = _render(trained, source, activity, decision, seen, left_out)
     with atomic(out) as temporary:
         temporary.write_bytes(page.encode("utf-8", "replace"))
     return Shown(Path(out), trained.run.title, source, decision, activity.rates, left_out)
@@ -132,10 +132,10 @@ def _sample(trained: Classifier, index: int, data: Json) -> tuple[Any, int, str]
 def _decision(logits: Tensor, names: Sequence[str], truth: int | None) -> Decision:
     counts = torch.arange(1, len(logits) + 1).unsqueeze(1)
     found = (logits.cumsum(0) / counts).softmax(1)
-    leaders = found.argmax(1).tolist()
-    order = found[-1].argsort(descending=True, stable=True).tolist()
-    wanted = dict.fromkeys([*order[:_CLASSES], *([] if truth is None else [truth]), *leaders])
-    chosen = sorted(list(wanted)[:_MOST_CLASSES], key=order.index)
+    leaders: list[int] = found.argmax(1).tolist()
+    order: list[int] = found[-1].argsort(descending=True, stable=True).tolist()
+    wanted = [*order[:_CLASSES], *([] if truth is None else [truth]), *leaders]
+    chosen = sorted(list(dict.fromkeys(wanted))[:_MOST_CLASSES], key=order.index)
     return Decision(
         tuple(names[label] for label in chosen),
         tuple(tuple(round(row[label], 5) for label in chosen) for row in found.tolist()),
@@ -149,7 +149,7 @@ def _left_out(activity: Activity, seen: InputPictures) -> tuple[str, ...]:
     unseen = [name for name in activity.rates if name not in shown]
     lines = [seen.left_out] if seen.left_out else []
     if unseen:
-        lines.append(f"Spikes of {len(unseen)} layers that were not asked for with --layer; their rates are in the table.")
+        lines.append(f"Spikes of {len(unseen)} layers that --layer does not name; their rates are in the table.")
     lines += [f"{layer.name}: here are {part}." for layer in activity.layers if (part := layer.left_out())]
     lines += [f"{layer.name}: no potentials, {layer.why}." for layer in activity.layers if layer.why]
     lines += [f"{name} ({kind}): its output is no spikes, and it is not drawn." for name, kind in activity.others]
@@ -160,7 +160,7 @@ def _left_out(activity: Activity, seen: InputPictures) -> tuple[str, ...]:
 
 
 def _render(
-    title: str,
+    trained: Classifier,
     source: str,
     activity: Activity,
     decision: Decision,
@@ -173,7 +173,8 @@ def _render(
         "show.html",
         plots=False,
         script="show.js",
-        title=title,
+        title=trained.run.title,
+        model=trained.run.settings.model.name,
         source=source,
         steps=steps,
         seen=seen,

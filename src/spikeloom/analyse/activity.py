@@ -251,9 +251,8 @@ def _thresholds(neuron: Neuron) -> tuple[float, ...]:
         return (0.0,)
     if isinstance(neuron, ParaLIF) and FIRING[neuron.firing] != ("", "threshold"):
         return ()
-    value = getattr(neuron, "v_threshold", None)
-    values = value if isinstance(value, tuple) else (value,)
-    return values if all(isinstance(each, float | int) for each in values) else ()
+    value: Any = getattr(neuron, "v_threshold", None)
+    return value if isinstance(value, tuple) else (value,) if isinstance(value, float | int) else ()
 
 
 def _in_12_bits(numbers: Any) -> Any:

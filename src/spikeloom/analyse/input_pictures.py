@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -45,7 +46,9 @@ def input_pictures(dataset: Any, x: Tensor) -> InputPictures:
         size = f"Picture of {x.shape[2]} x {x.shape[1]} pixels"
         png = encode_png((x * std + mean).clamp(0, 1))
         if dataset.is_sequence:
-            return InputPictures("columns", (png,), f"{size}, of which the network sees one column a step, left to right")
+            return InputPictures(
+                "columns", (png,), f"{size}, of which the network sees one column a step, left to right"
+            )
         return InputPictures("image", (png,), f"{size}, which the network sees at every step")
     x = (x - x.amin()) / (x.amax() - x.amin()).clamp_min(1e-12)
     if not dataset.is_sequence:
@@ -55,6 +58,8 @@ def input_pictures(dataset: Any, x: Tensor) -> InputPictures:
         words = f"Spikes of {x.shape[1]} channels in {len(x)} steps, time to the right, the first channel at the bottom"
         return InputPictures("spikes", (encode_png(x.T.flip(0)[None]),), words)
     frames = x if x.dim() == 4 else x[:, None]
+    if frames.any():  # a pixel that flickers would leave the others dark
+        frames = (frames / np.quantile(frames[frames > 0].numpy(), 0.95)).clamp(max=1)
     words = f"Event frames of {frames.shape[3]} x {frames.shape[2]} pixels, one a step"
     if frames.shape[1] == 2:
         words += ", ON events red and OFF events blue"

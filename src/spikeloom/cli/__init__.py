@@ -9,7 +9,20 @@ import typer
 
 import spikeloom
 from spikeloom import plugins
-from spikeloom.cli import arguments, audit, bench, doctor, evaluate, export, predict, report, reproduce, run, show, train
+from spikeloom.cli import (
+    arguments,
+    audit,
+    bench,
+    doctor,
+    evaluate,
+    export,
+    predict,
+    report,
+    reproduce,
+    run,
+    show,
+    train,
+)
 from spikeloom.cli import list as list_
 from spikeloom.errors import UsageError
 from spikeloom.memory import keep_memory

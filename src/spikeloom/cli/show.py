@@ -51,9 +51,8 @@ def show(
         given = "data.*" if index is None else "--index"
         raise UsageError(f"{given} is of the test data, and {files[0]} is a file: leave one of them out")
     check_output(out)
-    found = write_page(
-        run, out or own_folder(run) / "show.html", *files[:1], index=index or 0, layers=layers or [], data=values.get("data")
-    )
+    page = out or own_folder(run) / "show.html"
+    found = write_page(run, page, *files[:1], index=index or 0, layers=layers or [], data=values.get("data"))
     decision = found.decision
     if as_json:
         steps = [dict(zip(decision.classes, row, strict=True)) for row in decision.probabilities]

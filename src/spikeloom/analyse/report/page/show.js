@@ -304,10 +304,12 @@
   for (const { layer, canvas } of thumbs) canvas.style.imageRendering = layer.width > 160 || layer.height > 160 ? "auto" : "pixelated";
   readColors();
   drawDecision();
-  // The neuron that fires most in the first layer says more than number 0, which is often silent.
-  const first = data.layers[0], sums = new Uint32Array(first.kept);
-  first.spiked.forEach((value, i) => { sums[i % first.kept] += value; });
-  choose(0, sums.slice(0, first.potentials || first.kept).reduce((best, value, n, all) => (value > all[best] ? n : best), 0));
+  // The neuron that changes most in the first layer says more than number 0, which is often silent.
+  const first = data.layers[0], changes = new Uint32Array(first.potentials || first.kept);
+  for (let i = first.kept; i < first.spiked.length; i++) {
+    if (first.spiked[i] !== first.spiked[i - first.kept]) changes[i % first.kept] += 1;
+  }
+  choose(0, changes.reduce((best, value, n) => (value > changes[best] ? n : best), 0));
   show();
   if (T > 1 && !matchMedia("(prefers-reduced-motion: reduce)").matches) play();
 })();
