@@ -320,11 +320,11 @@ def test_notebooks_show_runs_and_audits(tmp_path: Path) -> None:
 
 
 def test_the_script_decodes_the_spikes_and_asks_for_nothing(browser: Any, digits: Path) -> None:
-    opened = Opened(browser, digits)
-    decoded = opened("window.spikeloom.data.layers.map(layer => [...window.spikeloom.unpack(layer)])")
+    opened = Opened(browser, digits, reduced_motion="reduce")
+    decoded = opened("window.spikeloom.data.layers.map(layer => window.spikeloom.unpack(layer).join(''))")
     record, _ = recorded()
     for values, [spikes] in zip(decoded, record.spikes.values(), strict=True):
-        assert torch.equal(torch.tensor(values), spikes.flatten().long())
+        assert torch.equal(torch.tensor(list(map(int, values))), spikes.flatten().long())
     layer = data_of(digits)["layers"][0]
     assert opened("window.spikeloom.potential(window.spikeloom.data.layers[0], 1, 0, 5)") == pytest.approx(
         potential(layer, 1, 0, 5), abs=1e-9
@@ -369,6 +369,7 @@ def test_it_is_played_stopped_and_stepped_by_key(browser: Any, digits: Path) -> 
     # Without a wish for less motion it plays by itself.
     moving = Opened(browser, digits, reduced_motion="no-preference")
     moving.until(f"{step} > 1")
+    moving.page.close()
 
 
 def test_a_neuron_is_chosen_by_click_and_by_number(browser: Any, digits: Path) -> None:
@@ -421,7 +422,7 @@ def test_markup_in_names_is_text(browser: Any, tmp_path: Path) -> None:
     (tmp_path / "run" / "summary.json").write_text(json.dumps(summary))
     Image.new("L", (8, 8), 99).save(tmp_path / "<b>x.png")
     show(tmp_path / "run", tmp_path / "page.html", tmp_path / "<b>x.png")
-    opened = Opened(browser, tmp_path / "page.html")
+    opened = Opened(browser, tmp_path / "page.html", reduced_motion="reduce")
     opened.page.keyboard.press("ArrowRight")
     assert opened("window.hit") is None
     assert opened("document.querySelectorAll('b, img').length") == 1
