@@ -9,6 +9,7 @@ seconds.json             what training took until then
 model.safetensors        the trained weights
 summary.json             written at the end
 report.html, report.json the page of `spikeloom report`, and what was measured for it
+show.html                the page of `spikeloom show`
 .lock                    while a process trains
 """
 
