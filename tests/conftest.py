@@ -10,7 +10,9 @@ if "PYTEST_XDIST_WORKER" in os.environ:
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     os.environ.pop("COLUMNS", None)  # a terminal's width, which such a process has not
 
+import contextlib
 import logging
+import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -20,6 +22,16 @@ import torch
 from helpers.golden_vectors import Golden, golden_folder, shared_folder
 
 from spikeloom.ops import _dispatch
+
+QUIET = (
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+)
 
 # pytest listens to every logger, and PyTorch writes traces of all that it exports or compiles once somebody listens.
 logging.getLogger("torch.__trace").addHandler = lambda hdlr: None
@@ -136,3 +148,15 @@ def golden() -> Golden:
 def golden_networks() -> Golden:
     """The golden vectors of networks, blocks and modules."""
     return golden_folder("networks")
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    """Chromium without a network."""
+    playwright = pytest.importorskip("playwright.sync_api", reason="PLAYWRIGHT IS MISSING: the page is not looked at")
+    system = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+    with playwright.sync_playwright() as tool:
+        if system is None and not Path(tool.chromium.executable_path).exists():
+            pytest.skip("NO CHROMIUM ON THIS MACHINE: the page is not looked at; install the package chromium")
+        with contextlib.closing(tool.chromium.launch(executable_path=system, args=list(QUIET))) as found:
+            yield found

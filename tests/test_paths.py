@@ -42,9 +42,11 @@ from spikeloom.neurons import LIF
 from spikeloom.predict import find_files, predict
 from spikeloom.reproduce import recorded_figures, reproduce
 from spikeloom.scores import scoreboard
+from spikeloom.show import show
 from spikeloom.sweep import plan as plan_sweep
 from spikeloom.train import fit
 from spikeloom.train.build import build_model
+from spikeloom.train.evaluate import load_classifier
 from spikeloom.train.imported import import_weights
 from spikeloom.train.list_runs import compare_runs, describe_run, find_runs
 from spikeloom.train.loop import train
@@ -58,7 +60,7 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 ELSEWHERE = ("spikeloom.data", "spikeloom.cli", "spikeloom.__main__", "spikeloom._native")
 # Records of what was found; the folder of a `Run`; settings, which `start_from` below has; and benchmarks that take
 # seconds or minutes, whose files go through `recordings` and `write_results`.
-RECORDS = {"Trial", "RunData", "OnnxFile", "Prediction", "Weights", "locked", "DataSettings"}
+RECORDS = {"Trial", "RunData", "OnnxFile", "Prediction", "Shown", "Weights", "locked", "DataSettings"}
 BENCHMARKS = {"bench_audit", "bench_events", "bench_methods", "bench_neurons", "frame_rows"}
 OF_FILES = {"path", "file", "folder", "folders", "out", "root", "run", "runs", "results"}
 
@@ -279,6 +281,7 @@ CALLS: dict[str, Callable[[Any], Any]] = {
     "gather_run": lambda at: gather_run(at("run"), {}, Quiet()).records,
     "load": lambda at: deploy.load(at("engine.safetensors"))(SEQUENCE).tolist(),
     "load_ann": pretrained,
+    "load_classifier": lambda at: load_classifier(at("run")).num_classes,
     "load_recipe": lambda at: load_recipe(at("mine.toml")).title,
     "load_tensors": lambda at: sorted(files.load_tensors(at("run/model.safetensors"))[0]),
     "load_weights": lambda at: files.load_weights(network(), dict(network().state_dict()), at("new"), "x"),
@@ -301,6 +304,7 @@ CALLS: dict[str, Callable[[Any], Any]] = {
     "recordings": lambda at: [path.name for paths in bench_events.recordings(at("events")).values() for path in paths],
     "reproduce": rerun,
     "save_tensors": lambda at: files.save_tensors(at("new"), TENSORS, {}) or Path(at("new")).read_bytes(),
+    "show": lambda at: show(at("run"), at("new"), at("pictures/grey.png")).decision,
     "start_from": started,
     "scoreboard": lambda at: [score.state for score in scoreboard(at("results"))],
     "to_onnx": lambda at: deploy.to_onnx(nn.Sequential(nn.Linear(8, 2)), SEQUENCE, at("new")).bytes,

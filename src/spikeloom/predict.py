@@ -18,8 +18,7 @@ from spikeloom.data.own_files import own_files
 from spikeloom.errors import DataFileError, UsageError
 from spikeloom.files import PathLike
 from spikeloom.record import RateMeter
-from spikeloom.train.evaluate import load_trained
-from spikeloom.train.run import Run
+from spikeloom.train.evaluate import load_classifier
 
 _CALLS = 5  # timed, of which the median counts
 
@@ -66,19 +65,14 @@ def predict(run: PathLike, files: Sequence[PathLike], top: int = 3) -> list[Pred
     Raises:
         UsageError: the run is unfinished or does not classify, a file is missing or not readable, or it does not fit.
     """
-    opened = Run.open(run)
-    summary = opened.summary()
-    if summary is None or summary["test_accuracy"] is None:
-        raise UsageError(f"{run} is not a finished run of a network that classifies")
-    paths = list(find_files(files))
-    model, classes = load_trained(opened)
-    data = opened.settings.data
-    dataset = own_files(data.name, data.options, paths, classes, summary.get("classes"))
+    trained = load_classifier(run)
+    paths, model, data = list(find_files(files)), trained.model, trained.run.settings.data
+    dataset = own_files(data.name, data.options, paths, trained.num_classes, trained.summary.get("classes"))
     answers: list[Prediction] = []
     engine: Callable[[Tensor], Tensor] | None = None
     for index, path in enumerate(paths):
         x = dataset.encode(dataset.batch([index])[0])
-        logits, spikes = _answer(model, x, f"{opened.title} cannot take {path}")
+        logits, spikes = _answer(model, x, f"{trained.run.title} cannot take {path}")
         run_once = functools.partial(engine := engine or _engine(model, x), x)
         with torch.no_grad():
             ms = medians({"run": run_once}, _CALLS)["run"]

@@ -209,7 +209,7 @@ def summary(scores: Iterable[Score]) -> list[str]:
 
 def as_page(scores: list[Score]) -> str:
     """The scoreboard as one HTML file that needs no network, with a table that sorts by any column."""
-    from spikeloom.analyse.report.render import Table, fill
+    from spikeloom.analyse.report.template import Table, fill
 
     counts = Counter(score.state for score in scores)
     states = Table(

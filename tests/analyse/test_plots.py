@@ -10,10 +10,14 @@ from typing import Any
 
 import numpy as np
 import plotly.graph_objects as go
+import plotly.io
 import pytest
+import torch
 
+from spikeloom import analyse
 from spikeloom.analyse import draw_figures, figure_data, read_figure, training_curves, write_figure
 from spikeloom.errors import UsageError
+from spikeloom.neurons import LIF
 
 
 def figure() -> go.Figure:
@@ -68,6 +72,22 @@ def test_a_page_has_the_series_of_the_data(tmp_path: Path) -> None:
     # Stands for itself: the library is inside.
     assert pages[0].stat().st_size > 1_000_000
     assert "<script src=" not in pages[0].read_text()
+
+
+def test_notebooks_show_rasters_maps_and_curves(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(plotly.io.renderers, "default", "plotly_mimetype")
+    spikes, current = torch.rand(4, 3, 5, 5).round(), analyse.probe_current(40)
+    answers = analyse.responses({"LIF": LIF()}, current)
+    for drawn in (
+        analyse.draw_raster(spikes > 0),
+        analyse.draw_raster(torch.zeros(4, 1)),
+        analyse.draw_spike_maps({"a": spikes, "b": spikes > 0}),
+        analyse.draw_responses(current, answers),
+        analyse.draw_attention_rates([]),
+        training_curves([{"epoch": 1, "test_accuracy": 7.0}], "a run"),
+    ):
+        assert isinstance(drawn, go.Figure)
+        assert list(drawn._repr_mimebundle_()) == ["application/vnd.plotly.v1+json"]
 
 
 @pytest.mark.parametrize(

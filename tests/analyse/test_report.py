@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import itertools
 import json
 import os
 import shlex
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from helpers import command_line
+from helpers.browser import Opened
 
 from spikeloom import analyse
 from spikeloom.analyse.report.data import Measurements, changes, gather_run, read_signed, write_signed
@@ -357,53 +356,6 @@ def test_many_classes_keep_the_page_small(copy: Path) -> None:
 
 
 # --- in a browser -----------------------------------------------------------------------------------------------------
-
-QUIET = (
-    "--no-sandbox",
-    "--disable-gpu",
-    "--disable-quic",
-    "--no-first-run",
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--disable-sync",
-)
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    playwright = pytest.importorskip("playwright.sync_api", reason="PLAYWRIGHT IS MISSING: the page is not looked at")
-    system = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-    with playwright.sync_playwright() as tool:
-        if system is None and not Path(tool.chromium.executable_path).exists():
-            pytest.skip("NO CHROMIUM ON THIS MACHINE: the page is not looked at; install the package chromium")
-        with contextlib.closing(tool.chromium.launch(executable_path=system, args=list(QUIET))) as found:
-            yield found
-
-
-class Opened:
-    """A page, what it wrote to the console, and what it asked the network for."""
-
-    def __init__(self, browser: Any, path: Path) -> None:
-        context = browser.new_context(viewport={"width": 1280, "height": 900}, offline=True)
-        self.page, self.said, self.asked = context.new_page(), list[str](), list[str]()
-        self.page.on("console", lambda message: self.said.append(message.text))
-        self.page.on("pageerror", lambda error: self.said.append(str(error)))
-        self.page.on("request", lambda request: self.asked.append(request.url))
-        self.page.goto(path.resolve().as_uri())
-        drawn = "[...document.querySelectorAll('.plot')].every(box => box.querySelector('.main-svg'))"
-        self.until(drawn)
-
-    def __call__(self, script: str) -> Any:
-        return self.page.evaluate(script)
-
-    def until(self, script: str) -> None:
-        """Waits up to ten seconds; the page's own policy forbids Playwright's way, which evaluates in it."""
-        for _ in range(200):
-            if self(script):
-                return
-            self.page.wait_for_timeout(50)
-        pytest.fail(f"never came true: {script}")
-
 
 PAGES = ["one/report.html", "one/compared.html", f"{HOSTILE}/report.html"]
 

@@ -24,6 +24,7 @@ from spikeloom.cli import (
     reproduce,
     run,
     schema,
+    show,
     sweep,
     train,
 )
@@ -64,6 +65,7 @@ app.command()(evaluate.evaluate)
 app.command()(audit.audit)
 app.command()(run.run)
 app.command()(predict.predict)
+app.command()(show.show)
 app.command()(export.export)
 app.command(name="import")(import_.import_)
 app.command()(report.report)

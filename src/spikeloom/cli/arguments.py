@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import shlex
+import shutil
 import tomllib
 from collections.abc import Generator, Iterable
 from pathlib import Path
@@ -156,6 +157,21 @@ def open_run(folder: PathLike) -> Run:
     from spikeloom.train.run import Run
 
     return Run.open(folder)
+
+
+def own_folder(name: str) -> Path:
+    """The folder of a run; of a trained network of the package a copy in runs/, as a page is written beside it."""
+    from spikeloom.files import atomic_folder
+    from spikeloom.models.trained_weights import PREFIX, run_folder
+
+    folder = run_folder(name)
+    if not name.startswith(PREFIX):
+        return folder
+    copy = Path("runs") / f"{folder.parent.name}-{folder.name}"
+    if not copy.exists():
+        with atomic_folder(copy) as new:
+            shutil.copytree(folder, new, dirs_exist_ok=True)
+    return copy
 
 
 def check_output(path: Path | None) -> None:

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import json
-import shutil
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from spikeloom.cli.arguments import AsJson, check_output, read_settings
+from spikeloom.cli.arguments import AsJson, check_output, own_folder, read_settings
 from spikeloom.cli.progress import show_progress
 from spikeloom.errors import UsageError
 
@@ -37,7 +36,7 @@ def report(
 
     names = [word for word in words if "=" not in word or Path(word).is_dir()]
     values = read_settings(context, [word for word in words if word not in names], ("data",))
-    folders = [_own_folder(name) for name in names]
+    folders = [own_folder(name) for name in names]
     if images is not None:
         values["images"] = images
     if not folders:
@@ -48,18 +47,3 @@ def report(
         for problem in problems:
             progress.warn(problem)
     print(json.dumps({"report": str(page), "problems": problems}) if as_json else f"report: {page}")
-
-
-def _own_folder(name: str) -> Path:
-    """The folder of a run; of a trained network of the package a copy in runs/, as a report is written beside it."""
-    from spikeloom.files import atomic_folder
-    from spikeloom.models.trained_weights import PREFIX, run_folder
-
-    folder = run_folder(name)
-    if not name.startswith(PREFIX):
-        return folder
-    copy = Path("runs") / f"{folder.parent.name}-{folder.name}"
-    if not copy.exists():
-        with atomic_folder(copy) as new:
-            shutil.copytree(folder, new, dirs_exist_ok=True)
-    return copy

@@ -36,6 +36,11 @@ class Neuron(nn.Module):
         """What `potentials` gives, of a floating-point x."""
         raise NotImplementedError(f"{type(self).__name__} does not expose its potentials")
 
+    @property
+    def has_potentials(self) -> bool:
+        """Whether `potentials` gives them; neurons without such a method refuse."""
+        return type(self)._potentials is not Neuron._potentials
+
     def potentials(self, x: Tensor, state: State = None) -> Tensor:
         """The potentials [T, N, ...] that decide the spikes of `run(x, state)`, without gradients."""
         with torch.no_grad():

@@ -7,6 +7,7 @@ import functools
 import os
 import shlex
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from torch import Tensor
 
 from spikeloom.data import batches
 from spikeloom.errors import DataFileError, UsageError
-from spikeloom.files import load_tensors, load_weights
+from spikeloom.files import PathLike, load_tensors, load_weights
 from spikeloom.record import RateMeter
 from spikeloom.train.build import build_datasets, build_model, make_accelerator, make_model
 from spikeloom.train.losses import LOSSES
@@ -155,6 +156,36 @@ def load_trained(run: Run) -> tuple[torch.nn.Module, int]:
         model = make_model(run.settings, **made)
     load_weights(model, tensors, run.weights, run.settings.model.name)
     return model.eval(), int(made["num_classes"])
+
+
+@dataclass(frozen=True)
+class Classifier:
+    """A finished run of a network that classifies.
+
+    Attributes:
+        run: itself.
+        summary: of the run.
+        model: with its trained weights, in eval mode.
+        num_classes: how many it tells apart.
+    """
+
+    run: Run
+    summary: Json
+    model: torch.nn.Module
+    num_classes: int
+
+
+def load_classifier(run: PathLike) -> Classifier:
+    """A finished run of a network that classifies, by its folder or as `weights:NAME`.
+
+    Raises:
+        UsageError: the run is unfinished, damaged, or does not classify.
+    """
+    opened = Run.open(run)
+    summary = opened.summary()
+    if summary is None or summary["test_accuracy"] is None:
+        raise UsageError(f"{run} is not a finished run of a network that classifies")
+    return Classifier(opened, summary, *load_trained(opened))
 
 
 def _trained(run: Run) -> tuple[dict[str, Tensor], Json]:

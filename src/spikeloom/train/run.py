@@ -9,6 +9,7 @@ seconds.json             what training took until then
 model.safetensors        the trained weights
 summary.json             written at the end
 report.html, report.json the page of `spikeloom report`, and what was measured for it
+show.html                the page of `spikeloom show`
 .lock                    while a process trains
 """
 
@@ -29,6 +30,7 @@ from spikeloom import plugins
 from spikeloom.errors import DataFileError, UsageError
 from spikeloom.files import PathLike, atomic, read_json, write_json
 from spikeloom.models.trained_weights import run_folder
+from spikeloom.notebook import html_table
 from spikeloom.train import lock
 from spikeloom.train.machine import environment
 from spikeloom.train.recipe import Budget, check_settings, flatten, merge
@@ -247,6 +249,29 @@ class Run:
     def title(self) -> str:
         """`report/table2#s0t2b`, or without the row where there is only one."""
         return self.recipe if self.row == "main" else f"{self.recipe}#{self.row}"
+
+    def _repr_html_(self) -> str:
+        """What was asked for and what came out, for notebooks."""
+        settings, state = self.settings, "unfinished"
+        summary: Json = {}
+        try:
+            if found := self.summary():
+                summary, state = found, "finished"
+        except DataFileError as error:
+            state = str(error)
+        accuracy, neuron = summary.get("test_accuracy"), settings.neuron
+        rows = [
+            ("folder", self.folder),
+            ("state", f"{state}, {len(self.metrics())} of {settings.train.epochs} epochs"),
+            ("budget", self.budget),
+            ("model", " ".join(f"{key}={value}" for key, value in _named(settings.model).items())),
+            ("neuron", "the model's own" if neuron is None else neuron.name),
+            ("data", summary.get("data", {}).get("test", settings.data.name)),
+            ("seed", settings.seed),
+            *([] if accuracy is None else [("test accuracy", f"{accuracy:.2f} %")]),
+            *(("changed", change) for change in self.changes_in_words()),
+        ]
+        return html_table(self.title, rows)
 
     def changes_in_words(self) -> list[str]:
         """Each change of the settings, as "after epoch 3: train.lr 0.01 instead of 0.1"."""

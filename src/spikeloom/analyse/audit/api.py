@@ -21,6 +21,7 @@ from spikeloom.analyse.audit.layer import SPIKES, Costs, Layer
 from spikeloom.analyse.audit.tracer import OpTrace
 from spikeloom.analyse.calibrate import calibrated
 from spikeloom.errors import UsageError
+from spikeloom.notebook import html_table
 
 Json = dict[str, Any]
 
@@ -52,6 +53,23 @@ class Audit:
     def __repr__(self) -> str:
         energy = f"{self.energy_pj / 1e6:.3g} uJ an image" if self.rows else "nothing counted"
         return f"Audit({self.model}: {len(self.rows)} layers, {self.images} images, T = {self.steps}, {energy})"
+
+    def _repr_html_(self) -> str:
+        """The verdict and the layers, for notebooks."""
+        head = ("layer", "input", "rate, %", "MACs", "ACs", "energy, nJ", "breaks it because")
+        rows = [
+            (
+                row.name,
+                row.input,
+                f"{100 * row.rate:.2f}",
+                f"{row.macs:,.0f}",
+                f"{row.acs:,.0f}",
+                f"{row.energy_pj / 1e3:,.2f}",
+                row.why if row.breaks else "",
+            )
+            for row in self.rows
+        ]
+        return html_table("; ".join([repr(self), *map(str.strip, self.verdict())]), rows, head)
 
     @property
     def breaking(self) -> tuple[Layer, ...]:

@@ -96,8 +96,6 @@ def spread(flat: Tensor) -> Tensor:
 
 def _png(x: Tensor, sequence: bool) -> str:
     """An input as a picture: an image, frames added up, or a sequence of vectors with time to the right."""
-    from PIL import Image
-
     if sequence and x.dim() == 4:
         x = x.sum(0)
     elif sequence and x.dim() == 3:
@@ -105,13 +103,23 @@ def _png(x: Tensor, sequence: bool) -> str:
     elif sequence:
         x = x.flatten(1).T.flip(0)[None]
     x = (x - x.amin()) / (x.amax() - x.amin()).clamp_min(1e-12)
-    if len(x) == 2:  # OFF and ON events: blue and red
+    return encode_png(x)
+
+
+def encode_png(x: Tensor, side: int = 256) -> str:
+    """An image [C, H, W] of values from 0 to 1 as a PNG file in base64, no larger than a side.
+
+    One channel is grey, two are OFF and ON events in blue and red, three are colours; of others the mean is drawn.
+    """
+    from PIL import Image
+
+    if len(x) == 2:
         x = torch.stack([x[1], torch.zeros_like(x[0]), x[0]])
     elif len(x) != 3:
         x = x.mean(0, keepdim=True).expand(3, -1, -1)
     pixels = (255 * x).round().to(torch.uint8).permute(1, 2, 0).contiguous().numpy()
     buffer = io.BytesIO()
     image = Image.fromarray(pixels)
-    image.thumbnail((256, 256))
+    image.thumbnail((side, side))
     image.save(buffer, "PNG")
     return base64.b64encode(buffer.getvalue()).decode()

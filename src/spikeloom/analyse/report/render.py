@@ -2,13 +2,9 @@
 
 from __future__ import annotations
 
-import base64
-import hashlib
 import json
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from importlib import resources
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +15,7 @@ from spikeloom.analyse.papers.rates import draw_layer_rates
 from spikeloom.analyse.report.data import RunData, Work, changes, gather_run, is_number
 from spikeloom.analyse.report.plain_figure import plain_figure
 from spikeloom.analyse.report.raster import Raster
+from spikeloom.analyse.report.template import Plot, Table, fill, shown
 from spikeloom.analyse.spike_plots import draw_raster
 from spikeloom.analyse.training_curves import metric_curves
 from spikeloom.errors import UsageError
@@ -29,27 +26,6 @@ Json = dict[str, Any]
 _CLASSES = 200  # of a confusion matrix that is drawn; of a larger one only the mistakes are listed
 # What does not decide the result, or is where the data happen to lie.
 _ELSEWHERE = ("data.root=", "data.download=", "train.checkpoint_minutes=")
-
-
-@dataclass(frozen=True)
-class Table:
-    """Rows of cells under headings; the first cell of a row is its heading."""
-
-    caption: str
-    head: Sequence[str]
-    rows: Sequence[Sequence[Any]]
-    sortable: bool = False
-
-
-@dataclass(frozen=True)
-class Plot:
-    """A plotly figure as plain values, what it says in words, and its data as a table."""
-
-    title: str
-    words: str
-    figure: Json
-    table: Table
-    square: bool = False
 
 
 def write_report(
@@ -100,35 +76,6 @@ def render(runs: Sequence[RunData]) -> str:
     )
 
 
-def fill(template: str, plots: bool, **values: Any) -> str:
-    """A page that needs no network: its scripts and styles are inside, and no other script can run.
-
-    Args:
-        template: in the folder `page`.
-        plots: whether it draws, for which it holds plotly.
-        values: what the template names.
-    """
-    import jinja2
-
-    files = resources.files("spikeloom.analyse.report") / "page"
-    environment = jinja2.Environment(
-        loader=jinja2.FunctionLoader(lambda name: (files / name).read_text("utf-8")),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters["shown"] = shown
-    scripts = [(files / "report.js").read_text("utf-8")]
-    if plots:
-        from plotly.offline import get_plotlyjs
-
-        scripts.insert(0, get_plotlyjs())
-    hashes = [base64.b64encode(hashlib.sha256(script.encode()).digest()).decode() for script in scripts]
-    style = (files / "report.css").read_text("utf-8")
-    return environment.get_template(template).render(scripts=scripts, hashes=hashes, style=style, **values)
-
-
 def _names(runs: Sequence[RunData]) -> list[str]:
     """A short name for each run: its title, or its folder where all have one title, or both where some have."""
     titles = [run.title for run in runs]
@@ -138,17 +85,6 @@ def _names(runs: Sequence[RunData]) -> list[str]:
         title if titles.count(title) == 1 else f"{title} ({run.folder})"
         for run, title in zip(runs, titles, strict=True)
     ]
-
-
-def shown(value: Any) -> str:
-    """A value as people read it."""
-    if value is None or value == "":
-        return "-"
-    if isinstance(value, bool):
-        return "yes" if value else "no"
-    if isinstance(value, int):
-        return f"{value:,}"
-    return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
 # --- one run ----------------------------------------------------------------------------------------------------------
