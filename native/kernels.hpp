@@ -288,9 +288,7 @@ struct MaxPool {
 };
 
 // --- the engine: maps of bytes [steps, images, height, width, channels], spikes or small integers
-//
-// Its kernels share their work with the threads of engine/workers.hpp, or with OpenMP's (`openmp`) where PyTorch's
-// layers of the same network have these: idle ones wait for milliseconds on the cores that others need.
+// ---------------
 
 constexpr int MOST_LEVELS = 16;
 
@@ -309,7 +307,6 @@ struct Epilogue {
   int levels;
   const float *threshold, *fire_at;
   int threads;
-  bool openmp;
 };
 
 // A convolution with bias, of one group or of one filter a channel (`depthwise`). `binary`: no value is above one.
@@ -343,7 +340,6 @@ struct EnginePool {
   const uint8_t* x;
   uint8_t* y;
   int threads;
-  bool openmp;
 };
 
 // Q (K^T V) scale in every head: maps [maps, tokens, channels].
@@ -353,7 +349,6 @@ struct EngineAttention {
   const uint8_t *q, *k, *v;
   float* y;
   int threads;
-  bool openmp;
 };
 
 // What a kernel returns.

@@ -4,9 +4,6 @@
 #include <nanobind/stl/vector.h>
 
 #include <algorithm>
-#include <atomic>
-#include <chrono>
-#include <memory>
 #include <stdexcept>
 #include <string>
 #include <type_traits>
@@ -240,7 +237,6 @@ void read(Reader& r, MaxPool& a) {
 void read(Reader& r, Epilogue& a) {
   READ(steps), READ(residual), READ(residual_spikes), READ(residual_stride), READ(sum), READ(spikes), READ(v);
   READ(decay), READ(gain), READ(v_rest), READ(hard), READ(levels), READ(threshold), READ(fire_at), READ(threads);
-  READ(openmp);
 }
 void read(Reader& r, EngineConv& a) {
   read(r, static_cast<Epilogue&>(a));
@@ -258,11 +254,10 @@ void read(Reader& r, EngineFire& a) {
 }
 void read(Reader& r, EnginePool& a) {
   READ(images), READ(height), READ(width), READ(channels), READ(kernel), READ(stride), READ(padding), READ(x), READ(y);
-  READ(threads), READ(openmp);
+  READ(threads);
 }
 void read(Reader& r, EngineAttention& a) {
   READ(maps), READ(tokens), READ(channels), READ(heads), READ(scale), READ(q), READ(k), READ(v), READ(y), READ(threads);
-  READ(openmp);
 }
 
 #undef READ
@@ -318,8 +313,6 @@ void bind_call(nb::module_& m, const char* name, Kernel<Arguments> kernel) {
   });
 }
 
-constexpr int64_t SHORT = 50'000, UNKNOWN = -1;  // nanoseconds of work that are not worth a second thread
-
 // For kernels of small layers, where reading forty arguments takes longer than the kernel: what stays the same from
 // call to call is read once, and the function that comes back takes the rest in the order of `late`.
 template <class Arguments>
@@ -328,27 +321,13 @@ void bind_late(nb::module_& m, const char* name, Kernel<Arguments> kernel) {
     std::vector<Late> rest;
     for (const std::string& one : late) rest.push_back({one});
     const auto fixed = arguments<Arguments>(values, rest);
-    const auto work = std::make_shared<std::atomic<int64_t>>(UNKNOWN);  // nanoseconds, of one thread alone
-    return nb::cpp_function([kernel, fixed, rest, work](const nb::args& given) {
+    return nb::cpp_function([kernel, fixed, rest](const nb::args& given) {
       if (given.size() != rest.size())
         throw std::invalid_argument("a bound kernel takes its late arguments, all of them");
       Arguments a = fixed;
       size_t i = 0;
       for (const Late& one : rest) one.set(reinterpret_cast<char*>(&a) + one.offset, given[i++]);
-      if constexpr (requires { a.openmp; }) {
-        const int64_t before = *work;
-        if (!a.openmp && before != UNKNOWN && before < SHORT) a.threads = 1;
-        const auto start = std::chrono::steady_clock::now();
-        run(kernel, a);
-        const int64_t taken = std::chrono::nanoseconds(std::chrono::steady_clock::now() - start).count();
-        // What several threads take is a guess, which the next call alone corrects if it is short.
-        if (a.threads == 1)
-          *work = taken;
-        else if (before == UNKNOWN || taken * a.threads < SHORT)
-          *work = 2 * taken;
-      } else {
-        run(kernel, a);
-      }
+      run(kernel, a);
     });
   });
 }
@@ -387,12 +366,6 @@ NB_MODULE(_native, m) {
     return omp_get_max_threads();
 #else
     return 0;
-#endif
-  });
-  // Of the thread that calls: as many as PyTorch's layers that it starts will have.
-  m.def("set_openmp_threads", [](int threads) {
-#ifdef _OPENMP
-    omp_set_num_threads(threads);
 #endif
   });
 #ifndef _WIN32

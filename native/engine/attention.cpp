@@ -11,7 +11,7 @@ namespace spikeloom::SPIKELOOM_LEVEL {
 
 int engine_attention(const EngineAttention& a) {
   const int64_t C = a.channels, d = C / a.heads, L = a.tokens, wide = round_up(d, LANES);
-  return for_items(a, a.maps * a.heads, (d + 1) * wide * 4, [&](int64_t item, float* scratch) {
+  return for_items(a.maps * a.heads, (d + 1) * wide * 4, a.threads, [&](int64_t item, float* scratch) {
     const int64_t map = item / a.heads, head = item % a.heads, first = map * L * C + head * d;
     const auto rows_of = [&](const uint8_t* token, const auto& body) {
       for (int64_t c = 0; c < d; c += 64)

@@ -4,13 +4,66 @@
 //     v = x[t, n, oy stride + ky - padding_y, ox stride + kx - padding_x, c]
 //     if v is not zero:  u[t, n, oy, ox, :] += v w[:, c, ky, kx]
 //   spikes = neurons(u + bias + residual)                                                    (engine/epilogue.hpp)
-#include "engine/depthwise.hpp"
-#include "engine/parts.hpp"
+#include "engine/epilogue.hpp"
+#include "engine/index_lists.hpp"
+#include "engine/items.hpp"
 
 namespace spikeloom::SPIKELOOM_LEVEL {
 namespace {
 
+// Whether any of n bytes is not zero.
+inline bool any_byte(const uint8_t* x, int64_t n) {
+  uint64_t any = 0;
+  for (int64_t i = 0; i < n && any == 0; i += 64) any = nonzero_bytes(x + i, smaller(64, n - i));
+  return any != 0;
+}
+
 constexpr int64_t SECOND_CACHE = 512 << 10;  // bytes that the smallest of today's keep of a layer's weights
+
+inline int64_t out_height(const EngineConv& a) { return (a.height + 2 * a.padding_y - a.kernel_height) / a.stride + 1; }
+inline int64_t out_width(const EngineConv& a) { return (a.width + 2 * a.padding_x - a.kernel_width) / a.stride + 1; }
+
+inline Window window(const EngineConv& a, int64_t rows) {
+  return {a.in, a.out, a.kernel_height, a.kernel_width, a.stride, rows, out_width(a)};
+}
+
+// Some images, some rows of their outputs: enough positions to use a block of weights often, sums that stay in cache.
+struct Part {
+  int64_t images, rows, bands, chunks;
+};
+
+inline Part partition(const EngineConv& a, int64_t block, int64_t bytes = 192 << 10) {
+  const int64_t row = a.steps * out_width(a), most = bytes / (block * 4);
+  Part p;
+  p.rows = smaller(out_height(a), most / row < 1 ? 1 : most / row);
+  p.bands = (out_height(a) + p.rows - 1) / p.rows;
+  const int64_t fit = most / (row * p.rows);
+  p.images = p.bands > 1 || fit < 1 ? 1 : smaller(a.images, fit);
+  // Two cores with one image each, rather than one with both.
+  if (p.images > 1) p.images = smaller(p.images, (a.images + a.threads - 1) / a.threads);
+  p.chunks = (a.images + p.images - 1) / p.images * p.bands;
+  return p;
+}
+
+// The images and rows of outputs of a chunk, and the rows of inputs that they see.
+struct Band {
+  int64_t n, images, y, rows, top, bottom;
+};
+
+inline Band band_of(const EngineConv& a, const Part& part, int64_t chunk) {
+  Band b;
+  b.n = chunk / part.bands * part.images, b.images = smaller(part.images, a.images - b.n);
+  b.y = chunk % part.bands * part.rows, b.rows = smaller(part.rows, out_height(a) - b.y);
+  const int64_t row = b.y * a.stride - a.padding_y;
+  b.top = smaller(a.height, larger(0, row));
+  b.bottom = larger(b.top, smaller(a.height, row + (b.rows - 1) * a.stride + a.kernel_height));
+  return b;
+}
+
+// The i-th of a chunk's inputs [image, step].
+inline const uint8_t* image_of(const EngineConv& a, const Band& band, int64_t i) {
+  return a.x + (i % a.steps * a.images + band.n + i / a.steps) * a.height * a.width * a.in;
+}
 
 // Bits (and values, if any is above one) of what some rows of outputs see, laid out by columns; false where all is
 // zero.
@@ -59,6 +112,59 @@ bool lay_out(const EngineConv& a, const Plan& p, const uint8_t* image, int64_t f
   return true;
 }
 
+// Whether nothing reaches an image's neurons at any step, and they do the same at all places. is_silent(i) tells it of
+// the i-th of a chunk's inputs.
+template <class Silent>
+bool stays_silent(const EngineConv& a, int64_t image, const Silent& is_silent) {
+  bool silent = starts_alike(a);
+  for (int64_t t = 0; t < a.steps; t++) silent = silent && is_silent(image * a.steps + t);
+  return silent;
+}
+
+// The neurons of a block of channels from the first on, of a chunk, from sums [image, step, row, column, channel of the
+// block].
+template <int NV, class Silent>
+void fire_block(const EngineConv& a, int64_t first_channel, const Band& band, const float* sums,
+                const Silent& is_silent) {
+  constexpr int64_t BLOCK = NV * LANES;
+  const int64_t out_h = out_height(a), out_w = out_width(a), step = a.images * out_h * out_w * a.out;
+  const int64_t area = band.rows * out_w, map_floats = area * BLOCK;
+  const Epilogue fired = a;
+  const int64_t out = a.out;
+  Vec bias[NV];
+  for (int j = 0; j < NV; j++) {
+    const int64_t c = first_channel + j * LANES, n = smaller(LANES, out - c);
+    bias[j] = n > 0 ? get_some(a.bias + c, n) : Vec{};
+  }
+  constexpr int V = NV < 4 ? NV : 4;
+  for (int64_t image = 0; image < band.images; image++) {
+    const bool silent = stays_silent(a, image, is_silent);
+    const int64_t places = silent ? 1 : area;
+    const float* sum = sums + image * a.steps * map_floats;
+    const int64_t at = ((band.n + image) * out_h + band.y) * out_w * out + first_channel;
+    int64_t done = 0;
+    if (NV < 4 && out == BLOCK) {  // nothing lies between the places: four vectors of some of them
+      Vec four[4];
+      for (int j = 0; j < 4; j++) four[j] = bias[j % NV];
+      done = places / (4 / NV) * (4 / NV);
+      fire_rows<4>(fired, at, 4 * LANES, done * NV / 4, step, {sum, map_floats, 4 * LANES, four});
+    }
+    for (int j = 0; j < NV; j += V) {
+      const int64_t c = first_channel + j * LANES, first = at + done * out + j * LANES;
+      const float* from = sum + done * BLOCK + j * LANES;
+      if (out - c >= V * LANES) {
+        fire_rows<V>(fired, first, out, places - done, step, {from, map_floats, BLOCK, bias + j});
+        continue;
+      }
+      for (int64_t place = 0; place < places - done; place++)
+        for (int k = 0; k < V && c + k * LANES < out; k++)
+          fire_few(fired, first + place * out + k * LANES, step, smaller(LANES, out - c - k * LANES),
+                   from + place * BLOCK + k * LANES, map_floats, bias[j + k]);
+    }
+    if (silent) repeat_first(fired, at, step, out, area, smaller(BLOCK, out - first_channel));
+  }
+}
+
 template <class Value, int COLS, int NV, class Weight>
 int convolve(const EngineConv& a, const Weight* all_weights) {
   constexpr int64_t BLOCK = NV * LANES;
@@ -75,7 +181,7 @@ int convolve(const EngineConv& a, const Weight* all_weights) {
   // Weights that the second cache does not keep from image to image come while the group before them is worked on.
   const int64_t group_floats = most.group * a.kernel_width * BLOCK;
   const bool far = most.blocks * most.groups * group_floats * int64_t{sizeof(Weight)} > SECOND_CACHE;
-  return for_items(a, part.chunks * most.blocks, bytes, [&](int64_t item, float* scratch) {
+  return for_items(part.chunks * most.blocks, bytes, a.threads, [&](int64_t item, float* scratch) {
     // All images by one block of weights, then the next: cores share weights, and no line of outputs.
     const int64_t o = item / part.chunks;
     const Band band = band_of(a, part, item % part.chunks);
@@ -145,8 +251,9 @@ class Pieces {
   uintptr_t next_;
 };
 
-// The lists of some rows of some images.
+// What `convolve_lists` needs for some rows of some images.
 struct Listed {
+  float* sums;          // [image, step, row, column, channel of the block]
   uint16_t* numbers;    // of all lists, one behind the other
   List* lists;          // [image, step, row of inputs, column, part]
   int64_t* ends;        // of the numbers of every image and step
@@ -154,11 +261,12 @@ struct Listed {
   int64_t* job_counts;  // [group]
   size_t end;
 
-  Listed(void* memory, const EngineConv& a, const Part& part, const Parts& p) {
+  Listed(void* memory, const EngineConv& a, const Part& part, const Parts& p, int64_t block) {
     const int64_t maps = a.steps * part.images, places = maps * part.rows * out_width(a);
     const int64_t pixels = maps * a.width * smaller(a.height, (part.rows - 1) * a.stride + a.kernel_height);
     const int64_t most = pixels * a.in + BEHIND;
     Pieces pieces(memory);
+    sums = pieces.take<float>(places * block);
     lists = pieces.take<List>(pixels * p.parts);
     ends = pieces.take<int64_t>(maps + 1);
     jobs = pieces.take<Job>(p.groups * places);
@@ -189,66 +297,46 @@ ALWAYS_INLINE inline void each_place(const EngineConv& a, const Band& band, cons
     }
 }
 
-// Lists the inputs of some rows of some images, and sorts the lists of every group.
-template <int64_t BLOCK>
-void list_inputs(const EngineConv& a, const Band& band, const Parts& p, const Listed& m) {
-  int64_t end = 0, made = 0;
-  for (int64_t i = 0; i < a.steps * band.images; i++) {
-    m.ends[i] = end;
-    const uint8_t* x = image_of(a, band, i) + band.top * a.width * a.in;
-    for (int64_t pixel = 0; pixel < (band.bottom - band.top) * a.width; pixel++, x += a.in)
-      for (int64_t c = 0; c < a.in; c += p.part) {
-        const List list = list_bytes<BLOCK>(x + c, smaller(p.part, a.in - c), m.numbers, end);
-        m.lists[made++] = list, end += list.count;
-      }
-  }
-  m.ends[a.steps * band.images] = end;
-  const int64_t places = a.steps * band.images * band.rows * out_width(a);
-  for (int64_t g = 0; g < p.groups; g++)
-    m.job_counts[g] = sort_jobs([&](const auto& body) ALWAYS_INLINE {
-      each_place(a, band, p, g, m.lists, m.ends, g == 0, body);
-    }, m.jobs + g * places);
-}
-
 // By lists of single places, which serve all blocks of outputs.
 template <int NV, class Weight>
 int convolve_lists(const EngineConv& a, const Weight* all_weights) {
   constexpr int64_t BLOCK = NV * LANES;
   const Part part = partition(a, BLOCK);
   const Parts p = plan_parts(window(a, part.rows), BLOCK);
-  const size_t list_memory = round_up(Listed(nullptr, a, part, p).end, 64);
-  if (list_memory == 0) return OUT_OF_MEMORY;
-  const size_t sum_memory = round_up(a.steps * part.images * part.rows * out_width(a) * BLOCK * 4, 64);
+  const size_t bytes = Listed(nullptr, a, part, p, BLOCK).end;
+  if (bytes == 0) return OUT_OF_MEMORY;
   const bool far = p.floats() * int64_t{sizeof(Weight)} > SECOND_CACHE;
-  // One block of a chunk's outputs; the same thread is likely to run the `next` one after it.
-  const auto run_block = [&](const Band& band, const Listed& m, int64_t o, int64_t next, float* sums) {
-    const int64_t places = a.steps * band.images * band.rows * out_width(a);
-    for (int64_t g = 0; g < p.groups; g++) {
-      const Weight* weight = all_weights + (o * p.groups + g) * p.group_floats;
-      const Weight* then = g + 1 < p.groups ? weight + p.group_floats : all_weights + next * p.groups * p.group_floats;
-      add_sorted<NV>(m.jobs + g * places, m.job_counts[g], m.numbers, weight, g == 0, sums, far ? then : nullptr,
-                     p.group_floats);
+  // Who has made lists uses them for all blocks, unless cores would be left without work.
+  const int64_t shares =
+      part.chunks % a.threads == 0 || part.chunks >= 8 * a.threads ? 1 : smaller(p.blocks, a.threads);
+  return for_items(part.chunks * shares, bytes, a.threads, [&](int64_t item, float* scratch) {
+    const int64_t share = item % shares;
+    const Band band = band_of(a, part, item / shares);
+    const Listed m(scratch, a, part, p, BLOCK);
+    int64_t end = 0, made = 0;
+    for (int64_t i = 0; i < a.steps * band.images; i++) {
+      m.ends[i] = end;
+      const uint8_t* x = image_of(a, band, i) + band.top * a.width * a.in;
+      for (int64_t pixel = 0; pixel < (band.bottom - band.top) * a.width; pixel++, x += a.in)
+        for (int64_t c = 0; c < a.in; c += p.part) {
+          const List list = list_bytes<BLOCK>(x + c, smaller(p.part, a.in - c), m.numbers, end);
+          m.lists[made++] = list, end += list.count;
+        }
     }
-    fire_block<NV>(a, o * BLOCK, band, sums, [&](int64_t i) { return m.ends[i] == m.ends[i + 1]; });
-  };
-  if (a.threads == 1 || part.chunks >= 8 * a.threads)  // who has made lists uses them for all blocks
-    return for_items(a, part.chunks, list_memory + sum_memory, [&](int64_t chunk, float* scratch) {
-      const Band band = band_of(a, part, chunk);
-      const Listed m(scratch + sum_memory / 4, a, part, p);
-      list_inputs<BLOCK>(a, band, p, m);
-      for (int64_t o = 0; o < p.blocks; o++) run_block(band, m, o, o + 1, scratch);
-    });
-  // Small pieces: the lists of all chunks, then their blocks.
-  char* const memory = reinterpret_cast<char*>(lists_of_thread.of(part.chunks * list_memory));
-  if (memory == nullptr) return OUT_OF_MEMORY;
-  const auto listed = [&](int64_t chunk) { return Listed(memory + chunk * list_memory, a, part, p); };
-  const int status = for_items(a, part.chunks, 0, [&](int64_t chunk, float*) {
-    list_inputs<BLOCK>(a, band_of(a, part, chunk), p, listed(chunk));
-  });
-  if (status != OK) return status;
-  return for_items(a, part.chunks * p.blocks, sum_memory, [&](int64_t item, float* sums) {
-    const int64_t chunk = item / p.blocks, o = item % p.blocks;
-    run_block(band_of(a, part, chunk), listed(chunk), o, (o + a.threads) % p.blocks, sums);
+    m.ends[a.steps * band.images] = end;
+    const int64_t places = a.steps * band.images * band.rows * out_width(a);
+    for (int64_t g = 0; g < p.groups; g++)
+      m.job_counts[g] = sort_jobs([&](const auto& body) ALWAYS_INLINE {
+        each_place(a, band, p, g, m.lists, m.ends, g == 0, body);
+      }, m.jobs + g * places);
+    for (int64_t o = p.blocks * share / shares; o < p.blocks * (share + 1) / shares; o++) {
+      for (int64_t g = 0; g < p.groups; g++) {
+        const Weight* weight = all_weights + (o * p.groups + g) * p.group_floats;
+        add_sorted<NV>(m.jobs + g * places, m.job_counts[g], m.numbers, weight, g == 0, m.sums,
+                       far ? weight + p.group_floats : nullptr, p.group_floats);
+      }
+      fire_block<NV>(a, o * BLOCK, band, m.sums, [&](int64_t i) { return m.ends[i] == m.ends[i + 1]; });
+    }
   });
 }
 
@@ -256,6 +344,97 @@ int convolve_lists(const EngineConv& a, const Weight* all_weights) {
 // outputs share the column of a window that they see, and its values.
 inline bool by_lists(const Window& w, bool binary) {
   return binary && w.in >= (w.kernel_height * w.kernel_width == 1 ? 128 : 256);
+}
+
+// The channels of a block as numbers, with zeros at both sides: [row, column, channel of the block].
+template <int NV>
+void to_numbers(const EngineConv& a, const Band& band, const uint8_t* image, int64_t c, int64_t frame, float* numbers) {
+  constexpr int64_t BLOCK = NV * LANES;
+  const uint8_t* const end = a.x + a.steps * a.images * a.height * a.width * a.in;
+  for (int64_t row = band.top; row < band.bottom; row++, numbers += frame * BLOCK) {
+    const uint8_t* x = image + row * a.width * a.in + c;
+    float* to = numbers + a.padding_x * BLOCK;
+    // What lies behind the channels counts for nothing, but must be there.
+    const bool all = x + (a.width - 1) * a.in + BLOCK <= end;
+    for (int64_t column = 0; column < a.width; column++, x += a.in, to += BLOCK)
+      for (int j = 0; j < NV; j++)
+        put(to + j * LANES, get_some(x + j * LANES, all ? LANES : smaller(LANES, a.in - c - j * LANES)));
+  }
+}
+
+// The part of a filter that has inputs.
+struct Taps {
+  int64_t first_y, last_y, first_x, last_x;
+};
+
+// X outputs side by side with filters of one channel each; the first's window begins at `numbers`.
+template <int X, int NV>
+ALWAYS_INLINE inline void filter_places(const EngineConv& a, const Taps& taps, const float* numbers, int64_t frame,
+                                        const float* weight, float* sums) {
+  constexpr int64_t BLOCK = NV * LANES;
+  const int64_t padded = round_up(a.in, LANES), apart = a.stride * BLOCK;
+  Vec sum[X][NV] = {};
+  for (int64_t ky = taps.first_y; ky < taps.last_y; ky++)
+    for (int64_t kx = taps.first_x; kx < taps.last_x; kx++) {
+      const float *w = weight + (ky * a.kernel_width + kx) * padded, *from = numbers + (ky * frame + kx) * BLOCK;
+#pragma GCC unroll 8
+      for (int x = 0; x < X; x++)
+        for (int j = 0; j < NV; j++) sum[x][j] += get(w + j * LANES) * get(from + x * apart + j * LANES);
+    }
+#pragma GCC unroll 8
+  for (int x = 0; x < X; x++)
+    for (int j = 0; j < NV; j++) put(sums + x * BLOCK + j * LANES, sum[x][j]);
+}
+
+// One filter a channel, for a block of them. A step without spikes in the rows that it sees costs no sums.
+template <int NV>
+void filter_block(const EngineConv& a, const Band& band, int64_t c, const uint8_t* active, float* scratch) {
+  constexpr int64_t BLOCK = NV * LANES;
+  constexpr int X = 8 / NV;
+  const int64_t out_w = out_width(a), map_floats = band.rows * out_w * BLOCK, frame = a.width + 2 * a.padding_x;
+  float *sums = scratch, *numbers = sums + a.steps * band.images * map_floats;
+  std::memset(numbers, 0, (band.bottom - band.top) * frame * BLOCK * 4);
+  Taps taps;
+  taps.first_x = larger(0, a.padding_x - (out_w - 1) * a.stride);
+  taps.last_x = smaller(a.kernel_width, a.width + a.padding_x);
+  for (int64_t i = 0; i < a.steps * band.images; i++) {
+    float* sum = sums + i * map_floats;
+    if (!active[i]) {
+      std::memset(sum, 0, map_floats * 4);
+      continue;
+    }
+    to_numbers<NV>(a, band, image_of(a, band, i), c, frame, numbers);
+    for (int64_t y = 0; y < band.rows; y++) {
+      const int64_t row = (band.y + y) * a.stride - a.padding_y;
+      taps.first_y = larger(0, -row), taps.last_y = smaller(a.kernel_height, a.height - row);
+      const float* from = numbers + (row - band.top) * frame * BLOCK;
+      int64_t x = 0;
+      for (; x + X <= out_w; x += X, sum += X * BLOCK)
+        filter_places<X, NV>(a, taps, from + x * a.stride * BLOCK, frame, a.weight + c, sum);
+      for (; x < out_w; x++, sum += BLOCK)
+        filter_places<1, NV>(a, taps, from + x * a.stride * BLOCK, frame, a.weight + c, sum);
+    }
+  }
+  fire_block<NV>(a, c, band, sums, [&](int64_t i) { return !active[i]; });
+}
+
+int convolve_depthwise(const EngineConv& a) {
+  constexpr int64_t BLOCK = 4 * LANES;
+  const Part part = partition(a, BLOCK, 48 << 10);
+  const int64_t blocks = (a.in + BLOCK - 1) / BLOCK, maps = a.steps * part.images;
+  const int64_t frame = a.width + 2 * a.padding_x, rows = (part.rows - 1) * a.stride + a.kernel_height;
+  const int64_t floats = (maps * part.rows * out_width(a) + rows * frame) * BLOCK;
+  return for_items(part.chunks * blocks, floats * 4 + maps, a.threads, [&](int64_t item, float* scratch) {
+    const Band band = band_of(a, part, item % part.chunks);
+    uint8_t* active = reinterpret_cast<uint8_t*>(scratch + floats);
+    for (int64_t i = 0; i < a.steps * band.images; i++)
+      active[i] = any_byte(image_of(a, band, i) + band.top * a.width * a.in, (band.bottom - band.top) * a.width * a.in);
+    // Channels in blocks of four, two and one vectors.
+    int64_t c = item / part.chunks * BLOCK;
+    if (a.in - c > 3 * LANES) return filter_block<4>(a, band, c, active, scratch);
+    if (a.in - c > LANES) filter_block<2>(a, band, c, active, scratch), c += 2 * LANES;
+    if (c < a.in) filter_block<1>(a, band, c, active, scratch);
+  });
 }
 
 }  // namespace

@@ -9,7 +9,7 @@ namespace spikeloom::SPIKELOOM_LEVEL {
 int engine_fire(const EngineFire& a) {
   if (a.levels > MOST_LEVELS) return UNSUPPORTED;
   constexpr int64_t BLOCK = 64 * LANES;
-  return for_items(a, (a.size + BLOCK - 1) / BLOCK, 0, [&](int64_t item, float*) {
+  return for_items((a.size + BLOCK - 1) / BLOCK, 0, a.threads, [&](int64_t item, float*) {
     const Epilogue fired = a;
     const int64_t last = smaller(a.size, (item + 1) * BLOCK);
     const int64_t rows = (last - item * BLOCK) / (4 * LANES);

@@ -1,10 +1,7 @@
 // Pieces of a layer's work, shared among threads, each with memory that lasts from call to call.
 #pragma once
 
-#include <atomic>
-
 #include "common/math.hpp"
-#include "engine/workers.hpp"
 
 namespace spikeloom::SPIKELOOM_LEVEL {
 namespace {
@@ -24,29 +21,26 @@ struct Scratch {
   }
 };
 thread_local Scratch scratch_of_thread;
-thread_local Scratch lists_of_thread;  // that its call shares with other threads
 
-// Runs body(item, scratch) for all items, each where a core is free: they differ in spikes. `a` has the kernel's
-// threads. Returns OK or OUT_OF_MEMORY.
-template <class Arguments, class Body>
-int for_items(const Arguments& a, int64_t items, size_t bytes, const Body& body) {
-  std::atomic<int> failed{OK};
-  const auto run = [&](int64_t i) {
-    float* scratch = bytes == 0 ? nullptr : scratch_of_thread.of(bytes);
-    if (bytes != 0 && scratch == nullptr)
-      failed = OUT_OF_MEMORY;
-    else
-      body(i, scratch);
-  };
+// Runs body(item, scratch) for all items, each where a core is free: they differ in spikes. Returns OK or
+// OUT_OF_MEMORY.
+template <class Body>
+int for_items(int64_t items, size_t bytes, int threads, const Body& body) {
+  int failed = 0;
 #ifdef _OPENMP
-  if (a.openmp) {
-#pragma omp parallel for num_threads(a.threads) schedule(dynamic) if (items > 1 && a.threads > 1)
-    for (int64_t i = 0; i < items; i++) run(i);
-    return failed;
-  }
+#pragma omp parallel for num_threads(threads) schedule(dynamic) if (items > 1 && threads > 1)
 #endif
-  const auto run_piece = [](const void* of, int64_t i) { (*static_cast<decltype(&run)>(of))(i); };
-  share_pieces(items, a.threads, run_piece, &run);
+  for (int64_t i = 0; i < items; i++) {
+    float* scratch = bytes == 0 ? nullptr : scratch_of_thread.of(bytes);
+    if (bytes != 0 && scratch == nullptr) {
+#ifdef _OPENMP
+#pragma omp atomic write
+#endif
+      failed = OUT_OF_MEMORY;
+      continue;
+    }
+    body(i, scratch);
+  }
   return failed;
 }
 

@@ -8,7 +8,7 @@ namespace spikeloom::SPIKELOOM_LEVEL {
 int engine_max_pool(const EnginePool& a) {
   const int64_t out_h = (a.height + 2 * a.padding - a.kernel) / a.stride + 1;
   const int64_t out_w = (a.width + 2 * a.padding - a.kernel) / a.stride + 1, C = a.channels;
-  return for_items(a, a.images * out_h, 0, [&](int64_t item, float*) {
+  return for_items(a.images * out_h, 0, a.threads, [&](int64_t item, float*) {
     const int64_t n = item / out_h, y = item % out_h;
     for (int64_t x = 0; x < out_w; x++) {
       uint8_t* out = a.y + ((n * out_h + y) * out_w + x) * C;

@@ -70,7 +70,7 @@ bool convolution() {
   a.padding_y = from_to(0, 3), a.padding_x = from_to(0, 3);
   a.kernel_height = from_to(1, std::min<int64_t>(5, a.height + 2 * a.padding_y));
   a.kernel_width = from_to(1, std::min<int64_t>(5, a.width + 2 * a.padding_x));
-  a.threads = from_to(1, 3), a.openmp = false;
+  a.threads = 1;
   const int64_t high = (a.height + 2 * a.padding_y - a.kernel_height) / a.stride + 1;
   const int64_t wide = (a.width + 2 * a.padding_x - a.kernel_width) / a.stride + 1;
   const int64_t size = a.images * high * wide * a.out, inside = a.depthwise ? 1 : a.in;
@@ -149,8 +149,7 @@ bool firing() {
   const auto x = grid_of(a.x_stride == 0 ? a.size : a.steps * a.size);
   const auto spikes = exactly<uint8_t>(a.steps * a.size);
   const float threshold[] = {0.25f};
-  a.decay = 0.5f, a.gain = 1.f, a.hard = coin(), a.levels = 1, a.threshold = a.fire_at = threshold,
-  a.threads = from_to(1, 3), a.openmp = false;
+  a.decay = 0.5f, a.gain = 1.f, a.hard = coin(), a.levels = 1, a.threshold = a.fire_at = threshold, a.threads = 1;
   a.x = x.get(), a.spikes = spikes.get();
   level::engine_fire(a);
   std::vector<float> u(a.steps * a.size), v(a.size, 0.f);
@@ -166,7 +165,7 @@ bool pool() {
   EnginePool a{};
   a.images = from_to(1, 3), a.height = from_to(1, 9), a.width = from_to(1, 9), a.channels = from_to(1, 70);
   a.kernel = from_to(1, std::min(a.height, a.width)), a.stride = from_to(1, 3), a.padding = from_to(0, a.kernel / 2);
-  a.threads = from_to(1, 3), a.openmp = false;
+  a.threads = 1;
   const int64_t high = (a.height + 2 * a.padding - a.kernel) / a.stride + 1;
   const int64_t wide = (a.width + 2 * a.padding - a.kernel) / a.stride + 1;
   const auto x = spikes_of(a.images * a.height * a.width * a.channels, 9);
@@ -190,8 +189,7 @@ bool pool() {
 
 bool attention() {
   EngineAttention a{};
-  a.heads = from_to(1, 4), a.maps = from_to(1, 3), a.tokens = from_to(1, 20), a.scale = 0.125f,
-  a.threads = from_to(1, 3), a.openmp = false;
+  a.heads = from_to(1, 4), a.maps = from_to(1, 3), a.tokens = from_to(1, 20), a.scale = 0.125f, a.threads = 1;
   const int64_t d = from_to(1, 70);
   a.channels = a.heads * d;
   const int64_t size = a.maps * a.tokens * a.channels;

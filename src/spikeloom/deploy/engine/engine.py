@@ -144,12 +144,8 @@ class Engine:
         try:
             if alone:  # PyTorch's layers too would wait for threads that did not survive the fork
                 torch.set_num_threads(1)
-            executor = arena.executor(T, N, 1 if alone else threads)
-            if not executor.openmp:
-                _dispatch.native.set_openmp_threads(1)
-            yield executor
+            yield arena.executor(T, N, 1 if alone else threads)
         finally:
-            _dispatch.native.set_openmp_threads(threads)
             if alone:
                 torch.set_num_threads(threads)
             self._idle.append(arena)

@@ -12,7 +12,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from spikeloom.deploy.engine.cost import operations_of_pytorch
 from spikeloom.deploy.engine.ir import (
     Affine,
     Attention,
@@ -32,9 +31,6 @@ from spikeloom.ops import _dispatch
 from spikeloom.ops.scan.params import ScanParams
 
 FAR = 8 << 20  # bytes of a layer's weights that a core reads anew for every batch
-
-# Products of PyTorch's that the caller runs alone: half a millisecond, or a small part of all by the number of threads.
-ALONE, SMALL = 1 << 24, 0.02
 
 SHAPES = 32  # whose calls an arena keeps
 
@@ -129,11 +125,6 @@ class Executor:
         threads: int,
     ):
         self.T, self.N = T, N
-        # OpenMP's threads go on looking for work for milliseconds when a layer of PyTorch's has ended, on the cores
-        # that ours need. So a run has the threads of one of the two: ours, and PyTorch's layers have the caller's
-        # alone; or OpenMP's, where the caller would be long at PyTorch's layers.
-        theirs, ours = operations_of_pytorch(plan, values, tensors)
-        self.openmp = theirs * N > ALONE and theirs * threads > SMALL * ours
         self._plan, self._values, self._tensors, self._packed = plan, values, tensors, packed
         self._arena, self._threads = arena, threads
         shared = dict(plan.in_place(values))
@@ -201,9 +192,6 @@ class Executor:
         """The share of nonzeros of every value after a run."""
         return [torch.count_nonzero(values).item() / values.numel() for values in self._maps]
 
-    def _sharing(self) -> dict[str, Any]:
-        return {"threads": self._threads, "openmp": self.openmp}
-
     # --- steps --------------------------------------------------------------------------------------------------------
 
     def _call(self, i: int, step: Step) -> Callable[[], None]:
@@ -255,7 +243,7 @@ class Executor:
             "spikes": 0 if spikes is None else spikes.data_ptr(),
             "decay": neuron.decay,
             "gain": neuron.gain,
-            **self._sharing(),
+            "threads": self._threads,
             **fires.forward,
         }
 
@@ -354,7 +342,7 @@ class Executor:
                 "padding": step.padding,
                 "x": x.data_ptr(),
                 "y": y.data_ptr(),
-                **self._sharing(),
+                "threads": self._threads,
             }
             return _dispatch.native.bound_engine_max_pool(fields, [])
         if step.kernel == 1 and step.padding == 0:
@@ -383,7 +371,7 @@ class Executor:
             "k": k.data_ptr(),
             "v": v.data_ptr(),
             "y": y.data_ptr(),
-            **self._sharing(),
+            "threads": self._threads,
         }
         return _dispatch.native.bound_engine_attention(fields, [])
 
