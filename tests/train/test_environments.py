@@ -57,7 +57,7 @@ def test_irm_of_a_logistic_model() -> None:
     torch.testing.assert_close(irm(logits, y, "square"), (((z.sigmoid() - y) * z).mean()) ** 2)
     for estimator in ("square", "halves"):
         assert irm(torch.zeros(4, 9, 2), y, estimator).item() == 0  # the constant-zero classifier
-    with pytest.raises(UsageError, match="at least 2 samples.*raise train.batch_size"):
+    with pytest.raises(UsageError, match=r"at least 2 samples.*raise train.batch_size"):
         irm(logits[:, :1], y[:1])
 
 
