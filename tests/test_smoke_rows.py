@@ -8,7 +8,8 @@ from __future__ import annotations
 import fnmatch
 import json
 import math
-from collections.abc import Callable
+import shutil
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -52,10 +53,11 @@ def test_what_stays_empty_is_published() -> None:
         assert any(column in row.published for table in tables for row in table.rows.values()), (recipe, column)
 
 
-@pytest.fixture(scope="module")
-def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder of all runs, so that rows that start from the same one train it once."""
-    return tmp_path_factory.mktemp("runs")
+@pytest.fixture
+def runs(tmp_path: Path) -> Iterator[Path]:
+    """The folder of a row's runs, which goes with the test: checkpoints of all rows together are tens of gigabytes."""
+    yield tmp_path / "runs"
+    shutil.rmtree(tmp_path / "runs", ignore_errors=True)
 
 
 def reduced(name: str, data_of: Callable[[str], Path]) -> dict[str, Any]:
@@ -72,7 +74,7 @@ def reduced(name: str, data_of: Callable[[str], Path]) -> dict[str, Any]:
 
 
 def run_of(name: str, runs: Path, results: Path, data_of: Callable[[str], Path]) -> str:
-    """The folder of a row's run, trained unless it was."""
+    """The folder of a row's run, trained now."""
     table, _, row = name.partition("#")
     before = reduced(name, data_of)
     reproduce(RECIPES[table], [row], "smoke", before, runs, results, Quiet(), lambda: False)

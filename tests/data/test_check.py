@@ -40,7 +40,7 @@ MADE = {  # of made files
     "cifar10": (100, 100, 10),
     "nmnist": (30, 30, 10),
     "fsdd": (100, 100, 10),
-    "imagenet": (40, 20, 4),
+    "imagenet": (100, 100, 100),
     "cifar10_dvs": (180, 20, 10),
     "dvs_gesture": (24, 12, 11),
     "n_caltech101": (1010, 101, 101),

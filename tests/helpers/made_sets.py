@@ -94,18 +94,18 @@ def mnist_root(root: Path, train: int = 60_000, test: int = 100) -> Path:
     return root
 
 
-def imagenet_root(root: Path, train: int = 10, val: int = 5) -> Path:
-    """Pictures of the usual size in four classes, one of them grey and one of four inks, as some originals are."""
+def imagenet_root(root: Path, classes: int = 100) -> Path:
+    """A picture of the usual size for each class, grey ones and ones of four inks among them, as in the originals."""
     rng = np.random.default_rng(0)
-    for part, each in (("train", train), ("val", val)):
-        for wordnet in ("n01440764", "n01443537", "n01484850", "n01491361"):
+    for part in ("train", "val"):
+        for i in range(classes):
+            wordnet = f"n{1440764 + i:08}"
             folder = root / "imagenet" / part / wordnet
             folder.mkdir(parents=True)
-            for i in range(each):
-                image = np.kron(rng.integers(0, 256, (15, 20, 3), np.uint8), np.ones((25, 25, 1), np.uint8))
-                name = f"{wordnet}_{i}" if part == "train" else f"ILSVRC2012_val_{i:08}"
-                mode = ("L", "CMYK", "RGB")[min(i, 2)]
-                (folder / f"{name}.JPEG").write_bytes(jpeg_bytes(image if i % 2 else image.swapaxes(0, 1), mode))
+            image = np.kron(rng.integers(0, 256, (15, 20, 3), np.uint8), np.ones((25, 25, 1), np.uint8))
+            name = f"{wordnet}_{i}" if part == "train" else f"ILSVRC2012_val_{i:08}"
+            mode = ("L", "CMYK", "RGB")[min(i % 5, 2)]
+            (folder / f"{name}.JPEG").write_bytes(jpeg_bytes(image if i % 2 else image.swapaxes(0, 1), mode))
     return root
 
 

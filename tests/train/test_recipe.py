@@ -227,7 +227,7 @@ def test_the_smallest_row_is_reproduced(
     own = {"T"} if "T" in planned.data.options or (planned.neuron and "T" in planned.neuron.options) else set()
     reduced["model"] = {key: value for key, value in smaller.items() if key in options and key not in own}
     settings = recipe.resolve(row, "smoke", reduced)
-    classes = len(build_datasets(settings)[0].classes)  # made pictures of ImageNet are of four
+    classes = len(build_datasets(settings)[0].classes)  # made pictures of ImageNet are of a hundred
     before = build_model(settings, shape_of(settings)[0], classes).state_dict()
     places = (tmp_path / "runs", tmp_path / "results")
     [result] = reproduce(recipe, [row], "smoke", reduced, *places, Quiet(), lambda: False)

@@ -222,7 +222,7 @@ class Run:
 
         Raises:
             DataFileError: the folder is no run.
-        UsageError: it was made with modules of the user's that are not imported.
+            UsageError: it was made with modules of the user's that are not imported.
         """
         folder = run_folder(folder)
         if not (folder / "settings.json").is_file():
