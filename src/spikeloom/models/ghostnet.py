@@ -170,7 +170,7 @@ class GhostBuilder:
         variant: Literal["T", "H"],
         literal: bool,
         spiking_se: bool,
-        spiking_output: bool,
+        spiking_output: bool = False,
     ):
         self.neuron, self.variant = neuron, variant
         self.spiking_se, self.spiking_output = spiking_se, spiking_output
