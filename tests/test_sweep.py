@@ -117,6 +117,7 @@ def test_a_sweep_its_table_and_a_comparison() -> None:
     assert [list(record) for record in records] == [
         ["run", "seed", "accuracy", "validation", "epochs", "seconds", "parameters", "state"]
     ] * 2
+    assert [record["run"] for record in records] == [str(folder) for folder in folders]
     assert [record["seed"] for record in records] == [1, 2]
     assert [record["accuracy"] for record in records] == found
     shown = spikeloom("compare", *map(str, folders)).out

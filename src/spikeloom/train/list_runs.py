@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -45,7 +46,7 @@ def describe_run(folder: PathLike) -> str:
 
 
 def compare_runs(folders: Iterable[PathLike]) -> list[Json]:
-    """A record for each run: its folder, the settings in which the runs differ, and what came out.
+    """A record for each run: its folder as it is given, the settings in which the runs differ, and what came out.
 
     Keys after the settings: `accuracy` and `validation` (percent, None where there is none), `epochs`, `seconds`,
     `parameters` (None of an unfinished run) and `state`.
@@ -53,17 +54,18 @@ def compare_runs(folders: Iterable[PathLike]) -> list[Json]:
     Raises:
         UsageError: a folder is no run.
     """
-    runs = [Run.open(folder) for folder in folders]
+    names = [os.fspath(folder) for folder in folders]
+    runs = [Run.open(name) for name in names]
     settings = [{"recipe": run.title, "budget": run.budget, **flatten(run.settings.model_dump())} for run in runs]
     keys = dict.fromkeys(key for each in settings for key in each)
     differing = [key for key in keys if any(each.get(key) != settings[0].get(key) for each in settings)]
     records: list[Json] = []
-    for run, each in zip(runs, settings, strict=True):
+    for name, run, each in zip(names, runs, settings, strict=True):
         summary, metrics = run.summary(), run.metrics()
         last = summary or (metrics[-1] if metrics else {})
         records.append(
             {
-                "run": str(run.folder),
+                "run": name,
                 **{key: each.get(key) for key in differing},
                 "accuracy": last.get("test_accuracy"),
                 "validation": last.get("validation_accuracy"),
