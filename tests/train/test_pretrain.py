@@ -18,6 +18,7 @@ from spikeloom.reproduce import reproduce
 from spikeloom.train import build
 from spikeloom.train.batches import mixing
 from spikeloom.train.build import build_datasets
+from spikeloom.train.evaluate import evaluate_run
 from spikeloom.train.loop import train
 from spikeloom.train.losses import reconstruction, sdt, tet
 from spikeloom.train.optim import build_optimizer, build_schedule
@@ -66,6 +67,15 @@ def test_a_model_with_an_error_for_output(pretrained: Run) -> None:
     assert summary["test_loss"] == records[-1]["test_loss"]
     assert summary["best_epoch"] == min(records, key=lambda r: r["test_loss"])["epoch"]
     assert summary["test_accuracy"] is summary["best_test_accuracy"] is None
+
+
+def test_reconstructions_are_not_counted_among_the_five_likeliest_classes(
+    pretrained: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("spikeloom.train.evaluate.MANY_CLASSES", 10)  # as many as the digits have
+    found = evaluate_run(pretrained, pretrained.settings, Quiet())
+    assert found["test_top5"] is None
+    assert found["test_accuracy"] is None
 
 
 def test_pictures_are_written(pretrained: Run) -> None:
