@@ -13,7 +13,6 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass
-from functools import cached_property
 from typing import Any, NamedTuple
 
 import torch
@@ -100,7 +99,7 @@ class Surrogate:
         """The derivative of `primitive`, of the shape and dtype of x."""
         raise NotImplementedError
 
-    @cached_property
+    @property
     def formula(self) -> Formula | None:
         """The kernels' name of `derivative`, or None for one they do not know."""
         return None
@@ -162,7 +161,7 @@ class ATan(Surrogate):
     def derivative(self, x: Tensor) -> Tensor:
         return self.alpha / 2 / (1 + (math.pi / 2 * self.alpha * x).square())
 
-    @cached_property
+    @property
     def formula(self) -> Formula:
         return Formula("rational", self.alpha / 2, math.pi / 2 * self.alpha)
 
@@ -178,7 +177,7 @@ class FlatATan(Surrogate):
     def derivative(self, x: Tensor) -> Tensor:
         return (1 + math.pi**2 / 4) / (1 + (math.pi * x).square())
 
-    @cached_property
+    @property
     def formula(self) -> Formula:
         return Formula("rational", 1 + math.pi**2 / 4, math.pi)
 
@@ -200,7 +199,7 @@ class Sigmoid(Surrogate):
         s = torch.sigmoid(self.alpha * x)
         return self.alpha * s * (1 - s)
 
-    @cached_property
+    @property
     def formula(self) -> Formula:
         return Formula("sigmoid", self.alpha, self.alpha)
 
@@ -228,7 +227,7 @@ class Rectangular(Surrogate):
         inside = x.abs() <= self.width / 2 if self.closed else x.abs() < self.width / 2
         return inside.to(x.dtype) / self.width
 
-    @cached_property
+    @property
     def formula(self) -> Formula:
         half = self.width / 2
         ends = torch.tensor([half, math.inf], dtype=torch.float32, device="cpu")
@@ -247,7 +246,7 @@ class ConstantOne(Surrogate):
     def derivative(self, x: Tensor) -> Tensor:
         return torch.ones_like(x)
 
-    @cached_property
+    @property
     def formula(self) -> Formula:
         return Formula("rectangle", 1.0, math.inf)
 
@@ -269,7 +268,7 @@ class Triangle(Surrogate):
     def derivative(self, x: Tensor) -> Tensor:
         return torch.clamp(self.gamma - x.abs(), min=0) / self.gamma**2
 
-    @cached_property
+    @property
     def formula(self) -> Formula:
         return Formula("triangle", 1 / self.gamma, 1 / self.gamma**2)
 
@@ -296,7 +295,7 @@ class QuadraticGate(Surrogate):
     def derivative(self, x: Tensor) -> Tensor:
         return torch.clamp(self.alpha - self.alpha**2 * x.abs(), min=0)
 
-    @cached_property
+    @property
     def formula(self) -> Formula:
         return Formula("triangle", self.alpha, self.alpha**2)
 
@@ -317,6 +316,6 @@ class FastSigmoid(Surrogate):
     def derivative(self, x: Tensor) -> Tensor:
         return 1 / (self.scale * x.abs() + 1).square()
 
-    @cached_property
+    @property
     def formula(self) -> Formula:
         return Formula("fast_sigmoid", 1.0, self.scale)
