@@ -13,7 +13,6 @@ falls below ln(1 + 9 / e) = 1.46.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Literal
 
 from torch import Tensor, nn
 
@@ -36,6 +35,7 @@ from spikeloom.layers import (
 )
 from spikeloom.models._init import kaiming
 from spikeloom.models._residual import ResidualNet
+from spikeloom.models._vgg import VGG16, Widths, vgg_features
 from spikeloom.models.registry import MODELS
 from spikeloom.neurons import LIF, make_neuron
 
@@ -66,7 +66,7 @@ class SpikingVGG(nn.Module):
 
     def __init__(
         self,
-        widths: tuple[int | Literal["M"], ...],
+        widths: Widths,
         in_channels: int,
         num_classes: int,
         neuron: Callable[[], nn.Module],
@@ -75,15 +75,7 @@ class SpikingVGG(nn.Module):
     ):
         super().__init__()
         self.T = count("T", T)
-        self.features = nn.Sequential()
-        channels = in_channels
-        for width in widths:
-            if width == "M":
-                self.features.append(MaxPool2d(2))
-            else:
-                self.features.append(Conv2d(channels, width, 3, padding=1))
-                self.features.append(NormSpike(width, neuron))
-                channels = width
+        self.features, channels = vgg_features(widths, in_channels, lambda width: NormSpike(width, neuron))
         self.pool = GlobalAvgPool()  # 1x1 maps at 32x32: no change
         head = nn.Sequential(Linear(channels, 128), make_neuron(neuron, 128), Linear(128, num_classes))
         self.head = classifier(head, num_classes, neuron, spiking_output)
@@ -110,8 +102,7 @@ def report_vgg16(
         spiking_output: ends in neurons, whose spikes are averaged: the report's words, and not the default, as the
             module says.
     """
-    widths = (64, 64, "M", 128, 128, "M", 256, 256, 256, "M", 512, 512, 512, "M", 512, 512, 512, "M")
-    return SpikingVGG(widths, in_channels, num_classes, neuron, T, spiking_output)
+    return SpikingVGG(VGG16, in_channels, num_classes, neuron, T, spiking_output)
 
 
 def _resnet34(

@@ -8,28 +8,28 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from typing import Literal
 
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from spikeloom.checks import count
 from spikeloom.encode import as_sequence
-from spikeloom.layers import Conv2d, Dropout, Flatten, Linear, MaxPool2d, NormSpike, channels_last
+from spikeloom.layers import Dropout, Flatten, Linear, NormSpike, channels_last
 from spikeloom.layers.stateless import each_step
 from spikeloom.models._init import kaiming
+from spikeloom.models._vgg import VGG16, Widths, vgg_features
 from spikeloom.models.registry import MODELS
 from spikeloom.neurons import IF, make_neuron
 
 SIDE = 7  # of the map that the linear layers take
 
-WIDTHS: dict[int, tuple[int | Literal["M"], ...]] = {
+WIDTHS: dict[int, Widths] = {
     11: (64, "M", 128, "M", 256, 256, "M", 512, 512, "M", 512, 512, "M"),
     13: (64, 64, "M", 128, 128, "M", 256, 256, "M", 512, 512, "M", 512, 512, "M"),
-    16: (64, 64, "M", 128, 128, "M", 256, 256, 256, "M", 512, 512, 512, "M", 512, 512, 512, "M"),
+    16: VGG16,
     19: (64, 64, "M", 128, 128, "M", *(256,) * 4, "M", *(512,) * 4, "M", *(512,) * 4, "M"),
 }
-"""Channels of the convolutions, and "M" for a max pool, by depth."""
+"""By depth."""
 
 
 class ImageNetVGG(nn.Module):
@@ -42,7 +42,7 @@ class ImageNetVGG(nn.Module):
 
     def __init__(
         self,
-        widths: tuple[int | Literal["M"], ...],
+        widths: Widths,
         in_channels: int,
         num_classes: int,
         neuron: Callable[[], nn.Module],
@@ -52,15 +52,11 @@ class ImageNetVGG(nn.Module):
     ):
         super().__init__()
         self.T = count("T", T)
-        self.features = nn.Sequential()
-        channels = in_channels
-        for width in widths:
-            if width == "M":
-                self.features.append(MaxPool2d(2))
-                continue
-            self.features.append(Conv2d(channels, width, 3, padding=1))
-            self.features.append(NormSpike(width, neuron) if batch_norm else make_neuron(neuron, width))
-            channels = width
+        self.features, channels = vgg_features(
+            widths,
+            in_channels,
+            lambda width: NormSpike(width, neuron) if batch_norm else make_neuron(neuron, width),
+        )
         self.head = nn.Sequential(
             Flatten(),
             Linear(channels * SIDE**2, hidden),

@@ -14,9 +14,9 @@ from spikeloom.models.weight_matching import WeightMatch, copy_weights
 from spikeloom.train.build import build_datasets, make_accelerator, make_model, try_input
 from spikeloom.train.evaluate import evaluate
 from spikeloom.train.losses import LOSSES
-from spikeloom.train.machine import environment
 from spikeloom.train.recipe import check_settings, merge
 from spikeloom.train.run import IMPORTED, Run
+from spikeloom.train.summary import summarise
 
 Json = dict[str, Any]
 # What settings must have and no run of these weights uses, and the batch of evaluations.
@@ -63,25 +63,13 @@ def import_weights(file: PathLike, folder: PathLike, values: Json, work: Any) ->
     loss = functools.partial(LOSSES[t.loss.name], **t.loss.options)
     accelerator = make_accelerator(t.precision)
     found = evaluate(accelerator.prepare(model), dataset, t, loss, accelerator, work.advance)
-    summary: Json = {
-        "recipe": IMPORTED,
-        "row": run.row,
-        "budget": run.budget,
-        "seed": settings.seed,
-        "model": name,
-        "parameters": sum(p.numel() for p in model.parameters()),
-        "data": {"train": "elsewhere", "test": dataset.title},
+    record: Json = {"epoch": 0, "seconds": 0.0, **found}
+    parameters = sum(p.numel() for p in model.parameters())
+    summary = summarise(run, [record], "elsewhere", dataset.title, parameters) | {
         "rule": "imported weights",
-        "epoch": 0,
-        **found,
-        "best_test_accuracy": found["test_accuracy"],
-        "best_epoch": 0,
-        "epochs": 0,
-        "seconds": 0.0,
         "memory_MB": None,
         "classes": list(dataset.classes),
         "imported_from": os.fspath(file),
-        "environment": environment(),
     }
     with atomic_folder(run.folder) as new:
         written = dataclasses.replace(run, folder=new)
