@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -135,7 +135,7 @@ def _endless(dataset: Any, epoch: int) -> Iterator[Any]:
 
 def given(
     dataset: Any, part: str, is_sequence: bool, classes: Sequence[str] | int | None, samples: int | None = None
-) -> GivenDataset | StreamedDataset:
+) -> LabelledDataset:
     """A user's data set as the training loop reads it.
 
     Args:
@@ -148,7 +148,7 @@ def given(
         UsageError: it cannot be read as such a data set.
     """
     if isinstance(dataset, LabelledDataset):
-        return dataset  # pyright: ignore[reportReturnType]
+        return dataset
     iterable = isinstance(dataset, IterableDataset) or not hasattr(dataset, "__getitem__")
     if not iterable:
         return GivenDataset(dataset, part, is_sequence, classes)
@@ -179,10 +179,11 @@ def _batch(samples: Sequence[Any]) -> tuple[Tensor, Tensor]:
     return collate([(x.float(), int(y)) for x, y in samples])
 
 
-def _class_names(classes: Sequence[str] | int | None, dataset: Any, count: Any) -> list[str]:
+def _class_names(classes: Sequence[str] | int | None, dataset: Any, count: Callable[[], int] | None) -> list[str]:
+    """The names of the classes: those that are given, the data set's own, or numbers as far as `count` finds them."""
     known = getattr(dataset, "classes", None) if classes is None else classes
-    if known is None and count is None:
-        raise UsageError("the classes of a stream are not known before it is read: give classes=N or their names")
     if known is None:
+        if count is None:
+            raise UsageError("the classes of a stream are not known before it is read: give classes=N or their names")
         known = count()
     return [str(i) for i in range(known)] if isinstance(known, int) else [str(name) for name in known]
