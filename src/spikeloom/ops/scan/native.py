@@ -244,9 +244,9 @@ def _save(ctx: Any, i: _Inputs, out: _Scanned) -> None:
     ctx.numbers = i.numbers
     ctx.save_for_backward(i.x, i.v, i.decay, i.gain, i.scale, i.slope, out.starts)
     ctx.set_materialize_grads(False)
-    unwanted = (None if i.return_v else out.last, out.starts)
-    if unwanted != (None, None):
-        ctx.mark_non_differentiable(*(t for t in unwanted if t is not None))
+    unwanted = [t for t in (None if i.return_v else out.last, out.starts) if t is not None]
+    if unwanted:
+        ctx.mark_non_differentiable(*unwanted)
 
 
 def _differentiate(ctx: Any, grad_spikes: Tensor | None, grad_last: Tensor | None, _: None) -> tuple[Any, ...]:
