@@ -50,8 +50,18 @@ def train(
         try:
             summary = train_run(run, progress, stop)
         except Interrupted:
-            print(f"stopped; continue with: spikeloom train --resume {_quoted(run.folder)}", file=sys.stderr)
+            if int(os.environ.get("RANK", "0")) == 0:
+                print(f"stopped; continue with: spikeloom train --resume {_quoted(run.folder)}", file=sys.stderr)
             raise typer.Exit(130) from None
+        except RuntimeError as error:
+            if not _lost_another(error):
+                raise
+            print(
+                "spikeloom: error: another process of this run ended, or its machine cannot be reached: continue from "
+                f"the last checkpoint with: spikeloom train --resume {_quoted(run.folder)}",
+                file=sys.stderr,
+            )
+            raise typer.Exit(1) from None
     if not summary:
         return  # not the main process
     if as_json:
@@ -93,6 +103,14 @@ def _new_run(name: str, values: Json, folder: Path | None) -> Run:
         stamp = datetime.datetime.now().strftime("%Y%m%d-%H%M%S")
         folder = Path("runs", "-".join([*recipe.short_name.split("/"), *([] if row == "main" else [row]), stamp]))
     return Run.plan(Path(_agree(str(folder))), recipe.name, row, budget, settings)
+
+
+def _lost_another(error: RuntimeError) -> bool:
+    """Whether an error is that of a connection to another process of the run."""
+    from torch.distributed import DistError
+
+    several = int(os.environ.get("WORLD_SIZE", "1")) > 1
+    return several and (isinstance(error, DistError) or "gloo" in str(error))
 
 
 def _agree(folder: str) -> str:

@@ -6,11 +6,13 @@ import dataclasses
 from dataclasses import dataclass
 from typing import Any
 
+from accelerate import Accelerator
 from torch import Tensor, nn
 
 from spikeloom.errors import DataFileError
 from spikeloom.files import load_tensors, load_weights, save_tensors
 from spikeloom.train.run import Run
+from spikeloom.train.sharding import part_of, whole
 
 Json = dict[str, Any]
 
@@ -25,6 +27,7 @@ class TrainState:
         loss, correct, seen, penalty, rate: sums over the epoch's images so far.
         best: the highest validation accuracy of an epoch so far, in percent.
         waited: epochs since that one.
+        batch: images per optimiser step of all processes together; 0 before the first one.
     """
 
     epoch: int = 0
@@ -36,27 +39,35 @@ class TrainState:
     rate: float = 0.0
     best: float = -1.0
     waited: int = 0
+    batch: int = 0
 
     def next_epoch(self) -> TrainState:
         """The state at the beginning of the next epoch."""
-        return TrainState(epoch=self.epoch + 1, best=self.best, waited=self.waited)
+        return TrainState(epoch=self.epoch + 1, best=self.best, waited=self.waited, batch=self.batch)
+
+    def in_batches_of(self, batch: int) -> TrainState:
+        """The state where batches have another size from here on: as many images of the epoch are behind it."""
+        return dataclasses.replace(self, step=self.step * (self.batch or batch) // batch, batch=batch)
 
 
-def save_checkpoint(run: Run, model: nn.Module, ema: Any, optimizer: Any, state: TrainState) -> None:
-    """Writes weights, averaged weights if there are any, optimiser and state to a run's checkpoint."""
+def save_checkpoint(
+    run: Run, model: nn.Module, ema: Any, optimizer: Any, state: TrainState, accelerator: Accelerator
+) -> None:
+    """Writes weights, averaged weights if there are any, optimiser and state to a run's checkpoint.
+
+    All processes call it: what is shared out among them is put together, and the main one writes.
+    """
     tensors, information = pack_optimizer(optimizer.state_dict())
     parts = {"model": model.state_dict(), "optimizer": tensors}
     if ema is not None:
         parts["ema"] = ema.module.state_dict()
-    save_tensors(
-        run.checkpoint,
-        {f"{part}.{key}": value for part, values in parts.items() for key, value in values.items()},
-        {"position": dataclasses.asdict(state), "optimizer": information},
-    )
+    tensors = whole({f"{part}.{key}": value for part, values in parts.items() for key, value in values.items()})
+    if accelerator.is_main_process:
+        save_tensors(run.checkpoint, tensors, {"position": dataclasses.asdict(state), "optimizer": information})
 
 
-def load_checkpoint(run: Run, model: nn.Module, ema: Any, optimizer: Any) -> TrainState:
-    """Gives model, averaged weights and optimiser what a run's checkpoint holds, and returns its state.
+def load_checkpoint(run: Run, model: nn.Module, ema: Any) -> tuple[TrainState, Json]:
+    """Gives model and averaged weights what a run's checkpoint holds, and returns its state and its optimiser's.
 
     Raises:
         DataFileError: the file is damaged, or of another model.
@@ -73,13 +84,22 @@ def load_checkpoint(run: Run, model: nn.Module, ema: Any, optimizer: Any) -> Tra
     load_weights(model, parts["model"], run.checkpoint, run.settings.model.name)
     if ema is not None:
         load_weights(ema.module, parts["ema"], run.checkpoint, run.settings.model.name)
+    return TrainState(**position), unpack_optimizer(parts["optimizer"], information["optimizer"])
+
+
+def load_optimizer(optimizer: Any, state: Json) -> None:
+    """Gives an optimiser the state of `load_checkpoint`, or this process's part of it."""
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    for index, values in state["state"].items():
+        for key, value in values.items():
+            if isinstance(value, Tensor):
+                values[key] = part_of(value, parameters[index])
     # Momentum, weight decay and the like are those of the settings, which may have changed since; the learning rate is
     # the schedule's.
     own = [{k: v for k, v in group.items() if k not in ("params", "lr")} for group in optimizer.param_groups]
-    optimizer.load_state_dict(unpack_optimizer(parts["optimizer"], information["optimizer"]))
+    optimizer.load_state_dict(state)
     for group, settings in zip(optimizer.param_groups, own, strict=True):
         group.update(settings)
-    return TrainState(**position)
 
 
 def pack_optimizer(state: Json) -> tuple[dict[str, Tensor], Json]:

@@ -33,6 +33,7 @@ from spikeloom.train.firing_rates import (
 )
 from spikeloom.train.run import Run
 from spikeloom.train.setup import Made, Progress, Setup, set_up
+from spikeloom.train.sharding import held_whole, whole
 from spikeloom.train.summary import finish
 from spikeloom.train.tracking import open_tracker
 
@@ -109,10 +110,13 @@ def _train(
     if _lost_patience(s, state) and state.epoch < t.epochs:
         progress.note(f"ended after epoch {state.epoch} of {t.epochs}: {state.waited} epochs without a better one")
     summary: Json = {}
-    if s.accelerator.is_main_process:
-        summary = finish(run, s.accelerator.unwrap_model(s.trained), s.train_set, s.test_set, s.parameters)
-        if tracker is not None:
-            tracker.close()
+    trained = s.accelerator.unwrap_model(s.trained)
+    tensors = whole(trained.state_dict())
+    with held_whole(trained):
+        if s.accelerator.is_main_process:
+            summary = finish(run, trained, tensors, s.train_set, s.test_set, s.parameters)
+    if tracker is not None:
+        tracker.close()
     s.accelerator.wait_for_everyone()
     s.accelerator.end_training()
     return summary
@@ -198,8 +202,8 @@ def _lost_patience(s: Setup, state: TrainState) -> bool:
 
 
 def _save(s: Setup, state: TrainState, clock: _Clock) -> None:
+    save_checkpoint(s.run, s.bare, s.ema, s.optimizer, state, s.accelerator)
     if s.accelerator.is_main_process:
-        save_checkpoint(s.run, s.bare, s.ema, s.optimizer, state)
         s.run.write_seconds(clock.seconds())
     clock.saved()
 
@@ -284,7 +288,7 @@ def _end_epoch(s: Setup, state: TrainState, clock: _Clock, progress: Progress) -
         record["train_penalty"] = state.penalty / seen
     if t.rate_penalty is not None:
         record["train_rate"] = state.rate / seen
-    with s.accelerator.autocast():
+    with held_whole(s.bare), s.accelerator.autocast():
         if s.validation_set is not None:
             record |= evaluate(s.trained, s.validation_set, t, s.loss, s.accelerator, part="validation")
         record |= evaluate(s.trained, s.test_set, t, s.loss, s.accelerator)
@@ -297,9 +301,9 @@ def _end_epoch(s: Setup, state: TrainState, clock: _Clock, progress: Progress) -
         state.waited += 1
         if record["validation_accuracy"] > state.best:
             state.best, state.waited = record["validation_accuracy"], 0
+            best = whole(s.accelerator.unwrap_model(s.trained).state_dict())
             if s.accelerator.is_main_process:
-                best = s.accelerator.unwrap_model(s.trained)
-                save_tensors(s.run.best, best.state_dict(), s.run.about_weights(s.train_set))
+                save_tensors(s.run.best, best, s.run.about_weights(s.train_set))
     if state.epoch == 0:
         _warn_after_the_first_epoch(s, record, seen, progress)
     return record

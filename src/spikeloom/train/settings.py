@@ -155,10 +155,17 @@ class TrainSettings(Strict):
     precision: Literal["fp32", "bf16"] = "fp32"
     channels_last: bool = True
     sync_norm: bool = Field(False, description="batch statistics of all processes, not of each by itself")
+    shard: bool = Field(False, description="parameters and optimiser shared out among processes, not copied (FSDP2)")
     tracker: Literal[
         "tensorboard", "mlflow", "wandb", "trackio", "aim", "comet_ml", "clearml", "dvclive", "swanlab"
     ] = Field("tensorboard", description="where curves go beside metrics.jsonl")
     checkpoint_minutes: float = Field(2.0, ge=0, description="between checkpoints; also one after every epoch")
+
+    @model_validator(mode="after")
+    def _sharded(self) -> TrainSettings:
+        if self.shard and self.ema is not None:
+            raise ValueError("shard and ema cannot both be given: averaged weights are not shared out")
+        return self
 
     @model_validator(mode="after")
     def _total(self) -> TrainSettings:

@@ -19,7 +19,7 @@ from spikeloom.errors import UsageError
 from spikeloom.layers import sync_norms
 from spikeloom.train.batches import Batches
 from spikeloom.train.build import build_datasets, build_model, epoch_order, make_accelerator, try_input
-from spikeloom.train.checkpoint import TrainState, load_checkpoint
+from spikeloom.train.checkpoint import TrainState, load_checkpoint, load_optimizer
 from spikeloom.train.environments import PENALTIES, Penalised
 from spikeloom.train.evaluate import shared
 from spikeloom.train.firing_rates import check_steps
@@ -30,6 +30,7 @@ from spikeloom.train.pretrain import start_from
 from spikeloom.train.rate_penalty import RatePenalty
 from spikeloom.train.run import Run
 from spikeloom.train.settings import TrainSettings
+from spikeloom.train.sharding import shard
 
 Json = dict[str, Any]
 
@@ -152,16 +153,23 @@ def set_up(
     if rest:
         progress.warn(f"drawn anew, because {t.start_from} has no such weights: {', '.join(rest)}")
     accelerator.wait_for_everyone()
-    if t.channels_last:
+    if t.channels_last and not t.shard:  # `fully_shard` wants parameters in C order
         model = model.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
     ema = None if t.ema is None else _averaged(model, t.ema)
-    optimizer = build_optimizer(t, model)
+    state, moments = load_checkpoint(run, model, ema) if run.checkpoint.is_file() else (TrainState(batch=batch), None)
+    model = shard(model, accelerator) if t.shard else accelerator.prepare_model(model)
+    optimizer = build_optimizer(t, accelerator.unwrap_model(model))
+    if moments is not None:
+        load_optimizer(optimizer, moments)
     steps_per_epoch = len(order(0)) // batch
     schedule = build_schedule(t, optimizer, steps_per_epoch)
-    state = load_checkpoint(run, model, ema, optimizer) if run.checkpoint.is_file() else TrainState()
+    if state.batch not in (0, batch):
+        kept = f"train.batch_size x train.accumulate x processes, or train.total_batch={state.batch}, keeps them"
+        progress.warn(f"batches were of {state.batch} images, and are of {batch} from here on: {kept}")
+    state = state.in_batches_of(batch)
     if accelerator.is_main_process:
         _keep_records(run, state, progress)
-    model, optimizer = accelerator.prepare(model, optimizer)
+    optimizer = accelerator.prepare_optimizer(optimizer)
     if ema is not None:
         ema.to(accelerator.device)
     loss = functools.partial(LOSSES[t.loss.name], **t.loss.options)

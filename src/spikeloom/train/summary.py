@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from spikeloom.errors import DataFileError
 from spikeloom.files import save_tensors, write_json
@@ -17,8 +17,18 @@ from spikeloom.train.run import Run
 Json = dict[str, Any]
 
 
-def finish(run: Run, model: nn.Module, train_set: Any, test_set: Any, parameters: int) -> Json:
-    """Writes the weights and the summary of a run that has trained to its end, and returns the summary."""
+def finish(
+    run: Run, model: nn.Module, tensors: dict[str, Tensor], train_set: Any, test_set: Any, parameters: int
+) -> Json:
+    """Writes the weights and the summary of a run that has trained to its end, and returns the summary.
+
+    Args:
+        run: where.
+        model: draws the pictures of a masked autoencoder.
+        tensors: its weights, whole.
+        train_set, test_set: the data.
+        parameters: trainable elements.
+    """
     records = run.metrics()
     summary = summarise(run, records, train_set.title, test_set.title, parameters)
     summary["classes"] = list(train_set.classes)
@@ -28,7 +38,7 @@ def finish(run: Run, model: nn.Module, train_set: Any, test_set: Any, parameters
         if run.best.is_file():
             os.replace(run.best, run.weights)
     else:
-        save_tensors(run.weights, model.state_dict(), run.about_weights(train_set))
+        save_tensors(run.weights, tensors, run.about_weights(train_set))
     write_json(run.folder / "summary.json", summary)
     return summary
 
