@@ -68,7 +68,7 @@ def test_lines_beside_those_of_other_libraries_run():
 
 def _commands(names: str) -> list[str]:
     lines = [line for page in PAGES for line in page.read_text().splitlines()]
-    found = [re.sub(r"^\$ ", "", line).split("#  ")[0].split("  # ")[0] for line in lines]
+    found = [re.sub(r"^\$ (torchrun .* -m )?", "", line).split("#  ")[0].split("  # ")[0] for line in lines]
     found += re.findall(r"`(spikeloom [^`]*)`", "".join(page.read_text().replace("\n", " ") for page in PAGES))
     found += [load_recipe(name).command for name in list_recipes()]
     # What messages advise, as far as it stands in one line.

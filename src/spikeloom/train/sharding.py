@@ -6,6 +6,7 @@ This is PyTorch's own `fully_shard`; accelerate offers it on accelerators alone,
 from __future__ import annotations
 
 import contextlib
+import warnings
 from collections.abc import Generator, Iterator, Mapping
 from typing import Any
 
@@ -24,6 +25,8 @@ def shard(model: nn.Module, accelerator: Accelerator) -> nn.Module:
     """
     if accelerator.num_processes == 1:
         return accelerator.prepare_model(model)
+    # Logits are views; nothing writes into them.
+    warnings.filterwarnings("ignore", "FSDP2-wrapped module .* returned a view")
     model = model.to(accelerator.device)
     mesh = init_device_mesh(accelerator.device.type, (accelerator.num_processes,))
     for block in _blocks(model):
