@@ -5,8 +5,8 @@
     python benchmarks/examples.py DATA --subset 2000 --seeds 1   # minutes: it runs
 
 Both networks of a pair start from the same weights and see the same batches in the same order, with the same optimiser
-and rate; only the network, its loss and its neurons are the library's own. They take turns, seed by seed, in one process.
-Seconds are those of the training loop, without reading data and testing. Needs the extra `bench`.
+and rate; only the network, its loss and its neurons are the library's own. They take turns, seed by seed, in one
+process. Seconds are those of the training loop, without reading data and testing. Needs the extra `bench`.
 """
 
 from __future__ import annotations

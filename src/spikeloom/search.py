@@ -42,7 +42,7 @@ def parse_space(words: Iterable[str], optuna: Any) -> tuple[list[str], dict[str,
                 name: optuna.distributions.CategoricalDistribution(tuple(values)) for name, values in axes.items()
             }
         else:
-            space[key] = _between(word, *found.groups(), optuna.distributions)
+            space[key] = _between(word, found[1], found[2], optuna.distributions)
     if "seed" in space or "budget" in space:
         raise UsageError("a search does not choose seed or budget: give each one value")
     if not space:

@@ -39,8 +39,8 @@ def sweep(
     spikeloom sweep quickstart/digits --search 20 train.lr=1e-3..1e-1 data.validation=0.1
 
     Several values are separated by commas; 1..3 are whole numbers. Each run has a folder of its own. The same command
-    continues a sweep that was stopped. With data.validation combinations are ranked by the validation part. With --search
-    1e-3..1e-1 is a range of numbers, and N counts the runs of earlier calls too.
+    continues a sweep that was stopped. With data.validation combinations are ranked by the validation part. With
+    --search 1e-3..1e-1 is a range of numbers, and N counts the runs of earlier calls too.
     """
     words = list(words or [])
     if not words or "=" in words[0]:
