@@ -30,6 +30,7 @@ STAGES = [
     {"analyse", "deploy"},
     {"bench"},
     {"cards", "doctor", "predict", "reproduce", "scores", "show", "sweep"},
+    {"search"},
     {"cli"},
     {"__main__"},
 ]
@@ -211,7 +212,7 @@ def test_building_models_loads_no_tools_of_training() -> None:
 def test_the_formatter_has_the_last_word() -> None:
     marks = ("# fmt: " + "skip", "# fmt: " + "off")
     here = Path(__file__).parents[1]
-    places = [path for folder in ("src", "tests", "benchmarks") for path in (here / folder).rglob("*.py")]
+    places = [path for folder in ("src", "tests", "benchmarks", "examples") for path in (here / folder).rglob("*.py")]
     assert len(places) > 100
     assert [str(path) for path in places if any(mark in path.read_text() for mark in marks)] == []
 

@@ -15,6 +15,7 @@ import pytest
 from helpers.command_line import SMALL, spikeloom
 
 from spikeloom.errors import UsageError
+from spikeloom.search import parse_space
 from spikeloom.sweep import Trial, parse_grid, table
 from spikeloom.train.run import Run
 
@@ -124,6 +125,73 @@ def test_a_sweep_its_table_and_a_comparison() -> None:
     assert "seed" in shown
     assert "momentum" not in shown
     assert spikeloom("compare", str(folders[0])).code == 2
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (("train.epochs=1",), "name what to search, such as"),
+        (("train.lr=1e-1..1e-3",), "train.lr=1e-1..1e-3: the first number must be below the last"),
+        (("train.lr=1e-3..1e-1", "seed=1..3"), "a search does not choose seed or budget"),
+        (("train.rate=1e-3..1e-1",), "unknown key 'train.rate'"),
+        (("train.lr=-1..1",), "greater than 0"),
+    ],
+)
+def test_a_search_that_is_none(words: tuple[str, ...], message: str) -> None:
+    pytest.importorskip("optuna", reason="needs Optuna")
+    result = spikeloom("sweep", "quickstart/digits", "--search=3", *words)
+    assert result.code == 2
+    assert message in result.err
+    assert result.err.count("\n") == 1
+    assert not Path("runs").exists()
+
+
+def test_ranges_are_by_their_logarithm_where_they_are_wide() -> None:
+    optuna = pytest.importorskip("optuna", reason="needs Optuna")
+    fixed, space = parse_space(["train.lr=1e-3..1e-1", "a=0.1..0.9", "T=2..6", "n=a,b", "train.epochs=2"], optuna)
+    assert fixed == ["train.epochs=2"]
+    kinds = optuna.distributions
+    assert space == {
+        "train.lr": kinds.FloatDistribution(1e-3, 1e-1, log=True),
+        "a": kinds.FloatDistribution(0.1, 0.9),
+        "T": kinds.IntDistribution(2, 6),
+        "n": kinds.CategoricalDistribution(("a", "b")),
+    }
+
+
+def test_a_search_and_its_continuation() -> None:
+    pytest.importorskip("optuna", reason="needs Optuna")
+    words = (*OURS, "train.lr=1e-3..1e-1", "train.epochs=1")
+    place = Path("runs/sweep/quickstart/digits")
+    first = spikeloom("sweep", *words, "--search=1", "--json")
+    assert first.code == 0, first.err
+    assert len(json.loads(first.out)["rows"]) == 1
+    again = spikeloom("sweep", *words, "--search=3", "--jobs=2", "--json")
+    assert "3 runs, 1 of them finished" in again.err
+    rows = json.loads(again.out)["rows"]
+    assert len({row["settings"]["train.lr"] for row in rows}) == 3
+    assert [row["accuracy"] for row in rows] == sorted((row["accuracy"] for row in rows), reverse=True)
+    assert json.loads(first.out)["rows"][0] in rows
+    rates = [Run.open(folder).settings.train.lr for folder in place.glob("lr=*/")]
+    assert len(rates) == 3
+    assert all(1e-3 <= rate <= 1e-1 for rate in rates)
+    assert "3 runs, 3 of them finished" in spikeloom("sweep", *words, "--search=3").err
+
+
+@pytest.mark.slow
+def test_a_search_ends_where_there_is_no_more_to_try() -> None:
+    pytest.importorskip("optuna", reason="needs Optuna")
+    result = spikeloom("sweep", *OURS, "train.lr=0.01,0.02", "train.epochs=1", "--search=4", "--json")
+    assert result.code == 0, result.err
+    assert len(json.loads(result.out)["rows"]) == 2
+
+
+def test_without_optuna_there_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "optuna", None)
+    result = spikeloom("sweep", "quickstart/digits", "--search=3", "train.lr=1e-3..1e-1")
+    assert result.code == 2
+    assert "pip install 'spikeloom[sweep]'" in result.err
+    assert result.err.count("\n") == 1
 
 
 @pytest.mark.slow

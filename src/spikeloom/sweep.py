@@ -13,7 +13,7 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -23,6 +23,7 @@ from spikeloom.files import PathLike
 from spikeloom.plugins import named
 from spikeloom.train.recipe import Budget, Recipe, parse_overrides
 from spikeloom.train.run import Run
+from spikeloom.train.settings import Settings
 
 Json = dict[str, Any]
 MOST = 1000  # combinations; more are a slip of the pen
@@ -104,24 +105,38 @@ def plan(
     Raises:
         UsageError: settings that the recipe does not take, or a folder of `runs` that holds another run.
     """
-    place = Path(runs, *recipe.short_name.split("/"), *([] if row == "main" else [row]))
     trials: list[Trial] = []
     for combination in itertools.product(*axes.values()):
         varied = dict(zip(axes, combination, strict=True))
-        settings = recipe.resolve(row, budget, _overrides(fixed, varied))
-        trial = Trial(varied, place / _folder_name(varied))
-        if (trial.folder / "settings.json").is_file():
-            run = Run.open(trial.folder)
-            if run.settings != settings:
-                raise UsageError(
-                    f"{trial.folder} holds a run with other settings: choose another place for the sweep with --runs"
-                )
-            trial.summary = run.summary()
-        trials.append(trial)
+        settings = recipe.resolve(row, budget, overrides(fixed, varied))
+        trials.append(planned(varied, place_of(recipe, row, runs), settings))
     return trials
 
 
-def _overrides(fixed: list[str], varied: dict[str, str]) -> Json:
+def place_of(recipe: Recipe, row: str, runs: PathLike) -> Path:
+    """The folder in which the runs of a sweep lie."""
+    return Path(runs, *recipe.short_name.split("/"), *([] if row == "main" else [row]))
+
+
+def planned(varied: dict[str, str], place: Path, settings: Settings) -> Trial:
+    """A trial with its folder, and its summary where it has been run.
+
+    Raises:
+        UsageError: the folder holds another run.
+    """
+    trial = Trial(varied, place / _folder_name(varied))
+    if (trial.folder / "settings.json").is_file():
+        run = Run.open(trial.folder)
+        if run.settings != settings:
+            raise UsageError(
+                f"{trial.folder} holds a run with other settings: choose another place for the sweep with --runs"
+            )
+        trial.summary = run.summary()
+    return trial
+
+
+def overrides(fixed: list[str], varied: dict[str, str]) -> Json:
+    """Settings of all and of one trial, as a recipe takes them."""
     return parse_overrides([*fixed, *(f"{key}={value}" for key, value in varied.items())])
 
 
@@ -155,25 +170,46 @@ def run_trials(
         Whether all were run to their end, well or not; False after `stop`.
     """
     waiting = [trial for trial in trials if trial.summary is None]
-    running: list[_Process] = []
     tell(f"{len(trials)} runs, {len(trials) - len(waiting)} of them finished; {jobs} at a time, {threads} threads each")
+    return run_stream(iter(waiting), lambda _: None, target, words, jobs, threads, tell, stop)
+
+
+def run_stream(
+    waiting: Iterator[Trial],
+    ended: Callable[[Trial], None],
+    target: str,
+    words: list[str],
+    jobs: int,
+    threads: int,
+    tell: Callable[[str], None],
+    stop: Callable[[], bool],
+) -> bool:
+    """Trains trials as they come, several side by side; the other arguments are those of `run_trials`.
+
+    Args:
+        waiting: is asked for a trial whenever a process is free.
+        ended: is told of each that ended, before the next is asked for.
+    """
+    running: list[_Process] = []
     try:
-        while waiting or running:
+        while True:
             if stop():
                 return False
-            while waiting and len(running) < jobs:
-                running.append(_start(waiting.pop(0), target, words, threads))
+            while len(running) < jobs and (trial := next(waiting, None)) is not None:
+                running.append(_start(trial, target, words, threads))
+            if not running:
+                return True
             time.sleep(0.1)
             for each in [each for each in running if each.process.poll() is not None]:
                 running.remove(each)
                 _finish(each)
+                ended(each.trial)
                 tell(f"{describe(each.trial.varied)}: {_outcome(each)}")
     finally:
         for each in running:
             each.process.send_signal(signal.SIGINT)
         for each in running:
             each.process.wait()
-    return True
 
 
 def _start(trial: Trial, target: str, words: list[str], threads: int) -> _Process:
@@ -209,7 +245,7 @@ def _finish(each: _Process) -> None:
 def _outcome(each: _Process) -> str:
     if each.trial.summary is None:
         return f"failed: {each.trial.problem} (see {each.log})"
-    return f"{_score(each.trial.summary):.2f} in {time.monotonic() - each.started:.0f} s"
+    return f"{score(each.trial.summary):.2f} in {time.monotonic() - each.started:.0f} s"
 
 
 def describe(varied: dict[str, str]) -> str:
@@ -217,7 +253,7 @@ def describe(varied: dict[str, str]) -> str:
     return " ".join(f"{key}={shlex.quote(value)}" for key, value in varied.items())
 
 
-def _score(summary: Json) -> float:
+def score(summary: Json) -> float:
     """What trials are ranked by: accuracy on the validation part if there is one, else on the test part."""
     found = summary.get("validation_accuracy", summary["test_accuracy"])
     return -summary["test_loss"] if found is None else found
@@ -245,7 +281,7 @@ def table(trials: list[Trial]) -> list[Json]:
             if "validation_accuracy" in done[0]:
                 record["validation_accuracy"] = statistics.mean(summary["validation_accuracy"] for summary in done)
             record["seconds"] = statistics.mean(summary["seconds"] for summary in done)
-            record["_rank"] = statistics.mean(map(_score, done))
+            record["_rank"] = statistics.mean(map(score, done))
         records.append(record)
     records.sort(key=lambda record: -record.pop("_rank", -math.inf))
     return records

@@ -32,6 +32,7 @@ from spikeloom.analyse.training_curves import metric_curves, training_curves
 
 from spikeloom.analyse.papers import depth as depth  # isort: skip - registers its measurements
 from spikeloom.analyse.papers import figures as figures  # isort: skip - registers its measurements
+from spikeloom.analyse.papers import forecast as forecast  # isort: skip - registers its measurements
 from spikeloom.analyse.papers import trained as trained  # isort: skip - registers its measurements
 
 __all__ = [

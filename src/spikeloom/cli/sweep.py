@@ -25,6 +25,10 @@ def sweep(
     jobs: Annotated[
         int | None, typer.Option("--jobs", min=1, metavar="N", help="Runs at a time; as many as there are cores.")
     ] = None,
+    search: Annotated[
+        int | None,
+        typer.Option("--search", min=1, metavar="N", help="Train N combinations that Optuna chooses from ranges."),
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Train a row of a recipe with every combination of settings, and print mean and deviation of each.
@@ -32,32 +36,46 @@ def sweep(
     \b
     spikeloom sweep quickstart/digits train.lr=0.05,0.1,0.2 seed=1..3
     spikeloom sweep report/table2#s0t2b budget=short train.lr=0.05,0.1 data.validation=0.1 data.root=DATA
+    spikeloom sweep quickstart/digits --search 20 train.lr=1e-3..1e-1 data.validation=0.1
 
     Several values are separated by commas; 1..3 are whole numbers. Each run has a folder of its own. The same command
-    continues a sweep that was stopped. With data.validation combinations are ranked by the validation part.
+    continues a sweep that was stopped. With data.validation combinations are ranked by the validation part. With
+    --search 1e-3..1e-1 is a range of numbers, and N counts the runs of earlier calls too.
     """
     words = list(words or [])
     if not words or "=" in words[0]:
         raise UsageError("name a recipe, for example: spikeloom sweep quickstart/digits train.lr=0.1,0.2 seed=1..3")
+    from spikeloom.search import Search, import_optuna, parse_space
     from spikeloom.sweep import parse_grid, plan, run_trials, table
     from spikeloom.train.recipe import load_recipe
 
     target, settings = words[0], words[1:]
-    fixed, axes = parse_grid(settings)
-    if "budget" in axes:
-        raise UsageError("a sweep has one budget: give budget= a single value")
-    values = read_settings(context, [*fixed, *(f"{key}={found[0]}" for key, found in axes.items())], RECIPE_KEYS)
+    if search is None:
+        fixed, axes = parse_grid(settings)
+        if "budget" in axes:
+            raise UsageError("a sweep has one budget: give budget= a single value")
+        checked = [*fixed, *(f"{key}={found[0]}" for key, found in axes.items())]
+    else:
+        fixed, axes = parse_space(settings, import_optuna())
+        checked = fixed
+    values = read_settings(context, checked, RECIPE_KEYS)
     recipe_name, _, row = target.partition("#")
     recipe = load_recipe(recipe_name)
     row = row or next(iter(recipe.rows))
     if "#" not in target and len(recipe.rows) > 1:
         raise UsageError(f"{target} has several rows: name one, as in {recipe_name}#{row} ({', '.join(recipe.rows)})")
     own = [word for word in fixed if not word.startswith("budget=")]
-    trials = plan(recipe, row, read_budget(values) or recipe.budget, own, axes, runs)
-    cores = os.cpu_count() or 1
-    jobs = min(jobs or cores, len(trials))
-    with stop_on_signal() as stop:
-        whole = run_trials(trials, target, fixed, jobs, max(1, cores // jobs), _say, stop)
+    budget, cores = read_budget(values) or recipe.budget, os.cpu_count() or 1
+    if search is None:
+        trials = plan(recipe, row, budget, own, axes, runs)
+        jobs = min(jobs or cores, len(trials))
+        with stop_on_signal() as stop:
+            whole = run_trials(trials, target, fixed, jobs, max(1, cores // jobs), _say, stop)
+    else:
+        searched = Search(recipe, row, budget, own, axes, runs, search)
+        jobs, trials = min(jobs or cores, search), searched.trials
+        with stop_on_signal() as stop:
+            whole = searched.run(target, fixed, jobs, max(1, cores // jobs), _say, stop)
     if not whole:
         print("stopped; the same command continues", file=sys.stderr)
         raise typer.Exit(130)

@@ -6,6 +6,7 @@ from spikeloom.data.formats.read import read_events
 from spikeloom.data.frame_dataset import FrameDataset
 from spikeloom.data.frames import event_frames
 from spikeloom.data.image_dataset import ImageDataset
+from spikeloom.data.mackey_glass import mackey_glass
 from spikeloom.data.registry import DATASETS, SOURCES, create_dataset
 from spikeloom.data.sets.colored_mnist import colored_mnist
 from spikeloom.data.spike_dataset import SpikeDataset
@@ -29,5 +30,6 @@ __all__ = [
     "colored_mnist",
     "create_dataset",
     "event_frames",
+    "mackey_glass",
     "read_events",
 ]

@@ -39,6 +39,9 @@ class Audit:
         costs: energies of the operations.
         uncounted: operations that hold matrix products which could not be looked into.
         untrained_norms: norms with the statistics that they were made with, mean 0 and variance 1.
+        footprint: bytes of all parameters and buffers.
+        fired, activations: what neurons gave for all images and steps: how many values are not 0, and how many there
+            are; leaky readouts are not among them.
     """
 
     model: str
@@ -49,6 +52,9 @@ class Audit:
     costs: Costs
     uncounted: tuple[str, ...] = ()
     untrained_norms: int = 0
+    footprint: int = 0
+    fired: int = 0
+    activations: int = 0
 
     def __repr__(self) -> str:
         energy = f"{self.energy_pj / 1e6:.3g} uJ an image" if self.rows else "nothing counted"
@@ -102,6 +108,21 @@ class Audit:
     @property
     def acs(self) -> float:
         return sum(row.acs for row in self.rows)
+
+    @property
+    def activation_sparsity(self) -> float | None:
+        """The share of zeros in what neurons gave; None without neurons."""
+        return (self.activations - self.fired) / self.activations if self.activations else None
+
+    @property
+    def effective_macs(self) -> float:
+        """Operations with a weight and an input that are not 0, of layers that receive more than 0, 1 and -1."""
+        return sum(row.effective for row in self.rows if row.input not in SPIKES)
+
+    @property
+    def effective_acs(self) -> float:
+        """The same of layers that receive 0, 1 and -1 alone."""
+        return sum(row.effective for row in self.rows if row.input in SPIKES)
 
     @property
     def energy_pj(self) -> float:
@@ -171,6 +192,11 @@ class Audit:
             "macs": self.macs,
             "acs": self.acs,
             "energy_pj": self.energy_pj,
+            "effective_macs": self.effective_macs,
+            "effective_acs": self.effective_acs,
+            "footprint": self.footprint,
+            "fired": self.fired,
+            "activations": self.activations,
             "costs": vars(self.costs),
             "energies": {n: {"macs": e.macs, "acs": e.acs, "pj": e.pj} for n, e in self.energies().items()},
             "rows": [row.to_json() for row in self.rows],
@@ -192,7 +218,7 @@ class Audit:
             values["parameters"],
             Costs(**values["costs"]),
             tuple(values["uncounted"]),
-            values.get("untrained_norms", 0),
+            *(values.get(name, 0) for name in ("untrained_norms", "footprint", "fired", "activations")),
         )
 
 
@@ -252,8 +278,19 @@ def audit(
         raise UsageError(f"{type(model).__name__} ran no convolution, linear layer or matrix product to audit{unseen}")
     rows = [replace(row, energy_pj=costs.mac * row.macs + costs.ac * row.acs) for row in rows]
     parameters = sum(p.numel() for p in model.parameters())
-    name, opaque = type(model).__name__, tuple(trace.opaque)
-    return Audit(name, tuple(rows), images, mean, parameters, costs, opaque, _untrained_norms(model))
+    return Audit(
+        type(model).__name__,
+        tuple(rows),
+        images,
+        mean,
+        parameters,
+        costs,
+        tuple(trace.opaque),
+        _untrained_norms(model),
+        sum(tensor.numel() * tensor.element_size() for tensor in (*model.parameters(), *model.buffers())),
+        trace.fired,
+        trace.activations,
+    )
 
 
 def _refuse(model: Any) -> None:

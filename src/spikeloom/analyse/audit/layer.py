@@ -73,6 +73,7 @@ class Layer:
         why: where an input that is not made of spikes comes from; empty for spikes.
         breaks: whether this layer keeps the network from being spike-driven.
         macs, acs, energy_pj: by the rule "measured".
+        effective: operations whose weight and input are both not 0, neither padding nor bias: NeuroBench's count.
     """
 
     name: str
@@ -91,6 +92,7 @@ class Layer:
     why: str = ""
     breaks: bool = False
     energy_pj: float = 0.0
+    effective: float = 0.0
 
     @property
     def driving(self) -> Operand:
@@ -159,7 +161,7 @@ class Layer:
     @classmethod
     def from_json(cls, values: Json) -> Layer:
         """The layer of which these are the `to_json`."""
-        shape, own = values["shape"], {field.name: values[field.name] for field in fields(cls)}
+        shape, own = values["shape"], {f.name: values[f.name] for f in fields(cls) if f.name in values}
         own |= {
             "operands": tuple(Operand(**operand) for operand in values["operands"]),
             "rates": tuple(values["rates"]),

@@ -27,6 +27,7 @@ class LayerTotals:
     seen: list[list[TensorSummary]]  # of each operand, to be merged
     why: list[str]
     operations: float = 0.0
+    effective: float = 0.0
     bias: float = 0.0
     outputs: float = 0.0
     runs: int = 0  # rows of its input: images x steps x tokens
@@ -78,7 +79,7 @@ class LayerTotals:
             self.outputs / images,
             ran,
         )
-        changes: dict[str, Any] = {}
+        changes: dict[str, Any] = {"effective": self.effective / images}
         if self.product is not None:
             n, k, m = self.product
             changes["shape"] = (operations / (ran * n * k * m), n, k, m)

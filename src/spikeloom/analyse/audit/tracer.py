@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import statistics
 import sys
 from collections.abc import Callable, Generator, Iterable
@@ -13,10 +14,11 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from spikeloom.analyse.audit.effective import count_nonzero, of_convolution, of_product
 from spikeloom.analyse.audit.layer import SPIKES, Kind, Layer
 from spikeloom.analyse.audit.layer_totals import LayerTotals, named
 from spikeloom.analyse.audit.origins import UNSEEN, Origin, Origins, memory
-from spikeloom.analyse.audit.value_types import REAL, TensorSummary, summarise
+from spikeloom.analyse.audit.value_types import REAL, SILENT, TensorSummary, summarise
 from spikeloom.errors import UsageError
 from spikeloom.layers import NormSpike
 from spikeloom.neurons.base import Neuron
@@ -64,6 +66,7 @@ class OpTrace:
         self.origins = Origins()
         self.spiking = any(map(_is_neuron, self._modules))
         self.opaque: dict[str, None] = {}
+        self.fired, self.activations = 0, 0  # what neurons gave: how much of it is not 0, and how much it is
         self._recurrent = contextlib.ExitStack()
 
     @contextlib.contextmanager
@@ -109,6 +112,8 @@ class OpTrace:
         self._neurons += fires
 
     def _leave(self, module: nn.Module, args: Any, output: Any) -> None:
+        if self._neurons == 1 and _fires(module):
+            self.saw(output[0] if isinstance(output, tuple) else output)
         while self._running:  # a module that raised leaves those inside it
             left = self._running.pop()
             self._neurons -= _is_neuron(left)
@@ -155,21 +160,30 @@ class OpTrace:
         last = list(entries)[-1:]
         return [entry.layer(name, images, steps, name in folded, [name] == last) for name, entry in entries.items()]
 
+    def saw(self, spikes: Tensor) -> None:
+        """Neurons gave these."""
+        self.fired += count_nonzero(spikes)
+        self.activations += spikes.numel()
+
     # --- told by the dispatch mode ------------------------------------------------------------------------------------
 
-    def convolution(self, x: Tensor, weight: Tensor, bias: Tensor | None, out: Tensor, transposed: bool) -> None:
-        """A convolution ran."""
+    def convolution(
+        self, x: Tensor, weight: Tensor, bias: Tensor | None, out: Tensor, transposed: bool, geometry: tuple[Any, ...]
+    ) -> None:
+        """A convolution ran, of a geometry as `effective.of_convolution` takes it."""
         operations = x.numel() * weight[0].numel() if transposed else out.numel() * weight[0].numel()
-        self._layer("conv", x, weight, operations, bias, out)
+        effective = functools.partial(of_convolution, x, weight, transposed, geometry)
+        self._layer("conv", x, weight, operations, effective, bias, out)
 
     def product(self, a: Tensor, b: Tensor, bias: Tensor | None, out: Tensor) -> None:
         """[n, k] was multiplied with [k, m], or a batch of them."""
         operations = out.numel() * a.shape[-1]
         linear = bool(self._running) and isinstance(self._running[-1], nn.Linear)
         if linear or self._name(b) is not None:
-            self._layer("linear", a.flatten(0, -2), b, operations, bias, out)
+            self._layer("linear", a.flatten(0, -2), b, operations, lambda _: of_product(a, b), bias, out)
         elif self._name(a) is not None:
-            self._layer("linear", b.transpose(-2, -1).flatten(0, -2), a, operations, bias, out)
+            x = b.transpose(-2, -1).flatten(0, -2)
+            self._layer("linear", x, a, operations, lambda _: of_product(a, b), bias, out)
         else:
             self.pair(a, b, operations, out.numel())
 
@@ -179,7 +193,7 @@ class OpTrace:
             return
         entry = self._pair_entry("", (a.shape[-2], a.shape[-1], b.shape[-1]))
         operands = [(self.origins.of(t), self._summarise(t, False, True)) for t in (a, b)]
-        self._book(entry, operands, operations, 0, outputs)
+        self._book(entry, operands, operations, of_product(a, b), 0, outputs)
 
     def attention(self, q: Tensor, k: Tensor, v: Tensor) -> None:
         """softmax(Q K^T) V ran in one operation, [..., n, d], [..., m, d] and [..., m, e]."""
@@ -195,7 +209,8 @@ class OpTrace:
                 (Origin("softmax", self.where()), softmax),
                 (self.origins.of(v), self._summarise(v, False, True)),
             ]
-            self._book(entry, operands, count * m * v.shape[-1], 0, count * v.shape[-1])
+            effective = n * count_nonzero(v) * (count // n * m * v.shape[-1] / v.numel())
+            self._book(entry, operands, count * m * v.shape[-1], effective, 0, count * v.shape[-1])
 
     def _pair_entry(self, part: str, product: tuple[int, int, int]) -> LayerTotals:
         module = self.where()
@@ -208,7 +223,16 @@ class OpTrace:
             entry.product = product
         return entry
 
-    def _layer(self, kind: Kind, x: Tensor, weight: Tensor, operations: int, bias: Tensor | None, out: Tensor) -> None:
+    def _layer(
+        self,
+        kind: Kind,
+        x: Tensor,
+        weight: Tensor,
+        operations: int,
+        effective: Callable[[bool], float],
+        bias: Tensor | None,
+        out: Tensor,
+    ) -> None:
         name = self._name(weight)
         owner = self._owners.get(name.rpartition(".")[0]) if name is not None else None
         if self._neurons and (owner is None or _is_neuron(owner)):
@@ -225,7 +249,9 @@ class OpTrace:
             first = not self._entries or self.origins.of(x).op == "input"
             entry = self._open(key, module.removesuffix(".weight"), name or module, kind, first, 1)
         seen = self._summarise(x, True, not entry.encoder)
-        self._book(entry, [(self.origins.of(x), seen)], operations, 0 if bias is None else out.numel(), out.numel())
+        spikes = seen.scale in (SILENT, 1.0) and seen.minimum >= 0 and seen.maximum <= 1
+        biases = 0 if bias is None else out.numel()
+        self._book(entry, [(self.origins.of(x), seen)], operations, effective(spikes), biases, out.numel())
 
     def _open(self, key: Any, name: str, weight: str, kind: Kind, encoder: bool, operands: int) -> LayerTotals:
         seen = [list[TensorSummary]() for _ in range(operands)]
@@ -233,10 +259,17 @@ class OpTrace:
         return entry
 
     def _book(
-        self, entry: LayerTotals, operands: list[tuple[Origin, TensorSummary]], operations: int, bias: int, outputs: int
+        self,
+        entry: LayerTotals,
+        operands: list[tuple[Origin, TensorSummary]],
+        operations: int,
+        effective: float,
+        bias: int,
+        outputs: int,
     ) -> None:
         entry.calls.append([seen for _, seen in operands])
         entry.operations += operations
+        entry.effective += effective
         entry.bias += bias
         entry.outputs += outputs
         for index, (origin, seen) in enumerate(operands):
@@ -298,6 +331,7 @@ class _OpTracer(TorchDispatchMode):
         module, origins = self._trace.where(), self._trace.origins
         if name == "norm_scan":  # norm, residual, neuron and the ADD of its spikes, with two results
             _, residual, add = args[:3]
+            self._trace.saw(result[0] if add is None else result[0] - add)
             known = add is None or isinstance(origins.windows(add), float)
             origins.set(result[0], name if add is None else "add", module, 1.0 if known else None)
             for other in result[1:]:
@@ -320,7 +354,7 @@ def _convolution(
     output_padding: Any,
     groups: int,
 ) -> None:
-    trace.convolution(x, weight, bias, out, transposed)
+    trace.convolution(x, weight, bias, out, transposed, (stride, padding, dilation, output_padding, groups))
 
 
 def _mm(trace: OpTrace, out: Tensor, a: Tensor, b: Tensor, **options: Any) -> None:
@@ -373,6 +407,10 @@ def _is_neuron(module: nn.Module) -> bool:
     """Ours, SpikingJelly's or snnTorch's neurons."""
     theirs = ("spikingjelly.activation_based.neuron", "snntorch._neurons")
     return isinstance(module, Neuron) or any(kind.__module__.startswith(theirs) for kind in type(module).__mro__)
+
+
+def _fires(module: nn.Module) -> bool:
+    return _is_neuron(module) and getattr(module, "fires", True)
 
 
 def _steps_of(module: nn.Module, x: Tensor) -> int:
