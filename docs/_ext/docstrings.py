@@ -1,0 +1,105 @@
+"""Docstrings are plain text with Markdown's backticks; autodoc reads reStructuredText. This translates."""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import pkgutil
+import re
+from functools import cache
+from typing import Any
+
+SECTION = re.compile(r"^(Args|Raises|Returns|Yields|Attributes|Shapes|Example|Note):$")
+CODE = re.compile(r"(``.+?``|`[^`]+`)")
+SPECIAL = re.compile(r"([*|])|(?<=\w)(_)(?!\w)")
+
+
+def _escaped(line: str) -> str:
+    """Stars, bars and final underscores outside of backticks are characters, and a code span is one."""
+    parts = CODE.split(line)
+    for i, part in enumerate(parts):
+        if i % 2 == 0:
+            parts[i] = SPECIAL.sub(lambda found: "\\" + found[0], part)
+        elif part.startswith("`") and not re.fullmatch(r"`[\w.]+`", part):
+            parts[i] = f"``{part.strip('`')}``"  # an expression, which no name is
+    return "".join(parts)
+
+
+def _indent(line: str) -> int:
+    return len(line) - len(line.lstrip())
+
+
+def translated(lines: list[str]) -> list[str]:
+    """The lines with indented blocks as literal ones, and special characters escaped elsewhere."""
+    found: list[str] = []
+    block: int | None = None  # the indent of the literal block that we are in
+    section: int | None = None  # the indent of the heading of the section that we are in
+    before = ""  # the last line with text
+    for line in lines:
+        text = line.strip()
+        if not text:
+            found.append(line)
+            continue
+        indent = _indent(line)
+        if block is not None and indent >= block:
+            found.append(line)
+            continue
+        block = None
+        if SECTION.match(text):
+            section = indent
+        elif section is not None and indent <= section:
+            section = None
+        blank = bool(found) and not found[-1].strip()
+        if blank and indent >= _indent(before) + 2 and section is None:
+            block = indent
+            pad = " " * _indent(before)
+            found += [f"{pad}.. code-block:: text", ""]
+            found.append(line)
+            continue
+        if re.match(r"[-*] ", text) and not blank and found and not re.match(r"[-*] ", before.strip()):
+            found.append("")
+        found.append(" " * indent + (text[:2] + _escaped(text[2:]) if text[:2] in ("- ", "* ") else _escaped(text)))
+        before = line
+    return found
+
+
+@cache
+def _comments(package: str) -> dict[str, str]:
+    """The strings below module-level names in all modules of a package."""
+    from sphinx.pycode import ModuleAnalyzer
+
+    known: dict[str, str] = {}
+    module = importlib.import_module(package)
+    names = [m.name for m in pkgutil.walk_packages(getattr(module, "__path__", []), f"{package}.")]
+    for name in [package, *names]:
+        if name.endswith(("__main__", "_native")):
+            continue
+        analyzer = ModuleAnalyzer.for_module(name)
+        for (owner, variable), text in analyzer.find_attr_docs().items():
+            if not owner:
+                known.setdefault(variable, "\n".join(text).strip())
+    return known
+
+
+def _entries(registry: Any) -> list[str]:
+    """A line for each entry of a registry."""
+    found: list[str] = []
+    for name in registry:
+        doc = inspect.cleandoc(registry[name].__doc__ or "").split("\n\n")[0].replace("\n", " ")
+        found.append(f"- ``{name}``: {_escaped(doc)}" if doc else f"- ``{name}``")
+    return found
+
+
+def _process(app: Any, what: str, name: str, obj: Any, options: Any, lines: list[str]) -> None:
+    from spikeloom.registry import Registry
+
+    if what == "data":
+        lines[:] = _comments("spikeloom").get(name.rpartition(".")[2], "").split("\n")
+    lines[:] = translated(lines)
+    if what == "data" and isinstance(obj, Registry):
+        lines += ["", f"A registry of {len(obj)} entries:", "", *_entries(obj)]
+
+
+def setup(app: Any) -> dict[str, Any]:
+    app.connect("autodoc-process-docstring", _process, priority=400)  # before napoleon
+    return {"parallel_read_safe": True, "parallel_write_safe": True}
