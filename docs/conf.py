@@ -48,8 +48,8 @@ math_renderer_options = {}
 
 # --- reference ------------------------------------------------------------------------------------------------------------
 
-default_role = "py:obj"  # `name` in a docstring is code, and a link where there is such a name
-autodoc_default_options = {"members": True, "undoc-members": False, "show-inheritance": False}
+default_role = "literal"
+autodoc_default_options = {"members": True}
 autodoc_inherit_docstrings = False
 autodoc_typehints_format = "short"
 autodoc_preserve_defaults = True
@@ -59,11 +59,13 @@ python_maximum_signature_line_length = 88
 add_module_names = False
 napoleon_numpy_docstring = False
 napoleon_use_rtype = False
+napoleon_use_ivar = True
 viewcode_line_numbers = True
 
 # --- HTML -----------------------------------------------------------------------------------------------------------------
 
 html_theme = "furo"
+pygments_dark_style = "monokai"
 html_title = "Spikeloom"
 html_static_path = ["_static"]
 html_css_files = ["site.css"]

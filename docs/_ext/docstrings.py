@@ -11,7 +11,7 @@ from typing import Any
 
 SECTION = re.compile(r"^(Args|Raises|Returns|Yields|Attributes|Shapes|Example|Note):$")
 CODE = re.compile(r"(``.+?``|`[^`]+`)")
-SPECIAL = re.compile(r"([*|])|(?<=\w)(_)(?!\w)")
+SPECIAL = re.compile(r"(?<!\*)\*(?!\*)|\||(?<=\w)_(?!\w)")
 
 
 def _escaped(line: str) -> str:
@@ -20,9 +20,30 @@ def _escaped(line: str) -> str:
     for i, part in enumerate(parts):
         if i % 2 == 0:
             parts[i] = SPECIAL.sub(lambda found: "\\" + found[0], part)
-        elif part.startswith("`") and not re.fullmatch(r"`[\w.]+`", part):
-            parts[i] = f"``{part.strip('`')}``"  # an expression, which no name is
+        else:
+            code, rest = part.strip("`"), parts[i + 1]
+            full = _public_names().get(code)
+            parts[i] = f":py:obj:`{code} <{full}>`" if full else f"``{code}``"
+            if rest[:1].isalnum():  # the plural's s
+                parts[i] += "\\ "
     return "".join(parts)
+
+
+PACKAGES = ("neurons", "layers", "ops", "models", "data", "train", "analyse", "deploy")
+
+
+@cache
+def _public_names() -> dict[str, str]:
+    """Where a name in backticks leads: names with a capital, and names behind their package's."""
+    known = {"LIFBase": "spikeloom.neurons.lif.LIFBase"}
+    known |= {f"spikeloom.{name}": f"spikeloom.{name}" for name in importlib.import_module("spikeloom").__all__}
+    for package in PACKAGES:
+        for name in importlib.import_module(f"spikeloom.{package}").__all__:
+            full = f"spikeloom.{package}.{name}"
+            known |= {full: full, f"{package}.{name}": full}
+            if name != name.lower():
+                known[name] = full
+    return known
 
 
 def _indent(line: str) -> int:
@@ -58,6 +79,7 @@ def translated(lines: list[str]) -> list[str]:
             continue
         if re.match(r"[-*] ", text) and not blank and found and not re.match(r"[-*] ", before.strip()):
             found.append("")
+        text = re.sub(r"^(Shapes|Units):", r"**\1:**", text)
         found.append(" " * indent + (text[:2] + _escaped(text[2:]) if text[:2] in ("- ", "* ") else _escaped(text)))
         before = line
     return found
@@ -100,6 +122,12 @@ def _process(app: Any, what: str, name: str, obj: Any, options: Any, lines: list
         lines += ["", f"A registry of {len(obj)} entries:", "", *_entries(obj)]
 
 
+def _skip(app: Any, what: str, name: str, obj: Any, skip: bool, options: Any) -> bool | None:
+    """Fields of named tuples have no docstring of their own."""
+    return True if (inspect.getdoc(obj) or "").startswith("Alias for field number") else None
+
+
 def setup(app: Any) -> dict[str, Any]:
     app.connect("autodoc-process-docstring", _process, priority=400)  # before napoleon
+    app.connect("autodoc-skip-member", _skip)
     return {"parallel_read_safe": True, "parallel_write_safe": True}
