@@ -34,7 +34,7 @@ extensions = [
 exclude_patterns = ["_build", "_ext", "pictures/*.py"]
 suppress_warnings = ["toc.empty_glob"]  # a folder of the tree of pages may be empty
 
-# --- Markdown and notebooks ---------------------------------------------------------------------------------------------
+# Markdown and notebooks
 
 myst_heading_anchors = 4  # the anchors that a repository's page has
 myst_enable_extensions = ["dollarmath", "attrs_inline"]
@@ -46,7 +46,7 @@ nb_execution_timeout = 120
 nb_merge_streams = True
 math_renderer_options = {}
 
-# --- reference ------------------------------------------------------------------------------------------------------------
+# reference
 
 default_role = "literal"
 autodoc_default_options = {"members": True}
@@ -62,7 +62,7 @@ napoleon_use_rtype = False
 napoleon_use_ivar = True
 viewcode_line_numbers = True
 
-# --- HTML -----------------------------------------------------------------------------------------------------------------
+# HTML
 
 html_theme = "furo"
 pygments_dark_style = "monokai"

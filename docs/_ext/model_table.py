@@ -1,6 +1,6 @@
 """Writes docs/models.md from the registry, the recipes, results/ and the weights of the package.
 
-    python docs/_ext/model_table.py
+python docs/_ext/model_table.py
 """
 
 from __future__ import annotations
@@ -90,7 +90,9 @@ def lines() -> list[Line]:
         for row, entry in recipe.rows.items():
             settings = recipe.resolve(row, "full")
             key = (settings.model.name, settings.data.name)
-            published = next((v for k in ("acc", "acc_test") if isinstance(v := entry.published.get(k), int | float)), None)
+            published = next(
+                (v for k in ("acc", "acc_test") if isinstance(v := entry.published.get(k), int | float)), None
+            )
             found.setdefault(key, Line(*key)).rows.append((recipe, row, published))
     for path in sorted(RESULTS.rglob("*.json")):
         record: Any = json.loads(path.read_text())
@@ -192,7 +194,7 @@ def as_markdown(counts: Mapping[tuple[str, str], Mapping[str, str]]) -> str:
         if module != before:
             before = module
             name = module.removeprefix("spikeloom.models.")
-            text += ["", f"## {name}", "", f"{title} Source: [`{name}`](reference/models.md#module-{module}).", ""]
+            text += ["", f"## {name}", "", f"{title} Source: [`{name}`](reference/models.md#{name}).", ""]
             text += [f"| {' | '.join(HEAD)} |", "|" + "---|" * len(HEAD)]
         row = cells(line) | counts[line.model, line.data]
         text.append(f"| {' | '.join(row[name] for name in HEAD)} |")
