@@ -127,7 +127,24 @@ def _skip(app: Any, what: str, name: str, obj: Any, skip: bool, options: Any) ->
     return True if (inspect.getdoc(obj) or "").startswith("Alias for field number") else None
 
 
+BACK = re.compile(r'<a class="viewcode-back" href="([^"#]*)#([^"]*)">\[docs\]</a>')
+
+
+def _backlinks(app: Any, page: str, template: str, context: dict[str, Any], doctree: Any) -> None:
+    """Pages of source link back to names that have a place in the reference, and to no others."""
+    if not page.startswith("_modules/"):
+        return
+    objects = app.env.domains["py"].objects
+
+    def kept(link: re.Match[str]) -> str:
+        known = objects.get(link[2])
+        return link[0] if known and link[1].endswith(f"{known.docname}.html") else ""
+
+    context["body"] = BACK.sub(kept, context["body"])
+
+
 def setup(app: Any) -> dict[str, Any]:
     app.connect("autodoc-process-docstring", _process, priority=400)  # before napoleon
     app.connect("autodoc-skip-member", _skip)
+    app.connect("html-page-context", _backlinks)
     return {"parallel_read_safe": True, "parallel_write_safe": True}

@@ -93,7 +93,7 @@ def spikes(index: int = 5) -> None:
 </style>"""
     rate = 100 * fired.float().mean().item()
     title = f"A handwritten {int(y)}, the spikes of 16 channels at each of {T} steps, and the decision after each step"
-    parts.append(text(20, 225, f"{rate:.0f} % of the neurons fire at a step", "soft small"))
+    parts.append(text(20, 225, f"{rate:.0f} % fire at a step", "soft small"))
     svg("spikes", 720, 240, title, parts, style)
 
 
@@ -118,7 +118,7 @@ def speed() -> None:
     top = 30
     for title, row, bars in (
         ("A training step of SEW-ResNet-34, 64 images, T = 6", step, training),
-        ("Inference of spiking VGG-16, 64 images, T = 4", run, inference),
+        ("Inference of a spiking VGG-16, 64 images", run, inference),
     ):
         parts.append(text(20, top, title, "ink bold"))
         longest = max(row[key] for _, key in bars)
@@ -136,7 +136,7 @@ def speed() -> None:
 
 
 def report() -> None:
-    """The top of the report's page of the digits network, as Chromium shows it."""
+    """Firing rates and spikes on the report's page of the digits network, as Chromium shows it."""
     from playwright.sync_api import sync_playwright
 
     folder = Path(tempfile.mkdtemp())
@@ -148,7 +148,9 @@ def report() -> None:
         sheet = browser.new_page(viewport={"width": 1100, "height": 900}, color_scheme="light")
         sheet.goto(page.as_uri())
         sheet.wait_for_timeout(1500)
-        sheet.screenshot(path=HERE / "report.jpg", type="jpeg", quality=70)
+        top = sheet.locator("#rates").bounding_box()["y"]
+        clip = {"x": 0, "y": top, "width": 1100, "height": 940}
+        sheet.screenshot(path=HERE / "report.jpg", type="jpeg", quality=70, full_page=True, clip=clip)
         browser.close()
 
 
