@@ -86,7 +86,7 @@ def translated(lines: list[str]) -> list[str]:
 
 
 @cache
-def _comments(package: str) -> dict[str, str]:
+def comments(package: str) -> dict[str, str]:
     """The strings below module-level names in all modules of a package."""
     from sphinx.pycode import ModuleAnalyzer
 
@@ -116,7 +116,7 @@ def _process(app: Any, what: str, name: str, obj: Any, options: Any, lines: list
     from spikeloom.registry import Registry
 
     if what == "data":
-        lines[:] = _comments("spikeloom").get(name.rpartition(".")[2], "").split("\n")
+        lines[:] = comments("spikeloom").get(name.rpartition(".")[2], "").split("\n")
     lines[:] = translated(lines)
     if what == "data" and isinstance(obj, Registry):
         lines += ["", f"A registry of {len(obj)} entries:", "", *_entries(obj)]

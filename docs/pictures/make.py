@@ -128,7 +128,9 @@ def speed() -> None:
             parts.append(rect(160, y, 440 * row[key] / longest, 17, "rival" if place else "ours", ' rx="3"'))
             parts.append(text(168 + 440 * row[key] / longest, y + 13, f"{row[key]:.0f} ms", "soft small"))
         top += 14 + 24 * len(bars) + 36
-    parts.append(text(20, top - 10, "Two cores of an AMD EPYC of 2021 (AVX2), float32, recorded in results/bench", "soft small"))
+    parts.append(
+        text(20, top - 10, "Two cores of an AMD EPYC of 2021 (AVX2), float32, recorded in results/bench", "soft small")
+    )
     svg("speed", 720, top + 6, "Milliseconds of a training step and of an inference, beside rivals", parts)
 
 

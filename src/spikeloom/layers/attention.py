@@ -20,6 +20,7 @@ from spikeloom.neurons.psn import check_length
 from spikeloom.stream import streaming
 
 Axis = Literal["time", "channel", "space"]
+"""Over which axis a mask varies."""
 
 
 def _mlp(width: int, hidden: int) -> nn.Sequential:
