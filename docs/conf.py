@@ -65,7 +65,7 @@ viewcode_line_numbers = True
 # HTML
 
 html_theme = "furo"
-pygments_dark_style = "monokai"
+pygments_dark_style = "github-dark"
 html_title = "Spikeloom"
 html_static_path = ["_static"]
 html_css_files = ["site.css"]

@@ -127,6 +127,7 @@ class MembraneBlock(nn.Module):
 
 
 Block = PlainBlock | VanillaBlock | SEWBlock | MembraneBlock
+"""A residual block of any kind."""
 
 
 @torch.no_grad()
