@@ -36,6 +36,7 @@ class PerImage(Protocol):
 
 
 TRANSFORMS: Registry[Callable[..., Transform]] = Registry("transform")
+"""Makers of augmentations, by the names of `train.augment`."""
 
 
 @TRANSFORMS.named("random_crop")
