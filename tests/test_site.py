@@ -274,6 +274,16 @@ def test_pages_open_without_an_error(
     context.close()
 
 
+def test_figures_of_lessons_are_drawn(pages: dict[Path, Page], browser: Any) -> None:
+    page = browser.new_page()
+    for path in pages:
+        if path.parent.name == "lessons" and '<figure class="plot"' in path.read_text():
+            page.goto(path.as_uri())
+            figures = page.locator("figure.plot").count()
+            page.wait_for_function(f"document.querySelectorAll('figure.plot .main-svg').length >= {figures}")
+    page.close()
+
+
 def test_search_needs_no_network(site: Path, browser: Any) -> None:
     page = browser.new_page()
     page.goto((site / "search.html").as_uri() + "?q=surrogate")

@@ -24,7 +24,8 @@ from spikeloom.train.recipe import Recipe, list_recipes, load_recipe
 DOCS = Path(__file__).parents[1]
 RESULTS = DOCS.parent / "results"
 PAGE = DOCS / "models.md"
-HEAD = "model", "data", "input", "parameters, M", "operations, M", "published, %", "measured, %", "weights", "recipe"
+HEAD = "model", "data", "parameters, M", "operations, M", "published, %", "measured, %", "weights", "recipe", "input"
+COUNTED = "parameters, M", "operations, M", "input"
 # Of each data set: the shape of an image or of one step, and the number of classes.
 INPUTS: dict[str, tuple[tuple[int, ...], int]] = {
     "arrays": ((3, 32, 32), 10),
@@ -54,11 +55,13 @@ INTRODUCTION = """\
 Every network that `spikeloom.create_model` builds, by paper, on each data set that a recipe trains it on.
 `python docs/_ext/model_table.py` writes this page.
 
-- *Parameters* and *operations* are those of the recipe's row. Operations are multiply-accumulates of convolutions and
-  linear layers for one image and one time step, with every input counted. `spikeloom audit NAME` counts spikes.
+- *Parameters* and *operations* are those of the recipe's row, for the input in the last column. Operations are
+  multiply-accumulates of convolutions and linear layers for one image and one time step, with every input counted.
+  `spikeloom audit NAME` counts spikes.
 - *Published* is the highest accuracy that a recipe quotes for this network on these data, and *recipe* is its row.
-- *Measured* is the highest accuracy in `results/` for this network on these data, with its row and budget. Most were
-  trained far shorter than published: [Scores](scores.md) has both side by side, row by row.
+- *Measured* is the highest accuracy in `results/` for this network on these data, with its budget, of the same recipe row
+  unless another one is named. Most were trained far shorter than published: [Scores](scores.md) has both side by side,
+  row by row.
 - *Weights* come with the package: `create_model(NAME, weights=TASK)`, and `weights:TASK` on the command line.
 
 `spikeloom train RECIPE` trains a row. Where a cell is empty, there is nothing: no published accuracy, no result, no
@@ -168,15 +171,17 @@ def cells(line: Line) -> dict[str, str]:
         found["recipe"] = f"`{recipe.name}#{row}`"
         if line.measured:
             accuracy, where, budget = max(line.measured)
-            found["measured, %"] = f"{accuracy:.2f} (`{where}`, {budget})"
+            found["measured, %"] = f"{accuracy:.2f}, {budget}"
+            if where != f"{recipe.name}#{row}":
+                found["recipe"] += f"; measured: `{where}`"
     return found
 
 
 def counted(line: Line) -> dict[str, str]:
     """What stands in a line after running the network."""
     shape, cost = count(line)
-    found = "x".join(map(str, shape)), _millions(cost.parameters), _millions(cost.macs)
-    return dict(zip(HEAD[2:5], found, strict=True))
+    found = _millions(cost.parameters), _millions(cost.macs), "x".join(map(str, shape))
+    return dict(zip(COUNTED, found, strict=True))
 
 
 def _title(model: str) -> tuple[str, str]:
@@ -205,7 +210,7 @@ def read_counts(page: str) -> Iterator[tuple[tuple[str, str], dict[str, str]]]:
     """The columns that cost time, as a page has them."""
     for row in re.findall(r"^\| `.*\|$", page, re.MULTILINE):
         found = dict(zip(HEAD, (cell.strip() for cell in row[1:-1].split("|")), strict=True))
-        yield (found["model"].strip("`"), found["data"].strip("`")), {name: found[name] for name in HEAD[2:5]}
+        yield (found["model"].strip("`"), found["data"].strip("`")), {name: found[name] for name in COUNTED}
 
 
 if __name__ == "__main__":
