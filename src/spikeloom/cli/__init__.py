@@ -35,8 +35,8 @@ from spikeloom.memory import keep_memory
 
 app = typer.Typer(
     name="spikeloom",
-    help="Deep spiking neural networks: train them, measure them, reproduce published tables.",
-    epilog=f"Documentation: {page('index')}",
+    help="Deep spiking neural networks: train them, measure them, reproduce published tables.\n\n"
+    f"Documentation: {page('index')}",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
