@@ -59,9 +59,9 @@ Every network that `spikeloom.create_model` builds, by paper, on each data set t
   multiply-accumulates of convolutions and linear layers for one image and one time step, with every input counted.
   `spikeloom audit NAME` counts spikes.
 - *Published* is the highest accuracy that a recipe quotes for this network on these data, and *recipe* is its row.
-- *Measured* is the highest accuracy in `results/` for this network on these data, with its budget, of the same recipe row
-  unless another one is named. Most were trained far shorter than published: [Scores](scores.md) has both side by side,
-  row by row.
+- *Measured* is the highest accuracy in `results/` for this network on these data, with its budget, of the same recipe
+  row unless another one is named. Most were trained far shorter than published: [Scores](scores.md) has both side by
+  side, row by row.
 - *Weights* come with the package: `create_model(NAME, weights=TASK)`, and `weights:TASK` on the command line.
 
 `spikeloom train RECIPE` trains a row. Where a cell is empty, there is nothing: no published accuracy, no result, no
