@@ -32,7 +32,6 @@ extensions = [
     "plots",
 ]
 exclude_patterns = ["_build", "_ext", "pictures/*.py"]
-suppress_warnings = ["toc.empty_glob"]  # a folder of the tree of pages may be empty
 
 # Markdown and notebooks
 
