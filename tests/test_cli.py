@@ -116,6 +116,7 @@ def test_help_names_every_command() -> None:
 
 def test_without_a_command_it_helps() -> None:
     result = spikeloom()
+    assert "Documentation: docs/index.md" in result.out + result.err
     assert "Usage: spikeloom" in result.out + result.err
     assert "reproduce" in result.out + result.err
 

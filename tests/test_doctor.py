@@ -26,6 +26,7 @@ def test_versions_and_places() -> None:
     assert found["torch"] == torch.__version__
     assert found["threads"] == torch.get_num_threads()
     assert Path(found["installed in"]) == Path(spikeloom.__file__).parent
+    assert found["documentation"].startswith("docs/index.md")
     assert found["device"] == ("cuda" if torch.cuda.is_available() else "cpu")
     assert json.loads(json.dumps(found)) == found
     assert None not in found.values()

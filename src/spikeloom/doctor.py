@@ -10,6 +10,7 @@ import torch
 
 import spikeloom
 from spikeloom.data import SOURCES
+from spikeloom.documentation import page
 from spikeloom.ops import _dispatch
 from spikeloom.ops._bf16 import bfloat16_is_emulated
 from spikeloom.train.machine import environment
@@ -31,6 +32,7 @@ def examine() -> dict[str, Any]:
         "no instructions for it: sums are float32, what is kept is bfloat16" if bfloat16_is_emulated() else "yes"
     )
     found["cuda"] = torch.cuda.get_device_name() if torch.cuda.is_available() else "not found"
+    found["documentation"] = page("index")
     root = os.environ.get("SPIKELOOM_DATA")
     found["SPIKELOOM_DATA"] = root or "not set: give data.root=PATH to commands that need data"
     if root:

@@ -15,6 +15,8 @@ import torch
 import torch.utils.checkpoint
 from torch import Tensor, nn
 
+from spikeloom.documentation import page
+
 State = Any
 """A tensor, or a tuple of tensors and numbers, as the neuron defines it; None is rest."""
 
@@ -149,7 +151,7 @@ class Stream:
         if part := compiled_part(model):
             raise TypeError(
                 f"a Stream cannot carry state through torch.compile (module {part!r}): "
-                "use Stream(model) with the model as it was before compile"
+                f"use Stream(model) with the model as it was before compile, see {page('neurons', 'state')}"
             )
         self.model = model
         self._states: dict[nn.Module, State] = {}

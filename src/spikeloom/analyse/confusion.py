@@ -1,4 +1,4 @@
-"""Which classes a network takes for which (document 003, figure 7)."""
+"""Which classes a network takes for which (a figure of the paper on DS-ResNet with TET and SLTT)."""
 
 from __future__ import annotations
 

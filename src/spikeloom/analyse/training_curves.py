@@ -11,7 +11,7 @@ _FEW = 40  # epochs up to which each gets a mark
 
 
 def training_curves(records: list[Json], title: str) -> Any:
-    """Accuracies of all parts over the epochs, and the penalty where there is one (document 000, figures 5 and 6).
+    """Accuracies of all parts over the epochs, and the penalty where there is one (course report, figures 5 and 6).
 
     Args:
         records: of a run's epochs, as in its `metrics.jsonl`.

@@ -29,12 +29,14 @@ from spikeloom.cli import (
     train,
 )
 from spikeloom.cli import list as list_
+from spikeloom.documentation import page
 from spikeloom.errors import UsageError
 from spikeloom.memory import keep_memory
 
 app = typer.Typer(
     name="spikeloom",
-    help="Deep spiking neural networks: train them, measure them, reproduce published tables.",
+    help="Deep spiking neural networks: train them, measure them, reproduce published tables.\n\n"
+    f"Documentation: {page('index')}",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,

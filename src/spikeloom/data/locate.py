@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from spikeloom.documentation import page
 from spikeloom.errors import DataFileError, UsageError
 
 
@@ -49,7 +50,8 @@ def data_root(root: str | os.PathLike[str] | None, source: Source) -> Path:
     if not place:
         raise UsageError(
             f"no folder to read {source.title} from: give it as data.root=FOLDER or in the environment variable "
-            f"SPIKELOOM_DATA; if {source.title} is not there yet, {source.get}"
+            f"SPIKELOOM_DATA; if {source.title} is not there yet, {source.get} "
+            f"(see {page('own-data', 'what-is-there-and-what-is-missing')})"
         )
     return Path(place).expanduser()
 

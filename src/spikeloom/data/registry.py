@@ -17,7 +17,9 @@ from spikeloom.registry import Registry, nearest
 SPLITS = ("train", "test")
 AnyDataset = ImageDataset | SpikeDataset | FrameDataset
 DATASETS: Registry[Callable[..., AnyDataset]] = Registry("dataset")
+"""Functions that open a data set, by the names that `create_dataset` takes."""
 SOURCES: dict[str, Source] = {}
+"""Of each data set, where its files come from and how they lie."""
 Build = TypeVar("Build", bound=Callable[..., AnyDataset])
 
 

@@ -23,6 +23,7 @@ from spikeloom.errors import UsageError
 from spikeloom.registry import Registry
 
 Transform = Callable[[Tensor, Tensor], Tensor]
+"""An augmentation: images [B, C, H, W] and the value of padding [C] to images."""
 
 
 @runtime_checkable
@@ -35,6 +36,7 @@ class PerImage(Protocol):
 
 
 TRANSFORMS: Registry[Callable[..., Transform]] = Registry("transform")
+"""Makers of augmentations, by the names of `train.augment`."""
 
 
 @TRANSFORMS.named("random_crop")

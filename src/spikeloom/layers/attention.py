@@ -2,7 +2,7 @@
 
     MA   y = ReLU(sigmoid(z) x)              SynA-ResNet's modulation, on a branch
     IA   y = ReLU(Theta(z / tau - V_th) x)   its inhibition, on a shortcut: a binary gate that can shut all of it
-    SAM  y = sigmoid(z) x                    spatial attention of each step by itself (CBAM; document 003, Eq. 18)
+    SAM  y = sigmoid(z) x                    spatial attention of each step by itself (CBAM; Woo et al. 2018)
 
 with a score z(x) from means and maxima of x.
 """
@@ -20,6 +20,7 @@ from spikeloom.neurons.psn import check_length
 from spikeloom.stream import streaming
 
 Axis = Literal["time", "channel", "space"]
+"""Over which axis a mask varies."""
 
 
 def _mlp(width: int, hidden: int) -> nn.Sequential:

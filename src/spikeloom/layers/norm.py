@@ -154,6 +154,8 @@ class TdBN(BatchNorm):
             at first, with another learning rate of the weight.
         eps_outside: divide by `sqrt(var) + eps` instead of `sqrt(var + eps)` (released DS-ResNet code).
         eps, momentum: as `BatchNorm`.
+
+    Shapes: [T, N, C, ...] -> [T, N, C, ...].
     """
 
     def __init__(

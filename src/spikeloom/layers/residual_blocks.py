@@ -127,6 +127,7 @@ class MembraneBlock(nn.Module):
 
 
 Block = PlainBlock | VanillaBlock | SEWBlock | MembraneBlock
+"""A residual block of any kind."""
 
 
 @torch.no_grad()
@@ -158,7 +159,10 @@ def basic_branch(
     bias: bool = False,
     norm: Callable[[int], nn.Module] = BatchNorm,
 ) -> nn.Sequential:
-    """Conv3x3 - BN - SN - Conv3x3: the branch of a basic block, less the norm that follows it."""
+    """Conv3x3 - BN - SN - Conv3x3: the branch of a basic block, less the norm that follows it.
+
+    Shapes: [T, N, in_channels, H, W] -> [T, N, out_channels, H / stride, W / stride], rounded up.
+    """
     return nn.Sequential(
         Conv2d(in_channels, out_channels, 3, stride, 1, bias=bias),
         NormSpike(out_channels, neuron, norm),
@@ -169,7 +173,10 @@ def basic_branch(
 def bottleneck_branch(
     in_channels: int, out_channels: int, stride: int, neuron: Callable[[], nn.Module]
 ) -> nn.Sequential:
-    """Conv1x1 to a quarter of `out_channels` - BN - SN - Conv3x3 - BN - SN - Conv1x1, less the norm that follows it."""
+    """Conv1x1 to a quarter of `out_channels` - BN - SN - Conv3x3 - BN - SN - Conv1x1, less the norm that follows it.
+
+    Shapes: [T, N, in_channels, H, W] -> [T, N, out_channels, H / stride, W / stride], rounded up.
+    """
     width = out_channels // 4
     return nn.Sequential(
         Conv2d(in_channels, width, 1, bias=False),
@@ -195,6 +202,8 @@ def conv_shortcut(
         neuron: makes the neuron of the shortcut; None for a shortcut that ends in its norm.
         norm: makes the norm from the channels.
         pool: an average pool before the convolution strides, not the convolution (MS-ResNet-104).
+
+    Shapes: [T, N, in_channels, H, W] -> [T, N, out_channels, H / stride, W / stride], rounded up.
     """
     if stride == 1 and in_channels == out_channels:
         return nn.Identity()

@@ -159,7 +159,10 @@ def _with_threshold(neuron: Callable[..., nn.Module], v_threshold: float) -> Cal
 
 
 def mlp_branch(channels: int, neuron: Callable[[], nn.Module], ratio: int = 4) -> nn.Sequential:
-    """Linear - BN - SN - Linear: the MLP of a block, less the norm that follows it."""
+    """Linear - BN - SN - Linear: the MLP of a block, less the norm that follows it.
+
+    Shapes: [T, N, channels, H, W] -> [T, N, channels, H, W].
+    """
     hidden = channels * ratio
     return nn.Sequential(Conv2d(channels, hidden, 1), NormSpike(hidden, neuron), Conv2d(hidden, channels, 1))
 

@@ -216,7 +216,10 @@ class Linear(nn.Linear):
 
 
 class MaxPool2d(nn.MaxPool2d):
-    """`torch.nn.MaxPool2d` on each step; spikes in, spikes out. Channels-last memory of a CPU has `ops.pool`."""
+    """`torch.nn.MaxPool2d` on each step; spikes in, spikes out. Channels-last memory of a CPU has `ops.pool`.
+
+    Shapes: [T, N, C, H, W] -> [T, N, C, H', W'].
+    """
 
     def forward(self, input: Tensor) -> Tensor:
         input = check_axes(self, input, 5)
@@ -239,7 +242,10 @@ class MaxPool2d(nn.MaxPool2d):
 
 
 class AvgPool2d(nn.AvgPool2d):
-    """`torch.nn.AvgPool2d` on each step."""
+    """`torch.nn.AvgPool2d` on each step.
+
+    Shapes: [T, N, C, H, W] -> [T, N, C, H', W'].
+    """
 
     def forward(self, input: Tensor) -> Tensor:
         input = check_axes(self, input, 5)
@@ -247,7 +253,10 @@ class AvgPool2d(nn.AvgPool2d):
 
 
 class AvgPool1d(nn.AvgPool1d):
-    """`torch.nn.AvgPool1d` on each step."""
+    """`torch.nn.AvgPool1d` on each step.
+
+    Shapes: [T, N, C, L] -> [T, N, C, L'].
+    """
 
     def forward(self, input: Tensor) -> Tensor:
         input = check_axes(self, input, 4)
@@ -255,7 +264,10 @@ class AvgPool1d(nn.AvgPool1d):
 
 
 class Dropout(nn.Dropout):
-    """`torch.nn.Dropout` with one mask for all steps, so that a mean over time is dropped as a whole."""
+    """`torch.nn.Dropout` with one mask for all steps, so that a mean over time is dropped as a whole.
+
+    Shapes: [T, N, ...] -> [T, N, ...].
+    """
 
     def forward(self, input: Tensor) -> Tensor:
         input = check_axes(self, input, 3, more=True)

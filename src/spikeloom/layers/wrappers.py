@@ -8,6 +8,7 @@ from collections.abc import Generator
 from torch import Tensor, nn
 
 from spikeloom.checks import count
+from spikeloom.documentation import page
 from spikeloom.encode import floating, repeat
 from spikeloom.layers.stateless import axes_of, check_axes, each_step
 from spikeloom.neurons.base import Neuron
@@ -107,7 +108,8 @@ class Repeat(nn.Module):
                 ours = f"spikeloom.layers.{_OURS[kind]} or " if kind in _OURS else ""
                 raise TypeError(
                     f"Repeat gives its network sequences [T, N, ...], but layer {name} is torch.nn.{kind}, which reads "
-                    f"the first axis as the batch: use {ours}spikeloom.layers.PerStep(torch.nn.{kind}(...))"
+                    f"the first axis as the batch: use {ours}spikeloom.layers.PerStep(torch.nn.{kind}(...)), "
+                    f"see {page('neurons', 'networks-of-your-own')}"
                 )
         self.net, self.T = net, count("T", T)
 

@@ -1,4 +1,4 @@
-"""Networks of the papers, one file a document; `create_model` builds them by name."""
+"""Networks of the papers, one file a paper; `create_model` builds them by name."""
 
 from spikeloom.models import cifar10_net as _cifar10
 from spikeloom.models import course_report as _report

@@ -1,4 +1,4 @@
-"""The networks of the course report (document 000), tables 1 and 2: VGG-16, and ResNet-34 with three shortcuts.
+"""The networks of the course report, tables 1 and 2: VGG-16, and ResNet-34 with three shortcuts.
 
 All take a CIFAR-sized image, repeat it T = 6 times, and average the classifier's output over time. The neuron of
 the report is LIF without input decay: beta = 0.5, threshold 1, hard reset to 0.

@@ -1,10 +1,10 @@
-"""DS-ResNet with multi-level firing (Feng et al. 2022, MLF), and with spatial attention (document 003).
+"""DS-ResNet with multi-level firing (Feng et al. 2022, MLF), and with spatial attention, TET and SLTT.
 
     O = SN(F(S)) + S        a shape-changing shortcut is Conv1x1 - tdBN - SN
 
 the SEW ADD block with MLF neurons (three levels, outputs 0 to 3) and norms of standard deviation 0.6, the first
-threshold. Document 003 adds two modules of spatial attention, and trains with TET and SLTT. Its figure that places them
-is lost, and its section 3.4 speaks of every convolution block: `sam` is "stages" (or True), one behind each of the
+threshold. A later paper adds two modules of spatial attention, and trains with TET and SLTT. Its figure that places
+them is lost, and its section 3.4 speaks of every convolution block: `sam` is "stages" (or True), one behind each of the
 first two stages, or "blocks", one in every block in front of its last norm, where outputs stay spikes. A module behind
 the last stage, where no norm follows, shuts its gate within 20 steps, and training stays at chance.
 """

@@ -1,4 +1,4 @@
-"""The GhostNets of the course report (document 000), table 4, and its SEW ResNet of Ghost modules.
+"""The GhostNets of the course report, table 4, and its SEW ResNet of Ghost modules.
 
 A Ghost module (Han et al. 2020, "GhostNet") makes half of its maps by a convolution, and the other half from those by
 a cheap, depthwise one:

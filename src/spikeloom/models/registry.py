@@ -16,6 +16,7 @@ from spikeloom.neurons.base import check_factory
 from spikeloom.registry import Registry, nearest
 
 MODELS: Registry[Callable[..., nn.Module]] = Registry("model")
+"""Builders of networks, by the names that `create_model` takes."""
 
 
 def create_model(name: str, *, weights: PathLike | None = None, **overrides: Any) -> nn.Module:

@@ -1,4 +1,4 @@
-"""Spikformer (Zhou et al. 2023, "When Spiking Neural Network Meets Transformer"), documents 002 and 004."""
+"""Spikformer (Zhou et al. 2023, "When Spiking Neural Network Meets Transformer")."""
 
 from __future__ import annotations
 

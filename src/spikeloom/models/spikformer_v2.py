@@ -1,4 +1,4 @@
-"""Spikformer V2 (Zhou et al. 2024), document 002: a convolutional stem, and an encoder that can be pre-trained masked.
+"""Spikformer V2 (Zhou et al. 2024): a convolutional stem, and an encoder that can be pre-trained masked.
 
 No code was released. The stem is a reconstruction that meets both published parameter counts; where it might have
 residual additions is not known, and none are made here.

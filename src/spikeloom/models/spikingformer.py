@@ -1,4 +1,4 @@
-"""Spikingformer (Zhou et al. 2023), document 004: Spikformer with a residual that carries membrane inputs."""
+"""Spikingformer (Zhou et al. 2023): Spikformer with a residual that carries membrane inputs."""
 
 from __future__ import annotations
 

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from spikeloom.documentation import page
 from spikeloom.errors import DataFileError, UsageError
 from spikeloom.files import PathLike, check_weights, load_tensors, read_json
 from spikeloom.neurons import make_factory
@@ -128,7 +129,7 @@ def _locate(model: str, weights: str) -> Path:
         has = f"it has {', '.join(tasks)}" if tasks else "it has none"
         raise UsageError(
             f"model {model} comes without weights {weights!r}; {has}, and a file, a run's folder or hf-hub:owner/name "
-            "can be given"
+            f"can be given, see {page('weights', 'what-weights-may-be')}"
         )
     return FOLDER / model / weights / "model.safetensors"
 

@@ -96,7 +96,10 @@ class LIFBase(Neuron):
 
 
 class IF(LIFBase):
-    """Integrate-and-fire neurons: `H[t] = V[t-1] + X[t]` (SEW ResNet, Eq. 1). Arguments as `LIFBase`."""
+    """Integrate-and-fire neurons: `H[t] = V[t-1] + X[t]` (SEW ResNet, Eq. 1). Arguments as `LIFBase`.
+
+    Shapes: input [T, N, ...] -> spikes {0, 1} [T, N, ...]; state, the potentials [N, ...].
+    """
 
     def charge(self) -> tuple[float, float]:
         return 1.0, 1.0
@@ -111,13 +114,15 @@ class LIF(LIFBase):
     """Leaky integrate-and-fire neurons.
 
     `decay_input=True`:  `H[t] = V[t-1] + (X[t] - (V[t-1] - V_reset)) / tau` (SEW ResNet, Eq. 5).
-    `decay_input=False`: `H[t] = V[t-1] - (V[t-1] - V_reset) / tau + X[t]`; with V_reset = 0 the form of the
-    documents 000 and 003, of tdBN, MS-ResNet, TET and SLTT, whose decay factor is `1 - 1 / tau`.
+    `decay_input=False`: `H[t] = V[t-1] - (V[t-1] - V_reset) / tau + X[t]`; with V_reset = 0 the form of
+    tdBN, MS-ResNet, TET, SLTT and the course report, whose decay factor is `1 - 1 / tau`.
 
     Args:
         tau: membrane time constant in steps, greater than 1.
         decay_input: divide the input by tau as well.
         v_threshold, v_reset, surrogate, detach_reset, strict: as `LIFBase`.
+
+    Shapes: input [T, N, ...] -> spikes {0, 1} [T, N, ...]; state, the potentials [N, ...].
     """
 
     def __init__(
@@ -149,6 +154,8 @@ class PLIF(LIFBase):
         decay_input, v_threshold, v_reset, surrogate, detach_reset, strict: as `LIF`.
 
     Parameters: `w`, a scalar, at first `-ln(tau - 1)`.
+
+    Shapes: input [T, N, ...] -> spikes {0, 1} [T, N, ...]; state, the potentials [N, ...].
     """
 
     def __init__(
@@ -216,6 +223,8 @@ class KLIF(LIF):
     Args: as `LIF`.
 
     Parameters: `k`, a scalar, at first 1.
+
+    Shapes: input [T, N, ...] -> spikes {0, 1} [T, N, ...]; state, the potentials [N, ...].
     """
 
     def __init__(

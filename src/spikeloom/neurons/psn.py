@@ -26,7 +26,7 @@ def check_length(module: nn.Module, steps: int, x: Tensor) -> None:
 
 
 class PSN(Neuron):
-    """Parallel spiking neuron: `S = Theta(W X + b)`, every step sees every other.
+    """Parallel spiking neuron (Fang et al. 2023, PSN): `S = Theta(W X + b)`, every step sees every other.
 
     Args:
         T: steps, fixed.
@@ -34,6 +34,8 @@ class PSN(Neuron):
 
     Parameters: `weight` [T, T], Kaiming-uniform; `bias` [T], -1.
     Under a Stream it raises: it needs the whole sequence.
+
+    Shapes: input [T, N, ...] -> spikes {0, 1} [T, N, ...].
     """
 
     def __init__(self, T: int, surrogate: Surrogate | str = ATan()):  # noqa: B008
@@ -59,7 +61,9 @@ class PSN(Neuron):
 
 
 class MaskedPSN(Neuron):
-    """PSN that sees the last `order` steps alone: `S = Theta((W . M(lam)) X + b)`, causal once lam is 1.
+    """Masked PSN (Fang et al. 2023), which sees the last `order` steps alone and is causal once lam is 1.
+
+        S = Theta((W . M(lam)) X + b)
 
     Args:
         T: steps, at most.
@@ -69,6 +73,8 @@ class MaskedPSN(Neuron):
 
     Parameters: `weight` [T, T], Kaiming-uniform; `bias` [T], -1. The buffer `lam` is saved with them.
     Under a Stream it steps from a queue of the last k - 1 inputs, once lam is 1.
+
+    Shapes: input [T, N, ...] -> spikes {0, 1} [T, N, ...].
     """
 
     lam: Tensor
@@ -133,7 +139,9 @@ def over_time_of(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
 
 
 class SlidingPSN(Neuron):
-    """PSN with one row of k weights for every step: `H[t] = sum_i w_i X[t - k + 1 + i] + b`; any T.
+    """Sliding PSN (Fang et al. 2023): one row of k weights for every step, and any T.
+
+        H[t] = sum_i w_i X[t - k + 1 + i] + b
 
     Args:
         order: k.
@@ -143,6 +151,8 @@ class SlidingPSN(Neuron):
 
     Parameters: `weight` [k]; `bias`, a scalar, -1.
     Under a Stream it steps from a queue of k - 1 inputs.
+
+    Shapes: input [T, N, ...] -> spikes {0, 1} [T, N, ...].
     """
 
     def __init__(

@@ -33,7 +33,7 @@ from spikeloom.surrogates import ATan, Surrogate, as_surrogate
 
 
 class PSU(Neuron):
-    """Parallel spiking unit: `V = A I - B sigmoid(A I)`, `S = Theta(V - V_th)`. No parameters.
+    """Parallel spiking unit (Li et al. 2024, PSU): `V = A I - B sigmoid(A I)`, `S = Theta(V - V_th)`. No parameters.
 
     Args:
         tau: membrane time constant in steps, greater than 1.
@@ -42,6 +42,8 @@ class PSU(Neuron):
         strict: fire on `>` instead of `>=`, as the released code.
 
     It is causal and steps under a Stream; state {A I, A sigmoid(A I)} [2, N, ...].
+
+    Shapes: input [T, N, ...] -> spikes {0, 1} [T, N, ...].
     """
 
     def __init__(
@@ -117,11 +119,13 @@ class _Learned(PSU):
 
 
 class IPSU(_Learned):
-    """Input-aware PSU: the leaky integration is learned, `V = J - B sigmoid(J)` with `J = A_I I + b`.
+    """Input-aware PSU (Li et al. 2024): the leaky integration is learned, `V = J - B sigmoid(J)` with `J = A_I I + b`.
 
     Args: as `RPSU`, and
 
         form: "paper"; or "released", `V = J - B I`, whose reset acts on the raw input.
+
+    Shapes: input [T, N, ...] -> spikes {0, 1} [T, N, ...].
     """
 
     def __init__(
@@ -146,7 +150,7 @@ class IPSU(_Learned):
 
 
 class RPSU(_Learned):
-    """Reset-aware PSU: the estimate of the spikes is learned, `V = A I - B sigmoid(A_R I + b)`.
+    """Reset-aware PSU (Li et al. 2024): the estimate of the spikes is learned, `V = A I - B sigmoid(A_R I + b)`.
 
     Args:
         T: steps, fixed.
@@ -156,6 +160,8 @@ class RPSU(_Learned):
 
     Parameters: `weight` [T, T], normal with std sqrt(2 / T), masked to its lower triangle; `bias` [T], 0.
     Under a Stream it raises: its matrix is made for whole sequences.
+
+    Shapes: input [T, N, ...] -> spikes {0, 1} [T, N, ...].
     """
 
     def currents(self, x: Tensor) -> tuple[Tensor, Tensor | None, bool, bool]:
@@ -163,7 +169,7 @@ class RPSU(_Learned):
 
 
 class SPSN(Neuron):
-    """Stochastic parallel spiking neuron: spikes drawn with probability `sigmoid(A I)`. No parameters.
+    """Stochastic parallel spiking neuron (Li et al. 2024): spikes drawn with probability `sigmoid(A I)`. No parameters.
 
     The released code gives the draw no gradient, so no layer below it learns. Here the probability stands in for the
     draw's derivative, the rule of ParaLIF's SB (a choice of ours).
@@ -172,6 +178,8 @@ class SPSN(Neuron):
         tau: membrane time constant in steps, greater than 1.
 
     It steps under a Stream; state [2, N, ...].
+
+    Shapes: input [T, N, ...] -> spikes {0, 1} [T, N, ...].
     """
 
     def __init__(self, tau: float = 2.0):

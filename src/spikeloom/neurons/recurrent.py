@@ -37,6 +37,8 @@ class RecurrentLIF(LeakyIntegrator):
         feedback: "spikes"; or "relu", which feeds back the rectified potential after the reset.
 
     Parameters: `recurrent.weight` [features, features], `recurrent.bias`.
+
+    Shapes: input [T, N, features] -> spikes {0, 1} [T, N, features].
     """
 
     fires: ClassVar[bool] = True
@@ -103,6 +105,8 @@ class RecurrentParaLIF(ParaLIF):
 
     Parameters: `recurrent.weight` [features, features], `recurrent.bias`.
     Under a Stream it raises: its two passes need the whole sequence.
+
+    Shapes: input [T, N, features] -> spikes {0, 1} [T, N, features].
     """
 
     def __init__(

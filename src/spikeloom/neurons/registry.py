@@ -21,6 +21,7 @@ from spikeloom.registry import Registry
 from spikeloom.surrogates import SURROGATES
 
 NEURONS: Registry[type[Neuron]] = Registry("neuron")
+"""Classes of neurons, by the names of `neuron.name`."""
 for _neuron in (
     IF,
     LIF,

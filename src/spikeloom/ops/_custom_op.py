@@ -10,6 +10,7 @@ from typing import Any, get_args, get_type_hints
 import torch
 from torch import Tensor, nn
 
+from spikeloom.documentation import page
 from spikeloom.modes import tracing, transformed
 
 _PLAIN = (Tensor, nn.Parameter)
@@ -196,7 +197,7 @@ class _Final(torch.autograd.Function):
     def backward(ctx: Any, *grads: Any) -> Any:
         raise RuntimeError(
             f"{ctx.name} has no second derivative: for gradients of gradients run the forward pass inside "
-            "`with spikeloom.backend('reference'):`"
+            f"`with spikeloom.backend('reference'):`, see {page('neurons', 'which-implementation-runs')}"
         )
 
 

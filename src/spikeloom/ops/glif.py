@@ -56,7 +56,10 @@ def gated_scan(
 def gated_scan_reference(
     x: Tensor, open: Tensor, constants: Tensor, surrogate: Surrogate, strict: bool, state: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:
-    """`gated_scan` in plain PyTorch: the definition, differentiated by autograd."""
+    """`gated_scan` in plain PyTorch: the definition, differentiated by autograd.
+
+    Shapes: as `gated_scan`.
+    """
     space = (1,) * (x.dim() - 3)
     decay, drop, leak, gate, threshold = constants.view(*constants.shape, *space)
     dtype = torch.float64 if x.dtype == torch.float64 else torch.float32

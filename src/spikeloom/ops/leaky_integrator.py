@@ -58,7 +58,10 @@ def as_constants(alpha: Constant, beta: Constant, x: Tensor) -> tuple[Tensor, Te
 def leaky_filter_reference(
     x: Tensor, alpha: Constant, beta: Constant, state: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:
-    """`leaky_filter` in plain PyTorch: the definition, differentiated by autograd."""
+    """`leaky_filter` in plain PyTorch: the definition, differentiated by autograd.
+
+    Shapes: as `leaky_filter`.
+    """
     dtype = torch.float64 if x.dtype == torch.float64 else torch.float32
     synapse, membrane = x.new_zeros((2, *x.shape[1:]), dtype=dtype) if state is None else state.to(dtype)
     alpha, beta = (c.to(x.device, dtype) if isinstance(c, Tensor) else c for c in (alpha, beta))

@@ -39,7 +39,7 @@ PENALTIES: Registry[Callable[..., Tensor]] = Registry("penalty")
 
 @PENALTIES.named("irm")
 def irm_penalty(shares: list[Share], estimator: Literal["square", "halves"] = "halves") -> Tensor:
-    """The mean over environments of `losses.irm`: the loss being their mean as well, half of document 000's Eq. 10."""
+    """The mean over environments of `losses.irm`: the loss being their mean as well, half of the report's Eq. 10."""
     return torch.stack([irm(share.logits, share.y, estimator) for share in shares]).mean()
 
 
@@ -50,7 +50,7 @@ def similarity_penalty(
     axis: Literal["sample", "batch"] = "sample",
     pair: Literal["order", "label"] = "order",
 ) -> Tensor:
-    """`1 - losses.spike_similarity` of the spikes of two environments (document 000, Eqs. 7 and 11, figure 4).
+    """`1 - losses.spike_similarity` of the spikes of two environments (course report, Eqs. 7 and 11, figure 4).
 
     Args:
         shares: two, of one size.
@@ -132,7 +132,7 @@ def environment_order(length: int, environments: int, batch: int, shuffle: Calla
 
 
 def select_epoch(records: list[Json], above: float = 70.0) -> Json | None:
-    """The record of the epoch that document 000's table 3 reports, which its authors chose with a look at the test.
+    """The record of the epoch in the course report's table 3, which its authors chose with a look at the test.
 
     Among the epochs in which the mean of the environments' training accuracies exceeds `above` percent, that of the
     highest test accuracy, the first of equals; None if there is none.

@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from spikeloom.documentation import page
 from spikeloom.errors import UsageError
 from spikeloom.files import save_tensors
 from spikeloom.train.batches import Prepared
@@ -250,7 +251,8 @@ def _divergence(run: Run, loss: float, state: TrainState) -> str:
     begun = "its last checkpoint" if run.checkpoint.is_file() else "its beginning, as it has no checkpoint yet,"
     return (
         f"the loss is {loss} at epoch {state.epoch + 1}, step {state.step}: continue from {begun} with a lower rate: "
-        f"spikeloom train --resume {shlex.quote(str(run.folder))} train.lr={run.settings.train.lr / 10:g}"
+        f"spikeloom train --resume {shlex.quote(str(run.folder))} train.lr={run.settings.train.lr / 10:g} "
+        f"(see {page('faq', 'the-loss-is-nan-what-now')})"
     )
 
 

@@ -155,7 +155,7 @@ def _onehot(logits: Tensor, y: Tensor) -> Tensor:
 
 
 def irm(logits: Tensor, y: Tensor, estimator: Literal["square", "halves"] = "halves") -> Tensor:
-    """The penalty of invariant risk minimisation in one environment (Arjovsky et al. 2019; document 000, Eq. 10).
+    """The penalty of invariant risk minimisation in one environment (Arjovsky et al. 2019; course report, Eq. 10).
 
         || d/dw CE(w z, y) at w = 1 ||^2,   d/dw CE = mean_n (softmax(z_n) . z_n - z_n[y]),   z the mean over time
 
@@ -181,7 +181,7 @@ def irm(logits: Tensor, y: Tensor, estimator: Literal["square", "halves"] = "hal
 
 
 def spike_similarity(first: Tensor, second: Tensor, axis: Literal["sample", "batch"] = "sample") -> Tensor:
-    """The mean cosine of the spike sequences of two environments, in [0, 1] (document 000, Eq. 7).
+    """The mean cosine of the spike sequences of two environments, in [0, 1] (course report, Eq. 7).
 
     A silent sequence is similar to none (0) and has no gradient.
 

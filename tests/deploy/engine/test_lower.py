@@ -292,7 +292,10 @@ def test_what_the_error_holds() -> None:
     model.head = Linear(7, 5)
     error = refusal(model, images(T, N, 2, SIDE, SIDE))
     assert (error.layer, error.op, error.shape) == ("deep.last", "conv2d", ("T*N", 7, 2, 2))
-    assert str(error) == (f"deep.last: the event engine has no step for conv2d: {error.reason}; run the model itself")
+    assert str(error) == (
+        f"deep.last: the event engine has no step for conv2d: {error.reason}; run the model itself, "
+        "see docs/deploying.md#the-event-engine"
+    )
     assert error.reason.startswith("stride [1, 1], dilation [2, 2], padding [1, 1]; ")
     again = pickle.loads(pickle.dumps(error))
     assert (str(again), vars(again)) == (str(error), vars(error))

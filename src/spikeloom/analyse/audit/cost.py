@@ -18,7 +18,7 @@ class Cost:
     Attributes:
         parameters: trainable elements.
         macs: multiply-accumulates of convolutions (groups respected) and linear layers, one time step.
-        flops_s0: the rule that all published FLOPs of the course report (document 000) follow: `macs`, plus 2 T per
+        flops_s0: the rule that all published FLOPs of the course report follow: `macs`, plus 2 T per
             output element of a batch norm, plus one step's bias additions of convolutions and inputs of poolings
             that have a window.
     """

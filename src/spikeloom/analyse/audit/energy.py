@@ -183,7 +183,7 @@ def spikformer(
 
 @RULES.register
 def report000(layers: Sequence[Layer], steps: float, costs: Costs) -> Energy:
-    """The course report (document 000), which prints energies but no rule: `4.6 MAC_stem + 0.9 T sum fr MAC` (pJ).
+    """The course report, which prints energies but no rule: `4.6 MAC_stem + 0.9 T sum fr MAC` (pJ).
 
     The stem counts once: T times would be more than the whole published energy. Biases do not count.
     `report_readings` has the other ways to read it.

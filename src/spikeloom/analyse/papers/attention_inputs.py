@@ -1,4 +1,4 @@
-"""What enters the attention of every block: the figures 3 and 4 of Spikingformer (document 004, appendix E)."""
+"""What enters the attention of every block: the figures 3 and 4 of Spikingformer (Zhou et al. 2023, appendix E)."""
 
 from __future__ import annotations
 

@@ -260,7 +260,7 @@ def landscape(
 
 @MEASUREMENTS.register
 def confusions(runs: list[PathLike], images: int = 1 << 30) -> Measured:
-    """Confusion matrices of trained runs, the classes in which the last is better than the first (003, figure 7).
+    """Confusion matrices of trained runs, the classes in which the last is better than the first.
 
     Args:
         runs: folders of finished runs on one data set, the base first.

@@ -21,6 +21,7 @@ from spikeloom.deploy.engine.fuse import Fused, fuse
 from spikeloom.deploy.engine.ir import Map, Plan, PlanError, Step, Time, Value
 from spikeloom.deploy.engine.views import View, all_same, plain, same
 from spikeloom.deploy.exchange.graph import Aliases, place
+from spikeloom.documentation import page
 from spikeloom.errors import UsageError
 
 Made = TypeVar("Made")
@@ -43,7 +44,10 @@ class Unsupported(UsageError):
         self.layer, self.op, self.shape, self.reason = layer, op, shape, reason
 
     def __str__(self) -> str:
-        return f"{self.layer}: the event engine has no step for {self.op}: {self.reason}; run the model itself"
+        return (
+            f"{self.layer}: the event engine has no step for {self.op}: {self.reason}; run the model itself, "
+            f"see {page('deploying', 'the-event-engine')}"
+        )
 
 
 @dataclass(frozen=True)

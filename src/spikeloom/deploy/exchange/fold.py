@@ -1,4 +1,4 @@
-"""Folding norms into the convolutions before them (Spikingformer, document 004, appendix B).
+"""Folding norms into the convolutions before them (Zhou et al. 2023, Spikingformer, appendix B).
 
         y = gamma (w x + b - mu) / sqrt(var + eps) + beta = W x + B,
         W = w a,  B = a b + c,  a = gamma / sqrt(var + eps),  c = beta - gamma mu / sqrt(var + eps)

@@ -24,7 +24,10 @@ def scan_reference(
     scale: Constant | None = None,
     strict: bool = False,
 ) -> tuple[Tensor, Tensor]:
-    """`scan` in plain PyTorch: the definition, differentiated by autograd."""
+    """`scan` in plain PyTorch: the definition, differentiated by autograd.
+
+    Shapes: as `scan`.
+    """
     spikes, v = run_steps(
         x, v, decay, gain, v_threshold, v_reset, lambda _, u: surrogate(u, strict), detach_reset, scale
     )
