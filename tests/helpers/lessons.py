@@ -30,7 +30,7 @@ def run_lesson(lesson: Path, display: Callable[[Any], None], skip_answers: bool 
 
     Args:
         lesson: its file.
-        display: gets the value of a cell's last expression, unless that is None.
+        display: gets the value of the last expression of each cell, unless that is None; of answers nothing.
         skip_answers: run the notebook's own cells alone.
     """
     known: dict[str, Any] = {"__name__": "__main__"}
@@ -42,5 +42,6 @@ def run_lesson(lesson: Path, display: Callable[[Any], None], skip_answers: bool 
         last = tree.body[-1] if tree.body else None
         value = tree.body.pop().value if isinstance(last, ast.Expr) else None
         exec(compile(tree, name, "exec"), known)
-        if value is not None and (shown := eval(compile(ast.Expression(value), name, "eval"), known)) is not None:
+        shown = None if value is None else eval(compile(ast.Expression(value), name, "eval"), known)
+        if kind == "cell" and shown is not None:
             display(shown)
