@@ -34,6 +34,8 @@ def test_a_figure_without_words_is_found() -> None:
             check_figure(figure)
 
 
+# plotly takes tensors by way of NumPy, which wishes that PyTorch's `__array__` had another argument.
+@pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
 @pytest.mark.parametrize(
     "lesson",
     [
