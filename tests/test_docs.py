@@ -25,7 +25,9 @@ from spikeloom.train.settings import DataSettings, TrainSettings
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
-LINKED = [*PAGES, *sorted((ROOT / "docs" / "notes").glob("*.md")), ROOT / "CHANGELOG.md", ROOT / "CONTRIBUTING.md"]
+LESSONS = sorted((ROOT / "docs" / "lessons").glob("*.md"))
+NOTES = sorted((ROOT / "docs" / "notes").glob("*.md"))
+LINKED = [*PAGES, *LESSONS, *NOTES, ROOT / "CHANGELOG.md", ROOT / "CONTRIBUTING.md"]
 
 
 def _blocks(language: str) -> list:
@@ -67,7 +69,7 @@ def test_lines_beside_those_of_other_libraries_run():
 
 
 def _commands(names: str) -> list[str]:
-    lines = [line for page in PAGES for line in page.read_text().splitlines()]
+    lines = [line for page in (*PAGES, *LESSONS) for line in page.read_text().splitlines()]
     found = [re.sub(r"^\$ (torchrun .* -m )?", "", line).split("#  ")[0].split("  # ")[0] for line in lines]
     found += re.findall(r"`(spikeloom [^`]*)`", "".join(page.read_text().replace("\n", " ") for page in PAGES))
     found += [load_recipe(name).command for name in list_recipes()]

@@ -1,4 +1,4 @@
-"""`spikeloom.train.fit`: the loop of recipes on a model and data sets made in Python."""
+"""`spikeloom.train.fit` and `train_recipe`: the loop of `spikeloom train` from Python."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from spikeloom.errors import UsageError
 from spikeloom.files import load_tensors
 from spikeloom.layers import Linear
 from spikeloom.neurons import LIF, LeakyIntegrator
-from spikeloom.train import fit
+from spikeloom.train import fit, train_recipe
 from spikeloom.train.build import build_model
 from spikeloom.train.loop import train
 from spikeloom.train.run import Run
@@ -240,3 +240,41 @@ def test_a_folder_of_another_run(tmp_path: Path) -> None:
     train(run_of(tmp_path / "recipe", SMALL), Told())
     with pytest.raises(UsageError, match=r"holds a run with other settings"):
         fit(model(), *parts, out=tmp_path / "recipe", progress=Told(), **SETTINGS)
+
+
+# --- a recipe from Python ---------------------------------------------------------------------------------------------
+
+
+def test_a_recipe_trains_as_on_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ("budget=smoke", "data.subset=64", "model.T=1")
+    summary = train_recipe("quickstart/digits", *words, out=tmp_path / "python")
+    assert "epoch 1: train loss" in capsys.readouterr().out
+    assert spikeloom("train", "quickstart/digits", *words, "--out", str(tmp_path / "line")).code == 0
+    runs = [Run.open(tmp_path / name) for name in ("python", "line")]
+    assert equal(weights(runs[0]), weights(runs[1]))
+    assert (runs[0].recipe, runs[0].row, runs[0].budget) == ("quickstart/digits", "main", "smoke")
+    assert train_recipe("quickstart/digits", *words, out=tmp_path / "python") == summary  # finished: nothing is trained
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (("report/table2",), "report/table2 has several rows: name one, as in 'report/table2#s0t2a'"),
+        (("quickstart/digit",), "unknown recipe 'quickstart/digit'"),
+        (("quickstart/digits#row",), "has no row 'row'"),
+        (("quickstart/digits", "budget=tiny"), "unknown budget 'tiny'"),
+        (("quickstart/digits", "train.lrs=1"), "unknown key 'train.lrs'"),
+        (("quickstart/digits", "epochs"), "expected key=value, got 'epochs'"),
+    ],
+)
+def test_a_wrong_recipe_leaves_nothing(words: tuple[str, ...], message: str, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=message):
+        train_recipe(*words, out=tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_another_recipe_needs_another_folder(tmp_path: Path) -> None:
+    words = ("budget=smoke", "data.subset=64", "model.T=1")
+    train_recipe("quickstart/digits", *words, out=tmp_path, progress=Told())
+    with pytest.raises(UsageError, match="holds a run with other settings: choose another folder with out="):
+        train_recipe("quickstart/digits", *words, "seed=2", out=tmp_path, progress=Told())

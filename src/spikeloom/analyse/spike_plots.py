@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from spikeloom.analyse.audit.attention_products import attentions
 from spikeloom.analyse.audit.cost import evaluating
 from spikeloom.analyse.audit.layer import Layer
+from spikeloom.analyse.training_curves import COLORS
 from spikeloom.errors import UsageError
 from spikeloom.neurons.base import Neuron
 from spikeloom.record import Recorder
@@ -144,4 +145,69 @@ def draw_responses(current: Tensor, found: Mapping[str, Tensor]) -> Any:
         )
     figure.update_yaxes(tickvals=list(range(len(found))), ticktext=list(found), row=2, col=1)
     figure.update_layout(title="Responses to a test current", xaxis2_title="step", showlegend=False)
+    return figure
+
+
+@dataclass(frozen=True)
+class NeuronTrace:
+    """What one neuron did on a current.
+
+    Attributes:
+        current: [T].
+        potentials: [T], those that decide whether it fires: after the charge, before the reset.
+        spikes: [T].
+        v_threshold: at which it fires; None of a neuron without one fixed threshold.
+    """
+
+    current: Tensor
+    potentials: Tensor
+    spikes: Tensor
+    v_threshold: float | None
+
+
+@torch.no_grad()
+def neuron_trace(neuron: Neuron, current: Tensor) -> NeuronTrace:
+    """Current, potential and spikes of a single neuron.
+
+    Args:
+        neuron: tells its potentials (`Neuron.has_potentials`).
+        current: [T], in the unit of the threshold.
+
+    Raises:
+        UsageError: a current of other axes.
+    """
+    if current.dim() != 1:
+        raise UsageError(f"a single neuron takes a current [T], got shape {tuple(current.shape)}: give one neuron's")
+    x = current[:, None, None]
+    potentials, spikes = neuron.potentials(x)[:, 0, 0], neuron(x)[:, 0, 0]
+    threshold = getattr(neuron, "v_threshold", None)
+    return NeuronTrace(current, potentials, spikes, threshold if isinstance(threshold, float) else None)
+
+
+def draw_traces(traces: Mapping[str, NeuronTrace], title: str = "Current, potential and spikes") -> Any:
+    """The currents above, the potentials below with a mark at each spike; one colour a neuron, thresholds dashed."""
+    from plotly.subplots import make_subplots
+
+    figure = make_subplots(2, 1, shared_xaxes=True, row_heights=[0.3, 0.7], vertical_spacing=0.06)
+    for index, (name, found) in enumerate(traces.items()):
+        line: dict[str, Any] = {"color": COLORS[index % len(COLORS)]}
+        shared: dict[str, Any] = {"legendgroup": name, "name": name, "line": line, "mode": "lines"}
+        if not any(torch.equal(found.current, one.current) for one in list(traces.values())[:index]):
+            figure.add_scatter(y=found.current.tolist(), **{**shared, "line_shape": "hv"}, showlegend=False)
+        figure.add_scatter(y=found.potentials.tolist(), **shared, row=2, col=1)
+        times = found.spikes.nonzero()[:, 0]
+        figure.add_scatter(
+            x=times.tolist(),
+            y=found.potentials[times].tolist(),
+            mode="markers",
+            marker={"symbol": "triangle-up", "size": 10, **line},
+            legendgroup=name,
+            name=f"{name}: spike",
+            showlegend=False,
+            row=2,
+            col=1,
+        )
+    for threshold in {found.v_threshold for found in traces.values()} - {None}:
+        figure.add_hline(threshold, line={"dash": "dash", "width": 1, "color": "#888888"}, row=2, col=1)
+    figure.update_layout(title=title, xaxis2_title="step", yaxis_title="current", yaxis2_title="potential")
     return figure

@@ -144,12 +144,9 @@ def read_target(
 
 def read_budget(values: Json) -> Budget | None:
     """Takes the budget out of some settings."""
-    from spikeloom.train.recipe import BUDGETS
+    from spikeloom.train.recipe import take_budget
 
-    budget = values.pop("budget", None)
-    if budget not in (None, *BUDGETS):
-        raise UsageError(f"unknown budget {budget!r}; {nearest(str(budget), BUDGETS)}")
-    return budget
+    return take_budget(values)
 
 
 def open_run(folder: PathLike) -> Run:

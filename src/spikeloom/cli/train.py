@@ -84,19 +84,10 @@ def _continued(folder: Path, name: str | None, values: Json, other: Path | None)
 def _new_run(name: str, values: Json, folder: Path | None) -> Run:
     import datetime
 
-    from spikeloom.train.recipe import load_recipe
+    from spikeloom.train.recipe import load_row
     from spikeloom.train.run import Run
 
-    recipe_name, _, row = name.partition("#")
-    recipe = load_recipe(recipe_name)
-    if not row:
-        if len(recipe.rows) > 1:
-            first = _quoted(f"{recipe_name}#{next(iter(recipe.rows))}")
-            raise UsageError(
-                f"{recipe_name} has several rows: name one, as in {first} ({', '.join(recipe.rows)}), "
-                f"or use: spikeloom reproduce {_quoted(recipe_name)}"
-            )
-        row = next(iter(recipe.rows))
+    recipe, row = load_row(name, f"or use: spikeloom reproduce {_quoted(name)}")
     budget = read_budget(values) or recipe.budget
     settings = recipe.resolve(row, budget, values)
     if folder is None:

@@ -1,4 +1,4 @@
-"""Training a model and data sets that were made in Python, by the loop that trains recipes."""
+"""The loop of `spikeloom train` from Python: a recipe, or a model and data sets that were made there."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from spikeloom.data.subset import hold_out
 from spikeloom.errors import UsageError
 from spikeloom.files import PathLike, load_tensors, load_weights
 from spikeloom.train.loop import train
-from spikeloom.train.recipe import check_settings
+from spikeloom.train.recipe import check_settings, load_row, parse_overrides, take_budget
 from spikeloom.train.run import GIVEN, Run
 from spikeloom.train.settings import Settings
 from spikeloom.train.setup import Made
@@ -46,6 +46,33 @@ class Lines:
         print(message, flush=True)
 
     warn = note
+
+
+def train_recipe(name: str, *words: str, out: PathLike, progress: Any = None) -> Json:
+    """Trains a row of a recipe as `spikeloom train` does, and leaves a run folder.
+
+        train_recipe("quickstart/digits", "train.epochs=4", "model.T=2", out="runs/digits")
+
+    Called again with the same arguments, a run that was stopped goes on from its last checkpoint, and of a finished one
+    the summary is given back.
+
+    Args:
+        name: of the recipe, `recipe#row` of one with several rows, or the path of a TOML file.
+        words: settings as on the command line, `key=value` each; `budget=smoke` is one.
+        out: the run's folder, which `spikeloom.load` and every command take.
+        progress: as `fit`.
+
+    Returns:
+        The summary, as in summary.json.
+
+    Raises:
+        UsageError: no such recipe, row or setting, data that are not there, or a folder that holds another run.
+    """
+    recipe, row = load_row(name, "and train it alone")
+    values = parse_overrides(list(words))
+    budget = take_budget(values) or recipe.budget
+    run = _run(Path(out), recipe.name, row, budget, recipe.resolve(row, budget, values))
+    return run.summary() or train(run, progress or Lines())
 
 
 def fit(
@@ -95,7 +122,7 @@ def fit(
     values: Json = {"seed": seed, "data": {"name": GIVEN, "validation": validation}, "model": named, "train": settings}
     checked = check_settings(values, "fit", given=True)
     made = _made(model, train_set, test_set, sequences, classes, epoch_samples, validation)
-    run = _run(Path(out), checked)
+    run = _run(Path(out), GIVEN, "main", "full", checked)
     summary = run.summary()
     if summary is None:
         summary = train(run, progress or Lines(), made=made, callbacks=tuple(callbacks))
@@ -123,11 +150,11 @@ def _made(
     return Made(part, held, test, model)
 
 
-def _run(folder: Path, settings: Settings) -> Run:
+def _run(folder: Path, recipe: str, row: str, budget: str, settings: Settings) -> Run:
     """The run in a folder, or a new one."""
     if not (folder / "settings.json").is_file():
-        return Run.plan(folder, GIVEN, "main", "full", settings)
-    run = Run.open(folder, given=True)
-    if run.recipe != GIVEN or run.settings != settings:
+        return Run.plan(folder, recipe, row, budget, settings)
+    run = Run.open(folder, given=recipe == GIVEN)
+    if (run.recipe, run.row, run.settings) != (recipe, row, settings):
         raise UsageError(f"{folder} holds a run with other settings: choose another folder with out=")
     return run

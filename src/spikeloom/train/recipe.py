@@ -345,6 +345,38 @@ def load_recipe(name: str | os.PathLike[str]) -> Recipe:
     return _validate(Recipe, {"name": name, **values}, f"recipe {name}")
 
 
+def load_row(name: str, otherwise: str) -> tuple[Recipe, str]:
+    """A recipe and one of its rows, by `recipe#row`; of a recipe with one row its name is enough.
+
+    Args:
+        name: of both.
+        otherwise: the end of the message for a recipe with several rows.
+
+    Raises:
+        UsageError: as `load_recipe`, or no row is named where there are several.
+    """
+    name, _, row = name.partition("#")
+    recipe = load_recipe(name)
+    if not row and len(recipe.rows) > 1:
+        first = shlex.quote(f"{name}#{next(iter(recipe.rows))}")
+        raise UsageError(
+            f"{name} has several rows: name one, as in {first} ({', '.join(recipe.rows)}), {otherwise}"
+        )
+    return recipe, row or next(iter(recipe.rows))
+
+
+def take_budget(values: Json) -> Budget | None:
+    """Takes the budget out of some settings.
+
+    Raises:
+        UsageError: an unknown one.
+    """
+    budget = values.pop("budget", None)
+    if budget not in (None, *BUDGETS):
+        raise UsageError(f"unknown budget {budget!r}; {nearest(str(budget), BUDGETS)}")
+    return budget
+
+
 def parse_overrides(words: list[str]) -> Json:
     """`key.path=value` words as nested values; a value is TOML, or else a string.
 

@@ -19,7 +19,7 @@ from spikeloom.analyse.papers.landscape import directions
 from spikeloom.analyse.papers.similarity import listed_blocks
 from spikeloom.errors import UsageError
 from spikeloom.layers import MembraneBlock, NormSpike
-from spikeloom.neurons import IF, LIF, ParaLIF
+from spikeloom.neurons import IF, LIF, PSU, ParaLIF
 from spikeloom.train.losses import sdt
 
 
@@ -368,3 +368,24 @@ def test_targets() -> None:
 def test_wrong_targets(name: str, values: dict[str, Any], message: str) -> None:
     with pytest.raises(UsageError, match=message):
         open_target(name, values)
+
+
+def test_a_trace_is_what_the_neuron_does() -> None:
+    current = torch.tensor([0.5, 0.5, 0.5, 0.0, 2.0])
+    found = analyse.neuron_trace(IF(), current)
+    assert found.potentials.tolist() == [0.5, 1.0, 0.5, 0.5, 2.5]
+    assert found.spikes.tolist() == [0, 1, 0, 0, 1]
+    figure = analyse.draw_traces({"IF": found, "PSU": analyse.neuron_trace(PSU(), current)})
+    drawn = [(trace.name, list(trace.x or []), list(trace.y)) for trace in figure.data]
+    assert drawn[:3] == [
+        ("IF", [], current.tolist()),
+        ("IF", [], found.potentials.tolist()),
+        ("IF: spike", [1, 4], [1.0, 2.5]),
+    ]
+    assert [name for name, _, _ in drawn[3:]] == ["PSU", "PSU: spike"]  # its current is drawn already
+    assert [line.y0 for line in figure.layout.shapes] == [1.0]
+
+
+def test_a_trace_is_of_one_neuron() -> None:
+    with pytest.raises(UsageError, match=r"takes a current \[T\], got shape \(5, 1\)"):
+        analyse.neuron_trace(IF(), torch.zeros(5, 1))
