@@ -127,16 +127,14 @@ def shape_of(data: Any) -> tuple[int, ...]:
 
 
 def count(line: Line) -> tuple[tuple[int, ...], Cost]:
-    """The input of a network and what it costs; without memory for its weights where its neurons allow that."""
+    """The input of a network and what it costs; without memory for its weights."""
     shape, steps = (3, 224, 224), None
     if line.rows:
         recipe, row, _ = line.best()
         settings = recipe.resolve(row, "full")
         shape = shape_of(settings.data)
         steps = shape[-1] if line.data.startswith("sequential") else settings.data.options.get("T")
-    parallel = line.rows and settings.neuron is not None and settings.neuron.name.endswith("PSN")
-    own = line.model in ("sequential_cifar_net", "psn_cifar_net")  # PSN, unless a row says otherwise
-    with torch.device("cpu" if parallel or own else "meta"):  # PSN turns autocast off, which the meta device has not
+    with torch.device("meta"):
         model = make_model(settings, shape[0], INPUTS[line.data][1]) if line.rows else MODELS[line.model]()
         if line.model == "masked_autoencoder":  # which tokens it computes depends on what is hidden
             return shape, Cost(sum(p.numel() for p in model.parameters()), 0, 0)

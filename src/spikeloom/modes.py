@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 
 import torch
+from torch import Tensor
 from torch.autograd import forward_ad
 
 _functorch: Callable[[], bool] = torch._C._are_functorch_transforms_active  # pyright: ignore
@@ -16,3 +18,8 @@ tracing: Callable[[], bool] = torch._C._is_tracing  # pyright: ignore
 def transformed() -> bool:
     """Whether a transform of `torch.func`, or forward-mode differentiation, is at work: both need plain PyTorch."""
     return _functorch() or forward_ad._current_level >= 0  # pyright: ignore[reportPrivateUsage]
+
+
+def without_autocast(x: Tensor) -> AbstractContextManager[object]:
+    """What is computed of x inside keeps its precision. Shapes alone, on the meta device, have none, and no autocast."""
+    return nullcontext() if x.is_meta else torch.autocast(x.device.type, enabled=False)

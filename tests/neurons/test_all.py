@@ -53,6 +53,12 @@ def test_outputs_and_gradients_are_numbers(variant: str) -> None:
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
+def test_the_meta_device_gives_shapes(variant: str) -> None:
+    y = make(variant).to("meta")(torch.empty(T, N, C, device="meta"))
+    assert y.shape == (T, N, C)
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
 def test_second_call_gives_the_same_answer(variant: str) -> None:
     neuron, x = make(variant), inputs(T, N, C)
     before = copy.deepcopy(neuron.state_dict())

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from spikeloom.checks import count, number
-from spikeloom.modes import transformed
+from spikeloom.modes import transformed, without_autocast
 from spikeloom.neurons.base import Neuron, check_state, describe
 from spikeloom.ops.psn import band_mask, over_time, psn, sliding_matrix, sliding_psn
 from spikeloom.ops.scan import fire
@@ -101,7 +101,7 @@ class MaskedPSN(Neuron):
     def run(self, x: Tensor, state: tuple[Tensor, int] | None, keep: bool) -> tuple[Tensor, tuple[Tensor, int] | None]:
         if not keep:
             check_length(self, self.T, x)
-            if torch.compiler.is_compiling() or transformed() or float(self.lam) < 1:
+            if torch.compiler.is_compiling() or transformed() or self.lam.is_meta or float(self.lam) < 1:
                 return fire(over_time(x, self._masked(), self.bias), self.surrogate).to(x.dtype), None
             return psn(x, self.weight, self.bias, self.surrogate, self.order), None
         if float(self.lam) < 1:
@@ -133,7 +133,7 @@ class MaskedPSN(Neuron):
 
 def over_time_of(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     """`ops.psn.over_time` for a weight with fewer rows than x has steps: [S, N, ...] -> [rows, N, ...]."""
-    with torch.autocast(x.device.type, enabled=False):
+    with without_autocast(x):
         h = weight @ x.flatten(1).to(weight.dtype) + bias.unsqueeze(1)
     return h.view(weight.shape[0], *x.shape[1:])
 

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from spikeloom.modes import without_autocast
 from spikeloom.ops import _dispatch
 from spikeloom.ops._custom_op import native_op
 from spikeloom.ops._layout import NATIVE_DTYPES, as_rows, from_rows, like, ordered, pointer, steps_of, sums_like
@@ -69,7 +70,7 @@ def over_time(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     """The matrix product over time, `weight @ x + bias`: [T, N, ...] -> float32 (float64) [T, N, ...]."""
     rows, order = as_rows(x)
     rows = rows.to(weight.dtype)
-    with torch.autocast(x.device.type, enabled=False):
+    with without_autocast(x):
         h = weight @ rows if bias is None else torch.addmm(bias.unsqueeze(1), weight, rows)
     return from_rows(h, x.shape, order)
 
