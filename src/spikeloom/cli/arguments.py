@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from spikeloom.errors import UsageError, cannot_write
-from spikeloom.registry import list_recipes, nearest, recipe_text
+from spikeloom.registry import list_recipes, recipe_text
 
 if TYPE_CHECKING:
     from spikeloom.analyse import Target

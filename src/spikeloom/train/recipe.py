@@ -359,9 +359,7 @@ def load_row(name: str, otherwise: str) -> tuple[Recipe, str]:
     recipe = load_recipe(name)
     if not row and len(recipe.rows) > 1:
         first = shlex.quote(f"{name}#{next(iter(recipe.rows))}")
-        raise UsageError(
-            f"{name} has several rows: name one, as in {first} ({', '.join(recipe.rows)}), {otherwise}"
-        )
+        raise UsageError(f"{name} has several rows: name one, as in {first} ({', '.join(recipe.rows)}), {otherwise}")
     return recipe, row or next(iter(recipe.rows))
 
 
