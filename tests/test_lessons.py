@@ -74,6 +74,8 @@ def test_a_lesson_is_made_as_the_others(lesson: Path) -> None:
     for _, code in parts(lesson):
         names = [node.attr for node in ast.walk(ast.parse(code)) if isinstance(node, ast.Attribute)]
         modules = [node.module or "" for node in ast.walk(ast.parse(code)) if isinstance(node, ast.ImportFrom)]
-        private = [name for name in (*names, *".".join(modules).split(".")) if name.startswith("_")]
+        private = [
+            name for name in (*names, *".".join(modules).split(".")) if name.startswith("_") and not name.endswith("__")
+        ]
         assert not private, f"{lesson.name} uses {private}"
         assert max(map(len, code.splitlines())) <= 120, "a line that a page cannot show"

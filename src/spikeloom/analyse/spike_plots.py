@@ -189,12 +189,13 @@ def draw_traces(traces: Mapping[str, NeuronTrace], title: str = "Current, potent
     from plotly.subplots import make_subplots
 
     figure = make_subplots(2, 1, shared_xaxes=True, row_heights=[0.3, 0.7], vertical_spacing=0.06)
+    below: dict[str, Any] = {"row": 2, "col": 1}
     for index, (name, found) in enumerate(traces.items()):
         line: dict[str, Any] = {"color": COLORS[index % len(COLORS)]}
         shared: dict[str, Any] = {"legendgroup": name, "name": name, "line": line, "mode": "lines"}
         if not any(torch.equal(found.current, one.current) for one in list(traces.values())[:index]):
             figure.add_scatter(y=found.current.tolist(), **{**shared, "line_shape": "hv"}, showlegend=False)
-        figure.add_scatter(y=found.potentials.tolist(), **shared, row=2, col=1)
+        figure.add_scatter(y=found.potentials.tolist(), **shared, **below)
         times = found.spikes.nonzero()[:, 0]
         figure.add_scatter(
             x=times.tolist(),
@@ -204,10 +205,9 @@ def draw_traces(traces: Mapping[str, NeuronTrace], title: str = "Current, potent
             legendgroup=name,
             name=f"{name}: spike",
             showlegend=False,
-            row=2,
-            col=1,
+            **below,
         )
     for threshold in {found.v_threshold for found in traces.values()} - {None}:
-        figure.add_hline(threshold, line={"dash": "dash", "width": 1, "color": "#888888"}, row=2, col=1)
+        figure.add_hline(threshold, line={"dash": "dash", "width": 1, "color": "#888888"}, **below)
     figure.update_layout(title=title, xaxis2_title="step", yaxis_title="current", yaxis2_title="potential")
     return figure

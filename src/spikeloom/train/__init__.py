@@ -5,14 +5,14 @@ from __future__ import annotations
 import warnings
 from typing import TYPE_CHECKING, Any
 
-# Said in notebooks without ipywidgets when accelerate is imported; nothing here draws such a bar.
-warnings.filterwarnings("ignore", "IProgress not found")
-
 from spikeloom.data import RandomTemporalDelete
 from spikeloom.train import losses, methods
 
 if TYPE_CHECKING:
     from spikeloom.train.fitting import fit, train_recipe
+
+# Said in notebooks without ipywidgets when accelerate is imported; nothing here draws such a bar.
+warnings.filterwarnings("ignore", "IProgress not found")
 
 __all__ = ["RandomTemporalDelete", "fit", "losses", "methods", "train_recipe"]
 
