@@ -21,5 +21,5 @@ def transformed() -> bool:
 
 
 def without_autocast(x: Tensor) -> AbstractContextManager[object]:
-    """What is computed of x inside keeps its precision. Shapes alone, on the meta device, have none, and no autocast."""
+    """Computes inside in the precision of x. The meta device, of shapes alone, has no autocast."""
     return nullcontext() if x.is_meta else torch.autocast(x.device.type, enabled=False)
