@@ -43,8 +43,9 @@ from spikeloom.predict import find_files, predict
 from spikeloom.reproduce import recorded_figures, reproduce
 from spikeloom.scores import scoreboard
 from spikeloom.show import show
+from spikeloom.sweep import place_of, planned
 from spikeloom.sweep import plan as plan_sweep
-from spikeloom.train import fit
+from spikeloom.train import fit, train_recipe
 from spikeloom.train.build import build_model
 from spikeloom.train.evaluate import load_classifier
 from spikeloom.train.imported import import_weights
@@ -60,7 +61,7 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 ELSEWHERE = ("spikeloom.data", "spikeloom.cli", "spikeloom.__main__", "spikeloom._native")
 # Records of what was found; the folder of a `Run`; settings, which `start_from` below has; and benchmarks that take
 # seconds or minutes, whose files go through `recordings` and `write_results`.
-RECORDS = {"Trial", "RunData", "OnnxFile", "Prediction", "Shown", "Weights", "locked", "DataSettings"}
+RECORDS = {"Search", "Trial", "RunData", "OnnxFile", "Prediction", "Shown", "Weights", "locked", "DataSettings"}
 BENCHMARKS = {"bench_audit", "bench_events", "bench_methods", "bench_neurons", "frame_rows"}
 OF_FILES = {"path", "file", "folder", "folders", "out", "root", "run", "runs", "results"}
 
@@ -257,6 +258,7 @@ def swept(at: Any) -> Any:
 
 
 # What a function says when it is given files by `at`, which names those of `home` or, where nothing is there, new ones.
+TINY = ("data.subset=32", "data.test_subset=20", "model.T=1", "train.epochs=1", "train.batch_size=16")
 CALLS: dict[str, Callable[[Any], Any]] = {
     "Engine.save": lambda at: deploy.load(at("engine.safetensors")).save(at("new")) or Path(at("new")).read_bytes(),
     "Run": lambda at: Run(at("run"), "a", "b", "full", Run.open(at("run")).settings).weights.name,
@@ -293,6 +295,9 @@ CALLS: dict[str, Callable[[Any], Any]] = {
     "read_state_dict": lambda at: sorted(files.read_state_dict(at("net.pth"))),
     "open_target": lambda at: open_target(at("run"), {"images": 2}).title,
     "plan": lambda at: [trial.folder.name for trial in swept(at)],
+    "place_of": lambda at: place_of(load_recipe("quickstart/digits"), "main", at("new")).parts[-2:],
+    "planned": lambda at: planned({"seed": "1"}, at("new"), Run.open(at("run")).settings).folder.name,
+    "train_recipe": lambda at: train_recipe("quickstart/digits", *TINY, out=at("new"), progress=Quiet())["epochs"],
     "predict": lambda at: [(found.label, found.probability) for found in predict(at("run"), [at("pictures")])],
     "read_figure": lambda at: read_figure(at("figure.json")).data[0].y,
     "read_json": lambda at: files.read_json(at("run/summary.json")),

@@ -118,13 +118,13 @@ def place_of(recipe: Recipe, row: str, runs: PathLike) -> Path:
     return Path(runs, *recipe.short_name.split("/"), *([] if row == "main" else [row]))
 
 
-def planned(varied: dict[str, str], place: Path, settings: Settings) -> Trial:
+def planned(varied: dict[str, str], place: PathLike, settings: Settings) -> Trial:
     """A trial with its folder, and its summary where it has been run.
 
     Raises:
         UsageError: the folder holds another run.
     """
-    trial = Trial(varied, place / _folder_name(varied))
+    trial = Trial(varied, Path(place, _folder_name(varied)))
     if (trial.folder / "settings.json").is_file():
         run = Run.open(trial.folder)
         if run.settings != settings:

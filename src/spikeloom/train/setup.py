@@ -141,8 +141,7 @@ def set_up(
     environments = getattr(train_set, "environments", 1)
     order = _order(run, train_set, environments)
     model = made.model or build_model(settings, train_set.in_channels, len(train_set.classes))
-    if t.sync_norm:
-        model = sync_norms(model)
+    model = sync_norms(model) if t.sync_norm else model
     rest = start_from(model, t.start_from) if t.start_from is not None else None
     named = [{"name": a.name, **a.options} for a in t.augment]
     augment = augmentation(named, getattr(train_set, "mean", ()), getattr(train_set, "std", ()))
@@ -156,19 +155,13 @@ def set_up(
     if t.channels_last and not t.shard:  # `fully_shard` wants parameters in C order
         model = model.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
     ema = None if t.ema is None else _averaged(model, t.ema)
-    state, moments = load_checkpoint(run, model, ema) if run.checkpoint.is_file() else (TrainState(batch=batch), None)
+    steps_per_epoch = len(order(0)) // batch
+    state, moments = _continued(run, model, ema, batch, accelerator, progress)
     model = shard(model, accelerator) if t.shard else accelerator.prepare_model(model)
     optimizer = build_optimizer(t, accelerator.unwrap_model(model))
+    schedule = build_schedule(t, optimizer, steps_per_epoch)
     if moments is not None:
         load_optimizer(optimizer, moments)
-    steps_per_epoch = len(order(0)) // batch
-    schedule = build_schedule(t, optimizer, steps_per_epoch)
-    if state.batch not in (0, batch):
-        kept = f"train.batch_size x train.accumulate x processes, or train.total_batch={state.batch}, keeps them"
-        progress.warn(f"batches were of {state.batch} images, and are of {batch} from here on: {kept}")
-    state = state.in_batches_of(batch)
-    if accelerator.is_main_process:
-        _keep_records(run, state, progress)
     optimizer = accelerator.prepare_optimizer(optimizer)
     if ema is not None:
         ema.to(accelerator.device)
@@ -206,6 +199,20 @@ def set_up(
         parameters=sum(p.numel() for p in bare.parameters()),
     )
     return setup, state
+
+
+def _continued(
+    run: Run, model: nn.Module, ema: Any, batch: int, accelerator: Accelerator, progress: Progress
+) -> tuple[TrainState, Json | None]:
+    """Takes up the weights of a run's checkpoint, if it has one: where it is, and the state of its optimiser."""
+    state, moments = load_checkpoint(run, model, ema) if run.checkpoint.is_file() else (TrainState(), None)
+    if state.batch not in (0, batch):
+        kept = f"train.batch_size x train.accumulate x processes, or train.total_batch={state.batch}, keeps them"
+        progress.warn(f"batches were of {state.batch} images, and are of {batch} from here on: {kept}")
+    state = state.in_batches_of(batch)
+    if accelerator.is_main_process:
+        _keep_records(run, state, progress)
+    return state, moments
 
 
 def _order(run: Run, train_set: Any, environments: int) -> Callable[[int], Tensor]:
