@@ -478,9 +478,9 @@ MISTAKES: dict[str, tuple[str, list[str]]] = {
     "resume into another folder": ("train --out=x --resume={0}/run_unfinished", ["--resume RUN", "no --out"]),
     "resume with another model": ("train model.T=3 --resume={0}/run_unfinished", ["model.T cannot change", "train.lr"]),
     "resume with another order": ("train seed=3 --resume={0}/run_unfinished", ["seed cannot change"]),
-    "resume with other batches": (
-        "train train.batch_size=8 --resume={0}/run_unfinished",
-        ["train.batch_size cannot change"],
+    "resume with another optimiser": (
+        "train train.optimizer=adam --resume={0}/run_unfinished",
+        ["train.optimizer cannot change"],
     ),
     "resume with other data": ("train data.subset=32 --resume={0}/run_unfinished", ["data.subset cannot change"]),
     "resume with no such key": ("train train.loss.smooth=1 --resume={0}/run_unfinished", ["unknown key 'smooth'"]),
