@@ -159,6 +159,7 @@ def test_ranges_are_by_their_logarithm_where_they_are_wide() -> None:
     }
 
 
+@pytest.mark.slow
 def test_a_search_and_its_continuation() -> None:
     pytest.importorskip("optuna", reason="needs Optuna")
     words = (*OURS, "train.lr=1e-3..1e-1", "train.epochs=1")
