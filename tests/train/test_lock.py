@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from helpers.two_processes import ONE_THREAD, TORCHRUN
 
 from spikeloom.cli.progress import Quiet
 from spikeloom.errors import UsageError
@@ -186,23 +187,13 @@ def test_all_processes_of_a_distributed_run_end(tmp_path: Path) -> None:
     run = planned(tmp_path / "run")
     script = tmp_path / "resume.py"
     script.write_text(RESUME)
-    program = [
-        sys.executable,
-        "-m",
-        "torch.distributed.run",
-        "--standalone",
-        "--nproc_per_node",
-        "2",
-        script,
-        run.folder,
-    ]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    program = [*TORCHRUN, script, run.folder]
     with run.writing():
-        done = subprocess.run(program, env=environment, capture_output=True, text=True, check=False, timeout=300)
+        done = subprocess.run(program, env=ONE_THREAD, capture_output=True, text=True, check=False, timeout=300)
     first, second = sorted(done.stdout.splitlines())
     assert first.startswith(f"0: {run.folder} is in use by process {os.getpid()} on {socket.gethostname()}: wait until")
     assert second == f"1: the main process cannot write {run.folder}"
-    done = subprocess.run(program, env=environment, capture_output=True, text=True, check=False, timeout=300)
+    done = subprocess.run(program, env=ONE_THREAD, capture_output=True, text=True, check=False, timeout=300)
     assert done.returncode == 0, done.stderr
     assert run.summary() is not None
     assert not (run.folder / ".lock").exists()

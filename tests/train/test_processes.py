@@ -15,6 +15,7 @@ import pytest
 import torch
 from helpers.small_runs import SMALL, Told, equal, run_of, weights
 from helpers.timeless import timeless
+from helpers.two_processes import ONE_THREAD, TORCHRUN
 
 from spikeloom.files import load_tensors
 from spikeloom.train.build import build_model
@@ -74,18 +75,8 @@ finally:
 def torchrun(folder: Path, *words: str, **environment: str) -> subprocess.CompletedProcess[str]:
     (folder / "worker.py").write_text(WORKER)
     return subprocess.run(
-        [
-            sys.executable,
-            "-m",
-            "torch.distributed.run",
-            "--standalone",
-            "--nproc_per_node",
-            "2",
-            str(folder / "worker.py"),
-            str(folder),
-            *words,
-        ],
-        env={**os.environ, "OMP_NUM_THREADS": "1", **environment},
+        [*TORCHRUN, str(folder / "worker.py"), str(folder), *words],
+        env={**ONE_THREAD, **environment},
         capture_output=True,
         text=True,
         check=False,
@@ -217,19 +208,8 @@ def test_two_processes_go_on_as_one_and_back(tmp_path: Path) -> None:
 def test_a_killed_process_ends_the_others_with_a_line(tmp_path: Path) -> None:
     run = tmp_path / "run"
     words = [*TWO, "train.epochs=100000", f"--out={run}"]
-    program = [
-        sys.executable,
-        "-m",
-        "torch.distributed.run",
-        "--standalone",
-        "--nproc_per_node",
-        "2",
-        "-m",
-        "spikeloom",
-    ]
-    started = subprocess.Popen(
-        [*program, *words], env={**os.environ, "OMP_NUM_THREADS": "1"}, stderr=subprocess.PIPE, text=True
-    )
+    program = [*TORCHRUN, "-m", "spikeloom", *words]
+    started = subprocess.Popen(program, env=ONE_THREAD, stderr=subprocess.PIPE, text=True)
     end = time.monotonic() + 200
     while not (run / "checkpoint.safetensors").exists() and time.monotonic() < end:
         time.sleep(0.2)

@@ -132,10 +132,15 @@ class Shown:
             self._bar = None
 
 
+def is_main_process() -> bool:
+    """Whether this one speaks, of those that a launcher started."""
+    return int(os.environ.get("RANK", "0")) == 0
+
+
 @contextlib.contextmanager
 def show_progress() -> Generator[Any]:
     """Progress on standard error, of the main process alone."""
-    if int(os.environ.get("RANK", "0")) > 0:
+    if not is_main_process():
         yield Quiet()
         return
     shown = Shown()

@@ -47,7 +47,7 @@ def sweep(
         raise UsageError("name a recipe, for example: spikeloom sweep quickstart/digits train.lr=0.1,0.2 seed=1..3")
     from spikeloom.search import Search, import_optuna, parse_space
     from spikeloom.sweep import parse_grid, plan, run_trials, table
-    from spikeloom.train.recipe import load_recipe
+    from spikeloom.train.recipe import load_row
 
     target, settings = words[0], words[1:]
     if search is None:
@@ -59,11 +59,7 @@ def sweep(
         fixed, axes = parse_space(settings, import_optuna())
         checked = fixed
     values = read_settings(context, checked, RECIPE_KEYS)
-    recipe_name, _, row = target.partition("#")
-    recipe = load_recipe(recipe_name)
-    row = row or next(iter(recipe.rows))
-    if "#" not in target and len(recipe.rows) > 1:
-        raise UsageError(f"{target} has several rows: name one, as in {recipe_name}#{row} ({', '.join(recipe.rows)})")
+    recipe, row = load_row(target)
     own = [word for word in fixed if not word.startswith("budget=")]
     budget, cores = read_budget(values) or recipe.budget, os.cpu_count() or 1
     if search is None:

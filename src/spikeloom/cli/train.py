@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from spikeloom.cli.arguments import AsJson, Json, Words, open_run, read_budget, read_recipe
-from spikeloom.cli.progress import show_progress, stop_on_signal
+from spikeloom.cli.progress import is_main_process, show_progress, stop_on_signal
 from spikeloom.errors import UsageError
 
 if TYPE_CHECKING:
@@ -50,7 +50,7 @@ def train(
         try:
             summary = train_run(run, progress, stop)
         except Interrupted:
-            if int(os.environ.get("RANK", "0")) == 0:
+            if is_main_process():
                 print(f"stopped; continue with: spikeloom train --resume {_quoted(run.folder)}", file=sys.stderr)
             raise typer.Exit(130) from None
         except RuntimeError as error:
@@ -100,13 +100,17 @@ def _lost_another(error: RuntimeError) -> bool:
     """Whether an error is that of a connection to another process of the run."""
     from torch.distributed import DistError
 
-    several = int(os.environ.get("WORLD_SIZE", "1")) > 1
-    return several and (isinstance(error, DistError) or "gloo" in str(error))
+    return _processes() > 1 and (isinstance(error, DistError) or "gloo" in str(error))
+
+
+def _processes() -> int:
+    """How many a launcher started."""
+    return int(os.environ.get("WORLD_SIZE", "1"))
 
 
 def _agree(folder: str) -> str:
     """The main process's folder: the clocks of several need not agree."""
-    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+    if _processes() == 1:
         return folder
     from accelerate.utils import broadcast_object_list
 

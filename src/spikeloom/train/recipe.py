@@ -345,12 +345,12 @@ def load_recipe(name: str | os.PathLike[str]) -> Recipe:
     return _validate(Recipe, {"name": name, **values}, f"recipe {name}")
 
 
-def load_row(name: str, otherwise: str) -> tuple[Recipe, str]:
+def load_row(name: str, otherwise: str = "") -> tuple[Recipe, str]:
     """A recipe and one of its rows, by `recipe#row`; of a recipe with one row its name is enough.
 
     Args:
         name: of both.
-        otherwise: the end of the message for a recipe with several rows.
+        otherwise: what else to do with a recipe of several rows, for the message.
 
     Raises:
         UsageError: as `load_recipe`, or no row is named where there are several.
@@ -359,7 +359,8 @@ def load_row(name: str, otherwise: str) -> tuple[Recipe, str]:
     recipe = load_recipe(name)
     if not row and len(recipe.rows) > 1:
         first = shlex.quote(f"{name}#{next(iter(recipe.rows))}")
-        raise UsageError(f"{name} has several rows: name one, as in {first} ({', '.join(recipe.rows)}), {otherwise}")
+        hint = f"name one, as in {first} ({', '.join(recipe.rows)})" + (otherwise and f", {otherwise}")
+        raise UsageError(f"{name} has several rows: {hint}")
     return recipe, row or next(iter(recipe.rows))
 
 

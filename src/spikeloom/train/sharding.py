@@ -13,9 +13,10 @@ from typing import Any
 import torch.distributed as dist
 from accelerate import Accelerator
 from torch import Tensor, nn
-from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import FSDPModule, fully_shard
-from torch.distributed.tensor import DTensor, distribute_tensor
+
+from spikeloom.layers.sync_batch_norm import processes
+
+# PyTorch's modules for this take half a second to import, which a run of one process does not need to spend.
 
 
 def shard(model: nn.Module, accelerator: Accelerator) -> nn.Module:
@@ -25,6 +26,9 @@ def shard(model: nn.Module, accelerator: Accelerator) -> nn.Module:
     """
     if accelerator.num_processes == 1:
         return accelerator.prepare_model(model)
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.fsdp import fully_shard
+
     # Logits are views; nothing writes into them.
     warnings.filterwarnings("ignore", "FSDP2-wrapped module .* returned a view")
     model = model.to(accelerator.device)
@@ -39,8 +43,7 @@ def _blocks(module: nn.Module) -> Iterator[nn.Module]:
     """The outermost modules with parameters and children that stand in lists."""
     for child in module.children():
         if isinstance(child, (nn.Sequential, nn.ModuleList)):
-            composed = [part for part in child if [*part.children()] and [*part.parameters()]]
-            yield from composed
+            yield from (part for part in child if [*part.children()] and [*part.parameters()])
         else:
             yield from _blocks(child)
 
@@ -50,6 +53,10 @@ def whole(tensors: Mapping[str, Any]) -> dict[str, Any]:
 
     What is not shared out comes back as it is, in every process.
     """
+    if processes(None) == 1:
+        return dict(tensors)
+    from torch.distributed.tensor import DTensor
+
     found: dict[str, Any] = {}
     for name, tensor in tensors.items():
         if not isinstance(tensor, DTensor):
@@ -63,6 +70,10 @@ def whole(tensors: Mapping[str, Any]) -> dict[str, Any]:
 
 def part_of(tensor: Tensor, parameter: Tensor) -> Tensor:
     """This process's part of a whole tensor: that which it has of a parameter of the same shape."""
+    if processes(None) == 1:
+        return tensor
+    from torch.distributed.tensor import DTensor, distribute_tensor
+
     if not isinstance(parameter, DTensor) or tensor.shape != parameter.shape:
         return tensor
     return distribute_tensor(tensor.to(parameter.device), parameter.device_mesh, parameter.placements)
@@ -71,6 +82,11 @@ def part_of(tensor: Tensor, parameter: Tensor) -> Tensor:
 @contextlib.contextmanager
 def held_whole(model: nn.Module) -> Generator[None]:
     """Keeps all parameters whole in every process, so that each runs the model as often as it likes."""
+    if processes(None) == 1:
+        yield
+        return
+    from torch.distributed.fsdp import FSDPModule
+
     parts = [module for module in model.modules() if isinstance(module, FSDPModule)]
     for part in parts:
         part.set_reshard_after_forward(False, recurse=False)
