@@ -1,6 +1,8 @@
 """The site: `sphinx-build -W -b html docs docs/_build/html`. Pages are Markdown, lessons are notebooks in Markdown."""
 
+import hashlib
 import os
+import shutil
 import sys
 from pathlib import Path
 
@@ -35,11 +37,26 @@ exclude_patterns = ["_build", "_ext", "pictures/*.py"]
 
 # Markdown and notebooks
 
+
+def kept_results() -> Path:
+    """Where the results of notebooks are kept: a folder for each state of the library, of which only this one stays."""
+    source = Path(spikeloom.__file__).parent
+    digest = hashlib.sha256()
+    for path in sorted(source.rglob("*.py")):
+        digest.update(path.relative_to(source).as_posix().encode() + b"\0" + path.read_bytes())
+    kept = BUILD / "jupyter_cache" / digest.hexdigest()[:16]
+    kept.mkdir(parents=True, exist_ok=True)
+    for other in kept.parent.iterdir():
+        if other != kept:
+            shutil.rmtree(other) if other.is_dir() else other.unlink()
+    return kept
+
+
 myst_heading_anchors = 4  # the anchors that a repository's page has
 myst_enable_extensions = ["dollarmath", "attrs_inline"]
 myst_dmath_allow_digits = False
 nb_execution_mode = "cache"
-nb_execution_cache_path = str(BUILD / "jupyter_cache")
+nb_execution_cache_path = str(kept_results())
 nb_execution_raise_on_error = True
 nb_execution_timeout = 120
 nb_merge_streams = True

@@ -50,7 +50,9 @@ class Page(html.parser.HTMLParser):
 
 @pytest.fixture(scope="session")
 def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The built site, once for all processes; what notebooks computed is kept in docs/_build."""
+    """The built site, once for all processes: the one in the folder SPIKELOOM_SITE, or one that is built here."""
+    if "SPIKELOOM_SITE" in os.environ:
+        return ROOT / os.environ["SPIKELOOM_SITE"]
     base = tmp_path_factory.getbasetemp()
     root = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
     out = root / "site"

@@ -39,7 +39,7 @@ def published_columns(recipe: str, published: Json, run: Run, summary: Json, pro
         - `acc5`: top-5 accuracy.
         - `acc_N`: accuracy on pictures of N x N, cut from a shorter side that is as much longer as in training. Left
           out where training had pictures of less than half that side.
-        - `energy_uJ`, `energy_mJ`, `ops_G`: of an image, by the document's rule.
+        - `energy_uJ`, `energy_mJ`, `ops_G`: of an image, by the paper's rule.
         - `attention_ops_M`, `attention_energy_uJ`: of the product of Q and K in a layer, as `attention_maps`.
         - `rate`: spikes per neuron and step.
         - `shortcut_rates`: the same at the end of each shortcut of a SynA-ResNet, in their order.

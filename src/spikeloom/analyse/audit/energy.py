@@ -66,10 +66,10 @@ RULES: Registry[Callable[..., Energy]] = Registry("energy rule")
 
 
 def paper_rule(recipe: str, model: str) -> str:
-    """The rule by which the document of a recipe counts a model; `measured` where it states none."""
+    """The rule by which the paper of a recipe counts a model; `measured` where it states none."""
     document = recipe.split("/")[0]
     if document == "spikingformer" and model.startswith("spikformer_"):
-        return "appendixG_1"  # the document's recount of its rival
+        return "appendixG_1"  # the paper's recount of its rival
     own = {"report": "report000", "spikformer_v2": "spikformer"}.get(document, document)
     return own if own in RULES else "measured"
 

@@ -75,7 +75,7 @@ def gradients_by_depth(
     """What gradients do inside identity regions of untrained networks, in the settings of figures 6, 7 and 8.
 
     Args:
-        layout: "cifar" for 6n + 2 layers, "imagenet" for the 152 layers of the document.
+        layout: "cifar" for 6n + 2 layers, "imagenet" for the 152 layers of the paper.
         n: blocks of a stage of the former.
         images: of the batch.
         size: to which they are enlarged.
