@@ -57,13 +57,15 @@ def test_python_examples_run(code, tmp_path, monkeypatch):
 
 
 def test_lines_beside_those_of_other_libraries_run():
-    """The last column of each table of three, in the namespace of the page's first example."""
+    """The last column of each table of three and of Norse's, in the namespace of the page's first example."""
     page = (ROOT / "docs" / "from-spikingjelly-and-snntorch.md").read_text()
     known: dict = {}
     exec(re.findall(r"```python\n(.*?)```", page, re.DOTALL)[0], known)
     rows = [row for row in re.findall(r"^\|.*`.*\|$", page, re.MULTILINE) if row.count("|") == 4]
     cells = [row.split("|")[3].strip() for row in rows]
-    assert len(cells) >= 30
+    norse = page.split("## From Norse")[1].split("\n## ")[0]
+    cells += [row.split("|")[2].strip() for row in re.findall(r"^\|.*`.*\|$", norse, re.MULTILINE)]
+    assert len(cells) >= 40
     for cell in cells:
         exec(compile(cell.strip("`"), cell, "exec"), known)
 

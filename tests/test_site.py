@@ -7,6 +7,7 @@ import importlib
 import inspect
 import json
 import os
+import pkgutil
 import re
 import subprocess
 import sys
@@ -17,7 +18,8 @@ from typing import Any
 import pytest
 from filelock import FileLock
 
-from spikeloom import documentation
+import spikeloom
+from spikeloom import cli, documentation
 
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
@@ -246,6 +248,34 @@ def test_pages_that_messages_name_exist(pages: dict[Path, Page], site: Path) -> 
     for name, section in named:
         page = pages[site / f"{name}.html"]
         assert not section or section in page.anchors, (name, section)
+
+
+def test_pages_of_modules_exist(pages: dict[Path, Page], site: Path) -> None:
+    modules = [name for _, name, _ in pkgutil.walk_packages(spikeloom.__path__, "spikeloom.")]
+    for prefix, (name, section) in documentation.PAGES.items():
+        assert any(module.startswith(prefix) for module in modules), prefix
+        assert section in pages[site / f"{name}.html"].anchors, (name, section)
+
+
+@pytest.mark.parametrize(
+    ("command", "found"),
+    [
+        (["train", "nosuch"], "training.md#recipes"),
+        (["audit", "weights:nosuch"], "weights.md#what-weights-may-be"),
+        (["predict", "weights:digits", __file__], "own-data.md#what-is-there-and-what-is-missing"),
+        (["evaluate", "weights:mnist", "data.root=/nosuch"], "own-data.md#what-is-there-and-what-is-missing"),
+        (["audit", "nosuch"], None),  # neither a run nor a model: no page says more
+    ],
+)
+def test_a_mistake_names_the_page_of_what_was_done(
+    command: list[str], found: str | None, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["spikeloom", *command])
+    with pytest.raises(SystemExit, match="2"):
+        cli.main()
+    [said] = [line for line in capsys.readouterr().err.splitlines() if "error:" in line]
+    assert said.count("(see docs/") == (found is not None)
+    assert (found or "") in said
 
 
 def test_the_address_is_one_setting(monkeypatch: pytest.MonkeyPatch) -> None:

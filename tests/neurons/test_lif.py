@@ -15,7 +15,7 @@ from spikeloom.layers import COMBINE
 from spikeloom.neurons import IF, LIF, PLIF, Neuron
 from spikeloom.ops import backend, scan
 from spikeloom.stream import Stream
-from spikeloom.surrogates import SURROGATES, ATan, FlatATan, Rectangular, Surrogate, Triangle
+from spikeloom.surrogates import SURROGATES, ATan, FastSigmoid, FlatATan, Rectangular, Surrogate, Triangle
 
 SEQUENTIAL = {"IF": IF, "LIF": LIF, "PLIF": PLIF}
 
@@ -463,3 +463,21 @@ def test_a_surrogate_of_ones_own(native: Any, tracks: Any, name: str) -> None:
         assert torch.equal(got[0], expected[0])
         for a, b in zip(got[1:], expected[1:], strict=True):
             assert tracks(a, b) < 1e-5
+
+
+def test_norse_box_is_a_strict_lif() -> None:
+    """`LIFBox`, as its documentation writes it: dv = dt / tau_mem (i - v), z = H(v - 1), v = (1 - z) v, SuperSpike."""
+    theirs = torch.randn(12, 3, 5, dtype=torch.float64).mul_(8).requires_grad_()
+    ours = theirs.detach().clone().requires_grad_()
+    surrogate, v, spikes = FastSigmoid(scale=100.0), torch.zeros(3, 5, dtype=torch.float64), list[Tensor]()
+    for i in theirs:
+        v = v + 0.001 * 100.0 * (i - v)
+        spikes.append(surrogate(v - 1))
+        v = (1 - spikes[-1]) * v
+    neuron = LIF(tau=10.0, strict=True, surrogate=surrogate, detach_reset=False)
+    found, weight = neuron(ours), torch.randn(12, 3, 5, dtype=torch.float64)
+    assert 0.05 < found.mean() < 0.5
+    torch.testing.assert_close(found, torch.stack(spikes))
+    for out in (found, torch.stack(spikes)):
+        (out * weight).sum().backward()
+    torch.testing.assert_close(ours.grad, theirs.grad)

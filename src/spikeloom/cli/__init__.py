@@ -29,7 +29,7 @@ from spikeloom.cli import (
     train,
 )
 from spikeloom.cli import list as list_
-from spikeloom.documentation import page
+from spikeloom.documentation import ADDRESS, page, page_of
 from spikeloom.errors import UsageError
 from spikeloom.memory import keep_memory
 
@@ -87,7 +87,7 @@ def main() -> None:
     try:
         code = app(_imports_first(sys.argv[1:]) or ["--help"], prog_name="spikeloom", standalone_mode=False)
     except UsageError as error:
-        code = _fail(str(error))
+        code = _fail(f"{error}{_reading(error)}")
     except (KeyboardInterrupt, typer.Abort):
         code = 130
     except Exception as error:
@@ -130,6 +130,12 @@ def _advice(error: Any) -> str:
 
     found = nearest_key(option.lstrip("-").replace("-", "_"), arguments.RECIPE_KEYS)
     return f"; settings are written KEY=VALUE: {found}{place}" if found.startswith("did you mean") else place
+
+
+def _reading(error: UsageError) -> str:
+    """The page on what failed, unless the message names one itself."""
+    found = page_of(error.__traceback__)
+    return f" (see {found})" if found and f"{ADDRESS}/" not in str(error) else ""
 
 
 def _fail(message: str) -> int:

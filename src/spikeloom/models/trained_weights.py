@@ -54,7 +54,8 @@ def weights_folder(name: str) -> Path:
         recipes = {each: read_json(FOLDER / each / "settings.json")["recipe"] for each in fitting}
         fitting = [each for each in fitting if recipes[each] == f"quickstart/{name}"] or fitting
     if not fitting:
-        raise UsageError(f"there are no weights {name!r}; {nearest(name, [*known, *(n.split('/')[1] for n in known)])}")
+        tasks = sorted({each.split("/")[1] for each in known})
+        raise UsageError(f"there are no weights {name!r}; {nearest(name, [*tasks, *known])}")
     if len(fitting) > 1:
         raise UsageError(f"several networks have weights for {name!r}: name one of {', '.join(fitting)}")
     return FOLDER / fitting[0]
