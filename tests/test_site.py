@@ -288,11 +288,9 @@ def test_the_address_is_one_setting(monkeypatch: pytest.MonkeyPatch) -> None:
 # --- in Chromium ------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("width", "scheme"), [(1280, "light"), (390, "dark")])
-def test_pages_open_without_an_error(
-    site: Path, pages: dict[Path, Page], browser: Any, width: int, scheme: str
-) -> None:
-    context = browser.new_context(viewport={"width": width, "height": 900}, color_scheme=scheme)
+def test_pages_open_without_an_error(site: Path, pages: dict[Path, Page], browser: Any) -> None:
+    """On a desk in the light and on a phone in the dark."""
+    context = browser.new_context()
     page = context.new_page()
     said: list[str] = []
     page.on("console", lambda message: said.append(message.text) if message.type == "error" else None)
@@ -301,9 +299,12 @@ def test_pages_open_without_an_error(
     names = [path for path in pages if "_modules" not in path.parts]
     assert len(names) >= 40
     for path in names:
-        page.goto(path.as_uri())
-        wide = page.evaluate("document.documentElement.scrollWidth - document.documentElement.clientWidth")
-        assert wide <= 0, f"{path.name} is {wide} pixels wider than {width}"
+        page.goto(path.as_uri(), wait_until="domcontentloaded")
+        for width, scheme in ((1280, "light"), (390, "dark")):
+            page.emulate_media(color_scheme=scheme)
+            page.set_viewport_size({"width": width, "height": 900})
+            wide = page.evaluate("document.documentElement.scrollWidth - document.documentElement.clientWidth")
+            assert wide <= 0, f"{path.name} is {wide} pixels wider than {width}"
     assert said == []
     context.close()
 

@@ -77,7 +77,8 @@ def on_a_grid(model: nn.Module, x: Tensor) -> nn.Module:
 
 # What repeats a block stands here for the whole network, and one of three GhostNets, which share their blocks, for all:
 # `torch.export` takes its time for each layer. The whole ones are slow tests.
-SHORTENED = {"report_vanilla_resnet34": 2, "report_sew_resnet34": 2, "report_ms_resnet34": 2, "ghostnet_dfc": 1}
+SHORTENED = {"report_vanilla_resnet34": 2, "report_sew_resnet34": 2, "report_ms_resnet34": 2}
+SHORTENED |= {"ghostnet_dfc": 1, "ds_resnet20": 1}
 WHOLE = (*SHORTENED, "ghostnet_snn", "ghostnet_channel_mlp")
 CASES = [
     *(pytest.param(name, False, id=name) for name in NETWORKS if name in SHORTENED or name not in WHOLE),

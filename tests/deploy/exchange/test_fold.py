@@ -179,7 +179,13 @@ def test_a_wrong_fold_names_the_layer(monkeypatch: pytest.MonkeyPatch) -> None:
 NOT_ALL = {"cifar10_net", "report_sew_resnet34_ghost", "ds_resnet20_gesture", "masked_autoencoder"}
 
 
-DEEP = ("ms_resnet482", "ms_resnet110", "ms_resnet104", "ds_resnet68", "ds_resnet44", *list_models("*_resnet1[05]*"))
+# Networks whose blocks a smaller network of their family has too: slow tests.
+DEEP = (
+    *("ms_resnet34", "ms_resnet44", "ms_resnet56", "ms_resnet104", "ms_resnet110", "ms_resnet482"),
+    *("ds_resnet32", "ds_resnet44", "ds_resnet68", "sew_resnet34", "spiking_vgg16", "spiking_vgg19"),
+    *("sew_7b", "plain_7b", "sew_wide_7b", "sew_resnet_cifar", "ghostnet_channel_mlp", "report_sew_resnet34_ghost"),
+    *list_models("*_resnet1[05]*"),
+)
 
 # Networks that take no smaller images; all others get 16x16, of which float64 convolutions compute a quarter.
 OF_32 = (
