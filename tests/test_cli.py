@@ -456,6 +456,7 @@ MISTAKES: dict[str, tuple[str, list[str]]] = {
         ["total_batch (40)", "multiple", "batch_size (16)"],
     ),
     "a total batch and micro-batches": ("train train.accumulate=2 train.total_batch=64", ["cannot both be given"]),
+    "option without its name": ("train neuron.tau=4", ["neuron.name is missing; add neuron=NAME"]),
     "tau": ("train neuron.name=LIF neuron.tau=1.0", ["tau must be greater than 1, got 1.0"]),
     "surrogate": ("train neuron.name=LIF neuron.surrogate=ATna", ["'ATna'", "ATan"]),
     "option of the surrogate": (

@@ -9,7 +9,7 @@ from spikeloom.errors import DataFileError, UsageError
 from spikeloom.layers import COMBINE
 from spikeloom.models import MODELS
 from spikeloom.neurons import NEURONS
-from spikeloom.registry import Registry, nearest
+from spikeloom.registry import Registry, nearest, recipe_text
 from spikeloom.surrogates import SURROGATES
 
 
@@ -52,6 +52,8 @@ def test_unknown_name_tells_the_nearest() -> None:
         UsageError, match=r"^unknown thing 'report_vgg61'; did you mean report_vgg1\d or report_vgg1\d\?$"
     ):
         registry["report_vgg61"]
+    with pytest.raises(UsageError, match=r"^unknown thing 'MLP'; did you mean mlp\?$"):
+        registry["MLP"]
     with pytest.raises(UsageError, match=r"^unknown thing 'qqq'; known: mlp, report_vgg16, report_vgg19$"):
         registry["qqq"]
     with pytest.raises(UsageError, match="known: none"):
@@ -89,3 +91,8 @@ def test_usage_errors_are_value_errors() -> None:
 )
 def test_public_names_exist(registry: Registry[object], names: set[str]) -> None:
     assert names <= set(registry)
+
+
+def test_the_text_of_a_recipe_that_is_not_there() -> None:
+    with pytest.raises(UsageError, match=r"^unknown recipe 'quickstart/digts'; did you mean quickstart/digits"):
+        recipe_text("quickstart/digts")

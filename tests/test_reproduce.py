@@ -22,10 +22,11 @@ from spikeloom.cli.progress import Quiet
 from spikeloom.cli.tables import print_table
 from spikeloom.data import create_dataset
 from spikeloom.errors import UsageError
+from spikeloom.registry import list_recipes
 from spikeloom.reproduce import reproduce
 from spikeloom.train.evaluate import load
 from spikeloom.train.loop import Interrupted
-from spikeloom.train.recipe import list_recipes, load_recipe
+from spikeloom.train.recipe import load_recipe
 from spikeloom.train.run import Run
 
 ROWS = ("s0t2a", "s0t2b", "s0t2c")

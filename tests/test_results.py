@@ -11,7 +11,7 @@ import pytest
 from helpers.command_line import spikeloom
 
 from spikeloom.analyse import figure_data, read_figure
-from spikeloom.train.recipe import list_recipes
+from spikeloom.registry import list_recipes
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "results"

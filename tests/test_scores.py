@@ -11,8 +11,9 @@ import pytest
 from helpers.command_line import spikeloom
 
 from spikeloom.errors import DataFileError
+from spikeloom.registry import list_recipes
 from spikeloom.scores import ACCURACIES, SIZES, STATES, Score, as_markdown, as_page, scoreboard, summary
-from spikeloom.train.recipe import list_recipes, load_recipe, merge
+from spikeloom.train.recipe import load_recipe, merge
 
 
 def write(folder: Path, acc: float | None, budget: str = "hours", seed: int = 1, **changes: Any) -> None:

@@ -16,8 +16,9 @@ from typing import Any
 import pytest
 
 from spikeloom.cli.progress import Quiet
+from spikeloom.registry import list_recipes
 from spikeloom.reproduce import reproduce
-from spikeloom.train.recipe import list_recipes, load_recipe, merge
+from spikeloom.train.recipe import load_recipe, merge
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

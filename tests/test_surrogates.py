@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
-from dataclasses import FrozenInstanceError
+from dataclasses import FrozenInstanceError, dataclass
 from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
 
+from spikeloom.neurons import LIF, PSN
 from spikeloom.ops import backend, scan
 from spikeloom.surrogates import (
     SURROGATES,
@@ -213,3 +215,31 @@ def test_formula_is_the_derivative(native: Any, surrogate: Surrogate) -> None:
         assert x.grad is not None
         expected = surrogate.derivative(u.double())
         torch.testing.assert_close(x.grad[0].double(), expected, rtol=1e-5, atol=1e-6)
+
+
+@dataclass(frozen=True)
+class _Given(Surrogate):
+    """Gives as its derivative what it was told."""
+
+    value: Any
+
+    def derivative(self, x: Tensor) -> Tensor:
+        return self.value
+
+
+@pytest.mark.parametrize("value", [0.5, torch.tensor(0.5), torch.ones(3), None])
+@pytest.mark.parametrize("make", [lambda s: s, lambda s: LIF(surrogate=s), lambda s: PSN(4, surrogate=s)])
+def test_a_derivative_that_is_no_tensor_of_the_shape(make: Any, value: Any) -> None:
+    with pytest.raises(TypeError, match=r"^_Given.derivative must give a tensor of x's shape \(.*\), got "):
+        make(_Given(value))(torch.randn(4, 2, 5, requires_grad=True)).sum().backward()
+
+
+def test_methods_that_are_not_there() -> None:
+    @dataclass(frozen=True)
+    class Half(Surrogate):
+        pass
+
+    with pytest.raises(NotImplementedError, match=r"^Half has no method primitive\(x\)$"):
+        Half().primitive(torch.zeros(1))
+    with pytest.raises(NotImplementedError, match=r"^Half has no method derivative\(x\)$"):
+        Half()(torch.zeros(1, requires_grad=True)).sum().backward()

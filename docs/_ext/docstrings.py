@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import importlib.util
 import inspect
 import pkgutil
 import re
@@ -96,7 +97,11 @@ def comments(package: str) -> dict[str, str]:
     for name in [package, *names]:
         if name.endswith(("__main__", "_native")):
             continue
-        analyzer = ModuleAnalyzer.for_module(name)
+        # By its file: a module may need what is not installed.
+        found = importlib.util.find_spec(name)
+        assert found is not None
+        assert found.origin is not None
+        analyzer = ModuleAnalyzer.for_file(found.origin, name)
         for (owner, variable), text in analyzer.find_attr_docs().items():
             if not owner:
                 known.setdefault(variable, "\n".join(text).strip())

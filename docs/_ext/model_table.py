@@ -18,8 +18,9 @@ import torch
 from spikeloom.analyse import Cost, count_cost
 from spikeloom.models import MODELS, list_weights
 from spikeloom.models.trained_weights import weights_folder
+from spikeloom.registry import list_recipes
 from spikeloom.train.build import make_model
-from spikeloom.train.recipe import Recipe, list_recipes, load_recipe
+from spikeloom.train.recipe import Recipe, load_recipe
 
 DOCS = Path(__file__).parents[1]
 RESULTS = DOCS.parent / "results"

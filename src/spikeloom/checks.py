@@ -35,6 +35,17 @@ def count(name: str, value: Any) -> int:
     raise ValueError(f"{name} must be {'' if whole else 'an integer of '}at least 1, got {_shown(value)}")
 
 
+def flag(name: str, value: Any) -> bool:
+    """True or False.
+
+    Raises:
+        TypeError: it is neither, such as a number that was meant for another argument.
+    """
+    if isinstance(value, bool):
+        return value
+    raise TypeError(f"{name} is True or False, got {_shown(value)}")
+
+
 def _shown(value: Any) -> str:
     """A value as a message can hold it, in one line: a tensor or an object by its type."""
     return repr(value) if isinstance(value, Real | str) or value is None else f"a {type(value).__name__}"

@@ -17,9 +17,10 @@ Registered = TypeVar("Registered")
 def nearest(name: str, known: Iterable[str]) -> str:
     """The end of an error message about an unknown name: the known names most like it, or all of a few."""
     names = sorted(known)
-    close = difflib.get_close_matches(name, names, n=3, cutoff=0.5)
+    as_written = {each.lower(): each for each in names}
+    close = difflib.get_close_matches(name.lower(), as_written, n=3, cutoff=0.5)
     if close:
-        return f"did you mean {' or '.join(close)}?"
+        return f"did you mean {' or '.join(as_written[each] for each in close)}?"
     shown = ", ".join(names[:12]) + (", ..." if len(names) > 12 else "")
     return f"known: {shown or 'none'}"
 
@@ -81,5 +82,11 @@ def list_recipes() -> list[str]:
 
 
 def recipe_text(name: str) -> str:
-    """The TOML of a recipe of the package."""
+    """The TOML of a recipe of the package.
+
+    Raises:
+        UsageError: there is none of that name.
+    """
+    if name not in (known := list_recipes()):
+        raise UsageError(f"unknown recipe {name!r}; {nearest(name, known)}")
     return (resources.files("spikeloom") / "recipes" / f"{name}.toml").read_text()

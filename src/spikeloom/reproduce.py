@@ -22,12 +22,13 @@ from spikeloom.analyse.columns import published_columns
 from spikeloom.analyse.plots import FOLDER, write_figure
 from spikeloom.errors import UsageError
 from spikeloom.files import PathLike, make_folder, write_json
+from spikeloom.registry import list_recipes
 from spikeloom.train.build import build_datasets, build_model, seed_everything
 from spikeloom.train.environments import train_accuracies
 from spikeloom.train.loop import Progress, train
 from spikeloom.train.machine import environment
 from spikeloom.train.pretrain import Reconstructs
-from spikeloom.train.recipe import Budget, Recipe, Row, check_options, list_recipes, load_recipe
+from spikeloom.train.recipe import Budget, Recipe, Row, check_options, load_recipe
 from spikeloom.train.run import Run
 from spikeloom.train.settings import MeasureSettings, Settings
 

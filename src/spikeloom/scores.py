@@ -16,7 +16,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 from spikeloom.errors import DataFileError
-from spikeloom.train.recipe import BUDGETS, Recipe, Row, flatten, list_recipes, load_recipe
+from spikeloom.registry import list_recipes
+from spikeloom.train.recipe import BUDGETS, Recipe, Row, flatten, load_recipe
 
 Json = dict[str, Any]
 State = Literal["met", "close", "contradicts", "budget too small", "not run", "no data"]

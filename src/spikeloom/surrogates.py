@@ -46,7 +46,7 @@ class _Spike(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grads: Any) -> tuple[Tensor, None, None]:
         (x,) = ctx.saved_tensors
-        return grads[0] * ctx.surrogate.derivative(x), None, None
+        return grads[0] * ctx.surrogate.checked_derivative(x), None, None
 
 
 class _TransformedSpike(torch.autograd.Function):
@@ -69,7 +69,7 @@ class _TransformedSpike(torch.autograd.Function):
     @staticmethod
     def jvp(ctx: Any, *tangents: Any) -> Tensor:
         (x,) = ctx.saved_tensors
-        return tangents[0] * ctx.surrogate.derivative(x)
+        return tangents[0] * ctx.surrogate.checked_derivative(x)
 
 
 def _theta(x: Tensor, strict: bool) -> Tensor:
@@ -93,11 +93,25 @@ class Surrogate:
 
     def primitive(self, x: Tensor) -> Tensor:
         """The smooth function that stands in for the step, for any x."""
-        raise NotImplementedError
+        raise NotImplementedError(f"{type(self).__name__} has no method primitive(x)")
 
     def derivative(self, x: Tensor) -> Tensor:
         """The derivative of `primitive`, of the shape and dtype of x."""
-        raise NotImplementedError
+        raise NotImplementedError(f"{type(self).__name__} has no method derivative(x)")
+
+    def checked_derivative(self, x: Tensor) -> Tensor:
+        """`derivative`, as a backward pass reads it: what it gives is checked.
+
+        Raises:
+            TypeError: it gives no tensor of the shape of x.
+        """
+        found: Any = self.derivative(x)
+        if isinstance(found, Tensor) and found.shape == x.shape:
+            return found
+        given = f"shape {tuple(found.shape)}" if isinstance(found, Tensor) else f"a {type(found).__name__}"
+        raise TypeError(
+            f"{type(self).__name__}.derivative must give a tensor of x's shape {tuple(x.shape)}, got {given}"
+        )
 
     @property
     def formula(self) -> Formula | None:
@@ -136,7 +150,8 @@ def as_surrogate(value: Any) -> Surrogate:
 def _held(surrogate: Surrogate) -> Iterable[tuple[str, Any]]:
     """What a surrogate holds, by name."""
     own = surrogate.named_parameters() if isinstance(surrogate, nn.Module) else ()
-    return (*vars(surrogate).items(), *own)
+    of_class = [entry for kind in type(surrogate).__mro__ for entry in vars(kind).items()]
+    return (*vars(surrogate).items(), *of_class, *own)
 
 
 def _is_learned(value: Any) -> bool:

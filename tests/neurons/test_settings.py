@@ -65,6 +65,15 @@ class Learned(Surrogate):
         return s * (1 - s) / self.width
 
 
+class LearnedByClass(Learned):
+    """With the width where a beginner would write it."""
+
+    width: Tensor = nn.Parameter(torch.tensor(1.0))  # pyright: ignore
+
+    def __init__(self):
+        pass
+
+
 class LearnedModule(nn.Module, Surrogate):  # pyright: ignore[reportUnsafeMultipleInheritance]
     """The same as a module."""
 
@@ -82,6 +91,7 @@ def test_surrogates_with_values_to_train(name: str) -> None:
     refused(name, message, surrogate=Learned(nn.Parameter(torch.tensor(1.0))))
     refused(name, message, surrogate=Learned(torch.tensor(1.0, requires_grad=True)))
     refused(name, message, surrogate=LearnedModule())
+    refused(name, message, surrogate=LearnedByClass())
     # With a constant in the same place it is a surrogate like any other.
     x = inputs(T, N, C).requires_grad_()
     make(name, surrogate=Learned(torch.tensor(1.0)))(x).sum().backward()
@@ -125,6 +135,17 @@ def test_numbers(argument: str, name: str, kind: str) -> None:
     called = "a time constant" if argument in ("tau_mem", "tau_syn") else argument
     kind = r"(a finite number|a positive number|greater than 1)"
     refused(name, rf"^{called} must be {kind}, got {shown}", **{argument: value})
+
+
+@pytest.mark.parametrize(
+    ("argument", "name"),
+    [(a, n) for a in ("decay_input", "detach_reset", "strict", "hard_gates") for n in taking(a)],
+)
+def test_flags(argument: str, name: str) -> None:
+    """A number in the place of a flag was meant for another argument, such as a threshold."""
+    for value, shown in ((0.5, "0.5"), (1, "1"), (None, "None")):
+        with pytest.raises(TypeError, match=rf"^{argument} is True or False, got {shown}$"):
+            make(name, **{argument: value})
 
 
 @pytest.mark.parametrize("value", [0, -0.5])

@@ -21,6 +21,7 @@ from spikeloom.errors import UsageError
 from spikeloom.files import load_tensors
 from spikeloom.models import MODELS
 from spikeloom.neurons import NEURONS, make_factory
+from spikeloom.registry import list_recipes
 from spikeloom.reproduce import reproduce
 from spikeloom.surrogates import SURROGATES
 from spikeloom.train.build import build_datasets, build_model
@@ -32,7 +33,6 @@ from spikeloom.train.recipe import (
     Budget,
     Recipe,
     check_settings,
-    list_recipes,
     load_recipe,
     merge,
     parse_overrides,

@@ -174,8 +174,11 @@ def neuron_trace(neuron: Neuron, current: Tensor) -> NeuronTrace:
         current: [T], in the unit of the threshold.
 
     Raises:
-        UsageError: a current of other axes.
+        UsageError: no tensor, or one of other axes.
     """
+    given: Any = current
+    if not isinstance(given, Tensor):
+        raise UsageError(f"a single neuron takes a tensor of currents [T], got a {type(given).__name__}")
     if current.dim() != 1:
         raise UsageError(f"a single neuron takes a current [T], got shape {tuple(current.shape)}: give one neuron's")
     x = current[:, None, None]

@@ -10,7 +10,7 @@ import math
 import torch
 from torch import Tensor, nn
 
-from spikeloom.checks import count
+from spikeloom.checks import count, flag
 from spikeloom.neurons.base import Neuron, check_state, describe
 from spikeloom.ops.glif import gated_scan
 from spikeloom.surrogates import Rectangular, Surrogate, as_surrogate
@@ -56,7 +56,7 @@ class GLIF(Neuron):
         super().__init__()
         self.channels, self.T = count("channels", channels), count("T", T)
         self.surrogate = as_surrogate(surrogate)
-        self.hard_gates, self.strict = hard_gates, strict
+        self.hard_gates, self.strict = flag("hard_gates", hard_gates), flag("strict", strict)
         for name, start in _STARTS.items():
             setattr(self, name, nn.Parameter(torch.full((channels,), math.log(start / (1 - start)))))
         self.conduct = nn.Parameter(torch.zeros(T, channels))

@@ -8,7 +8,7 @@ import math
 import torch
 from torch import Tensor, nn
 
-from spikeloom.checks import number
+from spikeloom.checks import flag, number
 from spikeloom.neurons.base import Neuron, check_state, describe
 from spikeloom.ops import scan as scan_op
 from spikeloom.ops.scan import potentials
@@ -49,7 +49,7 @@ class LIFBase(Neuron):
                 )
         self.v_threshold: float | tuple[float, ...] = v_threshold
         self.v_reset, self.surrogate = v_reset, as_surrogate(surrogate)
-        self.detach_reset, self.strict = detach_reset, strict
+        self.detach_reset, self.strict = flag("detach_reset", detach_reset), flag("strict", strict)
 
     def charge(self) -> tuple[float | Tensor, float | Tensor]:
         """The constants (decay, gain) of `ops.scan`."""
@@ -137,7 +137,7 @@ class LIF(LIFBase):
     ):
         super().__init__(v_threshold, v_reset, surrogate, detach_reset, strict)
         self.decay = leak(tau, "for no leak use IF")
-        self.tau, self.decay_input = tau, decay_input
+        self.tau, self.decay_input = tau, flag("decay_input", decay_input)
 
     def charge(self) -> tuple[float, float]:
         return self.decay, 1 / self.tau if self.decay_input else 1.0
@@ -170,7 +170,7 @@ class PLIF(LIFBase):
     ):
         super().__init__(v_threshold, v_reset, surrogate, detach_reset, strict)
         leak(tau, "it is where the learnable time constant starts")
-        self.decay_input = decay_input
+        self.decay_input = flag("decay_input", decay_input)
         self.w = nn.Parameter(torch.tensor(-math.log(tau - 1)))
 
     def charge(self) -> tuple[Tensor, float | Tensor]:

@@ -9,7 +9,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from spikeloom.checks import number
+from spikeloom.checks import flag, number
 from spikeloom.errors import UsageError
 from spikeloom.neurons.base import Neuron, check_state, describe
 from spikeloom.ops.leaky_integrator import leaky_filter
@@ -178,7 +178,7 @@ class SynapticLIF(LeakyIntegrator):
     ):
         super().__init__(tau_mem, tau_syn, time_step, learn_tau)
         self.v_threshold = number("v_threshold", v_threshold, above=0)
-        self.surrogate, self.strict = as_surrogate(surrogate), strict
+        self.surrogate, self.strict = as_surrogate(surrogate), flag("strict", strict)
 
     def current(self, x: Tensor, state: Tensor | None, keep: bool) -> tuple[Tensor, Tensor | None]:
         """I [T, N, ...]: it does not know of spikes, so it is a filter of its own."""

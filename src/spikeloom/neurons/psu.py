@@ -21,7 +21,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from spikeloom.checks import count, number
+from spikeloom.checks import count, flag, number
 from spikeloom.neurons.base import Neuron, check_state, describe
 from spikeloom.neurons.lif import leak
 from spikeloom.neurons.psn import check_length
@@ -56,7 +56,7 @@ class PSU(Neuron):
         super().__init__()
         self.decay = leak(tau, "it is the decay of the leaky integration")
         self.v_threshold = number("v_threshold", v_threshold, above=0)
-        self.tau, self.surrogate, self.strict = tau, as_surrogate(surrogate), strict
+        self.tau, self.surrogate, self.strict = tau, as_surrogate(surrogate), flag("strict", strict)
 
     def currents(self, x: Tensor) -> tuple[Tensor, Tensor | None, bool, bool]:
         """X, Z, and whether to integrate X and to take Z as it is, of `ops.psu`."""

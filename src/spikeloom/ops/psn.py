@@ -95,7 +95,7 @@ def _native(x: Tensor, weight: Tensor, bias: Tensor, surrogate: Surrogate, order
     formula = surrogate.formula
     if formula is None and torch.is_grad_enabled():
         with torch.no_grad():
-            slope = surrogate.derivative(_psn_potentials(x, weight, bias, order, sliding))
+            slope = surrogate.checked_derivative(_psn_potentials(x, weight, bias, order, sliding))
     return _psn(x, weight, bias, slope, order, sliding, *(formula or SLOPE))
 
 

@@ -57,7 +57,7 @@ def psu(
     slope, formula = None, surrogate.formula
     if formula is None and torch.is_grad_enabled():
         with torch.no_grad():
-            slope = surrogate.derivative(_potentials(x, z, state, *settings) - threshold)
+            slope = surrogate.checked_derivative(_potentials(x, z, state, *settings) - threshold)
     out = _psu(x, z, state, slope, *settings, *(formula or SLOPE), return_state)
     return out.spikes, out.last if return_state else None
 

@@ -134,7 +134,7 @@ class _Recurrent(torch.autograd.Function):
             keep = m <= v_threshold
             grad_s = grad_spikes[t] if relu else grad_spikes[t] + grad_fed
             after = grad_membrane + grad_fed * (m > 0) if relu else grad_membrane
-            grad_m = grad_s * surrogate.derivative(m - v_threshold) + after * keep
+            grad_m = grad_s * surrogate.checked_derivative(m - v_threshold) + after * keep
             grad_synapse = torch.add(grad_synapse, grad_m, alpha=1 - beta, out=grad_x[t])
             grad_membrane = beta * grad_m
             grad_fed = grad_synapse @ weight

@@ -21,7 +21,7 @@ import pydantic
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 from spikeloom.errors import UsageError
-from spikeloom.registry import list_recipes, nearest, recipe_text
+from spikeloom.registry import nearest, recipe_text
 from spikeloom.train.settings import DataSettings, MeasureSettings, Named, Settings, Strict, TrainSettings, as_tuple
 
 Budget = Literal["smoke", "short", "hours", "full"]
@@ -238,6 +238,13 @@ def options_model(builder: Callable[..., Any], supplied: frozenset[str]) -> type
 
 _Model = typing.TypeVar("_Model", bound=BaseModel)
 
+# What an option without its name wants.
+_NAMED = {
+    "neuron.name": "add neuron=NAME, such as neuron=LIF (spikeloom list neurons)",
+    "model.name": "add model=NAME (spikeloom list models)",
+    "data.name": "add data=NAME (spikeloom list datasets)",
+}
+
 
 def _validate(model: type[_Model], values: Json, where: str, shared: Iterable[str] = ()) -> _Model:
     try:
@@ -253,7 +260,9 @@ def _validate(model: type[_Model], values: Json, where: str, shared: Iterable[st
             raise UsageError(f"{where}: unknown key {key!r}; {nearest(path[-1], known)}") from None
         if missing := _missing(errors):
             missing += _missing_settings(values) if model is Recipe else []
-            raise UsageError(f"{where}: {', '.join(missing)} {'is' if len(missing) == 1 else 'are'} missing") from None
+            hint = next((f"; {_NAMED[key]}" for key in missing if key in _NAMED), "")
+            verb = "is" if len(missing) == 1 else "are"
+            raise UsageError(f"{where}: {', '.join(missing)} {verb} missing{hint}") from None
         raise UsageError(f"{where}: {key}: {first['msg']}, got {first['input']!r}") from None
 
 
@@ -334,9 +343,6 @@ def load_recipe(name: str | os.PathLike[str]) -> Recipe:
         except (OSError, UnicodeDecodeError) as error:
             raise UsageError(f"cannot read the recipe file {name}: {error}") from None
     else:
-        known = list_recipes()
-        if name not in known:
-            raise UsageError(f"unknown recipe {name!r}; {nearest(name, known)}")
         text = recipe_text(name)
     try:
         values = tomllib.loads(text)

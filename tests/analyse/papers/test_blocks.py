@@ -389,3 +389,5 @@ def test_a_trace_is_what_the_neuron_does() -> None:
 def test_a_trace_is_of_one_neuron() -> None:
     with pytest.raises(UsageError, match=r"takes a current \[T\], got shape \(5, 1\)"):
         analyse.neuron_trace(IF(), torch.zeros(5, 1))
+    with pytest.raises(UsageError, match=r"takes a tensor of currents \[T\], got a list"):
+        analyse.neuron_trace(IF(), [1.0] * 5)  # pyright: ignore

@@ -74,7 +74,7 @@ def scan(
     if formula is None and torch.is_grad_enabled():
         with torch.no_grad():
             f = scan_native_potentials(x, v, constants, params)
-        slope = surrogate.derivative(f - per_level(thresholds, f))
+        slope = surrogate.checked_derivative(f - per_level(thresholds, f))
     spikes, last = scan_native(x, v, constants, slope, params, return_v)
     return spikes, last.squeeze(0) if one and last is not None else last
 

@@ -53,7 +53,7 @@ def _compiled_chunks(
         sums = [torch.zeros_like(v) for _ in range(3)]
         for t in reversed(range(len(hs))):
             f = fs[t]
-            slope = surrogate.derivative(f - threshold)
+            slope = surrogate.checked_derivative(f - threshold)
             keep = torch.ones_like(f) if v_reset is None else 1 - fired[t]
             if not detach_reset:
                 keep = keep + slope * (-threshold if v_reset is None else v_reset - f)
