@@ -476,7 +476,7 @@ def test_what_is_missing_is_named() -> None:
         short = {**values, "train": {k: v for k, v in values["train"].items() if k != key}}
         with pytest.raises(UsageError, match=rf"^here: train\.{key} is missing$"):
             check_settings(short, "here")
-    with pytest.raises(UsageError, match=r"^here: model\.name is missing$"):
+    with pytest.raises(UsageError, match=r"^here: model\.name is missing; add model=NAME \(spikeloom list models\)$"):
         check_settings({**values, "model": {"T": 1}}, "here")
 
 
