@@ -15,6 +15,11 @@ _functorch: Callable[[], bool] = torch._C._are_functorch_transforms_active  # py
 tracing: Callable[[], bool] = torch._C._is_tracing  # pyright: ignore
 
 
+def exporting() -> bool:
+    """Whether `torch.export` traces. `torch.compiler.is_exporting` says so of `torch.compile` too, in PyTorch 2.9."""
+    return torch.compiler._is_exporting_flag  # pyright: ignore[reportPrivateUsage]
+
+
 def transformed() -> bool:
     """Whether a transform of `torch.func`, or forward-mode differentiation, is at work: both need plain PyTorch."""
     return _functorch() or forward_ad._current_level >= 0  # pyright: ignore[reportPrivateUsage]

@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from spikeloom.encode import floating
+from spikeloom.modes import exporting
 from spikeloom.ops import _dispatch, depthwise
 from spikeloom.ops._bf16 import bf16_product
 from spikeloom.ops._custom_op import eager
@@ -169,7 +170,7 @@ class Conv2d(nn.Conv2d):
             or not overruns(weight, self.stride)
             or not (padded or self.padding in ((0, 0), "valid"))
             or not input.is_cpu
-            or torch.compiler.is_exporting()  # whose readers know the convolution
+            or exporting()  # whose readers know the convolution
         ):
             return super()._conv_forward(input, weight, bias)
         if padded:
