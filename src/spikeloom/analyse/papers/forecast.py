@@ -56,13 +56,21 @@ class Forecaster(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         return x[:, -1] + self.change * self.net(self.normalised(x)).mean(0)[:, 0]
 
-    def learn(self, series: Tensor, epochs: int, lr: float) -> None:
-        """Learns every next value of a series, all windows at once, by Adam with a cosine schedule."""
-        x, y = series[:-1].unfold(0, self.window, 1), series[self.window :]
-        changes = (y - x[:, -1]) / self.change
+    def learn(self, series: Tensor, epochs: int, lr: float, noise: float = 0.0) -> None:
+        """Learns every next value of a series, all windows at once, by Adam with a cosine schedule.
+
+        Args:
+            series: [steps].
+            epochs, lr: passes over all windows, and the first learning rate.
+            noise: deviation of what is added to each value that is seen, of the series' own. A network that continues a
+                series sees its own errors, and has to have learned how to go back from them.
+        """
+        clean, y = series[:-1].unfold(0, self.window, 1), series[self.window :]
         optimizer = torch.optim.Adam(self.parameters(), lr)
         schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, max(epochs, 1))
         for _ in range(epochs):
+            x = clean + noise * self.deviation * torch.randn_like(clean)
+            changes = (y - x[:, -1]) / self.change
             optimizer.zero_grad()
             bptt(self.net, self.normalised(x), changes, lambda out, y: F.mse_loss(out.mean(0)[:, 0], y))
             optimizer.step()
@@ -79,7 +87,13 @@ class Forecaster(nn.Module):
 
 @MEASUREMENTS.register
 def mackey_glass_forecast(
-    series: int = 30, epochs: int = 1000, window: int = 50, width: int = 128, T: int = 8, lr: float = 3e-3
+    series: int = 30,
+    epochs: int = 1000,
+    window: int = 50,
+    width: int = 128,
+    T: int = 8,
+    lr: float = 3e-3,
+    noise: float = 0.01,
 ) -> Measured:
     """Ten Lyapunov times of Mackey-Glass, forecast from ten: sMAPE, and NeuroBench's figures of one prediction.
 
@@ -88,6 +102,7 @@ def mackey_glass_forecast(
         epochs: passes over the 700 windows of a series.
         window, width, T: of the network.
         lr: the first learning rate.
+        noise: as `Forecaster.learn`.
     """
     first = [75 * n // 2 for n in range(series)]
     values = mackey_glass(first[-1] + 2 * PART + 1).float()
@@ -95,7 +110,7 @@ def mackey_glass_forecast(
     for start in first:
         known, coming = values[start:][: PART + 1], values[start + PART + 1 :][:PART]
         model = Forecaster(known[:PART], window, width, T)
-        model.learn(known[:PART], epochs, lr)
+        model.learn(known[:PART], epochs, lr, noise)
         errors.append(smape(model.continued(known, PART), coming))
     assert model is not None
     # One prediction is one image of an audit: the windows of the last series.
