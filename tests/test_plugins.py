@@ -57,7 +57,8 @@ def test_a_run_with_a_neuron_of_ones_own() -> None:
         assert result.code == 2
         assert result.err == (
             "spikeloom: error: run was made with modules of your own: give --import quick_neurons (or import them in "
-            "Python); nothing that a run names is imported by itself\n"
+            "Python); nothing that a run names is imported by itself (see "
+            "docs/own-data.md#models-neurons-and-data-sets-of-your-own-by-name)\n"
         )
         assert "QuickLIF" not in NEURONS
     result = spikeloom("--import=quick_neurons", "evaluate", "run", "--json")
@@ -120,4 +121,4 @@ def test_a_damaged_list_of_modules() -> None:
         Path("run/settings.json").write_text(json.dumps(saved | {"imports": wrong}))
         result = spikeloom("evaluate", "run")
         assert result.code == 2
-        assert result.err == "spikeloom: error: run/settings.json is not the settings of a run\n"
+        assert result.err.startswith("spikeloom: error: run/settings.json is not the settings of a run (see docs/")

@@ -299,7 +299,7 @@ def test_pages_open_without_an_error(site: Path, pages: dict[Path, Page], browse
     names = [path for path in pages if "_modules" not in path.parts]
     assert len(names) >= 40
     for path in names:
-        page.goto(path.as_uri(), wait_until="domcontentloaded")
+        page.goto(path.as_uri())
         for width, scheme in ((1280, "light"), (390, "dark")):
             page.emulate_media(color_scheme=scheme)
             page.set_viewport_size({"width": width, "height": 900})

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from typing import Annotated, Any
 
@@ -133,9 +134,9 @@ def _advice(error: Any) -> str:
 
 
 def _reading(error: UsageError) -> str:
-    """The page on what failed, unless the message names one itself."""
+    """The page on what failed, unless the message names one itself, or a command that can be pasted."""
     found = page_of(error.__traceback__)
-    return f" (see {found})" if found and f"{ADDRESS}/" not in str(error) else ""
+    return f" (see {found})" if found and not re.search(rf"{re.escape(ADDRESS)}/|spikeloom [a-z]", str(error)) else ""
 
 
 def _fail(message: str) -> int:
