@@ -26,6 +26,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from spikeloom.data import create_dataset
+from spikeloom.memory import keep_memory
 from spikeloom.models import copy_weights
 from spikeloom.train import losses
 from spikeloom.train.build import epoch_order
@@ -190,6 +191,7 @@ def main() -> None:
     if not names:
         parser.error(f"no pair of that name; there are {', '.join(PAIRS)}")
     torch.set_num_threads(given.threads)
+    keep_memory()  # for every contender, as `fit` does
     training = create_dataset("mnist", given.root, "train", subset=given.subset)
     test = create_dataset("mnist", given.root, "test")
     print(f"{len(training)} images, {given.epochs} epochs, seeds {given.seeds}, {given.threads} threads")
@@ -200,6 +202,7 @@ def main() -> None:
             torch.manual_seed(seed)
             theirs, ours = pair.theirs(), pair.ours()
             same_start(theirs, ours)
+            ours.to(memory_format=torch.channels_last)  # as `fit` does
             turns = [(ours, pair.our_loss), (theirs, pair.their_loss)]
             for results, (model, loss) in zip(found, turns, strict=True):
                 seconds = train(model, loss, pair.lr, training, given.epochs, seed)

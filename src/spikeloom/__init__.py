@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from spikeloom import analyse, data, deploy, encode, layers, models, neurons, ops, surrogates, train
     from spikeloom.errors import DataFileError, UsageError
+    from spikeloom.memory import keep_memory
     from spikeloom.models import create_model, list_models, list_weights
     from spikeloom.ops import backend
     from spikeloom.record import Recorder, summary
@@ -33,6 +34,7 @@ __all__ = [
     "data",
     "deploy",
     "encode",
+    "keep_memory",
     "layers",
     "list_models",
     "list_weights",
@@ -54,6 +56,7 @@ _HOME = {
     "backend": "ops",
     "checkpoint": "stream",
     "create_model": "models",
+    "keep_memory": "memory",
     "list_models": "models",
     "list_weights": "models",
     "load": "train.evaluate",

@@ -14,8 +14,8 @@ def keep_memory() -> bool:
 
     glibc maps every block above 32 MB anew, and the system then clears its pages: writing an activation of 33 MB took
     two to three times as long as into memory that was used before. A training step frees what it allocates, so keeping
-    it does not raise the peak. For programs of our own (the command line, benchmarks); a library leaves its host's
-    allocator alone. Does nothing without glibc.
+    it does not raise the peak. The command line, `fit` and `train_recipe` call it. A loop of your own is left alone,
+    because it changes the allocator of the whole process. Does nothing without glibc.
     """
     if not sys.platform.startswith("linux"):
         return False

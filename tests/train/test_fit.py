@@ -83,6 +83,15 @@ def test_it_is_the_loop_of_recipes(tmp_path: Path) -> None:
     assert losses[0] == losses[1]
 
 
+def test_training_keeps_its_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[str] = []
+    monkeypatch.setattr("spikeloom.train.fitting.keep_memory", lambda: calls.append("kept"))
+    fit(model(), digits(), digits("test"), out=tmp_path / "fit", **SETTINGS | {"epochs": 1})
+    words = ("train.epochs=1", "data.subset=32", "data.test_subset=16", "model.T=1")
+    train_recipe("quickstart/digits", *words, out=tmp_path / "recipe")
+    assert calls == ["kept", "kept"]
+
+
 def test_a_network_learns_digits_from_tensors(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     network = model()
     summary = fit(network, digits(count=600), digits("test", 200), out=tmp_path / "run", **SETTINGS)

@@ -13,6 +13,7 @@ from spikeloom.data.given import given
 from spikeloom.data.subset import hold_out
 from spikeloom.errors import UsageError
 from spikeloom.files import PathLike, load_tensors, load_weights
+from spikeloom.memory import keep_memory
 from spikeloom.train.loop import train
 from spikeloom.train.recipe import check_settings, load_row, parse_overrides, take_budget
 from spikeloom.train.run import GIVEN, Run
@@ -72,6 +73,7 @@ def train_recipe(name: str, *words: str, out: PathLike, progress: Any = None) ->
     values = parse_overrides(list(words))
     budget = take_budget(values) or recipe.budget
     run = _run(Path(out), recipe.name, row, budget, recipe.resolve(row, budget, values))
+    keep_memory()
     return run.summary() or train(run, progress or Lines())
 
 
@@ -123,6 +125,7 @@ def fit(
     checked = check_settings(values, "fit", given=True)
     made = _made(model, train_set, test_set, sequences, classes, epoch_samples, validation)
     run = _run(Path(out), GIVEN, "main", "full", checked)
+    keep_memory()
     summary = run.summary()
     if summary is None:
         summary = train(run, progress or Lines(), made=made, callbacks=tuple(callbacks))
