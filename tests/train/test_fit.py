@@ -87,7 +87,7 @@ def test_training_keeps_its_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     calls: list[str] = []
     monkeypatch.setattr("spikeloom.train.fitting.keep_memory", lambda: calls.append("kept"))
     fit(model(), digits(), digits("test"), out=tmp_path / "fit", **SETTINGS | {"epochs": 1})
-    words = ("train.epochs=1", "data.subset=32", "data.test_subset=16", "model.T=1")
+    words = ("train.epochs=1", "data.subset=32", "data.test_subset=16", "train.batch_size=16", "model.T=1")
     train_recipe("quickstart/digits", *words, out=tmp_path / "recipe")
     assert calls == ["kept", "kept"]
 
