@@ -14,7 +14,8 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 from spikeloom.data import create_dataset
 from spikeloom.layers import Flatten, Linear, Repeat
@@ -24,13 +25,26 @@ from spikeloom.train import fit
 LOSSES = {"membrane": "tet", "rate": "tet", "count": "ce_count"}
 
 
-def leaky(loss: str = "membrane", T: int = 25, beta: float = 0.95) -> nn.Module:
-    """784-1000-10; the output layer gives its potential where that is what the loss is of, spikes otherwise.
+class Membrane(nn.Module):
+    """The potential of `snn.Leaky(beta)` instead of its spikes; [T, N, ...] -> [T, N, ...].
 
-    A potential is read from neurons that do not fire: `snn.Leaky(reset_mechanism="none")`, times 1 - beta.
+    U[t] = beta U[t-1] + X[t] - S[t-1] is a leaky sum of X and of the resets, through which no gradient passes.
     """
-    readout = LeakyIntegrator(tau_mem=-0.001 / math.log(beta), tau_syn=None)
-    last = readout if loss == "membrane" else DelayedResetLIF(beta)
+
+    def __init__(self, beta: float):
+        super().__init__()
+        self.beta, self.neuron = beta, DelayedResetLIF(beta)
+        self.filter = LeakyIntegrator(tau_mem=-0.001 / math.log(beta), tau_syn=None)  # times 1 - beta
+
+    def forward(self, x: Tensor) -> Tensor:
+        spikes = self.neuron(x).detach()
+        resets = torch.cat((torch.zeros_like(spikes[:1]), spikes[:-1]))
+        return self.filter(x - resets) / (1 - self.beta)
+
+
+def leaky(loss: str = "membrane", T: int = 25, beta: float = 0.95) -> nn.Module:
+    """784-1000-10; the output layer gives its potential where that is what the loss is of, spikes otherwise."""
+    last = Membrane(beta) if loss == "membrane" else DelayedResetLIF(beta)
     return Repeat(nn.Sequential(Flatten(), Linear(28 * 28, 1000), DelayedResetLIF(beta), Linear(1000, 10), last), T)
 
 
