@@ -159,6 +159,15 @@ def test_every_public_name_has_a_docstring() -> None:
     assert missing + own == []
 
 
+def test_docstrings_are_read_without_what_is_optional(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The site is built where its own extra alone is installed."""
+    for name in ("neurobench", "optuna"):
+        monkeypatch.setitem(sys.modules, name, None)
+    for name in ("spikeloom.analyse.neurobench", "spikeloom.search"):
+        monkeypatch.delitem(sys.modules, name, raising=False)
+    assert _extension("docstrings").comments.__wrapped__("spikeloom")
+
+
 @pytest.mark.parametrize("package", ["neurons", "layers"])
 def test_modules_say_their_shapes(package: str) -> None:
     from torch import nn

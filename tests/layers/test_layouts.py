@@ -268,8 +268,9 @@ def test_strided_convolutions_of_few_channels_keep_to_their_memory(level: str, t
     assert all((down, across) == ("1", "1") or int(channels) >= 16 for channels, down, across in asked)
 
 
-def test_a_graph_has_the_strided_convolution_itself() -> None:
+@pytest.mark.parametrize("strict", [False, True])
+def test_a_graph_has_the_strided_convolution_itself(strict: bool) -> None:
     with torch.no_grad():
-        graph = torch.export.export(L.Conv2d(3, 8, 1, 2), (torch.rand(1, 2, 3, 8, 8),)).graph
+        graph = torch.export.export(L.Conv2d(3, 8, 1, 2), (torch.rand(1, 2, 3, 8, 8),), strict=strict).graph
     made = [node for node in graph.nodes if "conv" in str(node.target) or "pool" in str(node.target)]
     assert [node.args[3] for node in made] == [[2, 2]]
