@@ -614,6 +614,16 @@ def test_a_file_that_cannot_be_read(tmp_path: Path) -> None:
     one_line(info, "binary.toml")
 
 
+def test_none_switches_off_what_a_recipe_sets() -> None:
+    recipe = load_recipe("psn/cifar10")
+    assert recipe.resolve("psn").train.mix is not None
+    assert recipe.resolve("psn", None, parse_overrides(["train.mix=none"])).train.mix is None
+    assert recipe.resolve("lif", None, parse_overrides(["neuron=none"])).neuron is None
+    assert recipe.resolve("psn", "smoke", parse_overrides(["data.test_subset=none"])).data.test_subset is None
+    with pytest.raises(UsageError, match=r"train\.epochs: .*, got 'none'"):  # which must be there
+        recipe.resolve("psn", None, parse_overrides(["train.epochs=none"]))
+
+
 def test_order_of_overrides(tmp_path: Path) -> None:
     text = MINIMAL.replace("[budgets.smoke]", "[budgets.smoke]\ntrain.epochs = 3\ntrain.batch_size = 3\nseed = 3")
     text += "train.epochs = 2\ntrain.batch_size = 2\ntrain.lr = 0.2\nseed = 2\nbudgets.smoke.train.batch_size = 4\n"

@@ -25,10 +25,23 @@ def as_tuple(value: Any) -> Any:
     return tuple(as_tuple(each) for each in value) if isinstance(value, list) else value
 
 
+def _without_none(fields: Mapping[str, Any], value: Any) -> Any:
+    """Settings without those that "none" switches off, for which TOML has no word: of `fields` that may be None."""
+    if not isinstance(value, Mapping):
+        return value
+    off = [key for key, each in value.items() if each == "none" and key in fields and fields[key].default is None]
+    return {key: each for key, each in value.items() if key not in off}
+
+
 class Strict(BaseModel):
     """Settings with known keys alone, of the types that are written."""
 
     model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _none_switches_off(cls, value: Any) -> Any:
+        return _without_none(cls.model_fields, value)
 
 
 class Named(BaseModel):
@@ -42,7 +55,7 @@ class Named(BaseModel):
     @classmethod
     def _from_name(cls, value: Any) -> Any:
         if isinstance(value, Mapping):
-            return {key: _as_text(each) for key, each in value.items()}
+            return {key: _as_text(each) for key, each in _without_none(cls.model_fields, value).items()}
         return {"name": value} if isinstance(value, str) else value
 
     @property
