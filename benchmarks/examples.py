@@ -140,7 +140,7 @@ class Pair:
 PAIRS = {
     "csnn": Pair(spikingjelly_csnn.csnn, Jelly, losses.mse_onehot, mean_square, 1e-3),
     "convnet rate": Pair(snntorch_convnet.convnet, their_convnet, losses.tet, SF.ce_rate_loss(), 1e-2),
-    "convnet count": Pair(snntorch_convnet.convnet, their_convnet, losses.ce_count, SF.ce_count_loss(), 1e-3),
+    "convnet count": Pair(snntorch_convnet.convnet, their_convnet, losses.ce_count, SF.ce_count_loss(), 2e-3),
     "leaky membrane": Pair(snntorch_leaky.leaky, lambda: their_leaky(True), losses.tet, each_step, 5e-4),
     "leaky rate": Pair(lambda: snntorch_leaky.leaky("rate"), their_leaky, losses.tet, SF.ce_rate_loss(), 5e-4),
     "leaky count": Pair(lambda: snntorch_leaky.leaky("count"), their_leaky, losses.ce_count, SF.ce_count_loss(), 5e-4),

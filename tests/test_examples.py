@@ -31,7 +31,7 @@ def load(path: Path) -> Any:
     [
         ("spikingjelly_csnn", ("--channels", "16")),
         ("snntorch_convnet", ("--steps", "5")),
-        ("snntorch_convnet", ("--steps", "5", "--loss", "count")),
+        ("snntorch_convnet", ("--steps", "5", "--loss", "count", "--epochs", "15")),  # nothing fires at first
         ("snntorch_leaky", ()),
         ("snntorch_leaky", ("--loss", "rate")),
         ("snntorch_leaky", ("--loss", "count")),
@@ -45,7 +45,7 @@ def test_an_example_learns(name: str, options: tuple[str, ...], tmp_path: Path) 
     records = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
     losses = [record["train_loss"] for record in records]
     assert min(losses[1:]) < losses[0]
-    assert summary["epochs"] == 5
+    assert summary["epochs"] == len(records)
 
 
 def test_all_examples_are_run_and_listed() -> None:
