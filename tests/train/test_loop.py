@@ -315,7 +315,8 @@ def test_a_loss_that_is_no_number(tmp_path: Path, lr: float, lower: str) -> None
         train(run, Told())
     assert "\n" not in str(info.value)
     assert "from its beginning, as it has no checkpoint yet, with a lower rate" in str(info.value)
-    assert f"spikeloom train --resume '{run.folder}' train.lr={lower}" in str(info.value)
+    command = f"spikeloom train --resume '{run.folder}' train.lr={lower}"
+    assert str(info.value).endswith(f"{command} (see docs/faq.md#the-loss-is-nan-what-now)")
     assert not run.weights.exists()
     assert run.summary() is None
     # The advice works: from the beginning, as nothing was kept.
@@ -332,7 +333,9 @@ def test_a_loss_that_is_no_number_after_a_checkpoint(tmp_path: Path) -> None:
     with pytest.raises(Interrupted):
         train(run, Told(), lambda: next(asked))
     wild = Run.open(run.folder).changed({"train": {"lr": 1e38}})
-    with pytest.raises(UsageError, match=r"continue from its last checkpoint with a lower rate: .* train\.lr=1e\+37 "):
+    with pytest.raises(
+        UsageError, match=r"continue from its last checkpoint with a lower rate: .* train\.lr=1e\+37 \(see docs/"
+    ):
         train(wild, Told())
 
 
