@@ -315,18 +315,25 @@ struct EngineConv : Epilogue {
   bool depthwise, binary;
   const uint8_t* x;
   const float *weight, *bias;  // as `engine_pack` writes it; [out]
-  const uint16_t* half;        // the weights as bfloat16 instead, or null; depthwise filters have none
+  // The weights in other numbers instead, or null; depthwise filters have none.
+  const uint16_t* half;  // bfloat16
+  const int16_t* shorts;
+  const int8_t* bytes;
+  // Of integers: what their sums are multiplied by [out]; and behind which groups of weights [groups of `engine_pack`]
+  // sums move from 16 bits to 32, because with the next one some input could exceed 16 (null: none could).
+  const float* scale;
+  const uint8_t* widen;
 };
 
 // Weights [out, in, kernel_height, kernel_width], of depthwise filters [out, 1, ...], in the order in which
 // `engine_conv` of the same instruction level and of inputs that are as `binary` reads them.
 struct EnginePack {
   int64_t in, out, kernel_height, kernel_width, stride;
-  bool depthwise, binary;
+  bool depthwise, binary, integers;  // to be read as integers
   const float* weight;
   float* packed;    // or null
   uint16_t* half;   // or null: bfloat16 in another order, of weights that are bfloat16 already
-  int64_t* floats;  // how many there are
+  int64_t* counts;  // [4]: floats, groups that are added up one after the other, rows in a group, outputs in a block
 };
 
 // Neurons behind a layer that was computed otherwise: x [steps, size], its steps `x_stride` apart (0: all the same).

@@ -242,11 +242,11 @@ void read(Reader& r, EngineConv& a) {
   read(r, static_cast<Epilogue&>(a));
   READ(images), READ(height), READ(width), READ(in), READ(out), READ(kernel_height), READ(kernel_width), READ(stride);
   READ(padding_y), READ(padding_x), READ(depthwise), READ(binary), READ(x), READ(weight), READ(bias);
-  READ(half);
+  READ(half), READ(shorts), READ(bytes), READ(scale), READ(widen);
 }
 void read(Reader& r, EnginePack& a) {
   READ(in), READ(out), READ(kernel_height), READ(kernel_width), READ(stride), READ(depthwise), READ(binary);
-  READ(weight), READ(packed), READ(half), READ(floats);
+  READ(integers), READ(weight), READ(packed), READ(half), READ(counts);
 }
 void read(Reader& r, EngineFire& a) {
   read(r, static_cast<Epilogue&>(a));

@@ -341,7 +341,7 @@ def test_mistakes_in_running(places: Path) -> None:
         (f"--engine={places / 'file'}", "not a safetensors file"),
         ("compare=false", "write --no-compare"),
         ("image=3", "unknown key 'image'; did you mean --images?"),
-        ("--weights=half", "weights must be fp32, bf16 or exact"),
+        ("--weights=half", "weights must be fp32, bf16, int8 or exact"),
     ):
         result = spikeloom(*words, word)
         assert result.code == 2

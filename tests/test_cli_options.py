@@ -68,7 +68,7 @@ def test_version_and_short_help() -> None:
         ("spikeloom reproduce report/table2#", {"report/table2#s0t2a", "report/table2#s0t2b"}, {"report/table2"}),
         ("spikeloom train quickstart/digits q", set(), {"quickstart/digits"}),
         ("spikeloom list su", {"surrogates"}, {"models"}),
-        ("spikeloom run RUN --weights ", {"fp32", "bf16", "exact"}, set()),
+        ("spikeloom run RUN --weights ", {"fp32", "bf16", "int8", "exact"}, set()),
     ],
 )
 def test_the_tab_key(line: str, offered: set[str], not_offered: set[str]) -> None:

@@ -83,6 +83,49 @@ inline Vec get_floats(const bfloat16* p) {
 #endif
 }
 
+// Integers of 16 bits, twice as many in a register as there are floats.
+typedef int16_t Shorts __attribute__((vector_size(LANES * 4)));
+constexpr int SHORTS = 2 * LANES;
+
+inline Shorts get_shorts(const int16_t* p) {
+  Shorts v;
+  std::memcpy(&v, p, sizeof v);
+  return v;
+}
+inline Shorts get_shorts(const int8_t* p) {
+#if defined(__AVX512BW__)
+  return reinterpret_cast<Shorts>(_mm512_cvtepi8_epi16(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p))));
+#elif defined(__AVX2__)
+  return reinterpret_cast<Shorts>(_mm256_cvtepi8_epi16(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p))));
+#else
+  typedef int8_t Chars __attribute__((vector_size(SHORTS)));
+  Chars bytes;
+  std::memcpy(&bytes, p, sizeof bytes);
+  return __builtin_convertvector(bytes, Shorts);
+#endif
+}
+inline void put_shorts(int16_t* p, Shorts v) { std::memcpy(p, &v, sizeof v); }
+inline Vec get_floats(const int16_t* p) {
+#if defined(__AVX512F__)
+  const __m512i words = _mm512_cvtepi16_epi32(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)));
+  return reinterpret_cast<Vec>(_mm512_cvtepi32_ps(words));
+#elif defined(__AVX2__)
+  const __m256i words = _mm256_cvtepi16_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
+  return reinterpret_cast<Vec>(_mm256_cvtepi32_ps(words));
+#else
+  typedef int16_t Half __attribute__((vector_size(LANES * 2)));
+  Half half;
+  std::memcpy(&half, p, sizeof half);
+  return __builtin_convertvector(half, Vec);
+#endif
+}
+inline Vec get_floats(const int32_t* p) {
+  typedef int32_t Integers __attribute__((vector_size(LANES * 4)));
+  Integers integers;
+  std::memcpy(&integers, p, sizeof integers);
+  return __builtin_convertvector(integers, Vec);
+}
+
 // Rounds as `store`.
 inline void put_floats(bfloat16* p, Vec v) {
   const Words bits = reinterpret_cast<Words>(v), rounded = (bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16;

@@ -77,7 +77,7 @@ int forward_of(const Convolution& a) {
 
 template <class T>
 int forward(const Convolution& a) {
-  return by_shape(window(a), [&](auto columns, auto vectors) {
+  return by_shape<float>(window(a), [&](auto columns, auto vectors) {
     return forward_of<T, decltype(columns)::value, decltype(vectors)::value>(a);
   });
 }

@@ -10,6 +10,28 @@ namespace {
 // values with the padding's zeros, and one bit each. The bits of one column and filter window are cut into groups of
 // at most 64, whose weights for a block of output channels stay in the first cache.
 
+// What rows of weights are added up in: float32, or 16 bits where weights are integers. The vectors of one register,
+// and their lanes.
+template <class Weight>
+struct Added {
+  using Number = float;
+  using Vector = Vec;
+  static constexpr int LANES_OF = LANES;
+  static Vector get(const Number* p) { return SPIKELOOM_LEVEL::get(p); }
+  static void put(Number* p, Vector v) { SPIKELOOM_LEVEL::put(p, v); }
+};
+struct AddedShorts {
+  using Number = int16_t;
+  using Vector = Shorts;
+  static constexpr int LANES_OF = SHORTS;
+  static Vector get(const Number* p) { return get_shorts(p); }
+  static void put(Number* p, Vector v) { put_shorts(p, v); }
+};
+template <>
+struct Added<int16_t> : AddedShorts {};
+template <>
+struct Added<int8_t> : AddedShorts {};
+
 struct Window {
   int64_t in, out, kernel_height, kernel_width, stride, out_h, out_w;
 };
@@ -34,15 +56,18 @@ inline Plan plan_gather(const Window& w, int64_t block) {
 // Columns of a filter that are added to neighbouring outputs at once (1: every output for itself), and the vectors of a
 // block of output channels: as many as the registers hold sums of, so that additions need not wait for one another.
 // Calls run(columns, vectors) with integral constants.
-template <class Run>
+template <class Weight, class Run>
 inline auto by_shape(const Window& w, const Run& run) {
+  constexpr int lanes = Added<Weight>::LANES_OF;
   const auto by_width = [&](auto columns) {
     constexpr int most =
         LANES == 16 ? (decltype(columns)::value == 1 ? 4 : 2) : (decltype(columns)::value == 1 ? 8 : 4);
-    if (w.out <= LANES) return run(columns, Constant<1>{});
+    if (w.out <= lanes) return run(columns, Constant<1>{});
+    if constexpr (lanes != 16) {
+      if (w.out <= 2 * lanes) return run(columns, Constant<2>{});
+    }
     if constexpr (LANES < 16) {
-      if (w.out <= 2 * LANES) return run(columns, Constant<2>{});
-      if (w.out < most * LANES) return run(columns, Constant<4>{});
+      if (w.out < most * lanes) return run(columns, Constant<4>{});
     }
     return run(columns, Constant<most>{});
   };
@@ -85,6 +110,10 @@ template <int SUMS, class Add>
 ALWAYS_INLINE inline void add_row(Vec* sum, const float* row, const Add& add) {
   for (int j = 0; j < SUMS; j++) sum[j] = add(sum[j], get(row + j * LANES));
 }
+template <int SUMS, class Weight, class Add>
+ALWAYS_INLINE inline void add_row(Shorts* sum, const Weight* row, const Add& add) {
+  for (int j = 0; j < SUMS; j++) sum[j] = add(sum[j], get_shorts(row + j * SHORTS));
+}
 template <int SUMS, class Add>
 ALWAYS_INLINE inline void add_row(Vec* sum, const bfloat16* row, const Add& add) {
   for (int j = 0; j + 1 < SUMS; j += 2) {
@@ -101,8 +130,12 @@ ALWAYS_INLINE inline void add_scaled(Vec* sum, const Weight* row, float value) {
   add_row<SUMS>(sum, row, [value](Vec s, Vec w) ALWAYS_INLINE { return fused(Vec{} + value, w, s); });
 }
 template <int SUMS, class Weight>
-ALWAYS_INLINE inline void add_weights(Vec* sum, const Weight* row) {
-  add_row<SUMS>(sum, row, [](Vec s, Vec w) ALWAYS_INLINE { return s + w; });
+ALWAYS_INLINE inline void add_scaled(Shorts* sum, const Weight* row, uint8_t value) {
+  add_row<SUMS>(sum, row, [value](Shorts s, Shorts w) ALWAYS_INLINE { return s + w * static_cast<int16_t>(value); });
+}
+template <int SUMS, class Vector, class Weight>
+ALWAYS_INLINE inline void add_weights(Vector* sum, const Weight* row) {
+  add_row<SUMS>(sum, row, [](Vector s, Vector w) ALWAYS_INLINE { return s + w; });
 }
 
 // Packed weights in rows of `sums` vectors as bfloat16 of the same values, as `add_row` reads them.
@@ -129,10 +162,13 @@ struct Apart {
 struct Ones {};
 template <int COLS, int NV, int ROWS = 1, class Value, class Weight>
 void gather_row(const Window& a, const Plan& p, const uint8_t* bits, const Value* values, const Weight* weight,
-                uint64_t mask, bool first, float* out, int64_t out_step, const Apart<Weight>& apart = {}) {
-  constexpr int SUMS = COLS * NV, ROW = SUMS * LANES;
+                uint64_t mask, bool first, typename Added<Weight>::Number* out, int64_t out_step,
+                const Apart<Weight>& apart = {}) {
+  using Sum = Added<Weight>;
+  using Vector = typename Sum::Vector;
+  constexpr int SUMS = COLS * NV, STEP = Sum::LANES_OF, ROW = SUMS * STEP;
   const int64_t step = p.rows * p.C;
-  const auto gather = [&](int64_t column, const Weight* w, Vec(*sum)[SUMS]) ALWAYS_INLINE {
+  const auto gather = [&](int64_t column, const Weight* w, Vector(*sum)[SUMS]) ALWAYS_INLINE {
     uint64_t words[ROWS], any = 0;
 #pragma GCC unroll 4
     for (int r = 0; r < ROWS; r++) {
@@ -155,16 +191,17 @@ void gather_row(const Window& a, const Plan& p, const uint8_t* bits, const Value
       }
     }
   };
-  Vec sum[ROWS][SUMS] = {};
+  Vector sum[ROWS][SUMS] = {};
   if constexpr (COLS == 1) {
     for (int64_t x = 0; x < a.out_w; x++) {
 #pragma GCC unroll 4
       for (int r = 0; r < ROWS; r++)
-        for (int j = 0; j < NV; j++) sum[r][j] = first ? Vec{} : get(out + r * apart.out + x * out_step + j * LANES);
+        for (int j = 0; j < NV; j++)
+          sum[r][j] = first ? Vector{} : Sum::get(out + r * apart.out + x * out_step + j * STEP);
       for (int64_t kx = 0; kx < a.kernel_width; kx++) gather(x * a.stride + kx, weight + kx * p.group * ROW, sum);
 #pragma GCC unroll 4
       for (int r = 0; r < ROWS; r++)
-        for (int j = 0; j < NV; j++) put(out + r * apart.out + x * out_step + j * LANES, sum[r][j]);
+        for (int j = 0; j < NV; j++) Sum::put(out + r * apart.out + x * out_step + j * STEP, sum[r][j]);
     }
     return;
   }
@@ -173,18 +210,19 @@ void gather_row(const Window& a, const Plan& p, const uint8_t* bits, const Value
     if (!first && x < a.out_w) {
 #pragma GCC unroll 4
       for (int r = 0; r < ROWS; r++)
-        for (int j = 0; j < NV; j++) sum[r][(COLS - 1) * NV + j] = get(out + r * apart.out + x * out_step + j * LANES);
+        for (int j = 0; j < NV; j++)
+          sum[r][(COLS - 1) * NV + j] = Sum::get(out + r * apart.out + x * out_step + j * STEP);
     }
     gather(x, weight, sum);
     if (x >= COLS - 1) {
 #pragma GCC unroll 4
       for (int r = 0; r < ROWS; r++)
-        for (int j = 0; j < NV; j++) put(out + r * apart.out + (x - COLS + 1) * out_step + j * LANES, sum[r][j]);
+        for (int j = 0; j < NV; j++) Sum::put(out + r * apart.out + (x - COLS + 1) * out_step + j * STEP, sum[r][j]);
     }
 #pragma GCC unroll 4
     for (int r = 0; r < ROWS; r++) {
       for (int j = 0; j < (COLS - 1) * NV; j++) sum[r][j] = sum[r][j + NV];
-      for (int j = (COLS - 1) * NV; j < SUMS; j++) sum[r][j] = Vec{};
+      for (int j = (COLS - 1) * NV; j < SUMS; j++) sum[r][j] = Vector{};
     }
   }
 }

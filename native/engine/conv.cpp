@@ -3,7 +3,9 @@
 //   for t, n, oy, ox, ky, kx, c:
 //     v = x[t, n, oy stride + ky - padding_y, ox stride + kx - padding_x, c]
 //     if v is not zero:  u[t, n, oy, ox, :] += v w[:, c, ky, kx]
-//   spikes = neurons(u + bias + residual)                                                    (engine/epilogue.hpp)
+//   spikes = neurons(u scale + bias + residual)                                              (engine/epilogue.hpp)
+//
+// Weights of 8 bits are added up in 16, which move to 32 before any input could exceed them.
 #include "engine/epilogue.hpp"
 #include "engine/index_lists.hpp"
 #include "engine/items.hpp"
@@ -32,8 +34,8 @@ struct Part {
   int64_t images, rows, bands, chunks;
 };
 
-inline Part partition(const EngineConv& a, int64_t block, int64_t bytes = 192 << 10) {
-  const int64_t row = a.steps * out_width(a), most = bytes / (block * 4);
+inline Part partition(const EngineConv& a, int64_t block_bytes, int64_t bytes = 192 << 10) {
+  const int64_t row = a.steps * out_width(a), most = bytes / block_bytes;
   Part p;
   p.rows = smaller(out_height(a), most / row < 1 ? 1 : most / row);
   p.bands = (out_height(a) + p.rows - 1) / p.rows;
@@ -123,61 +125,96 @@ bool stays_silent(const EngineConv& a, int64_t image, const Silent& is_silent) {
 
 // The neurons of a block of channels from the first on, of a chunk, from sums [image, step, row, column, channel of the
 // block].
-template <int NV, class Silent>
-void fire_block(const EngineConv& a, int64_t first_channel, const Band& band, const float* sums,
+template <int NV, class Number, class Silent>
+void fire_block(const EngineConv& a, int64_t first_channel, const Band& band, const Number* sums,
                 const Silent& is_silent) {
   constexpr int64_t BLOCK = NV * LANES;
   const int64_t out_h = out_height(a), out_w = out_width(a), step = a.images * out_h * out_w * a.out;
   const int64_t area = band.rows * out_w, map_floats = area * BLOCK;
   const Epilogue fired = a;
   const int64_t out = a.out;
-  Vec bias[NV];
+  Vec bias[NV], scale[NV];
   for (int j = 0; j < NV; j++) {
     const int64_t c = first_channel + j * LANES, n = smaller(LANES, out - c);
     bias[j] = n > 0 ? get_some(a.bias + c, n) : Vec{};
+    scale[j] = n > 0 && a.scale != nullptr ? get_some(a.scale + c, n) : Vec{};
   }
   constexpr int V = NV < 4 ? NV : 4;
   for (int64_t image = 0; image < band.images; image++) {
     const bool silent = stays_silent(a, image, is_silent);
     const int64_t places = silent ? 1 : area;
-    const float* sum = sums + image * a.steps * map_floats;
+    const Number* sum = sums + image * a.steps * map_floats;
     const int64_t at = ((band.n + image) * out_h + band.y) * out_w * out + first_channel;
     int64_t done = 0;
     if (NV < 4 && out == BLOCK) {  // nothing lies between the places: four vectors of some of them
-      Vec four[4];
-      for (int j = 0; j < 4; j++) four[j] = bias[j % NV];
+      Vec four[4], scales[4];
+      for (int j = 0; j < 4; j++) four[j] = bias[j % NV], scales[j] = scale[j % NV];
       done = places / (4 / NV) * (4 / NV);
-      fire_rows<4>(fired, at, 4 * LANES, done * NV / 4, step, {sum, map_floats, 4 * LANES, four});
+      fire_rows<4>(fired, at, 4 * LANES, done * NV / 4, step, Sums<Number>{sum, map_floats, 4 * LANES, four, scales});
     }
     for (int j = 0; j < NV; j += V) {
       const int64_t c = first_channel + j * LANES, first = at + done * out + j * LANES;
-      const float* from = sum + done * BLOCK + j * LANES;
+      const Number* from = sum + done * BLOCK + j * LANES;
       if (out - c >= V * LANES) {
-        fire_rows<V>(fired, first, out, places - done, step, {from, map_floats, BLOCK, bias + j});
+        fire_rows<V>(fired, first, out, places - done, step,
+                     Sums<Number>{from, map_floats, BLOCK, bias + j, scale + j});
         continue;
       }
       for (int64_t place = 0; place < places - done; place++)
         for (int k = 0; k < V && c + k * LANES < out; k++)
           fire_few(fired, first + place * out + k * LANES, step, smaller(LANES, out - c - k * LANES),
-                   from + place * BLOCK + k * LANES, map_floats, bias[j + k]);
+                   from + place * BLOCK + k * LANES, map_floats, bias[j + k], scale + j + k);
     }
     if (silent) repeat_first(fired, at, step, out, area, smaller(BLOCK, out - first_channel));
   }
 }
 
+// Whether a group of weights begins sums anew.
+inline bool begins(const EngineConv& a, int64_t g) { return g == 0 || (a.widen != nullptr && a.widen[g - 1]); }
+
+// Sums of 16 bits, and the totals that they are added to. Of floats there are none.
+template <class Number>
+struct Totals {
+  int32_t* totals;
+  bool any = false;
+
+  static int64_t bytes(const EngineConv& a, int64_t n) {
+    return std::is_same_v<Number, float> || a.widen == nullptr ? 0 : n * int64_t{sizeof(int32_t)};
+  }
+  void add(const Number* sums, int64_t n) {
+    if constexpr (!std::is_same_v<Number, float>) {
+      for (int64_t i = 0; !any && i < n; i++) totals[i] = sums[i];
+      for (int64_t i = 0; any && i < n; i++) totals[i] += sums[i];
+      any = true;
+    }
+  }
+};
+
+// `fire_block` of sums, or of the totals with them where there are some.
+template <int NV, class Number, class Silent>
+void fire_totals(const EngineConv& a, int64_t first_channel, const Band& band, const Number* sums, int64_t n,
+                 Totals<Number>& totals, const Silent& is_silent) {
+  if (!totals.any) return fire_block<NV>(a, first_channel, band, sums, is_silent);
+  totals.add(sums, n);
+  if constexpr (!std::is_same_v<Number, float>) fire_block<NV>(a, first_channel, band, totals.totals, is_silent);
+}
+
 template <class Value, int COLS, int NV, class Weight>
 int convolve(const EngineConv& a, const Weight* all_weights) {
-  constexpr int64_t BLOCK = NV * LANES;
+  using Sum = Added<Weight>;
+  using Number = typename Sum::Number;
+  constexpr int64_t BLOCK = NV * Sum::LANES_OF;
   // Maps that are worked on at once, as registers hold sums: steps of one image, whose lists are about as long.
   constexpr int MAPS = COLS * NV <= 3 ? 4 : COLS * NV <= 6 ? 2 : 1;
   const int64_t out_w = out_width(a);
-  const Part part = partition(a, BLOCK);
+  const Part part = partition(a, BLOCK * sizeof(Number));
   const Plan most = plan_gather(window(a, part.rows), BLOCK);
   const int64_t maps = a.steps * part.images, pixels = most.rows * most.columns;
   const int64_t bit_bytes = round_up(pixels * most.C / 8 + 16, 64);
   const int64_t value_bytes = std::is_same_v<Value, Ones> ? 0 : round_up(pixels * most.C, 64);
-  const int64_t sums_floats = part.rows * out_w * BLOCK;
-  const int64_t bytes = maps * (bit_bytes + value_bytes + sums_floats * 4);
+  const int64_t sums_numbers = part.rows * out_w * BLOCK;
+  const int64_t totals_bytes = Totals<Number>::bytes(a, maps * sums_numbers);
+  const int64_t bytes = totals_bytes + maps * (bit_bytes + value_bytes + sums_numbers * int64_t{sizeof(Number)});
   // Weights that the second cache does not keep from image to image come while the group before them is worked on.
   const int64_t group_floats = most.group * a.kernel_width * BLOCK;
   const bool far = most.blocks * most.groups * group_floats * int64_t{sizeof(Weight)} > SECOND_CACHE;
@@ -189,8 +226,10 @@ int convolve(const EngineConv& a, const Weight* all_weights) {
     const Window w = window(a, rows);
     const Plan p = plan_gather(w, BLOCK);
     const Apart<Weight> apart{bit_bytes, value_bytes, rows * out_w * BLOCK, all_weights + weight_floats(w, p)};
-    float* sums = scratch;  // [image, step, row, column, channel of the block]
-    uint8_t* bits = reinterpret_cast<uint8_t*>(sums + maps * sums_floats);
+    // [image, step, row, column, channel of the block]
+    Totals<Number> totals{reinterpret_cast<int32_t*>(scratch)};
+    Number* sums = reinterpret_cast<Number*>(reinterpret_cast<char*>(scratch) + totals_bytes);
+    uint8_t* bits = reinterpret_cast<uint8_t*>(sums + maps * sums_numbers);
     uint8_t* values = bits + maps * bit_bytes;
     std::memset(bits, 0, last * bit_bytes);
     const int64_t row_floats = out_w * BLOCK, map_floats = rows * row_floats;
@@ -205,7 +244,8 @@ int convolve(const EngineConv& a, const Weight* all_weights) {
     const auto is_silent = [&](int64_t i) { return bits[(i + 1) * bit_bytes - 1] == 0; };
     for (int64_t i = 0; i < last; i++)
       if (is_silent(i))
-        std::memset(sums + i * map_floats, 0, (stays_silent(a, i / a.steps, is_silent) ? BLOCK : map_floats) * 4);
+        std::memset(sums + i * map_floats, 0,
+                    (stays_silent(a, i / a.steps, is_silent) ? BLOCK : map_floats) * sizeof(Number));
     for (int64_t g = 0; g < p.groups; g++) {
       const uint64_t mask = group_mask(p, g);
       const Weight* weight = weights + g * group_floats;
@@ -216,8 +256,8 @@ int convolve(const EngineConv& a, const Weight* all_weights) {
           const int64_t from = y * a.stride * p.C + g * p.group;
           gather_row<COLS, NV, decltype(together)::value>(
               w, p, bits + i * bit_bytes + from / 8,
-              reinterpret_cast<const Value*>(values + i * value_bytes + (value_bytes ? from : 0)), weight, mask, g == 0,
-              sums + i * map_floats + y * row_floats, BLOCK, apart);
+              reinterpret_cast<const Value*>(values + i * value_bytes + (value_bytes ? from : 0)), weight, mask,
+              begins(a, g), sums + i * map_floats + y * row_floats, BLOCK, apart);
         }
       };
       const auto run = [&](int64_t& i, auto together) {
@@ -230,8 +270,9 @@ int convolve(const EngineConv& a, const Weight* all_weights) {
       while (i + MAPS <= last) run(i, Constant<MAPS>{});
       if (MAPS == 4 && i + 2 <= last) run(i, Constant<2>{});
       while (i < last) run(i, Constant<1>{});
+      if (g + 1 < p.groups && begins(a, g + 1)) totals.add(sums, last * map_floats);
     }
-    fire_block<NV>(a, o * BLOCK, band, sums, is_silent);
+    fire_totals<BLOCK / LANES>(a, o * BLOCK, band, sums, last * map_floats, totals, is_silent);
   });
 }
 
@@ -252,8 +293,10 @@ class Pieces {
 };
 
 // What `convolve_lists` needs for some rows of some images.
+template <class Number>
 struct Listed {
-  float* sums;          // [image, step, row, column, channel of the block]
+  Number* sums;         // [image, step, row, column, channel of the block]
+  int32_t* totals;      // the same, if there are some
   uint16_t* numbers;    // of all lists, one behind the other
   List* lists;          // [image, step, row of inputs, column, part]
   int64_t* ends;        // of the numbers of every image and step
@@ -266,7 +309,8 @@ struct Listed {
     const int64_t pixels = maps * a.width * smaller(a.height, (part.rows - 1) * a.stride + a.kernel_height);
     const int64_t most = pixels * a.in + BEHIND;
     Pieces pieces(memory);
-    sums = pieces.take<float>(places * block);
+    sums = pieces.take<Number>(places * block);
+    totals = pieces.take<int32_t>(Totals<Number>::bytes(a, places * block) / int64_t{sizeof(int32_t)});
     lists = pieces.take<List>(pixels * p.parts);
     ends = pieces.take<int64_t>(maps + 1);
     jobs = pieces.take<Job>(p.groups * places);
@@ -300,8 +344,10 @@ ALWAYS_INLINE inline void each_place(const EngineConv& a, const Band& band, cons
 // By lists of single places, which serve all blocks of outputs.
 template <int NV, class Weight>
 int convolve_lists(const EngineConv& a, const Weight* all_weights) {
-  constexpr int64_t BLOCK = NV * LANES;
-  const Part part = partition(a, BLOCK);
+  using Sum = Added<Weight>;
+  using Listed = Listed<typename Sum::Number>;
+  constexpr int64_t BLOCK = NV * Sum::LANES_OF;
+  const Part part = partition(a, BLOCK * sizeof(typename Sum::Number));
   const Parts p = plan_parts(window(a, part.rows), BLOCK);
   const size_t bytes = Listed(nullptr, a, part, p, BLOCK).end;
   if (bytes == 0) return OUT_OF_MEMORY;
@@ -327,15 +373,18 @@ int convolve_lists(const EngineConv& a, const Weight* all_weights) {
     const int64_t places = a.steps * band.images * band.rows * out_width(a);
     for (int64_t g = 0; g < p.groups; g++)
       m.job_counts[g] = sort_jobs([&](const auto& body) ALWAYS_INLINE {
-        each_place(a, band, p, g, m.lists, m.ends, g == 0, body);
+        each_place(a, band, p, g, m.lists, m.ends, begins(a, g), body);
       }, m.jobs + g * places);
     for (int64_t o = p.blocks * share / shares; o < p.blocks * (share + 1) / shares; o++) {
+      Totals<typename Sum::Number> totals{m.totals};
       for (int64_t g = 0; g < p.groups; g++) {
         const Weight* weight = all_weights + (o * p.groups + g) * p.group_floats;
-        add_sorted<NV>(m.jobs + g * places, m.job_counts[g], m.numbers, weight, g == 0, m.sums,
+        add_sorted<NV>(m.jobs + g * places, m.job_counts[g], m.numbers, weight, begins(a, g), m.sums,
                        far ? weight + p.group_floats : nullptr, p.group_floats);
+        if (g + 1 < p.groups && begins(a, g + 1)) totals.add(m.sums, places * BLOCK);
       }
-      fire_block<NV>(a, o * BLOCK, band, m.sums, [&](int64_t i) { return m.ends[i] == m.ends[i + 1]; });
+      fire_totals<BLOCK / LANES>(a, o * BLOCK, band, m.sums, places * BLOCK, totals,
+                                 [&](int64_t i) { return m.ends[i] == m.ends[i + 1]; });
     }
   });
 }
@@ -420,7 +469,7 @@ void filter_block(const EngineConv& a, const Band& band, int64_t c, const uint8_
 
 int convolve_depthwise(const EngineConv& a) {
   constexpr int64_t BLOCK = 4 * LANES;
-  const Part part = partition(a, BLOCK, 48 << 10);
+  const Part part = partition(a, BLOCK * 4, 48 << 10);
   const int64_t blocks = (a.in + BLOCK - 1) / BLOCK, maps = a.steps * part.images;
   const int64_t frame = a.width + 2 * a.padding_x, rows = (part.rows - 1) * a.stride + a.kernel_height;
   const int64_t floats = (maps * part.rows * out_width(a) + rows * frame) * BLOCK;
@@ -444,7 +493,7 @@ int engine_pack(const EnginePack& a) {
   const int64_t taps = a.kernel_height * a.kernel_width;
   if (a.depthwise) {
     const int64_t padded = round_up(a.out, LANES);
-    *a.floats = taps * padded;
+    a.counts[0] = taps * padded, a.counts[1] = 1, a.counts[2] = taps, a.counts[3] = padded;
     if (a.packed == nullptr) return 0;
     std::memset(a.packed, 0, taps * padded * 4);
     for (int64_t c = 0; c < a.out; c++)
@@ -454,42 +503,47 @@ int engine_pack(const EnginePack& a) {
   const auto weight = [&](int64_t o, int64_t c, int64_t ky, int64_t kx) {
     return a.weight[((o * a.in + c) * a.kernel_height + ky) * a.kernel_width + kx];
   };
-  if (by_lists(w, a.binary))
-    return by_block(w, [&](auto vectors) {
-      constexpr int NV = decltype(vectors)::value;
-      const Parts p = plan_parts(w, NV * LANES);
-      *a.floats = p.floats();
-      if (a.packed != nullptr) pack_parts(w, p, NV * LANES, weight, a.packed);
-      if (a.half != nullptr) halve(a.packed, *a.floats, NV, a.half);
+  const auto pack = [&](auto number) {
+    using Weight = decltype(number);
+    constexpr int STEP = Added<Weight>::LANES_OF;
+    if (by_lists(w, a.binary))
+      return by_block<Weight>(w, [&](auto vectors) {
+        constexpr int NV = decltype(vectors)::value;
+        const Parts p = plan_parts(w, NV * STEP);
+        a.counts[0] = p.floats(), a.counts[1] = p.groups, a.counts[2] = p.part, a.counts[3] = NV * STEP;
+        if (a.packed != nullptr) pack_parts(w, p, NV * STEP, weight, a.packed);
+        if (a.half != nullptr) halve(a.packed, a.counts[0], NV, a.half);
+        return 0;
+      });
+    return by_shape<Weight>(w, [&](auto columns, auto vectors) {
+      const Plan p = plan_gather(w, decltype(vectors)::value * STEP);
+      a.counts[0] = packed_floats(w, p), a.counts[1] = p.groups;
+      a.counts[2] = p.group * w.kernel_width, a.counts[3] = p.block;
+      constexpr int COLS = decltype(columns)::value, NV = decltype(vectors)::value;
+      if (a.packed != nullptr) pack_gather<COLS>(w, p, weight, a.packed);
+      if (a.half != nullptr) halve(a.packed, a.counts[0], COLS * NV, a.half);
       return 0;
     });
-  return by_shape(w, [&](auto columns, auto vectors) {
-    const Plan p = plan_gather(w, decltype(vectors)::value * LANES);
-    *a.floats = packed_floats(w, p);
-    constexpr int COLS = decltype(columns)::value, NV = decltype(vectors)::value;
-    if (a.packed != nullptr) pack_gather<COLS>(w, p, weight, a.packed);
-    if (a.half != nullptr) halve(a.packed, *a.floats, COLS * NV, a.half);
-    return 0;
-  });
+  };
+  return a.integers ? pack(int16_t{}) : pack(0.f);
 }
 
 int engine_conv(const EngineConv& a) {
   if (a.levels > MOST_LEVELS) return UNSUPPORTED;
   if (a.depthwise) return convolve_depthwise(a);
   const Window w = window(a, 1);
-  const auto by_weight = [&](const auto& run) {
-    return a.half != nullptr ? run(reinterpret_cast<const bfloat16*>(a.half)) : run(a.weight);
-  };
-  if (by_lists(w, a.binary))
-    return by_block(w, [&](auto vectors) {
-      return by_weight([&](const auto* weight) { return convolve_lists<decltype(vectors)::value>(a, weight); });
-    });
-  return by_shape(w, [&](auto columns, auto vectors) {
-    constexpr int COLS = decltype(columns)::value, NV = decltype(vectors)::value;
-    return by_weight([&](const auto* weight) {
+  const auto run = [&](const auto* weight) {
+    using Weight = std::remove_cv_t<std::remove_pointer_t<decltype(weight)>>;
+    if (by_lists(w, a.binary))
+      return by_block<Weight>(w, [&](auto vectors) { return convolve_lists<decltype(vectors)::value>(a, weight); });
+    return by_shape<Weight>(w, [&](auto columns, auto vectors) {
+      constexpr int COLS = decltype(columns)::value, NV = decltype(vectors)::value;
       return a.binary ? convolve<Ones, COLS, NV>(a, weight) : convolve<uint8_t, COLS, NV>(a, weight);
     });
-  });
+  };
+  if (a.bytes != nullptr) return run(a.bytes);
+  if (a.shorts != nullptr) return run(a.shorts);
+  return a.half != nullptr ? run(reinterpret_cast<const bfloat16*>(a.half)) : run(a.weight);
 }
 
 }  // namespace spikeloom::SPIKELOOM_LEVEL

@@ -121,33 +121,45 @@ inline void put_fires(uint8_t* p, const IntVec* fires) {
   for (int j = 0; j < V; j++) put_bytes(p + j * LANES, reinterpret_cast<Words>(-fires[j]));
 }
 
-// Sums of rows of neurons: steps and rows lie so many floats apart; every vector of a row has a bias.
+// Sums of rows of neurons: steps and rows lie so many numbers apart; every vector of a row has a bias, and of integers
+// a scale.
+template <class Number>
 struct Sums {
-  const float* first;
+  const Number* first;
   int64_t step, apart;
-  const Vec* bias;
+  const Vec *bias, *scale;
 };
 
+inline Vec sum_at(const float* p, Vec bias, const Vec*) { return get(p) + bias; }
+template <class Integer>
+inline Vec sum_at(const Integer* p, Vec bias, const Vec* scale) {
+  return get_floats(p) * *scale + bias;
+}
+
 // n <= LANES neurons of one row.
-void fire_few(const Epilogue& fired, int64_t at, int64_t step, int64_t n, const float* sums, int64_t sums_step,
-              Vec bias) {
+template <class Number>
+void fire_few(const Epilogue& fired, int64_t at, int64_t step, int64_t n, const Number* sums, int64_t sums_step,
+              Vec bias, const Vec* scale) {
   const Epilogue a = fired;
-  fire(a, at, step, n, [=](int64_t t) ALWAYS_INLINE { return get(sums + t * sums_step) + bias; });
+  fire(a, at, step, n, [=](int64_t t) ALWAYS_INLINE { return sum_at(sums + t * sums_step, bias, scale); });
 }
 
 // Rows of V whole vectors, `apart` elements from one to the next, of neurons of K levels that rest at zero: a loop
 // almost without branches.
-template <int V, int K>
-void fire_resting_at_zero(const Epilogue& a, int64_t at, int64_t apart, int64_t rows, int64_t step, const Sums& sums) {
+template <int V, int K, class Number>
+void fire_resting_at_zero(const Epilogue& a, int64_t at, int64_t apart, int64_t rows, int64_t step,
+                          const Sums<Number>& sums) {
   // Copies: what is written through pointers to bytes could be anything.
   const Vec decay = all(a.decay), gain = all(a.gain);
   const IntVec to_zero = IntVec{} - (a.hard ? 1 : 0);
   const int64_t steps = a.steps, residual_step = a.residual_stride;
   uint8_t* const spikes = a.spikes + at;
   float *const state = a.v == nullptr ? nullptr : a.v + at, *const total = a.sum == nullptr ? nullptr : a.sum + at;
-  const Sums from = sums;
-  Vec bias[V], fire_at[K], threshold[K];
+  const Sums<Number> from = sums;
+  constexpr bool scaled = !std::is_same_v<Number, float>;
+  Vec bias[V], scale[scaled ? V : 1], fire_at[K], threshold[K];
   for (int j = 0; j < V; j++) bias[j] = from.bias[j];
+  for (int j = 0; scaled && j < V; j++) scale[j] = from.scale[j];
   for (int k = 0; k < K; k++) fire_at[k] = all(a.fire_at[k]), threshold[k] = all(a.threshold[k]);
   const auto run = [=](const auto* residual) ALWAYS_INLINE {
     constexpr bool shortcut = !std::is_same_v<decltype(residual), const Ones*>;
@@ -166,7 +178,8 @@ void fire_resting_at_zero(const Epilogue& a, int64_t at, int64_t apart, int64_t 
         }
 #pragma GCC unroll 4
         for (int j = 0; j < V; j++) {
-          Vec u = get(from.first + t * from.step + r * from.apart + j * LANES) + bias[j];
+          const Number* const sum = from.first + t * from.step + r * from.apart + j * LANES;
+          Vec u = sum_at(sum, bias[j], scale + (scaled ? j : 0));
           if constexpr (shortcut) u += get_some(residual + t * residual_step + r * apart + j * LANES, LANES);
           if (total != nullptr) put(total + row + j * LANES, u);
           u *= gain;
@@ -193,9 +206,11 @@ void fire_resting_at_zero(const Epilogue& a, int64_t at, int64_t apart, int64_t 
 }
 
 // The same of any neurons.
-template <int V>
-void fire_rows(const Epilogue& a, int64_t at, int64_t apart, int64_t rows, int64_t step, const Sums& sums) {
-  const auto some = [&](int j) { return Sums{sums.first + j * LANES, sums.step, sums.apart, sums.bias + j}; };
+template <int V, class Number>
+void fire_rows(const Epilogue& a, int64_t at, int64_t apart, int64_t rows, int64_t step, const Sums<Number>& sums) {
+  const auto some = [&](int j) {
+    return Sums<Number>{sums.first + j * LANES, sums.step, sums.apart, sums.bias + j, sums.scale + j};
+  };
   const bool plain = a.spikes != nullptr && a.v_rest == 0.f;
   if (plain && a.levels == 1) return fire_resting_at_zero<V, 1>(a, at, apart, rows, step, sums);
   if (plain && a.levels == 3) {  // registers hold the potentials of two vectors
@@ -205,7 +220,8 @@ void fire_rows(const Epilogue& a, int64_t at, int64_t apart, int64_t rows, int64
   }
   for (int64_t r = 0; r < rows; r++)
     for (int j = 0; j < V; j++)
-      fire_few(a, at + r * apart + j * LANES, step, LANES, some(j).first + r * sums.apart, sums.step, sums.bias[j]);
+      fire_few(a, at + r * apart + j * LANES, step, LANES, some(j).first + r * sums.apart, sums.step, sums.bias[j],
+               sums.scale + j);
 }
 
 // Whether neurons that no input reaches do the same at all places.

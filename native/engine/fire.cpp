@@ -14,7 +14,8 @@ int engine_fire(const EngineFire& a) {
     const int64_t last = smaller(a.size, (item + 1) * BLOCK);
     const int64_t rows = (last - item * BLOCK) / (4 * LANES);
     const Vec none[4] = {};
-    fire_rows<4>(fired, item * BLOCK, 4 * LANES, rows, a.size, {a.x + item * BLOCK, a.x_stride, 4 * LANES, none});
+    fire_rows<4>(fired, item * BLOCK, 4 * LANES, rows, a.size,
+                 Sums<float>{a.x + item * BLOCK, a.x_stride, 4 * LANES, none, none});
     for (int64_t i = item * BLOCK + rows * 4 * LANES; i < last; i += LANES) {
       const int64_t n = smaller(LANES, last - i);
       fire(fired, i, a.size, n, [&](int64_t t) ALWAYS_INLINE { return get_some(a.x + t * a.x_stride + i, n); });

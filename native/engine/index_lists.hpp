@@ -9,7 +9,7 @@
 namespace spikeloom::SPIKELOOM_LEVEL {
 namespace {
 
-constexpr int64_t LISTED = 256;  // inputs of a list: their weights for a block of outputs are 32 KB
+constexpr int64_t LISTED = 256;  // inputs of a list: their weights for a block of outputs are 32 KB at most
 
 // Weights as [block of outputs, row of the filter, column, part of the channels, channel of the part, output of the
 // block].
@@ -41,13 +41,13 @@ void pack_parts(const Window& w, const Parts& p, int64_t block, const Weight& we
         }
 }
 
-// Calls run(vectors of a block of outputs): at most 32 outputs.
-template <class Run>
+// Calls run(vectors of a block of outputs): at most 32 outputs, and 64 of 16 bits.
+template <class Weight, class Run>
 inline auto by_block(const Window& w, const Run& run) {
-  constexpr int MOST = 32 / LANES;
-  if (w.out <= LANES) return run(Constant<1>{});
+  constexpr int MOST = 32 / LANES, lanes = Added<Weight>::LANES_OF;
+  if (w.out <= lanes) return run(Constant<1>{});
   if constexpr (MOST > 2) {
-    if (w.out <= 2 * LANES) return run(Constant<2>{});
+    if (w.out <= 2 * lanes) return run(Constant<2>{});
   }
   return run(Constant<MOST>{});
 }
@@ -153,16 +153,19 @@ inline int64_t sort_jobs(const Each& each, Job* jobs) {
 
 // Adds the weights of ROWS lists, the shortest first, to the sums of their places, or to zero.
 template <int NV, int ROWS, class Weight>
-inline void add_lists(const Job* jobs, const uint16_t* numbers, const Weight* weight, bool to_zero, float* sums) {
-  Vec sum[ROWS][NV];
+inline void add_lists(const Job* jobs, const uint16_t* numbers, const Weight* weight, bool to_zero,
+                      typename Added<Weight>::Number* sums) {
+  using Sum = Added<Weight>;
+  constexpr int STEP = Sum::LANES_OF;
+  typename Sum::Vector sum[ROWS][NV];
   const uint16_t* list[ROWS];
-  float* to[ROWS];
+  typename Sum::Number* to[ROWS];
   int64_t count[ROWS];
 #pragma GCC unroll 4
   for (int r = 0; r < ROWS; r++) {
     const Job job = jobs[r];
-    list[r] = numbers + job.first, count[r] = job.count, to[r] = sums + job.to * int64_t{NV * LANES};
-    for (int j = 0; j < NV; j++) sum[r][j] = to_zero ? Vec{} : get(to[r] + j * LANES);
+    list[r] = numbers + job.first, count[r] = job.count, to[r] = sums + job.to * int64_t{NV * STEP};
+    for (int j = 0; j < NV; j++) sum[r][j] = to_zero ? typename Sum::Vector{} : Sum::get(to[r] + j * STEP);
   }
   for (int64_t k = 0; k < count[0]; k++) {
 #pragma GCC unroll 4
@@ -173,14 +176,14 @@ inline void add_lists(const Job* jobs, const uint16_t* numbers, const Weight* we
     for (int64_t k = count[0]; k < count[r]; k++) add_weights<NV>(sum[r], weight + list[r][k]);
 #pragma GCC unroll 4
   for (int r = 0; r < ROWS; r++)
-    for (int j = 0; j < NV; j++) put(to[r] + j * LANES, sum[r][j]);
+    for (int j = 0; j < NV; j++) Sum::put(to[r] + j * STEP, sum[r][j]);
 }
 
 // The same for jobs in the order of their lengths, while some of the weights that are `next` come into the second
 // cache.
 template <int NV, class Weight>
 inline void add_sorted(const Job* job, int64_t jobs, const uint16_t* numbers, const Weight* weight, bool to_zero,
-                       float* sums, const Weight* next, int64_t next_floats) {
+                       typename Added<Weight>::Number* sums, const Weight* next, int64_t next_floats) {
   constexpr int ROWS = NV >= 8 ? 1 : NV >= 4 ? 2 : 4;  // registers hold their sums
   const Job* const last = job + jobs;
   while (!to_zero && job < last && job->count == 0) job++;

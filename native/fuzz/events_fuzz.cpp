@@ -62,6 +62,32 @@ void fire_plainly(const Epilogue& a, int64_t size, const std::vector<float>& u, 
       }
 }
 
+// Behind which groups sums leave 16 bits (`EngineConv::widen`), from packed integers; empty where one group cannot.
+std::vector<uint8_t> widened(const float* packed, const int64_t* counts, int64_t most) {
+  const int64_t groups = counts[1], rows = counts[2], block = counts[3], blocks = counts[0] / (groups * rows * block);
+  std::vector<uint8_t> widen(groups, 0);
+  std::vector<int64_t> up(blocks * block, 0), down(up);
+  for (int64_t g = 0; g < groups; g++) {
+    std::vector<int64_t> more(blocks * block, 0), less(more);
+    for (int64_t i = 0; i < blocks * rows * block; i++) {
+      const int64_t b = i / (rows * block), to = b * block + i % block;
+      const int64_t w = most * static_cast<int64_t>(packed[(b * groups + g) * rows * block + i % (rows * block)]);
+      (w > 0 ? more : less)[to] += std::abs(w);
+    }
+    bool exceeds = false;
+    for (int64_t i = 0; i < blocks * block; i++) {
+      if (std::max(more[i], less[i]) > INT16_MAX) return {};
+      exceeds |= std::max(up[i] + more[i], down[i] + less[i]) > INT16_MAX;
+    }
+    if (exceeds) widen[g - 1] = 1;
+    for (int64_t i = 0; i < blocks * block; i++) {
+      up[i] = (exceeds ? 0 : up[i]) + more[i];
+      down[i] = (exceeds ? 0 : down[i]) + less[i];
+    }
+  }
+  return widen;
+}
+
 bool convolution() {
   EngineConv a{};
   a.steps = from_to(1, 4), a.images = from_to(1, 3), a.height = from_to(1, 9), a.width = from_to(1, 9);
@@ -79,17 +105,37 @@ bool convolution() {
   if (coin())  // silence: of some images at all steps, of others at some
     for (int64_t i = 0; i < a.steps * a.images; i++)
       if (i % a.images == 0 || coin()) std::memset(x.get() + i * bytes, 0, bytes);
-  const auto weight = grid_of(a.out * inside * a.kernel_height * a.kernel_width), bias = grid_of(a.out);
+  const int64_t weights = a.out * inside * a.kernel_height * a.kernel_width;
+  const auto weight = grid_of(weights), bias = grid_of(a.out);
+  const bool integers = !a.depthwise && coin();
+  const int64_t largest = coin() ? 127 : 15;  // small ones rarely leave 16 bits
+  for (int64_t i = 0; integers && i < weights; i++) weight[i] = from_to(-largest, largest);
 
-  int64_t floats = 0;
-  EnginePack pack{a.in,     a.out,        a.kernel_height, a.kernel_width, a.stride, a.depthwise,
-                  a.binary, weight.get(), nullptr,         nullptr,        &floats};
+  int64_t counts[4] = {};
+  EnginePack pack{a.in,     a.out,    a.kernel_height, a.kernel_width, a.stride, a.depthwise,
+                  a.binary, integers, weight.get(),    nullptr,        nullptr,  counts};
   level::engine_pack(pack);
-  const auto packed = exactly<float>(floats);
-  const auto half = exactly<uint16_t>(floats);
+  const auto packed = exactly<float>(counts[0]);
+  const auto half = exactly<uint16_t>(counts[0]);
+  const auto shorts = exactly<int16_t>(counts[0]);
+  const auto bytes_of_weights = exactly<int8_t>(counts[0]);
   pack.packed = packed.get();
-  if (!a.depthwise && coin()) pack.half = half.get(), a.half = half.get();
+  if (!a.depthwise && !integers && coin()) pack.half = half.get(), a.half = half.get();
   level::engine_pack(pack);
+  const auto scale = exactly<float>(a.out);
+  std::vector<uint8_t> widen;
+  for (int64_t o = 0; o < a.out; o++) scale[o] = integers ? std::ldexp(1.f, -static_cast<int>(from_to(4, 6))) : 1.f;
+  if (integers) {
+    widen = widened(packed.get(), counts, a.binary ? 1 : 9);
+    if (widen.empty()) return true;  // its weights are float32
+    for (int64_t i = 0; i < counts[0]; i++)
+      shorts[i] = static_cast<int16_t>(packed[i]), bytes_of_weights[i] = static_cast<int8_t>(packed[i]);
+    if (coin())
+      a.shorts = shorts.get();
+    else
+      a.bytes = bytes_of_weights.get();
+    a.scale = scale.get(), a.widen = widen.data();
+  }
 
   const auto residual = grid_of(a.steps * size);
   const auto residual_spikes = spikes_of(a.steps * size, 3);
@@ -119,7 +165,7 @@ bool convolution() {
   for (int64_t i = 0; i < a.steps * size; i++) {
     const int64_t o = i % a.out, column = i / a.out % wide, row = i / a.out / wide % high,
                   map = i / a.out / wide / high;
-    float total = bias[o];
+    float total = 0.f;
     for (int64_t ky = 0; ky < a.kernel_height; ky++)
       for (int64_t kx = 0; kx < a.kernel_width; kx++) {
         const int64_t y = row * a.stride - a.padding_y + ky, z = column * a.stride - a.padding_x + kx;
@@ -129,7 +175,8 @@ bool convolution() {
                    x[((map * a.height + y) * a.width + z) * a.in + (a.depthwise ? o : c)];
       }
     const int64_t at = i / size * a.residual_stride + i % size;
-    u[i] = total + (a.residual ? residual[at] : 0.f) + (a.residual_spikes ? residual_spikes[at] : 0);
+    u[i] =
+        total * scale[o] + bias[o] + (a.residual ? residual[at] : 0.f) + (a.residual_spikes ? residual_spikes[at] : 0);
   }
   for (int64_t i = 0; a.sum != nullptr && i < a.steps * size; i++)
     if (std::fabs(sum[i] - u[i]) > 1e-4f) return fail("a sum");

@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Callable
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from spikeloom.encode import repeat
@@ -91,3 +92,14 @@ class Graph(nn.Module):
 
     def forward(self, x: Tensor) -> Any:
         return self.function(self, x)
+
+
+@torch.no_grad()
+def lively(model: nn.Module, x: Tensor) -> nn.Module:
+    """The model with norms that have seen x and let all layers fire."""
+    for norm in (module for module in model.modules() if isinstance(module, nn.BatchNorm2d)):
+        nn.init.uniform_(norm.weight, 1.0, 2.5)
+        nn.init.normal_(norm.bias, 0.0, 0.3)
+        norm.momentum = 1.0
+    model.train()(x)
+    return model.eval()

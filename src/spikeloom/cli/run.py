@@ -23,7 +23,7 @@ from spikeloom.cli.arguments import (
 from spikeloom.cli.progress import show_progress
 from spikeloom.errors import UsageError
 
-WEIGHTS = ("fp32", "bf16", "exact")
+WEIGHTS = ("fp32", "bf16", "int8", "exact")
 
 
 def run(
@@ -39,8 +39,8 @@ def run(
         str,
         typer.Option(
             "--weights",
-            metavar="fp32|bf16|exact",
-            help="bf16: half the file, other roundings; exact: rounded until no sum of spikes rounds.",
+            metavar="|".join(WEIGHTS),
+            help="bf16: half the file; int8: a quarter, and faster; exact: rounded until no sum of spikes rounds.",
             autocompletion=lambda: list(WEIGHTS),
         ),
     ] = "fp32",
@@ -65,9 +65,9 @@ def run(
     from spikeloom.deploy.engine.evaluate import evaluate_engine
 
     if weights not in WEIGHTS:
-        raise UsageError(f"--weights must be fp32, bf16 or exact, got {weights!r}")
-    if file is not None and weights == "bf16":
-        raise UsageError("--weights bf16 says how an engine is made; --engine has its own: leave one of them out")
+        raise UsageError(f"--weights must be fp32, bf16, int8 or exact, got {weights!r}")
+    if file is not None and weights in ("bf16", "int8"):
+        raise UsageError(f"--weights {weights} says how an engine is made; --engine has its own: leave one of them out")
     values = read_target(context, words, images, batch, shape)
     check_output(save)
     opened = open_target(target, values)
@@ -77,7 +77,7 @@ def run(
         model = opened.ready(example)
         if weights == "exact":
             model = deploy.exact(model, example)
-        made = "bf16" if weights == "bf16" else "fp32"
+        made = "fp32" if weights == "exact" else weights
         engine = deploy.compile(model, example, weights=made) if file is None else deploy.load(str(file))
         if save is not None:
             engine.save(str(save))

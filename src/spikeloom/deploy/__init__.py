@@ -2,7 +2,7 @@
 
 from spikeloom.deploy.engine.compile import compile
 from spikeloom.deploy.engine.engine import Engine, EngineStream, load
-from spikeloom.deploy.engine.lossless import exact
+from spikeloom.deploy.engine.lossless import exact, quantized
 from spikeloom.deploy.exchange.fold import fold
 from spikeloom.deploy.exchange.nir_read import from_nir, read_nir
 from spikeloom.deploy.exchange.nir_write import to_nir, write_nir
@@ -16,6 +16,7 @@ __all__ = [
     "fold",
     "from_nir",
     "load",
+    "quantized",
     "read_nir",
     "to_nir",
     "to_onnx",

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from helpers.small_networks import shortened
+from helpers.small_networks import lively, shortened
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from spikeloom import Stream, create_model
 from spikeloom.deploy import Engine, compile, exact, fold, load
 from spikeloom.deploy.engine import engine as engine_module
-from spikeloom.deploy.engine import executor
+from spikeloom.deploy.engine import executor, pack
 from spikeloom.deploy.engine.ir import Conv, Neuron, PadChannels, Plan, PlanError, Pool, Value
 from spikeloom.errors import UsageError
 from spikeloom.layers import COMBINE, Conv2d, GlobalAvgPool, Linear, MaxPool2d, NormSpike, SEWBlock
@@ -49,17 +49,6 @@ NETWORKS: dict[str, tuple[dict[str, Any], tuple[int, ...]]] = {
     "spikformer_4_256": ({"T": 2, "channels": 64, "heads": 2, "depth": 2}, (3, 32, 32)),
     "spikingformer_4_256": ({"T": 2, "channels": 64, "heads": 2, "depth": 2}, (3, 32, 32)),
 }
-
-
-@torch.no_grad()
-def lively(model: nn.Module, x: Tensor) -> nn.Module:
-    """The model with norms that have seen x and let all layers fire."""
-    for norm in (module for module in model.modules() if isinstance(module, nn.BatchNorm2d)):
-        nn.init.uniform_(norm.weight, 1.0, 2.5)
-        nn.init.normal_(norm.bias, 0.0, 0.3)
-        norm.momentum = 1.0
-    model.train()(x)
-    return model.eval()
 
 
 @torch.no_grad()
@@ -150,13 +139,13 @@ def test_tuning_changes_nothing_but_the_way() -> None:
     assert engine.plan().count("\n") == len(layers)
 
 
-@pytest.mark.parametrize("far", [0, executor.FAR])
+@pytest.mark.parametrize("far", [0, pack.FAR])
 @pytest.mark.parametrize("tune", [True, False])
 @torch.no_grad()
 def test_rounded_weights_are_those_of_the_rounded_network(
     tune: bool, far: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(executor, "FAR", far)
+    monkeypatch.setattr(pack, "FAR", far)
     x = torch.randint(0, 9, (4, 3, 20, 20)) / 8
     model = on_a_grid(shortened(create_model("report_sew_resnet34", T=2)), x)
     weights = [layer.weight for layer in model.modules() if isinstance(layer, (nn.Conv2d, nn.Linear))]
@@ -315,7 +304,7 @@ DTYPES = (torch.float32, torch.bfloat16)
 
 @pytest.fixture(autouse=True)
 def halves_for_small_layers_too(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(executor, "FAR", 0)
+    monkeypatch.setattr(pack, "FAR", 0)
 
 
 @pytest.mark.parametrize("level", [] if _dispatch.native is None else _dispatch.native.levels())
@@ -470,7 +459,7 @@ def test_weights_of_another_type(saved: tuple[Path, Engine, Tensor]) -> None:
     _, engine, _ = saved
     plan, tensors = engine._plan, engine._tensors
     conv = next(step for step in plan.steps if isinstance(step, Conv) and step.bias is not None)
-    for name, message in ((conv.weight, "neither float32 nor bfloat16"), (conv.bias, "bias is not float32")):
+    for name, message in ((conv.weight, "weight is not float32 or bfloat16"), (conv.bias, "bias is not float32")):
         assert name is not None
         with pytest.raises(PlanError, match=message):
             Engine(plan, tensors | {name: tensors[name].half()})

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import random
 import time
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -267,14 +268,20 @@ class Random:
     def conv(self, x: int, value: Value) -> None:
         kernel = self.chance.choice(((1, 1), (3, 3), (2, 2), (1, 3), (5, 5)))
         groups = value.channels if self.chance.random() < 0.2 else 1
-        out = groups if groups > 1 else self.chance.choice((1, 5, 16, 33))
+        out = groups if groups > 1 else self.chance.choice((1, 5, 16, 33, 70))
         number = len(self.values)
-        self.tensors[f"w{number}"], self.tensors[f"b{number}"] = grid(out, value.channels // groups, *kernel), grid(out)
+        shape, scale = (out, value.channels // groups, *kernel), None
+        self.tensors[f"w{number}"], self.tensors[f"b{number}"] = grid(*shape), grid(out)
+        if self.chance.random() < 0.4:
+            scale, largest = f"s{number}", self.chance.choice((15, 127))
+            self.tensors[f"w{number}"] = torch.randint(-largest, largest + 1, shape, dtype=torch.int8)
+            self.tensors[scale] = torch.exp2(torch.randint(-6, -3, (out,)).float())
         neuron = self.neuron() if self.chance.random() < 0.7 else None
         same = [i for i, v in enumerate(self.values) if i and v.channels == out]
         fields: dict[str, Any] = {
             "x": x,
             "weight": f"w{number}",
+            "scale": scale,
             "bias": self.chance.choice((None, f"b{number}")),
             "groups": groups,
             "stride": self.chance.choice((1, 1, 2, 3)),
@@ -289,6 +296,7 @@ class Random:
 
 def test_events_and_dense_layers_say_the_same() -> None:
     ran = event_layers = 0
+    numbers = Counter[torch.dtype]()
     for seed in range(2500):
         torch.manual_seed(seed)
         made = Random(random.Random(seed))
@@ -303,6 +311,8 @@ def test_events_and_dense_layers_say_the_same() -> None:
         x = torch.randint(-8, 17, (T, N, made.input.channels, *made.input.places)) / 8
         assert torch.equal(events(x), dense(x)), seed
         ran += 1
+        numbers.update(packed.weight.dtype for packed in events._packed.values())
         event_layers += sum(isinstance(step, Conv) and step.way == "event" for step in events.steps)
     assert ran > 2000
     assert event_layers > 2000
+    assert numbers[torch.int16] > 300

@@ -9,11 +9,14 @@ from torch import Tensor, nn
 
 from spikeloom.deploy.engine.engine import Engine
 from spikeloom.deploy.engine.ir import Conv
+from spikeloom.deploy.engine.lossless import as_integers, quantized
 from spikeloom.deploy.engine.lower import lower
 from spikeloom.deploy.engine.verify import verify
 
 
-def compile(model: nn.Module, example: Tensor, tune: bool = True, weights: Literal["fp32", "bf16"] = "fp32") -> Engine:
+def compile(
+    model: nn.Module, example: Tensor, tune: bool = True, weights: Literal["fp32", "bf16", "int8"] = "fp32"
+) -> Engine:
     """An engine that runs a trained model by its spikes.
 
     Args:
@@ -22,7 +25,9 @@ def compile(model: nn.Module, example: Tensor, tune: bool = True, weights: Liter
         example: real inputs: which layers run by events is decided by their time on the first images of these.
         tune: decide so; else all layers that can run by events do.
         weights: "bf16" rounds the weights of convolutions and linear layers: half the file, less to read where a
-            layer's weights are many (`executor.FAR`), and logits that differ as rounded weights do. Sums stay float32.
+            layer's weights are many (`pack.FAR`), and logits that differ as rounded weights do. Sums stay float32.
+            "int8" runs the integers of `quantized(model, example)`, which it says the same as to the bit: a quarter of
+            the file, and layers on spikes add up twice as many weights at a time.
 
     Every step of the engine is then run on what the network has there for two images of the example, and must give what
     the network gives: sums but for rounding, neurons the very spikes of these sums.
@@ -30,8 +35,10 @@ def compile(model: nn.Module, example: Tensor, tune: bool = True, weights: Liter
     Raises:
         UsageError: a layer that the engine does not know, or that says something else there; or no native kernels.
     """
-    lowered = lower(model, example)
+    lowered = lower(quantized(model, example) if weights == "int8" else model, example)
     plan, tensors = lowered.plan, lowered.tensors
+    if weights == "int8":
+        plan, tensors = as_integers(plan, tensors)
     if weights == "bf16":
         rounded = {step.weight for step in plan.steps if isinstance(step, Conv)}
         tensors = {k: v.to(torch.bfloat16) if k in rounded else v for k, v in tensors.items()}

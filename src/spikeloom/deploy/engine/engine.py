@@ -19,8 +19,9 @@ import torch
 from torch import Tensor
 
 from spikeloom.deploy.engine.cost import Cost, cost_of
-from spikeloom.deploy.engine.executor import Arena, Executor, States, pack
+from spikeloom.deploy.engine.executor import Arena, Executor, States
 from spikeloom.deploy.engine.ir import Conv, Plan, PlanError, Step, Value
+from spikeloom.deploy.engine.pack import pack
 from spikeloom.errors import UsageError
 from spikeloom.files import PathLike, read_safetensors, write_safetensors
 from spikeloom.ops import _dispatch

@@ -27,44 +27,14 @@ from spikeloom.deploy.engine.ir import (
     Time,
     Value,
 )
+from spikeloom.deploy.engine.pack import Packed
 from spikeloom.ops import _dispatch
 from spikeloom.ops.scan.params import ScanParams
-
-FAR = 8 << 20  # bytes of a layer's weights that a core reads anew for every batch
 
 SHAPES = 32  # whose calls an arena keeps
 
 States = dict[int, Tensor]
 """Potentials [levels, N, H, W, C] by step."""
-
-
-def pack(step: Conv, x: Value, tensors: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
-    """Weights as the way of the layer reads them, and the bias: float32, or bfloat16 for the event kernel."""
-    half = tensors[step.weight].dtype == torch.bfloat16
-    weight = tensors[step.weight].to(torch.float32)
-    bias = torch.zeros(weight.shape[0]) if step.bias is None else tensors[step.bias]
-    if step.way == "dense":
-        return weight.contiguous(memory_format=torch.channels_last), bias
-    count = torch.zeros(1, dtype=torch.int64)
-    depthwise = step.depthwise(weight)
-    fields = {
-        "in": weight.shape[1],
-        "out": weight.shape[0],
-        "kernel_height": weight.shape[2],
-        "kernel_width": weight.shape[3],
-        "stride": step.stride,
-        "depthwise": depthwise,
-        "binary": x.most == 1,
-        "weight": weight.data_ptr(),
-        "floats": count.data_ptr(),
-    }
-    _dispatch.native.engine_pack(**fields, packed=0, half=0)
-    packed = torch.empty(int(count))
-    # Where the caches hold float32, taking words apart costs more than it saves.
-    half = half and not depthwise and 4 * int(count) > FAR
-    halves = torch.empty(int(count) if half else 0, dtype=torch.bfloat16)
-    _dispatch.native.engine_pack(**fields, packed=packed.data_ptr(), half=halves.data_ptr())
-    return halves if halves.numel() else packed, bias
 
 
 class Arena:
@@ -118,7 +88,7 @@ class Executor:
         plan: Plan,
         values: Sequence[Value],
         tensors: Mapping[str, Tensor],
-        packed: Mapping[int, tuple[Tensor, Tensor]],
+        packed: Mapping[int, Packed],
         arena: Arena,
         T: int,
         N: int,
@@ -259,7 +229,6 @@ class Executor:
 
     def _event(self, i: int, step: Conv) -> Callable[[], None]:
         value, weight = self._values[step.x], self._tensors[step.weight]
-        packed, bias = self._packed[i]
         fields, potentials = self._fired(i, step)
         fields |= {
             "images": self.N,
@@ -275,16 +244,13 @@ class Executor:
             "depthwise": step.depthwise(weight),
             "binary": value.most == 1,
             "x": self._maps[step.x].data_ptr(),
-            "weight": 0,
-            "half": 0,
-            "bias": bias.data_ptr(),
-            "weight" if packed.dtype == torch.float32 else "half": packed.data_ptr(),
+            **self._packed[i].fields(),
         }
         kernel = _dispatch.native.bound_engine_conv(fields, ["v"])
         return lambda: kernel(potentials())
 
     def _dense(self, i: int, step: Conv) -> Callable[[], None]:
-        x, (weight, bias) = self._maps[step.x], self._packed[i]
+        x, (weight, bias, *_) = self._maps[step.x], self._packed[i]
         images = x.flatten(0, 1).permute(0, 3, 1, 2)
         real = None
         if images.dtype != torch.float32:

@@ -128,12 +128,14 @@ class Conv(_Fired):
     """A convolution or, on maps of one place, a linear layer, with its bias, shortcut and neurons.
 
     Attributes:
-        weight: [C', C / groups, k, k'], float32 or bfloat16; its bias [C'] follows. Sums are float32.
+        weight: [C', C / groups, k, k'], float32, bfloat16 or int8; its bias [C'] follows.
+        scale: of int8 weights, what they are multiplied by in every output channel [C'].
         way: "event" adds up the weights' rows of active inputs, "dense" is PyTorch's.
     """
 
     op: Literal["conv"] = "conv"
     weight: str
+    scale: str | None = None
     bias: str | None = None
     stride: Annotated[int, Field(ge=1, le=64)] = 1
     padding: tuple[Margin, Margin] = (0, 0)
@@ -141,17 +143,21 @@ class Conv(_Fired):
     way: Literal["event", "dense"] = "dense"
 
     def tensors(self) -> tuple[str, ...]:
-        return (self.weight,) if self.bias is None else (self.weight, self.bias)
+        return tuple(name for name in (self.weight, self.scale, self.bias) if name is not None)
 
     def infer(self, values: Sequence[Value], tensors: Mapping[str, Tensor]) -> list[Value]:
         x, weight = values[0], tensors[self.weight]
-        self._need(weight.dtype in (torch.float32, torch.bfloat16), "its weight is neither float32 nor bfloat16")
+        known = (torch.float32, torch.bfloat16) if self.scale is None else (torch.int8,)
+        self._need(weight.dtype in known, f"its weight is not {' or '.join(str(dtype)[6:] for dtype in known)}")
         self._need(weight.dim() == 4, "its weight has not four axes")
         out, inside, *kernel = weight.shape
         self._need(x.channels == inside * self.groups and out % self.groups == 0, "channels do not fit the weight")
         bias = None if self.bias is None else tensors[self.bias]
         self._need(bias is None or bias.shape == (out,), "the bias does not fit the weight")
         self._need(bias is None or bias.dtype == torch.float32, "its bias is not float32")
+        scale = None if self.scale is None else tensors[self.scale]
+        fits = scale is None or (scale.shape == (out,) and scale.dtype == torch.float32)
+        self._need(fits, "the scale does not fit the weight")
         sides = [
             (side + 2 * margin - width) // self.stride + 1
             for side, margin, width in zip(x.places, self.padding, kernel, strict=True)
@@ -160,6 +166,11 @@ class Conv(_Fired):
         self._need(self.way == "dense" or self.takes_events(x, weight), "no kernel runs this layer by events")
         sums = Value(height=sides[0], width=sides[1], channels=out, static=x.static)
         return self._fired(sums, values)
+
+    def real_weight(self, tensors: Mapping[str, Tensor]) -> Tensor:
+        """The weight as float32."""
+        weight = tensors[self.weight].float()
+        return weight if self.scale is None else weight * tensors[self.scale].view(-1, 1, 1, 1)
 
     def depthwise(self, weight: Tensor) -> bool:
         """Whether every channel has one filter of its own."""

@@ -35,10 +35,9 @@ def verify(engine: Engine, lowered: Lowered) -> None:
         UsageError: a step gives something else than the network; the message names the layer.
     """
     # The same steps, with the sums of all neurons.
-    ways = [getattr(step, "way", None) for step in engine.steps]
     steps = [
-        step.model_copy(update={"way": way}) if way else step
-        for step, way in zip(lowered.fused.whole, ways, strict=True)
+        step.model_copy(update={"way": own.way, "scale": own.scale}) if isinstance(own, Conv) else step
+        for step, own in zip(lowered.fused.whole, engine.steps, strict=True)
     ]
     whole = engine.with_steps(steps)
     with torch.no_grad():
@@ -134,15 +133,15 @@ def _refuse(step: Step, what: str) -> None:
 
 def _conv_error(step: Conv, read: Sequence[Tensor], engine: Engine) -> Tensor:
     """What rounding can change in a convolution's sums, in whatever order they are taken."""
-    weight = engine.tensors[step.weight]
+    weight = step.real_weight(engine.tensors)
     x = read[0].flatten(0, 1).permute(0, 3, 1, 2).to(torch.float32)
     bias = None if step.bias is None else engine.tensors[step.bias].abs()
-    terms = F.conv2d(x.abs(), weight.float().abs(), bias, step.stride, step.padding, 1, step.groups)
+    terms = F.conv2d(x.abs(), weight.abs(), bias, step.stride, step.padding, 1, step.groups)
     terms = terms.permute(0, 2, 3, 1).unflatten(0, read[0].shape[:2])
     if len(read) > 1:
         terms = terms + read[1].abs()
     count = weight[0].numel() + 16
-    return terms * (2 * count * _HALF_UNIT + (_BF16 if weight.dtype == torch.bfloat16 else 0.0))
+    return terms * (2 * count * _HALF_UNIT + (_BF16 if engine.tensors[step.weight].dtype == torch.bfloat16 else 0.0))
 
 
 def _error(step: Step, wanted: Tensor, read: Sequence[Tensor], engine: Engine) -> Tensor:
