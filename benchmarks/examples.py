@@ -3,15 +3,19 @@
     python benchmarks/examples.py DATA                       # all pairs, one epoch, seeds 1 to 3; 1 thread
     python benchmarks/examples.py DATA csnn --epochs 3 --seeds 1 2 3 --threads 2
     python benchmarks/examples.py DATA --subset 2000 --seeds 1   # minutes: it runs
+    python benchmarks/examples.py DATA "convnet count" --subset 10000 --seeds 1 2 --copies 4
 
 Both networks of a pair start from the same weights and see the same batches in the same order, with the same optimiser
 and rate; only the network, its loss and its neurons are the library's own. They take turns, seed by seed, in one
-process. Seconds are those of the training loop, without reading data and testing. Needs the extra `bench`.
+process. Accuracies are means with standard deviations over all starts. `--copies` trains every start several times, its
+weights changed by a millionth: what differs then is chance, and what differs less between the libraries shows nothing.
+Seconds are medians of the training loop, without reading data and testing. Needs the extra `bench`.
 """
 
 from __future__ import annotations
 
 import argparse
+import itertools
 import statistics
 import sys
 import time
@@ -147,6 +151,14 @@ PAIRS = {
 }
 
 
+@torch.no_grad()
+def nudge(model: nn.Module, copy: int) -> None:
+    """Changes the weights by a millionth of themselves, at random; of copy 0 nothing."""
+    generator = torch.Generator().manual_seed(copy)
+    for weight in model.parameters() if copy else ():
+        weight.mul_(1 + 1e-6 * torch.randn(weight.shape, generator=generator))
+
+
 def same_start(theirs: nn.Module, ours: nn.Module) -> None:
     """Gives our network the weights of theirs, whatever its last neurons are."""
     leaky = {name for name, part in theirs.named_modules() if isinstance(part, snn.Leaky)}
@@ -178,13 +190,20 @@ def accuracy(model: nn.Module, data: Any, batch: int = 500) -> float:
     return 100 * right / len(data)
 
 
+def spread(values: list[float]) -> str:
+    """Mean and standard deviation."""
+    return f"{statistics.mean(values):.2f}" + (f" +- {statistics.stdev(values):.2f}" if len(values) > 1 else "")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("root", help="folder of MNIST")
     parser.add_argument("pairs", nargs="*", help=f"some of {', '.join(PAIRS)}, by their first words; all without it")
     parser.add_argument("--epochs", type=int, default=1)
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
+    parser.add_argument("--copies", type=int, default=1, help="of every seed's start")
     parser.add_argument("--subset", type=int, help="training images; all without it")
+    parser.add_argument("--test-subset", type=int, help="test images; all without it")
     parser.add_argument("--threads", type=int, default=1)
     given = parser.parse_args()
     names = [name for name in PAIRS if not given.pairs or name.startswith(tuple(given.pairs))]
@@ -193,24 +212,27 @@ def main() -> None:
     torch.set_num_threads(given.threads)
     keep_memory()  # for every contender, as `fit` does
     training = create_dataset("mnist", given.root, "train", subset=given.subset)
-    test = create_dataset("mnist", given.root, "test")
-    print(f"{len(training)} images, {given.epochs} epochs, seeds {given.seeds}, {given.threads} threads")
+    test = create_dataset("mnist", given.root, "test", subset=given.test_subset)
+    print(
+        f"{len(training)} images, {given.epochs} epochs, seeds {given.seeds}, {given.copies} of each, "
+        f"{given.threads} threads"
+    )
     print("| example | ours, % | theirs, % | ours, s | theirs, s | theirs / ours |\n|---|---|---|---|---|---|")
     for name in names:
         pair, found = PAIRS[name], [list[tuple[float, float]](), list[tuple[float, float]]()]
-        for seed in given.seeds:
+        for seed, copy in itertools.product(given.seeds, range(given.copies)):
             torch.manual_seed(seed)
             theirs, ours = pair.theirs(), pair.ours()
+            nudge(theirs, copy)
             same_start(theirs, ours)
             ours.to(memory_format=torch.channels_last)  # as `fit` does
             turns = [(ours, pair.our_loss), (theirs, pair.their_loss)]
             for results, (model, loss) in zip(found, turns, strict=True):
                 seconds = train(model, loss, pair.lr, training, given.epochs, seed)
                 results.append((accuracy(model, test), seconds))
-        (our_accuracy, our_time), (their_accuracy, their_time) = (
-            map(statistics.mean, zip(*f, strict=True)) for f in found
-        )
-        figures = f"{our_accuracy:.2f} | {their_accuracy:.2f} | {our_time:.1f} | {their_time:.1f}"
+        accuracies = [spread([accuracy for accuracy, _ in results]) for results in found]
+        our_time, their_time = (statistics.median(seconds for _, seconds in results) for results in found)
+        figures = f"{' | '.join(accuracies)} | {our_time:.1f} | {their_time:.1f}"
         print(f"| {name} | {figures} | {their_time / our_time:.2f} |", flush=True)
 
 
