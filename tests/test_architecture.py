@@ -29,7 +29,7 @@ STAGES = [
     {"train"},
     {"analyse", "deploy"},
     {"bench"},
-    {"cards", "doctor", "predict", "reproduce", "scores", "show", "sweep"},
+    {"cards", "doctor", "play", "predict", "reproduce", "scores", "show", "sweep"},
     {"search"},
     {"cli"},
     {"__main__"},

@@ -84,8 +84,8 @@ def _commands(names: str) -> list[str]:
 def _split(command: str) -> tuple[list[str], set[str]]:
     """The words of a command that are no options, and the names of its options."""
     options = {option.split("=")[0] for option in re.findall(r" (--[^ ]+)", command)}
-    valued = r" --(runs|resume|results|out|to|T|images|input|save|engine|weights|import|picture)[ =][^ ]+"
-    words = shlex.split(re.sub(valued, "", command))[2:]
+    valued = "runs|resume|results|out|to|T|images|input|save|engine|events|window-ms|last|weights|import|picture"
+    words = shlex.split(re.sub(rf" --({valued})[ =][^ ]+", "", command))[2:]
     return [word for word in words if not word.startswith("--")], options
 
 

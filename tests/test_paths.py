@@ -39,6 +39,7 @@ from spikeloom.models.spikingjelly import read_layers
 from spikeloom.models.trained_weights import read_weights, run_folder
 from spikeloom.models.weight_source import layers_of
 from spikeloom.neurons import LIF
+from spikeloom.play import play
 from spikeloom.predict import find_files, predict
 from spikeloom.reproduce import recorded_figures, reproduce
 from spikeloom.scores import scoreboard
@@ -61,7 +62,18 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 ELSEWHERE = ("spikeloom.data", "spikeloom.cli", "spikeloom.__main__", "spikeloom._native")
 # Records of what was found; the folder of a `Run`; settings, which `start_from` below has; and benchmarks that take
 # seconds or minutes, whose files go through `recordings` and `write_results`.
-RECORDS = {"Search", "Trial", "RunData", "OnnxFile", "Prediction", "Shown", "Weights", "locked", "DataSettings"}
+RECORDS = {
+    "Search",
+    "Trial",
+    "RunData",
+    "OnnxFile",
+    "Played",
+    "Prediction",
+    "Shown",
+    "Weights",
+    "locked",
+    "DataSettings",
+}
 BENCHMARKS = {"bench_audit", "bench_events", "bench_methods", "bench_neurons", "frame_rows"}
 OF_FILES = {"path", "file", "folder", "folders", "out", "root", "run", "runs", "results"}
 
@@ -253,6 +265,12 @@ def fitted(at: Any) -> Any:
     return fit(net, digits, digits, out=at("new"), progress=Quiet(), epochs=1, batch_size=8, lr=0.01)["test_accuracy"]
 
 
+def played(at: Any) -> Any:
+    with pytest.raises(spikeloom.UsageError, match="takes no events") as info:
+        play(at("run"), at("events/one.bin"))
+    return str(info.value)
+
+
 def swept(at: Any) -> Any:
     return plan_sweep(load_recipe("quickstart/digits"), "main", "full", [], {"seed": ["1", "2"]}, at("new"))
 
@@ -298,6 +316,7 @@ CALLS: dict[str, Callable[[Any], Any]] = {
     "place_of": lambda at: place_of(load_recipe("quickstart/digits"), "main", at("new")).parts[-2:],
     "planned": lambda at: planned({"seed": "1"}, at("new"), Run.open(at("run")).settings).folder.name,
     "train_recipe": lambda at: train_recipe("quickstart/digits", *TINY, out=at("new"), progress=Quiet())["epochs"],
+    "play": played,
     "predict": lambda at: [(found.label, found.probability) for found in predict(at("run"), [at("pictures")])],
     "read_figure": lambda at: read_figure(at("figure.json")).data[0].y,
     "read_json": lambda at: files.read_json(at("run/summary.json")),

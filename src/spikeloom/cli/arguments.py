@@ -109,7 +109,7 @@ def read_settings(context: typer.Context, words: list[str] | None, keys: Iterabl
         if key in keys:
             continue
         for option in context.command.params:
-            if not {f"--{key}", *_RENAMED.get(key, ())}.isdisjoint(option.opts):
+            if not {f"--{key.replace('_', '-')}", *_RENAMED.get(key, ())}.isdisjoint(option.opts):
                 raise UsageError(f"{key}= is an option: {_as_option(option, value)}")
         options = [name for option in context.command.params for name in option.opts if name.startswith("--")]
         raise UsageError(f"unknown key {key!r}; {nearest_key(key, [*keys, *options])}")

@@ -20,6 +20,7 @@ from spikeloom.cli.arguments import (
     read_target,
     running,
 )
+from spikeloom.cli.play import Events, Last, Out, WindowMs, check_options, play_recording
 from spikeloom.cli.progress import show_progress
 from spikeloom.errors import UsageError
 
@@ -48,6 +49,10 @@ def run(
         bool, typer.Option("--compare/--no-compare", help="Run the network itself as well, or not.")
     ] = True,
     show_plan: Annotated[bool, typer.Option("--plan", help="Show every layer: how it runs, and why.")] = False,
+    events: Events = None,
+    window_ms: WindowMs = None,
+    last: Last = None,
+    out: Out = None,
     as_json: AsJson = False,
 ) -> None:
     """Run a trained network by its spikes on the test data, beside the network itself.
@@ -56,10 +61,15 @@ def run(
     spikeloom run RUN --images 1000 data.root=DATA
     spikeloom run RUN --save engine.safetensors --plan
     spikeloom run RUN --engine engine.safetensors --no-compare
+    spikeloom run RUN --events recording.bin --window-ms 10 --out played.html
 
     Keys: data.*; for a model also model.*, neuron.* and seed. With exact weights the engine says to the bit what
-    PyTorch says.
+    PyTorch says. A recording is cut into windows of time, each of which is a step of the network.
     """
+    check_options(context, events, words)
+    if events is not None:
+        play_recording(target, events, window_ms, last, file, out, as_json)
+        return
     from spikeloom import deploy
     from spikeloom.analyse.load import open_target
     from spikeloom.deploy.engine.evaluate import evaluate_engine

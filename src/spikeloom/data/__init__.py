@@ -7,6 +7,7 @@ from spikeloom.data.frame_dataset import FrameDataset
 from spikeloom.data.frames import event_frames
 from spikeloom.data.image_dataset import ImageDataset
 from spikeloom.data.mackey_glass import mackey_glass
+from spikeloom.data.recording_frames import RecordingFrames
 from spikeloom.data.registry import DATASETS, SOURCES, create_dataset
 from spikeloom.data.sets.colored_mnist import colored_mnist
 from spikeloom.data.spike_dataset import SpikeDataset
@@ -22,6 +23,7 @@ __all__ = [
     "ImageDataset",
     "LabelledDataset",
     "RandomTemporalDelete",
+    "RecordingFrames",
     "SpikeDataset",
     "Transform",
     "augmentation",

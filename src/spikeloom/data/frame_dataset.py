@@ -11,6 +11,7 @@ from torch import Tensor
 
 from spikeloom.data.base import LabelledDataset
 from spikeloom.data.cache import Counts
+from spikeloom.data.formats.events import Array
 
 Resize = Literal["nearest", "bilinear", "bilinear_corners"]
 
@@ -72,6 +73,10 @@ class FrameDataset(LabelledDataset):
         for row, part in zip(x, parts, strict=True):
             row[steps - len(part) :] = part
         return self._shaped(torch.from_numpy(x)), self.labels[torch.as_tensor(indices, dtype=torch.int64)]
+
+    def inputs(self, counts: Array) -> Tensor:
+        """What a model takes, [T, 1, *input_shape], of the counts [T, *shape of a frame] of one recording."""
+        return self.encode(self._shaped(torch.from_numpy(counts.astype(np.float32))[None]))
 
     def _shaped(self, x: Tensor) -> Tensor:
         if self._size is not None:

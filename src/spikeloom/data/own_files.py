@@ -11,11 +11,10 @@ import torch
 
 from spikeloom.data.base import LabelledDataset
 from spikeloom.data.cache import Counts
-from spikeloom.data.frame_dataset import FrameDataset
-from spikeloom.data.frames import Slicer
 from spikeloom.data.image_dataset import ImageDataset, columns
+from spikeloom.data.recording_frames import SENSORS, RecordingFrames
 from spikeloom.data.sets.audio import encoded, read_wav
-from spikeloom.data.sets.dvs import CIFAR10_CLASSES, Framing, Reader, upright
+from spikeloom.data.sets.dvs import CIFAR10_CLASSES
 from spikeloom.data.sets.dvs_gesture import GESTURES
 from spikeloom.data.sets.imagenet import Pictures
 from spikeloom.data.sets.own import normalisation
@@ -32,7 +31,6 @@ _SIDES = {  # of pictures; ImageNet's is `size`
     "cifar100": 32,
     "imagenet": None,
 }
-_SENSORS = {"nmnist": (34, 34), "cifar10_dvs": (128, 128), "dvs_gesture": (128, 128), "n_caltech101": (240, 180)}
 _NAMES: dict[str, Sequence[str]] = {
     "digits": DIGITS,
     "mnist": DIGITS,
@@ -66,8 +64,7 @@ def own_files(
     """
     labels = torch.zeros(len(paths), dtype=torch.int64)
     kind = name.removeprefix("sequential_")
-    names = classes or _NAMES.get(kind) or [str(label) for label in range(num_classes)]
-    about: Json = {"name": name, "title": "own files", "classes": list(names)[:num_classes]}
+    about: Json = {"name": name, "title": "own files", "classes": class_names(name, num_classes, classes)}
     if kind in _SIDES or kind == "folder":
         side = _SIDES.get(kind) or options.get("size", 224 if kind == "imagenet" else 32)
         mean, std = NORMALISATION.get(kind) or normalisation(
@@ -85,32 +82,21 @@ def own_files(
             resize=None if cut else options.get("resize"),
             **about,
         )
-    if name in _SENSORS or name == "recordings":
-        return FrameDataset(
-            _counts(name, options, paths),
-            labels,
-            size=options.get("size"),
-            resize=options.get("resize", "bilinear"),
-            flatten=options.get("flatten", False),
-            **about,
-        )
+    if name in SENSORS or name == "recordings":
+        frames = RecordingFrames(name, options)
+        parts = [frames.cut(path) for path in paths]
+        counts = Counts(np.concatenate(parts), np.cumsum([0, *map(len, parts)]))
+        return frames.dataset(counts, labels, **about)
     if name in ("fsdd", "audio"):
         spikes = encoded([read_wav(path) for path in paths], options.get("T", 100), options.get("bands", 40))
         return SpikeDataset(spikes, labels, **about)
     raise UsageError(
         f"a network for {name} takes no files: those that do are for pictures ({', '.join(_SIDES)}, folder), "
-        f"recordings ({', '.join(_SENSORS)}, recordings) and sound (fsdd, audio)"
+        f"recordings ({', '.join(SENSORS)}, recordings) and sound (fsdd, audio)"
     )
 
 
-def _counts(name: str, options: Json, paths: Sequence[Path]) -> Counts:
-    """The frames of recordings, in memory."""
-    width, height = _SENSORS.get(name) or options["sensor"]
-    reader = Reader((width, height), options.get("outside", "error"))
-    slicer = Slicer.filled(options.get("frames", "count"), options.get("T"), options.get("dt"))
-    framing = Framing(slicer, options.get("downsample"), options.get("polarity"))
-    parts: list[Any] = []
-    for path in paths:
-        events = reader(path)
-        parts.append(framing(upright(events, path) if name == "cifar10_dvs" else events, path))
-    return Counts(np.concatenate(parts), np.cumsum([0, *map(len, parts)]))
+def class_names(name: str, num_classes: int, classes: Sequence[str] | None = None) -> list[str]:
+    """Names of a network's classes: those given, or those of its data set, or numbers; arguments as of `own_files`."""
+    names = classes or _NAMES.get(name.removeprefix("sequential_")) or [str(label) for label in range(num_classes)]
+    return list(names)[:num_classes]

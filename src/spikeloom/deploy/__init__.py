@@ -7,10 +7,13 @@ from spikeloom.deploy.exchange.fold import fold
 from spikeloom.deploy.exchange.nir_read import from_nir, read_nir
 from spikeloom.deploy.exchange.nir_write import to_nir, write_nir
 from spikeloom.deploy.exchange.onnx_write import to_onnx
+from spikeloom.deploy.sensor import SensorStream, WindowDecision
 
 __all__ = [
     "Engine",
     "EngineStream",
+    "SensorStream",
+    "WindowDecision",
     "compile",
     "exact",
     "fold",

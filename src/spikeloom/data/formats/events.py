@@ -52,6 +52,11 @@ class Events:
     def __len__(self) -> int:
         return len(self.t)
 
+    def part(self, start: int, end: int | None = None) -> Events:
+        """The events from number `start` to before number `end`, which share their memory with these."""
+        t, x, y, p = (column[start:end] for column in (self.t, self.x, self.y, self.p))
+        return Events(t, x, y, p, self.width, self.height)
+
 
 @dataclass(frozen=True)
 class EventFile:

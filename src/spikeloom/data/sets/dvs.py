@@ -125,8 +125,11 @@ class Framing:
         least = self.slicer.T or 1 if self.slicer.frames == "count" else 1
         if len(events) < least:
             raise EventFileError(f"{path}: a recording of {len(events)} events is too short, expected at least {least}")
+        return self.count(events, *self.slicer(events.t))
+
+    def count(self, events: Events, index: Array, steps: int) -> Array:
+        """Counts int64 [steps, *shape] of events, by the frame that each falls in, -1: none."""
         channels, height, width = shape = self.shape((events.width, events.height))
-        index, steps = self.slicer(events.t)
         x, y, p = events.x.astype(np.int64), events.y.astype(np.int64), events.p
         if self.downsample is not None:
             x, y = (x / self.downsample).astype(np.int64), (y / self.downsample).astype(np.int64)
