@@ -2,160 +2,58 @@
 
     python benchmarks/inference.py RUN [RUN ...] data.root=DATA     # minutes; writes results/bench/inference.*
     python benchmarks/inference.py RUN --compiled data.root=DATA    # with torch.compile: minutes more a network
+    python benchmarks/inference.py RUN --accuracy data.root=DATA    # what each gets right, and no times
     python benchmarks/inference.py RUN --half data.root=DATA        # what half the spikes, and none, take off, alone
     python benchmarks/inference.py RUN --whole data.root=DATA       # the same predictions? all test images, no times
     python benchmarks/inference.py --layers                         # one layer and a body by density, no run needed
 
 Contenders run the network of each RUN with norms folded, on the same test images, taking turns in one process: ours as
 it is ("network": convolutions leave out zeros where that pays), with PyTorch's convolutions ("dense"), those in
-bfloat16, SpikingJelly's neurons (eager), `torch.compile` of the reference equations, ONNX Runtime on the exported file.
+bfloat16, SpikingJelly's neurons (eager), `torch.compile` of the reference equations; ONNX Runtime and OpenVINO on the
+exported file, in float32 and quantised to int8 on training images, OpenVINO in bfloat16 too (`rivals.py`).
 Times are medians, of one image and of 64. "sparse" is the engine with thresholds raised until 4 % of inputs are active:
-what sparser spikes would give. Rows of runs that were measured before stay.
+what sparser spikes would give. A table of its own says what share of the test images each contender gets right. Rows of
+runs that were measured before stay.
 """
 
 from __future__ import annotations
 
 import argparse
-import copy
 import hashlib
 import json
 import math
-import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import rivals
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from spikeloom.analyse.load import open_target
+from spikeloom.analyse.load import Target, open_target
 from spikeloom.bench.timing import medians
 from spikeloom.bench.write import earlier_results, kept, write_results
 from spikeloom.deploy import Engine, compile, exact, fold
 from spikeloom.deploy.engine.evaluate import evaluate_engine
 from spikeloom.deploy.engine.ir import Conv, Fire, Mean, Neuron, Plan, Pool, Value
-from spikeloom.layers import Conv2d
 from spikeloom.memory import keep_memory
-from spikeloom.neurons import IF, LIF, MLF, PLIF
+from spikeloom.models.trained_weights import run_folder
 from spikeloom.ops import _dispatch, backend, scan
 from spikeloom.surrogates import ATan
-from spikeloom.train.recipe import parse_overrides
+from spikeloom.train.build import build_datasets
+from spikeloom.train.recipe import check_settings, merge, parse_overrides
+from spikeloom.train.run import Run
 
 Json = dict[str, Any]
 RESULTS = Path(__file__).parents[1] / "results" / "bench"
 BATCHES = (1, 64)
 LAYERS = ((64, 32), (128, 16), (256, 8))
 DENSITIES = (0.0, 0.01, 0.02, 0.05, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5)
+CALIBRATION = 256  # training images that quantisers see
 SPARSE = 0.04  # the share of active inputs of a sparser network
 MEAN = "geometric mean"
 RAPL = Path("/sys/class/powercap/intel-rapl:0/energy_uj")
-
-
-# --- contenders -------------------------------------------------------------------------------------------------------
-
-
-class Peer(nn.Module):
-    """SpikingJelly's neuron with the constants of one of ours, from rest at every call."""
-
-    def __init__(self, ours: IF | LIF | PLIF):
-        super().__init__()
-        from spikingjelly.activation_based import neuron
-
-        common: Json = {"v_threshold": ours.v_threshold, "v_reset": ours.v_reset, "step_mode": "m"}
-        if isinstance(ours, PLIF):
-            self.neuron = neuron.ParametricLIFNode(decay_input=ours.decay_input, **common)
-            self.neuron.w.data = ours.w.data
-        elif isinstance(ours, LIF):
-            self.neuron = neuron.LIFNode(tau=ours.tau, decay_input=ours.decay_input, **common)
-        else:
-            self.neuron = neuron.IFNode(**common)
-
-    def forward(self, x: Tensor) -> Tensor:
-        self.neuron.reset()
-        return self.neuron(x)
-
-
-def with_peers(model: nn.Module) -> nn.Module | None:
-    """The model with SpikingJelly's neurons; None where it has none like these."""
-    model = copy.deepcopy(model)
-    for module in list(model.modules()):
-        for name, child in list(module.named_children()):
-            if isinstance(child, MLF):
-                return None
-            if isinstance(child, (IF, LIF, PLIF)):
-                setattr(module, name, Peer(child))
-    return model
-
-
-def with_dense_convolutions(model: nn.Module) -> nn.Module:
-    """The model with PyTorch's convolutions: ours leave out zeros, in training and here."""
-    model = copy.deepcopy(model)
-    for module in model.modules():
-        if isinstance(module, Conv2d):
-            module.dense = True
-    return model
-
-
-def contenders(model: nn.Module, engine: Engine, x: Tensor, leave_out: set[str]) -> dict[str, Callable[[], Any]]:
-    """Everything that runs the network on x, by name."""
-    own = fold(model).to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
-    folded = with_dense_convolutions(own)
-    if x.dim() == 4:
-        x = x.contiguous(memory_format=torch.channels_last)
-
-    def dense() -> Tensor:
-        with torch.no_grad():
-            return folded(x)
-
-    def bf16() -> Tensor:
-        with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
-            return folded(x)
-
-    def network() -> Tensor:
-        with torch.no_grad():
-            return own(x)
-
-    runs: dict[str, Callable[[], Any]] = {
-        "engine": lambda: engine(x),
-        "network": network,
-        "dense": dense,
-        "bf16": bf16,
-    }
-    peers = with_peers(folded)
-    if peers is not None:
-
-        def spikingjelly() -> Tensor:
-            with torch.no_grad():
-                return peers(x)
-
-        runs["spikingjelly"] = spikingjelly
-    if "compiled" not in leave_out:
-        compiled = torch.compile(copy.deepcopy(folded))
-
-        def run_compiled() -> Tensor:
-            with torch.no_grad(), backend("reference"):
-                return compiled(x)
-
-        runs["compiled"] = run_compiled
-    if "onnx" not in leave_out:
-        runs["onnx"] = onnx_runtime(model, x)
-    return {name: run for name, run in runs.items() if name not in leave_out}
-
-
-def onnx_runtime(model: nn.Module, x: Tensor) -> Callable[[], Any]:
-    import onnxruntime
-
-    from spikeloom.deploy.exchange.onnx_write import to_onnx
-
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = torch.get_num_threads()
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "net.onnx"
-        to_onnx(model, x, path)
-        session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-    feed = {"input": x.contiguous().numpy()}
-    return lambda: session.run(None, feed)
 
 
 def millijoules(run: Callable[[], Any], runs: int = 20) -> float:
@@ -169,29 +67,60 @@ def millijoules(run: Callable[[], Any], runs: int = 20) -> float:
 # --- networks ---------------------------------------------------------------------------------------------------------
 
 
-def network(run: str, values: Json, leave_out: set[str], repeats: int) -> list[Json]:
-    """One run, one row a batch size."""
-    target = open_target(run, {**values, "images": 64, "batch": 64})
+def opened(
+    run: str, values: Json, leave_out: set[str], images: int
+) -> tuple[Target, Engine, dict[str, rivals.Contender]]:
+    """A run with so many test images, its engine, and all contenders."""
+    target = open_target(run, {**values, "images": max(images, BATCHES[-1]), "batch": BATCHES[-1]})
     x, _ = next(target.batches())
     model = target.model.eval()
     engine = compile(model, x)
+    return target, engine, rivals.contenders(model, engine, x, calibration(run, values), leave_out)
+
+
+def calibration(run: str, values: Json) -> list[Tensor]:
+    """Inputs of one image each, spread evenly over the training part of a run's data."""
+    settings = Run.open(run_folder(run)).settings.model_dump()
+    dataset, _ = build_datasets(check_settings(merge(settings, {"data": values.get("data", {})}), run))
+    count = min(CALIBRATION, len(dataset))
+    return [dataset.encode(dataset.batch([i * len(dataset) // count])[0]) for i in range(count)]
+
+
+def accuracies(target: Target, contenders: dict[str, rivals.Contender]) -> Json:
+    """What share of the test images each contender gets right, in percent; of whole batches, as shapes are compiled."""
+    batches = list(target.batches())
+    batches = [(x, y) for x, y in batches if len(y) == len(batches[0][1])]
+    row: Json = {"run": target.title, "images": sum(len(y) for _, y in batches)}
+    for name, on in contenders.items():
+        found = evaluate_engine(lambda x, on=on: torch.as_tensor(on(x)()), batches, None, lambda _: None)
+        row[f"{name} %"] = round(found["accuracy"], 2)
+    print(json.dumps(row), flush=True)
+    return row
+
+
+def times(target: Target, engine: Engine, contenders: dict[str, rivals.Contender], repeats: int) -> list[Json]:
+    """One run, one row a batch size."""
+    x, _ = next(target.batches())
     rate = event_layers(engine, x)[1]
-    sparse = at_rate(compile(model, x, tune=False), x, SPARSE)
+    sparse = at_rate(compile(target.model.eval(), x, tune=False), x, SPARSE)
     rows: list[Json] = []
     for batch in BATCHES:
-        part = x[:batch] if x.dim() == 4 else x[:, :batch]
-        runs = {**contenders(model, engine, part, leave_out), "sparse": lambda part=part: sparse(part)}
+        part = x[:, :batch] if target.sequence else x[:batch]
+        runs = {name: on(part) for name, on in contenders.items()} | {"sparse": lambda part=part: sparse(part)}
         times = medians(runs, repeats, budget=60, pause=0.1)
-        dense = {name: times[name] for name in times if name not in ("engine", "network", "sparse", "bf16")}
-        best = min(dense, key=dense.__getitem__)
         row: Json = {"run": target.title, "batch": batch, "active": round(rate, 3)}
         row |= {f"{name}_ms": round(value, 2) for name, value in times.items()}
         if RAPL.is_file():
             row |= {f"{name}_mJ": round(millijoules(run), 2) for name, run in runs.items()}
-        row |= {"best float32": best, "engine times faster": round(dense[best] / times["engine"], 2)}
+        best = min((name for name in rivals.FLOAT32 if name in times), key=times.__getitem__)
+        row |= {"best float32": best, "engine times faster": round(times[best] / times["engine"], 2)}
         if "bf16" in times:
             row["than bf16"] = round(times["bf16"] / times["engine"], 2)
-        row[f"at {SPARSE:.0%} active times faster"] = round(dense[best] / times["sparse"], 2)
+        quantised = [name for name in rivals.INT8 if name in times]
+        if quantised:
+            int8 = min(quantised, key=times.__getitem__)
+            row |= {"best int8": int8, "times faster than int8": round(times[int8] / times["engine"], 2)}
+        row[f"at {SPARSE:.0%} active times faster"] = round(times[best] / times["sparse"], 2)
         rows.append(row)
         print(json.dumps(row), flush=True)
     return rows
@@ -285,7 +214,7 @@ def whole(run: str, values: Json, leave_out: set[str]) -> Json:
     row: Json = {"run": target.title}
     ways: dict[str, tuple[Callable[[], Callable[[Tensor], Tensor]], nn.Module]] = {
         "engine": (lambda: compile(model, x), network),
-        "folded": (lambda: with_dense_convolutions(fold(model)), network),
+        "folded": (lambda: rivals.with_dense_convolutions(fold(model)), network),
         "equations": (lambda: equations, network),
         "exact weights": (lambda: same, network),
         "exact weights, engine": (lambda: compile(twin, x), same),
@@ -399,15 +328,16 @@ def means(rows: list[Json]) -> list[Json]:
     kernels = rows[-1]["kernels"]
     rows = [row for row in rows if (row["run"], row["kernels"]) != (MEAN, kernels)]
     mine = [row for row in rows if row["kernels"] == kernels]
-    columns = ("engine times faster", f"at {SPARSE:.0%} active times faster")
+    columns = ("engine times faster", "times faster than int8", f"at {SPARSE:.0%} active times faster")
     found: list[Json] = []
     for batch in BATCHES:
         group = [row for row in mine if row["batch"] == batch]
-        gains = {column: math.exp(sum(math.log(row[column]) for row in group) / len(group)) for column in columns}
-        found.append(
-            {"kernels": kernels, "run": MEAN, "batch": batch}
-            | {column: round(gain, 2) for column, gain in gains.items()}
-        )
+        mean: Json = {"kernels": kernels, "run": MEAN, "batch": batch}
+        for column in columns:
+            gains = [row[column] for row in group if column in row]
+            if gains:
+                mean[column] = round(math.exp(sum(map(math.log, gains)) / len(gains)), 2)
+        found.append(mean)
     return rows + found
 
 
@@ -416,6 +346,8 @@ def main() -> None:
     parser.add_argument("words", nargs="*", metavar="RUN|KEY=VALUE", help="folders of runs, and data.* settings")
     parser.add_argument("--layers", action="store_true", help="measure layers by density only")
     parser.add_argument("--compiled", action="store_true", help="with torch.compile, which takes minutes a network")
+    parser.add_argument("--accuracy", action="store_true", help="accuracies of all contenders, and no times")
+    parser.add_argument("--images", type=int, default=1024, help="of the test data, for accuracies")
     parser.add_argument("--half", action="store_true", help="measure half the spikes, and none, alone")
     parser.add_argument("--whole", action="store_true", help="compare predictions on all test images, and no times")
     parser.add_argument("--leave-out", default="", help="contenders or, of --whole, ways; with commas between")
@@ -437,7 +369,12 @@ def main() -> None:
             write_results(RESULTS, "inference", tables)
             continue
         if not arguments.half:
-            rows = network(run, values, leave_out, arguments.repeats)
+            target, engine, contenders = opened(run, values, leave_out, arguments.images)
+            tables["accuracy"] = kept(tables.get("accuracy", []), [accuracies(target, contenders)], "run")
+            if arguments.accuracy:
+                write_results(RESULTS, "inference", tables)
+                continue
+            rows = times(target, engine, contenders, arguments.repeats)
             tables["networks"] = means(kept(tables.get("networks", []), rows, "run"))
         tables["half the spikes"] = kept(tables.get("half the spikes", []), [halved(run, values)], "run")
         write_results(RESULTS, "inference", tables)

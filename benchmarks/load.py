@@ -22,7 +22,7 @@ from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
-import inference
+import rivals
 import torch
 
 from spikeloom.analyse import calibrated
@@ -113,10 +113,11 @@ def network(name: str, values: Json, turns: int, alone: bool) -> list[Json]:
     model = target.model.eval() if target.trained else calibrated(target.model, x).eval()
     engine = compile(model, x, tune=False)  # what is timed on a busy machine would differ from run to run
     image = x[:1].contiguous()
+    onnx = b"" if alone else rivals.onnx_file(model, image)
 
     def contenders() -> Runs:
         engine_alone: Runs = {"engine": lambda: engine(image)}
-        return engine_alone if alone else {**engine_alone, "onnx": inference.onnx_runtime(model, image)}
+        return engine_alone if alone else {**engine_alone, "onnx": rivals.onnx_runtime(onnx)(image)}
 
     rows: list[Json] = []
     threads = torch.get_num_threads()
