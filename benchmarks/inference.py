@@ -53,6 +53,7 @@ DENSITIES = (0.0, 0.01, 0.02, 0.05, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5)
 CALIBRATION = 256  # training images that quantisers see
 SPARSE = 0.04  # the share of active inputs of a sparser network
 MEAN = "geometric mean"
+INT8_GAIN, INT8_BOTH = "int8 engine than float32's", "int8 engine than best int8"
 RAPL = Path("/sys/class/powercap/intel-rapl:0/energy_uj")
 
 
@@ -120,6 +121,10 @@ def times(target: Target, engine: Engine, contenders: dict[str, rivals.Contender
         if quantised:
             int8 = min(quantised, key=times.__getitem__)
             row |= {"best int8": int8, "times faster than int8": round(times[int8] / times["engine"], 2)}
+        if "engine_int8" in times:
+            row[INT8_GAIN] = round(times["engine"] / times["engine_int8"], 2)
+        if quantised and "engine_int8" in times:
+            row[INT8_BOTH] = round(times[int8] / times["engine_int8"], 2)
         row[f"at {SPARSE:.0%} active times faster"] = round(times[best] / times["sparse"], 2)
         rows.append(row)
         print(json.dumps(row), flush=True)
@@ -328,7 +333,13 @@ def means(rows: list[Json]) -> list[Json]:
     kernels = rows[-1]["kernels"]
     rows = [row for row in rows if (row["run"], row["kernels"]) != (MEAN, kernels)]
     mine = [row for row in rows if row["kernels"] == kernels]
-    columns = ("engine times faster", "times faster than int8", f"at {SPARSE:.0%} active times faster")
+    columns = (
+        "engine times faster",
+        "times faster than int8",
+        INT8_GAIN,
+        INT8_BOTH,
+        f"at {SPARSE:.0%} active times faster",
+    )
     found: list[Json] = []
     for batch in BATCHES:
         group = [row for row in mine if row["batch"] == batch]

@@ -1,4 +1,4 @@
-"""The contenders of `inference.py`: the event engine, and dense ways of running the same trained network.
+"""The contenders of `inference.py`: the event engine in float32 and int8, and dense ways of running one network.
 
 All but the engine run the network with its norms folded. What leaves PyTorch leaves it as one ONNX file, which ONNX
 Runtime and OpenVINO read, in float32 and quantised. Quantisers see real images. Neither the conversion nor the
@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from spikeloom.deploy import Engine, fold
+from spikeloom.deploy import Engine, compile, fold
 from spikeloom.deploy.exchange.graph import quiet, reason_of
 from spikeloom.layers import Conv2d
 from spikeloom.neurons import IF, LIF, MLF, PLIF
@@ -59,8 +59,9 @@ def contenders(
     }
     onnx = functools.cache(lambda: onnx_file(model, x))
     rivals: dict[str, Callable[[], Contender]] = {
+        "engine_int8": lambda: engine_int8(model, x),
         "spikingjelly": lambda: eager(with_peers(dense)),
-        "compiled": lambda: compiled(dense),
+        "compiled": lambda: torch_compiled(dense),
         "onnx": lambda: onnx_runtime(onnx()),
         "onnx_int8": lambda: onnx_runtime(onnx_int8(onnx(), calibration)),
         "openvino": lambda: openvino(onnx(), "f32"),
@@ -78,6 +79,11 @@ def contenders(
         else:
             found[name] = contender
     return {name: contender for name, contender in found.items() if name not in leave_out}
+
+
+def engine_int8(model: nn.Module, x: Tensor) -> Contender:
+    integers = compile(model, x, weights="int8")
+    return lambda x: functools.partial(integers, channels_last(x))
 
 
 def channels_last(x: Tensor) -> Tensor:
@@ -151,7 +157,7 @@ def eager(model: nn.Module, precision: torch.autocast | None = None) -> Contende
     return on
 
 
-def compiled(model: nn.Module) -> Contender:
+def torch_compiled(model: nn.Module) -> Contender:
     """A network on the plain equations, compiled for every shape anew."""
     by_shape = functools.cache(lambda shape: torch.compile(copy.deepcopy(model)))
 
