@@ -68,15 +68,14 @@ def millijoules(run: Callable[[], Any], runs: int = 20) -> float:
 # --- networks ---------------------------------------------------------------------------------------------------------
 
 
-def opened(
-    run: str, values: Json, leave_out: set[str], images: int
-) -> tuple[Target, Engine, dict[str, rivals.Contender]]:
-    """A run with so many test images, its engine, and all contenders."""
+def network(run: str, values: Json, leave_out: set[str], images: int, repeats: int) -> tuple[Json, list[Json]]:
+    """The accuracies of one run on so many test images, and its times, a row a batch size; none for 0 repeats."""
     target = open_target(run, {**values, "images": max(images, BATCHES[-1]), "batch": BATCHES[-1]})
     x, _ = next(target.batches())
     model = target.model.eval()
     engine = compile(model, x)
-    return target, engine, rivals.contenders(model, engine, x, calibration(run, values), leave_out)
+    contenders = rivals.contenders(model, engine, x, calibration(run, values), leave_out)
+    return accuracies(target, contenders), times(target, engine, contenders, repeats) if repeats else []
 
 
 def calibration(run: str, values: Json) -> list[Tensor]:
@@ -115,8 +114,9 @@ def times(target: Target, engine: Engine, contenders: dict[str, rivals.Contender
             row |= {f"{name}_mJ": round(millijoules(run), 2) for name, run in runs.items()}
         best = min((name for name in rivals.FLOAT32 if name in times), key=times.__getitem__)
         row |= {"best float32": best, "engine times faster": round(times[best] / times["engine"], 2)}
-        if "bf16" in times:
-            row["than bf16"] = round(times["bf16"] / times["engine"], 2)
+        halves = [times[name] for name in rivals.BFLOAT16 if name in times]
+        if halves:
+            row["than bf16"] = round(min(halves) / times["engine"], 2)
         quantised = [name for name in rivals.INT8 if name in times]
         if quantised:
             int8 = min(quantised, key=times.__getitem__)
@@ -380,12 +380,13 @@ def main() -> None:
             write_results(RESULTS, "inference", tables)
             continue
         if not arguments.half:
-            target, engine, contenders = opened(run, values, leave_out, arguments.images)
-            tables["accuracy"] = kept(tables.get("accuracy", []), [accuracies(target, contenders)], "run")
+            found, rows = network(
+                run, values, leave_out, arguments.images, 0 if arguments.accuracy else arguments.repeats
+            )
+            tables["accuracy"] = kept(tables.get("accuracy", []), [found], "run")
             if arguments.accuracy:
                 write_results(RESULTS, "inference", tables)
                 continue
-            rows = times(target, engine, contenders, arguments.repeats)
             tables["networks"] = means(kept(tables.get("networks", []), rows, "run"))
         tables["half the spikes"] = kept(tables.get("half the spikes", []), [halved(run, values)], "run")
         write_results(RESULTS, "inference", tables)

@@ -30,6 +30,7 @@ Contender = Callable[[Tensor], Run]
 """Takes an input, lays it out as it likes, and gives what runs the network on it, to logits."""
 
 FLOAT32 = ("dense", "spikingjelly", "compiled", "onnx", "openvino")
+BFLOAT16 = ("bf16", "openvino_bf16")
 INT8 = ("onnx_int8", "openvino_int8")
 
 

@@ -99,7 +99,16 @@ def test_a_rival_that_cannot_is_left_out_with_a_line(
 
 
 def test_columns_of_int8(inference: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
-    times = {"engine": 2.0, "dense": 9.0, "openvino": 8.0, "onnx_int8": 5.0, "openvino_int8": 3.0, "sparse": 1.0}
+    times = {
+        "engine": 2.0,
+        "dense": 9.0,
+        "openvino": 8.0,
+        "bf16": 7.0,
+        "openvino_bf16": 6.0,
+        "onnx_int8": 5.0,
+        "openvino_int8": 3.0,
+        "sparse": 1.0,
+    }
     monkeypatch.setattr(inference, "medians", lambda runs, *_, **__: {name: times[name] for name in runs})
     monkeypatch.setattr(inference, "event_layers", lambda *_: (1.0, 0.25))
     monkeypatch.setattr(inference, "at_rate", lambda *_: lambda x: x)
@@ -109,6 +118,7 @@ def test_columns_of_int8(inference: ModuleType, monkeypatch: pytest.MonkeyPatch)
     assert (one["batch"], many["batch"]) == (1, 64)
     assert (one["best float32"], one["engine times faster"]) == ("openvino", 4)
     assert (one["best int8"], one["times faster than int8"]) == ("openvino_int8", 1.5)
+    assert one["than bf16"] == 3
     earlier = {
         "kernels": "here",
         "run": "earlier",
