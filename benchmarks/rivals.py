@@ -246,6 +246,18 @@ def onnx_int8(onnx: bytes, calibration: list[Tensor]) -> bytes:
 # --- OpenVINO ---------------------------------------------------------------------------------------------------------
 
 
+@functools.cache
+def openvino_core() -> Any:
+    """The one of this process, which stays.
+
+    A core puts a stack for signals in place of the one there, and puts that back when it goes. Of two cores the second
+    one so puts back the stack of the first, which may be gone: the next signal ended the process.
+    """
+    import openvino as ov
+
+    return ov.Core()
+
+
 def openvino(onnx: bytes, precision: str, calibration: list[Tensor] | None = None) -> Contender:
     """OpenVINO on a file, for the shape of the input, in one request at a time with as many threads as PyTorch has.
 
@@ -257,9 +269,7 @@ def openvino(onnx: bytes, precision: str, calibration: list[Tensor] | None = Non
     Raises:
         Unable: the processor has no instructions for bf16.
     """
-    import openvino as ov
-
-    core = ov.Core()
+    core = openvino_core()
     model = core.read_model(onnx)
     has_bf16 = "BF16" in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES")
     if precision == "bf16" and not has_bf16:
