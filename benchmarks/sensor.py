@@ -11,18 +11,16 @@ Latencies are of all windows, in wall-clock milliseconds. OMP_NUM_THREADS=1 keep
 from __future__ import annotations
 
 import argparse
-import itertools
 import tempfile
 from pathlib import Path
 
 import numpy as np
 import torch
 
-from spikeloom import deploy
 from spikeloom.data import RecordingFrames
-from spikeloom.data.recording_frames import WindowCutter
+from spikeloom.deploy import Engine
 from spikeloom.memory import keep_memory
-from spikeloom.play import play
+from spikeloom.play import engine_of, play
 from spikeloom.train.evaluate import load_classifier
 
 
@@ -38,10 +36,12 @@ def main() -> None:
     trained = load_classifier(options.run)
     frames = RecordingFrames(trained.run.settings.data.name, trained.run.settings.data.options)
     events = frames.read(files[0])
-    windows = itertools.islice(WindowCutter(options.windows[0]).feed(events.part(len(events) // 2)), 4)
+    network, why = engine_of(trained.model, frames, events, options.windows[0])
+    if not isinstance(network, Engine):
+        parser.error(f"the engine cannot run this network: {why}")
     with tempfile.TemporaryDirectory() as folder:
         engine = Path(folder) / "engine.safetensors"
-        deploy.compile(trained.model, torch.cat([frames.window(window) for window in windows])).save(engine)
+        network.save(engine)
         print(f"{trained.run.title}, {len(files)} recordings, {torch.get_num_threads()} threads")
         print("window_ms  right    wall     cpu  p50_ms  p99_ms    events/s")
         for window_ms in options.windows:

@@ -129,7 +129,7 @@ def play(
     read_s = time.perf_counter() - start
     if not len(events):
         raise DataFileError(f"{os.fspath(file)}: no events to play")
-    network, why = (deploy.load(engine), "") if engine is not None else _engine(model, frames, events, window_ms)
+    network, why = (deploy.load(engine), "") if engine is not None else engine_of(model, frames, events, window_ms)
     sensor = SensorStream(network, frames, window_ms, last)
     started = time.perf_counter(), time.process_time()
     decisions = (*sensor.feed(events), *sensor.close())
@@ -165,10 +165,17 @@ def _windows(events: Events, window_ms: float) -> Iterator[Events]:
         yield rest
 
 
-def _engine(
+def engine_of(
     model: nn.Module, frames: RecordingFrames, events: Events, window_ms: float
 ) -> tuple[Engine | nn.Module, str]:
-    """An engine tuned on windows from the middle of the recording, or the network and why there is none."""
+    """An engine tuned on windows from the middle of a recording, and ""; or the network and why there is none.
+
+    Args:
+        model: a trained network.
+        frames: make its input of events.
+        events: of the recording.
+        window_ms: length of a window in milliseconds.
+    """
     middle = itertools.islice(_windows(events.part(len(events) // 2), window_ms), _EXAMPLES)
     try:
         return deploy.compile(model, torch.cat([frames.window(window) for window in middle])), ""
