@@ -6,10 +6,6 @@
 namespace spikeloom::SPIKELOOM_LEVEL {
 namespace {
 
-// An image is laid out by columns, so that what a column of the filter sees lies side by side: [column, row, channel]
-// values with the padding's zeros, and one bit each. The bits of one column and filter window are cut into groups of
-// at most 64, whose weights for a block of output channels stay in the first cache.
-
 // What rows of weights are added up in: float32, or 16 bits where weights are integers. The vectors of one register,
 // and their lanes.
 template <class Weight>
@@ -31,6 +27,10 @@ template <>
 struct Added<int16_t> : AddedShorts {};
 template <>
 struct Added<int8_t> : AddedShorts {};
+
+// An image is laid out by columns, so that what a column of the filter sees lies side by side: [column, row, channel]
+// values with the padding's zeros, and one bit each. The bits of one column and filter window are cut into groups of
+// at most 64, whose weights for a block of output channels stay in the first cache.
 
 struct Window {
   int64_t in, out, kernel_height, kernel_width, stride, out_h, out_w;
@@ -63,7 +63,7 @@ inline auto by_shape(const Window& w, const Run& run) {
     constexpr int most =
         LANES == 16 ? (decltype(columns)::value == 1 ? 4 : 2) : (decltype(columns)::value == 1 ? 8 : 4);
     if (w.out <= lanes) return run(columns, Constant<1>{});
-    if constexpr (lanes != 16) {
+    if constexpr (LANES < 16 || lanes > LANES) {
       if (w.out <= 2 * lanes) return run(columns, Constant<2>{});
     }
     if constexpr (LANES < 16) {

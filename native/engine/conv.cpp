@@ -183,8 +183,8 @@ struct Totals {
   }
   void add(const Number* sums, int64_t n) {
     if constexpr (!std::is_same_v<Number, float>) {
-      for (int64_t i = 0; !any && i < n; i++) totals[i] = sums[i];
-      for (int64_t i = 0; any && i < n; i++) totals[i] += sums[i];
+      if (!any) std::memset(totals, 0, n * sizeof *totals);
+      for (int64_t i = 0; i < n; i++) totals[i] += sums[i];
       any = true;
     }
   }

@@ -22,7 +22,7 @@ class Packed(NamedTuple):
     Attributes:
         weight: of PyTorch's layer, or in the event kernel's order: float32, bfloat16, int16 or int8.
         bias, scale: [C']; a scale of integers alone.
-        widen: [groups] of integers whose sums can exceed 16 bits (`EngineConv` in native/kernels.hpp).
+        widen: [groups] of integers whose sums can exceed 16 bits (`EngineConv` in native/kernels.hpp); else None.
     """
 
     weight: Tensor
@@ -50,44 +50,54 @@ def pack(step: Conv, x: Value, tensors: Mapping[str, Tensor]) -> Packed:
     bias = torch.zeros(real.shape[0]) if step.bias is None else tensors[step.bias]
     if step.way == "dense":
         return Packed(real.contiguous(memory_format=torch.channels_last), bias)
-    depthwise = step.depthwise(kept)
+    depthwise, floats = step.depthwise(kept), _Order(step, x, real)
     if kept.dtype == torch.int8 and not depthwise:
         assert x.most is not None
-        packed, shape = _pack(step, x, kept.float(), integers=True)
-        widen = _widened(packed, *shape, x.most)
-        fills = packed.numel() < 1.5 * _pack(step, x, real)[0].numel()  # of few outputs, half of every vector is empty
-        if widen is not None and fills:
-            packed = packed.to(torch.int8 if 2 * packed.numel() > FAR else torch.int16)
-            return Packed(packed, bias, None if step.scale is None else tensors[step.scale], widen)
-    packed, _ = _pack(step, x, real)
+        assert step.scale is not None
+        integers = _Order(step, x, kept.float(), integers=True)
+        if integers.count < 1.5 * floats.count:  # else there are few outputs: half of every vector would be empty
+            packed = integers.packed()
+            widen = _widened(packed, integers.groups, integers.rows, integers.block, x.most)
+            if widen is not None:
+                packed = packed.to(torch.int8 if 2 * packed.numel() > FAR else torch.int16)
+                return Packed(packed, bias, tensors[step.scale], widen if widen.any() else None)
     # Where the caches hold float32, taking words apart costs more than it saves.
-    half = kept.dtype == torch.bfloat16 and not depthwise and packed.nbytes > FAR
-    return Packed(_pack(step, x, real, half=True)[0] if half else packed, bias)
+    half = kept.dtype == torch.bfloat16 and not depthwise and 4 * floats.count > FAR
+    return Packed(floats.packed(half), bias)
 
 
-def _pack(
-    step: Conv, x: Value, weight: Tensor, integers: bool = False, half: bool = False
-) -> tuple[Tensor, tuple[int, int, int]]:
-    """Weights in the kernel's order, float32 or (`half`) bfloat16; how many groups, rows a group, outputs a block."""
-    counts = torch.zeros(4, dtype=torch.int64)
-    fields = {
-        "in": weight.shape[1],
-        "out": weight.shape[0],
-        "kernel_height": weight.shape[2],
-        "kernel_width": weight.shape[3],
-        "stride": step.stride,
-        "depthwise": step.depthwise(weight),
-        "binary": x.most == 1,
-        "integers": integers,
-        "weight": weight.data_ptr(),
-        "counts": counts.data_ptr(),
-    }
-    _dispatch.native.engine_pack(**fields, packed=0, half=0)
-    count, groups, rows, block = counts.tolist()
-    packed, halves = torch.empty(count), torch.empty(count if half else 0, dtype=torch.bfloat16)
-    pointers = {"packed": packed.data_ptr(), "half": halves.data_ptr() if half else 0}
-    _dispatch.native.engine_pack(**fields, **pointers)
-    return halves if half else packed, (groups, rows, block)
+class _Order:
+    """The event kernel's order of a layer's weights.
+
+    Attributes:
+        count: of numbers.
+        groups, rows, block: how many groups of weights, rows of a group and outputs of a block there are.
+    """
+
+    def __init__(self, step: Conv, x: Value, weight: Tensor, integers: bool = False):
+        counts = torch.zeros(4, dtype=torch.int64)
+        self._weight = weight, counts  # the fields point to them
+        self._fields = {
+            "in": weight.shape[1],
+            "out": weight.shape[0],
+            "kernel_height": weight.shape[2],
+            "kernel_width": weight.shape[3],
+            "stride": step.stride,
+            "depthwise": step.depthwise(weight),
+            "binary": x.most == 1,
+            "integers": integers,
+            "weight": weight.data_ptr(),
+            "counts": counts.data_ptr(),
+        }
+        _dispatch.native.engine_pack(**self._fields, packed=0, half=0)
+        self.count, self.groups, self.rows, self.block = counts.tolist()
+
+    def packed(self, half: bool = False) -> Tensor:
+        """The weights, as float32 or bfloat16."""
+        packed, halves = torch.empty(self.count), torch.empty(self.count if half else 0, dtype=torch.bfloat16)
+        pointers = {"packed": packed.data_ptr(), "half": halves.data_ptr() if half else 0}
+        _dispatch.native.engine_pack(**self._fields, **pointers)
+        return halves if half else packed
 
 
 def _widened(packed: Tensor, groups: int, rows: int, block: int, most: int) -> Tensor | None:
