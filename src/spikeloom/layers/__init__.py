@@ -1,6 +1,7 @@
 """Time-first layers: sequences [T, N, ...] in and out."""
 
 from spikeloom.layers.attention import Axis, SpatialAttention, SynapticAttention
+from spikeloom.layers.delays import DelayedLinear
 from spikeloom.layers.norm import BatchNorm, NormSpike, TdBN, sync_norms
 from spikeloom.layers.readout import MaxOverSteps, PopulationSum
 from spikeloom.layers.residual_blocks import (
@@ -45,6 +46,7 @@ __all__ = [
     "Block",
     "Conv1d",
     "Conv2d",
+    "DelayedLinear",
     "Dropout",
     "Flatten",
     "GlobalAvgPool",

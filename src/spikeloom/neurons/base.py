@@ -14,44 +14,23 @@ from spikeloom.errors import UsageError
 from spikeloom.stream import State, at_rest, detach, exchange, streaming
 
 
-class Neuron(nn.Module):
-    """A layer of neurons, one per element of x[0].
+class Stateful(nn.Module):
+    """A layer whose output depends on the steps before.
 
     A subclass defines `run`. It keeps no state: a plain call starts from rest, and under a `Stream` the state
     comes from, and goes back to, the Stream.
-
-    Shapes: input [T, N, ...] -> output [T, N, ...]. Integers and booleans become the default float type.
-
-    Attributes:
-        fires: whether the output is spikes, whose mean is a firing rate; a leaky readout gives its potential.
     """
-
-    fires: ClassVar[bool] = True
 
     def run(self, x: Tensor, state: State, keep: bool) -> tuple[Tensor, State]:
         """Runs x from `state` (None: rest); returns the output and, if `keep`, the state after the last step."""
         raise NotImplementedError
-
-    def _potentials(self, x: Tensor, state: State) -> Tensor:
-        """What `potentials` gives, of a floating-point x."""
-        raise NotImplementedError(f"{type(self).__name__} does not expose its potentials")
-
-    @property
-    def has_potentials(self) -> bool:
-        """Whether `potentials` gives them; neurons without such a method refuse."""
-        return type(self)._potentials is not Neuron._potentials
-
-    def potentials(self, x: Tensor, state: State = None) -> Tensor:
-        """The potentials [T, N, ...] that decide the spikes of `run(x, state)`, without gradients."""
-        with torch.no_grad():
-            return self._potentials(floating(x, self), state)
 
     def forward(self, x: Tensor) -> Tensor:
         """The output of a sequence.
 
         Raises:
             TypeError: x is no real tensor.
-            ValueError: x has no steps, or a shape that the neurons do not take.
+            ValueError: x has no steps, or a shape that the layer does not take.
         """
         if not isinstance(x, Tensor) or not x.is_floating_point():  # pyright: ignore[reportUnnecessaryIsInstance]
             x = floating(x, self)
@@ -69,6 +48,32 @@ class Neuron(nn.Module):
             output, state = self.run(x_t[None], detach(state), True)
             outputs.append(output)
         return torch.cat(outputs)
+
+
+class Neuron(Stateful):
+    """A layer of neurons, one per element of x[0].
+
+    Shapes: input [T, N, ...] -> output [T, N, ...]. Integers and booleans become the default float type.
+
+    Attributes:
+        fires: whether the output is spikes, whose mean is a firing rate; a leaky readout gives its potential.
+    """
+
+    fires: ClassVar[bool] = True
+
+    def _potentials(self, x: Tensor, state: State) -> Tensor:
+        """What `potentials` gives, of a floating-point x."""
+        raise NotImplementedError(f"{type(self).__name__} does not expose its potentials")
+
+    @property
+    def has_potentials(self) -> bool:
+        """Whether `potentials` gives them; neurons without such a method refuse."""
+        return type(self)._potentials is not Neuron._potentials
+
+    def potentials(self, x: Tensor, state: State = None) -> Tensor:
+        """The potentials [T, N, ...] that decide the spikes of `run(x, state)`, without gradients."""
+        with torch.no_grad():
+            return self._potentials(floating(x, self), state)
 
 
 def check_state(module: nn.Module, state: Tensor | None, x: Tensor, extra: tuple[int, ...] = ()) -> None:

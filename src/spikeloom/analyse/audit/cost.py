@@ -10,6 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from spikeloom.layers import DelayedLinear
+
 
 @dataclass(frozen=True)
 class Cost:
@@ -17,7 +19,8 @@ class Cost:
 
     Attributes:
         parameters: trainable elements.
-        macs: multiply-accumulates of convolutions (groups respected) and linear layers, one time step.
+        macs: multiply-accumulates of convolutions (groups respected) and linear layers, one time step. A weight with a
+            delay counts once.
         flops_s0: the rule that all published FLOPs of the course report follow: `macs`, plus 2 T per
             output element of a batch norm, plus one step's bias additions of convolutions and inputs of poolings
             that have a window.
@@ -58,8 +61,8 @@ def count_cost(model: nn.Module, image: tuple[int, ...], T: int) -> Cost:
             each = args[0] if module.transposed else output
             macs += each[0].numel() * module.weight[0].numel()
             other += output[0].numel() if module.bias is not None else 0
-        elif isinstance(module, nn.Linear):
-            macs += output[0].numel() * module.in_features
+        elif isinstance(module, nn.Linear | DelayedLinear):
+            macs += output[0].numel() * module.weight.shape[1]
         elif isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d):
             norm += output[0].numel()
         elif isinstance(module, nn.MaxPool2d | nn.AvgPool2d | nn.AvgPool1d):

@@ -20,6 +20,7 @@ from spikeloom.data.formats.events import Array
 from spikeloom.data.frame_dataset import FrameDataset
 from spikeloom.data.frames import Slicer, Slicing, accumulate
 from spikeloom.data.locate import Source, data_root, fetch_with_tonic, missing
+from spikeloom.data.options import check_integer
 from spikeloom.data.registry import register
 from spikeloom.data.sets.dvs import Place
 from spikeloom.data.subset import chosen
@@ -53,9 +54,10 @@ def shd(
     frames: Slicing = "time",
     T: int | None = None,
     dt: float | None = None,
+    pool: int = 1,
     download: bool = False,
 ) -> FrameDataset:
-    """Spiking Heidelberg Digits: 20 spoken digits (German and English), 700 channels, frames [T, 700].
+    """Spiking Heidelberg Digits: 20 spoken digits (German and English), 700 channels, frames [T, 700 / pool].
 
     Read from root/SHD/shd_{train,test}.h5 (also from root itself): 8,156 and 2,264 recordings. Needs h5py, which comes
     with the extra `events`.
@@ -63,9 +65,13 @@ def shd(
     Args:
         subset: take only n recordings, spread evenly.
         frames, T, dt: as `nmnist`; by default 15 parts of equal duration.
+        pool: neighbouring channels whose spikes are added up, a divisor of 700.
         download: fetch missing files with tonic.
     """
     slicer = Slicer.filled(frames, T, dt, 15)
+    check_integer("pool", pool, 1, 700)
+    if 700 % pool:
+        raise UsageError(f"pool must divide the 700 channels, got {pool}: 2, 4, 5, 7 or 10, say")
     folder = data_root(root, SHD_SOURCE)
     path = _found(folder, ("SHD", ""), f"shd_{split}.h5")
     if download and not path.is_file():
@@ -76,7 +82,7 @@ def shd(
     labels = columns.labels
     if labels.ndim != 1 or labels.dtype.kind not in "iu" or len(labels) != len(columns.ends):
         raise DataFileError(f"{path}: {labels.dtype} labels {labels.shape} for {len(columns.ends)} recordings")
-    return _dataset("shd", "SHD", columns, labels.astype(np.int64), 20, 700, slicer, subset)
+    return _dataset("shd", "SHD", columns, labels.astype(np.int64), 20, 700, slicer, subset, pool)
 
 
 @register(NTIDIGITS_SOURCE)
@@ -189,6 +195,7 @@ def _dataset(
     channels: int,
     slicer: Slicer,
     subset: int | None,
+    pool: int = 1,
 ) -> FrameDataset:
     path = columns.path
     if len(labels) == 0 or labels.min() < 0 or labels.max() >= classes:
@@ -203,16 +210,16 @@ def _dataset(
         nonlocal spikes
         spikes = spikes or columns.recordings()  # only when frames are made
         seconds, units = spikes(which[i])
-        return _frames(f"{path}: recording {which[i]}", seconds, units, channels, slicer)
+        return _frames(f"{path}: recording {which[i]}", seconds, units, channels, slicer, pool)
 
-    key = {"slicer": repr(slicer), "which": which, "part": labels.tolist()}
-    counts = cached(name, key, [path], len(which), (channels,), read)
+    key = {"slicer": repr(slicer), "which": which, "part": labels.tolist(), "pool": pool}
+    counts = cached(name, key, [path], len(which), (channels // pool,), read)
     digits = [str(digit) for digit in range(classes)]
     all_labels = torch.from_numpy(labels)
     return FrameDataset(counts, all_labels[which], name=name, title=title, classes=digits, all_labels=all_labels)
 
 
-def _frames(where: str, seconds: Array, units: Array, channels: int, slicer: Slicer) -> Array:
+def _frames(where: str, seconds: Array, units: Array, channels: int, slicer: Slicer, pool: int) -> Array:
     if not len(seconds):
         raise DataFileError(f"{where}: holds no spikes")
     if seconds.dtype.kind != "f" or units.dtype.kind not in "iuf":
@@ -226,7 +233,7 @@ def _frames(where: str, seconds: Array, units: Array, channels: int, slicer: Sli
     order = np.argsort(seconds, kind="stable")
     t = np.rint(1e6 * seconds[order]).astype(np.int64)
     index, steps = slicer(t)
-    return accumulate(units[order].astype(np.int64), index, steps, (channels,))
+    return accumulate(units[order].astype(np.int64) // pool, index, steps, (channels // pool,))
 
 
 def _found(folder: Path, places: Sequence[str], name: str) -> Path:
