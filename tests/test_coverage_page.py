@@ -55,10 +55,10 @@ def test_every_recipe_of_a_paper_is_on_the_page() -> None:
 
 def test_states_are_the_three() -> None:
     states = [line.split("|")[3].strip() for line in PAGE.splitlines() if line.startswith("|") and line.count("|") == 5]
-    assert set(states) - {"state", "---"} == {"complete", "partial", "missing"}
+    assert set(states) - {"state", "---"} == {"complete", "partial", "cited"}
     assert len(states) > 100
 
 
 def test_every_item_that_is_not_complete_says_why() -> None:
     rows = [line.split("|") for line in PAGE.splitlines() if line.startswith("|") and line.count("|") == 5]
-    assert [row[1] for row in rows if row[3].strip() in ("partial", "missing") and not row[4].strip()] == []
+    assert [row[1] for row in rows if row[3].strip() in ("partial", "cited") and not row[4].strip()] == []

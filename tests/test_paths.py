@@ -225,7 +225,7 @@ def started(at: Any) -> Any:
 
 def without_attention(at: Any) -> str:
     with pytest.raises(spikeloom.UsageError) as info:
-        attention_inputs(at("run"), at("events"))
+        attention_inputs(at("run"), {"root": at("events")})
     return str(info.value)
 
 

@@ -33,7 +33,7 @@ from spikeloom.train.run import Run
 from spikeloom.train.settings import MeasureSettings, Settings
 
 Json = dict[str, Any]
-_PLACES = {"measure": {"root": True, "data": {"root": True}}}  # of data on this machine, in options of measurements
+_PLACES = {"measure": {"data": {"root": True}}}  # of data on this machine, in options of measurements
 
 
 def reproduce(

@@ -23,6 +23,7 @@ SMALL: dict[str, dict[str, Any]] = {
 SHAPES = {
     "sequential_cifar_net": (3, 32),
     "shd_net": (700,),
+    "delay_net": (140,),
     "paralif_shd": (700,),
     "paralif_ntidigits": (64,),
     "paralif_nmnist": (1, 34, 34),
@@ -38,8 +39,9 @@ SMALL["masked_autoencoder"] = {
 }
 # The events of these have two channels, whatever the side.
 EVENTS = dict.fromkeys((*list_models("spik*_dvs"), "ds_resnet14_dvs", "ds_resnet20_gesture"), (2, 32, 32))
-EVENTS |= dict.fromkeys(list_models("*_7b"), (2, 128, 128)) | {"vggsnn": (2, 16, 16)}
+EVENTS |= dict.fromkeys(list_models("*_7b"), (2, 128, 128)) | {"vggsnn": (2, 16, 16), "plif_net": (2, 16, 16)}
 SMALL |= {name: {"T": 2} for name in list_models("*_7b")} | {"vggsnn": {"T": 2, "image_size": 16}}
+SMALL["plif_net"] = {"convs": 2, "channels": 16, "hidden": 32, "image_size": 16}
 
 
 def shortened(model: nn.Module, most: int = 2) -> nn.Module:

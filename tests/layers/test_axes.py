@@ -128,6 +128,8 @@ def test_networks_for_events_take_sequences_alone() -> None:
         "plain_7b",
         "sew_wide_7b",
         "vggsnn",
+        "plif_net",
+        "delay_net",
         "ds_resnet14_dvs",
         "ds_resnet20_gesture",
         "spikformer_2_256_dvs",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import inspect
 import itertools
+import math
 import os
 import re
 import subprocess
@@ -96,6 +97,7 @@ LAYERS: dict[str, Callable[[Shape], nn.Module]] = {
     "Conv2d depthwise, channels-last": lambda s: last(L.Conv2d(s[2], s[2], 3, 1, 1, groups=s[2])),
     "Conv1d": lambda s: Apply(lambda conv, x: conv(x.flatten(3)), L.Conv1d(s[2], 3, 1)),
     "Linear": lambda s: L.Linear(s[4], 5),
+    "DelayedLinear": lambda s: Apply(lambda layer, x: layer(x.flatten(2)), L.DelayedLinear(math.prod(s[2:]), 5, 3)),
     "MaxPool2d": lambda s: L.MaxPool2d(3, 2, 1),
     "AvgPool2d": lambda s: L.AvgPool2d(3, 2, 1),
     "AvgPool1d": lambda s: Apply(lambda pool, x: pool(x.flatten(3)), L.AvgPool1d(1)),

@@ -29,6 +29,7 @@ INPUT = {
     "syna_resnet18": (3, 9, 9),
     "tdbn_resnet19": (3, 8, 8),
     "vggsnn": (2, 16, 16),
+    "plif_net": (2, 16, 16),
     **dict.fromkeys(("ms_resnet20", *list_models("report_*resnet34*")), (3, 16, 16)),
     # Not 32x32: one element a channel has no deviation, and a norm's weight then no gradient.
     "ghostnet_dfc": (3, 33, 33),
@@ -50,6 +51,15 @@ SMALL |= {
     "ds_resnet14_dvs": {"sam": True},
     "syna_resnet18": {"attention": None},
     "vggsnn": {"image_size": 16},
+    # Its linear layers have no norm before their neurons.
+    "plif_net": {
+        "convs": 2,
+        "channels": 16,
+        "hidden": 32,
+        "image_size": 16,
+        "dropout": 0.0,
+        "neuron": functools.partial(LIF, decay_input=False, v_threshold=0.1),
+    },
     # The neurons between its linear layers have no norm before them.
     "tdbn_resnet19": {"neuron": functools.partial(LIF, decay_input=False, v_threshold=0.25)},
 }

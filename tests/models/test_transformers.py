@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import warnings
 from typing import Any
 
@@ -10,6 +11,7 @@ import torch
 from helpers.golden_vectors import Golden
 from torch import Tensor, nn
 
+from spikeloom.deploy import fold
 from spikeloom.layers import (
     AttentionProduct,
     BatchNorm,
@@ -126,6 +128,32 @@ def test_scale_may_be_a_threshold() -> None:
     folded = LIF(v_threshold=0.5 / 0.125)(product)
     assert 0 < folded.mean() < 1
     assert torch.equal(LIF(v_threshold=0.5)(product * 0.125), folded)
+
+
+@pytest.mark.parametrize(
+    ("options", "moves"),
+    [
+        ({}, True),
+        ({"neuron": functools.partial(LIF, v_reset=None)}, True),
+        ({"scale": 0.1}, False),  # not exact
+        ({"neuron": functools.partial(LIF, v_reset=-0.1)}, False),  # its potentials do not scale
+        ({"attention": "softmax"}, False),
+    ],
+)
+def test_fold_moves_the_scale_into_the_threshold(options: dict[str, Any], moves: bool) -> None:
+    model = create_model("spikformer_2_384", channels=16, heads=2, depth=1, **options).eval()
+    attention = next(m for m in model.modules() if isinstance(m, SpikingSelfAttention))
+    inputs = torch.randn(4, 2, 16, 4, 4).sign().clamp(0)
+    before = attention(inputs)
+    folded = next(m for m in fold(model, torch.rand(2, 3, 32, 32)).modules() if isinstance(m, SpikingSelfAttention))
+    assert (folded.product.scale == 1) == moves
+    threshold = 0.5 / 0.125 if moves else 0.5
+    assert isinstance(folded.spike, LIF)
+    assert folded.spike.v_threshold == threshold
+    y = 8 * torch.rand(4, 2, 16, 4, 4)
+    scale = 1.0 if moves else float(attention.product.scale)
+    assert torch.equal(folded.spike(y * scale), attention.spike(y * float(attention.product.scale)))
+    torch.testing.assert_close(folded(inputs), before)
 
 
 def test_vanilla_attention_is_torch_s() -> None:

@@ -42,6 +42,7 @@ def published_columns(recipe: str, published: Json, run: Run, summary: Json, pro
         - `energy_uJ`, `energy_mJ`, `ops_G`: of an image, by the paper's rule.
         - `attention_ops_M`, `attention_energy_uJ`: of the product of Q and K in a layer, as `attention_maps`.
         - `rate`: spikes per neuron and step.
+        - `spikes_per_neuron`: spikes per neuron and sample.
         - `shortcut_rates`: the same at the end of each shortcut of a SynA-ResNet, in their order.
 
         Of a run that was trained with a penalty on its rates also `rate`, and where steps have a length
@@ -56,7 +57,7 @@ def published_columns(recipe: str, published: Json, run: Run, summary: Json, pro
         **_larger(published, run, progress),
     }
     penalised = run.settings.train.rate_penalty is not None
-    if penalised or not {"rate", "shortcut_rates"}.isdisjoint(published):
+    if penalised or not {"rate", "spikes_per_neuron", "shortcut_rates"}.isdisjoint(published):
         found |= _firing(run)
     wanted = [*published, *(["rate", "spikes_per_ms"] if penalised else [])]
     return {name: found[name] for name in wanted if found.get(name) is not None}
@@ -97,10 +98,12 @@ def _larger(published: Json, run: Run, progress: Progress) -> Json:
 def _firing(run: Run) -> Json:
     """Rates on test images, and the spikes of a sample in a millisecond, where steps have a length."""
     target = open_target(run.folder, {"images": _IMAGES, "data": {"root": run.settings.data.root}})
-    milliseconds = 0.0
+    milliseconds, samples, steps = 0.0, 0, 0
     with RateMeter(target.model.eval()) as meter:
         for x, _ in target.batches():
             logits = target.model(x)
+            samples += logits.shape[1]
+            steps += logits.shape[1] * len(logits)
             milliseconds += len(logits) * logits.shape[1] * 1e3 * run.settings.model.options.get("time_step", 0.0)
     spikes, rates = sum(meter.spikes().values()), meter.rates()
     ends = [
@@ -110,6 +113,7 @@ def _firing(run: Run) -> Json:
     ]
     return {
         "rate": meter.mean(),
+        "spikes_per_neuron": meter.mean() * steps / samples,
         "spikes_per_ms": spikes / milliseconds if milliseconds else None,
         "shortcut_rates": " ".join(f"{round(rate, 4):g}" for rate in ends) or None,
     }

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from spikeloom.bench.timing import copies, forward_backward, medians, saved_bytes
 from spikeloom.neurons import NEURONS, SynapticLIF
+from spikeloom.ops import backend
 from spikeloom.ops.leaky_integrator import leaky_filter, leaky_filter_fft
 
 Json = dict[str, Any]
@@ -161,7 +162,10 @@ def filter_rows(steps: tuple[int, ...], repeats: int) -> Iterator[Json]:
 
 
 def psn_grid(repeats: int, largest: int = 1 << 18) -> Iterator[Json]:
-    """The PSN paper's speed figure: time of a serial LIF over time of a PSN on [T, N], for inference and training."""
+    """The PSN paper's speed figure: time of a serial LIF over time of a PSN on [T, N], for inference and training.
+
+    The serial LIF is fused, `ratio`, or one call of PyTorch's operations a step, `step_ratio`, as in the paper.
+    """
     for exponent in range(8, largest.bit_length(), 2):
         for T in (2, 4, 8, 16, 32, 64):
             n = 1 << exponent
@@ -169,12 +173,19 @@ def psn_grid(repeats: int, largest: int = 1 << 18) -> Iterator[Json]:
             grad, data = torch.randn(T, n), x.detach()
             lif, psn = make("LIF", T, n), make("PSN", T, n)
             no_grad = torch.no_grad()
+
+            def step_by_step(x: Tensor, lif: nn.Module = lif) -> Tensor:
+                with backend("reference"):
+                    return lif(x)
+
             found = medians(
                 {
                     "lif_inference": no_grad(lambda lif=lif, data=data: lif(data)),
                     "psn_inference": no_grad(lambda psn=psn, data=data: psn(data)),
                     "lif_training": forward_backward(lif, x, grad),
                     "psn_training": forward_backward(psn, x, grad),
+                    "step_inference": no_grad(lambda run=step_by_step, data=data: run(data)),
+                    "step_training": forward_backward(step_by_step, x, grad),
                 },
                 repeats,
                 budget=2.0,
@@ -183,6 +194,9 @@ def psn_grid(repeats: int, largest: int = 1 << 18) -> Iterator[Json]:
                 "N": n,
                 "T": T,
                 **{f"{key}_ms": round(value, 4) for key, value in found.items()},
-                "inference_ratio": round(found["lif_inference"] / found["psn_inference"], 3),
-                "training_ratio": round(found["lif_training"] / found["psn_training"], 3),
+                **{
+                    f"{part}_{ratio}": round(found[f"{serial}_{part}"] / found[f"psn_{part}"], 3)
+                    for serial, ratio in (("lif", "ratio"), ("step", "step_ratio"))
+                    for part in ("inference", "training")
+                },
             }

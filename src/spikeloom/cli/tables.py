@@ -96,6 +96,7 @@ _COLUMNS = {
     "sec_per_epoch": "s an epoch",
     "hours": "hours",
     "rate": "rate",
+    "spikes_per_neuron": "spikes a neuron",
     "acc_288": "at 288x288 %",
     "attention_ops_M": "attention M",
     "attention_energy_uJ": "attention uJ",

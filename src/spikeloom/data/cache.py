@@ -7,7 +7,7 @@ import hashlib
 import json
 import os
 import time
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -116,10 +116,10 @@ def _build(place: Path, name: str, count: int, shape: tuple[int, ...], read: Cal
             with writing(place.with_suffix(".frames")) as temporary, temporary.open("wb") as file:
                 lengths: list[int] = []
                 console = Console(stderr=True)
-                work = track(
-                    range(count), f"reading {name}", console=console, transient=True, disable=not console.is_terminal
-                )
-                for i in work:
+                order: Iterable[int] = range(count)
+                if console.is_terminal:  # a disabled bar writes an empty line before rich 14.1
+                    order = track(order, f"reading {name}", console=console, transient=True)
+                for i in order:
                     frames = read(i)
                     if frames.size and frames.max() > np.iinfo(dtype).max:
                         raise _TooLarge

@@ -16,7 +16,7 @@ from spikeloom.layers.spiking_attention import SpikingSelfAttention
 from spikeloom.models.registry import MODELS
 from spikeloom.models.spikformer import Spikformer, encoder_block, transformer_lif
 
-Stem = Literal["scs", "strided", "linear", "one_convolution"]
+Stem = Literal["scs", "strided", "linear", "one_convolution", "three_convolutions"]
 """What follows the strided convolution of a stem's block; "scs" is the paper's choice, the others are its ablation."""
 
 
@@ -29,17 +29,23 @@ def convolutional_stem(
 ) -> nn.Sequential:
     """SCS: blocks of a 2x2 convolution with stride 2, a 3x3 one to `ratio` times the channels, and a 3x3 one back.
 
-    Of the ablation, `kind="strided"` has the first convolution alone, "linear" 1x1 convolutions for the 3x3 ones, and
-    "one_convolution" a single 3x3 one that keeps the width.
+    Of the ablation, `kind="strided"` has the first convolution alone, "linear" 1x1 convolutions for the 3x3 ones,
+    "one_convolution" a single 3x3 one that keeps the width, and "three_convolutions" a third, from wide to wide.
     """
+    inner: dict[Stem, tuple[int, ...]] = {
+        "scs": (ratio, 1),
+        "strided": (),
+        "linear": (ratio, 1),
+        "one_convolution": (1,),
+        "three_convolutions": (ratio, ratio, 1),
+    }
+    side = 1 if kind == "linear" else 3
     blocks: list[nn.Module] = []
     for width in widths:
-        wide = width * ratio
-        inner = {"scs": (wide, width), "strided": (), "linear": (wide, width), "one_convolution": (width,)}[kind]
-        side = 1 if kind == "linear" else 3
         block = [Conv2d(in_channels, width, 2, stride=2, bias=False), NormSpike(width, neuron)]
         in_channels = width
-        for out in inner:
+        for times in inner[kind]:
+            out = times * width
             block += [Conv2d(in_channels, out, side, padding=side // 2, bias=False), NormSpike(out, neuron)]
             in_channels = out
         blocks.append(nn.Sequential(*block))

@@ -40,6 +40,18 @@ def test_shd(tmp_path: Path) -> None:
     assert bins.encode(bins.batch([0, 1])[0]).shape == (501, 2, 700)
 
 
+def test_shd_channels_are_added_up(tmp_path: Path) -> None:
+    data = create_dataset("shd", shd_root(tmp_path), T=3)
+    pooled = create_dataset("shd", tmp_path, T=3, pool=5)
+    assert isinstance(data, FrameDataset)
+    assert isinstance(pooled, FrameDataset)
+    assert (pooled.input_shape, pooled.in_channels) == ((140,), 140)
+    x, _ = data.batch([0, 1, 2])
+    assert torch.equal(pooled.batch([0, 1, 2])[0], x.unflatten(2, (140, 5)).sum(3))
+    with pytest.raises(UsageError, match="pool must divide the 700 channels, got 3"):
+        create_dataset("shd", tmp_path, pool=3)
+
+
 @pytest.mark.parametrize(
     ("changes", "reason"),
     [

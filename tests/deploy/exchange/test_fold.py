@@ -176,7 +176,7 @@ def test_a_wrong_fold_names_the_layer(monkeypatch: pytest.MonkeyPatch) -> None:
 
 # Of norms behind a Ghost module's concatenation, on the input itself, or on visible places alone.
 # `cifar10_net` pools between a convolution and its norm.
-NOT_ALL = {"cifar10_net", "report_sew_resnet34_ghost", "ds_resnet20_gesture", "masked_autoencoder"}
+NOT_ALL = {"delay_net", "cifar10_net", "report_sew_resnet34_ghost", "ds_resnet20_gesture", "masked_autoencoder"}
 
 
 # Networks whose blocks a smaller network of their family has too: slow tests.

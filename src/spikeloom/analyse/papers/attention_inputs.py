@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import math
+import os
 from collections.abc import Generator, Iterable
 from dataclasses import dataclass, field
 from typing import Any
@@ -13,6 +14,7 @@ from torch import Tensor, nn
 
 from spikeloom.analyse.audit.api import as_batches
 from spikeloom.analyse.audit.cost import evaluating
+from spikeloom.analyse.load import open_target
 from spikeloom.analyse.measurements import MEASUREMENTS, Measured
 from spikeloom.errors import UsageError
 from spikeloom.files import PathLike
@@ -118,34 +120,27 @@ def draw_block_inputs(found: list[BlockInput], title: str) -> Any:
 
 
 @MEASUREMENTS.register
-def attention_inputs(run: PathLike, root: PathLike | None = None, subset: int = 256, batch_size: int = 16) -> Measured:
+def attention_inputs(
+    run: PathLike, data: dict[str, Any] | None = None, subset: int = 256, batch_size: int = 16
+) -> Measured:
     """What enters Q, K and V of every block of a trained transformer, over its test images.
 
     Args:
         run: folder of a finished run.
-        root: folder of the data; the run's own without it.
+        data: options of the run's data, such as `root`.
         subset: test images.
         batch_size: of them at a time.
 
     Returns:
         `nonzero_percent_block_N`, `largest`, and `spikes_only`; a table of counts; the figure `histograms`.
     """
-    from spikeloom.train.build import build_datasets
-    from spikeloom.train.evaluate import load_run
-    from spikeloom.train.recipe import check_settings, merge
-    from spikeloom.train.run import Run
-
     if not run:
         raise UsageError("give the folder of a trained transformer as measure.run=RUN")
-    opened = Run.open(run)
-    place = {"test_subset": subset} if root is None else {"test_subset": subset, "root": root}
-    settings = check_settings(merge(opened.settings.model_dump(), {"data": place}), str(opened.folder))
-    _, dataset = build_datasets(settings, train=False)
-    model = load_run(opened, dataset.in_channels, len(dataset.classes))
-    indices = torch.arange(len(dataset)).split(batch_size)
-    found = block_inputs(model, (dataset.encode(dataset.batch(part.tolist())[0]) for part in indices))
+    given = {"test_subset": subset, **(data or {})}
+    target = open_target(run, {"images": subset, "batch": batch_size, "data": given})
+    found = block_inputs(target.model, (x for x, _ in target.batches()))
     if not found:
-        raise UsageError(f"{opened.folder} trained {settings.model.name}, which has no spiking self-attention")
+        raise UsageError(f"{os.fspath(run)} trained {target.title}, which has no spiking self-attention")
     values: dict[str, float | str | bool | None] = {
         f"nonzero_percent_block_{i}": 100 * entry.nonzero for i, entry in enumerate(found, start=1)
     }
@@ -155,5 +150,5 @@ def attention_inputs(run: PathLike, root: PathLike | None = None, subset: int = 
         for i, entry in enumerate(found, start=1)
         for value, count in enumerate(entry.counts)
     ]
-    title = f"What enters Q, K and V: {settings.model.name} on {dataset.title}"
+    title = f"What enters Q, K and V: {target.title} on {target.data}"
     return Measured(values, {title: table}, {"histograms": draw_block_inputs(found, title)})

@@ -259,18 +259,19 @@ def landscape(
 
 
 @MEASUREMENTS.register
-def confusions(runs: list[PathLike], images: int = 1 << 30) -> Measured:
+def confusions(runs: list[PathLike], images: int = 1 << 30, data: dict[str, Any] | None = None) -> Measured:
     """Confusion matrices of trained runs, the classes in which the last is better than the first.
 
     Args:
         runs: folders of finished runs on one data set, the base first.
         images: of the test data; all by default.
+        data: options of the runs' data, such as `root`.
     """
     if not runs:
         raise UsageError("""name the runs to compare: 'measure.runs=["runs/BASE", "runs/OTHER"]'""")
     measured, found = Measured(), []
     for index, folder in enumerate([os.fspath(run) for run in runs]):
-        target = open_target(folder, {"images": images})
+        target = open_target(folder, {"images": images, "data": data or {}})
         found.append(confusion(target.model, target.batches(), target.classes))
         measured.values[f"accuracy of {folder}"] = found[-1].accuracy
         measured.tables[folder] = [

@@ -10,6 +10,7 @@ which its layers are registered.
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Generator, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
 from types import MethodType
@@ -21,7 +22,9 @@ from torch.utils._pytree import tree_leaves
 
 from spikeloom.deploy.exchange.fold_pairs import Layer, Norm, Pair, find_pairs
 from spikeloom.errors import UsageError
-from spikeloom.layers import Linear
+from spikeloom.layers import Linear, SpikingSelfAttention
+from spikeloom.layers.stateless import has_hooks
+from spikeloom.neurons.lif import IF, LIF, PLIF, LIFBase
 
 Model = TypeVar("Model", bound=nn.Module)
 
@@ -42,6 +45,9 @@ def fold(model: Model, example: Tensor | None = None) -> Model:
     classes with a `forward` of their own.
 
     Then every folded layer is compared with the layer and the norm that it replaces, on the same inputs.
+
+    The scale s of a spiking self-attention, a power of two, goes into the threshold of the neuron behind the product
+    (appendix B): `V >= threshold` of s times the input is `V >= threshold / s` of the input, to the bit.
 
     Args:
         model: in any mode; it is not changed.
@@ -65,7 +71,21 @@ def fold(model: Model, example: Tensor | None = None) -> Model:
             before, wanted = _norm_outputs(folded, found, x)
             terms = {pair: _merge(folded, pair) for pair in found}
             _compare(folded, terms, before, wanted, x)
+    for module in folded.modules():
+        if isinstance(module, SpikingSelfAttention):
+            _fold_scale(module)
     return folded
+
+
+def _fold_scale(attention: SpikingSelfAttention) -> None:
+    """Moves s into the neuron behind the product, where that is exact: potentials scale with their input."""
+    product, neuron = attention.product, attention.spike
+    if product.variant.startswith("softmax") or type(neuron) not in (IF, LIF, PLIF) or has_hooks(neuron):
+        return
+    assert isinstance(neuron, LIFBase)
+    scale = float(product.scale)
+    if math.frexp(scale)[0] == 0.5 and isinstance(neuron.v_threshold, float) and neuron.v_reset in (None, 0.0):
+        product.scale, neuron.v_threshold = 1.0, neuron.v_threshold / scale
 
 
 def _merge(model: nn.Module, pair: Pair) -> Layer:
