@@ -13,6 +13,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, NamedTuple
 
 import torch
@@ -113,7 +114,7 @@ class Surrogate:
             f"{type(self).__name__}.derivative must give a tensor of x's shape {tuple(x.shape)}, got {given}"
         )
 
-    @property
+    @cached_property
     def formula(self) -> Formula | None:
         """The kernels' name of `derivative`, or None for one they do not know."""
         return None
@@ -176,7 +177,7 @@ class ATan(Surrogate):
     def derivative(self, x: Tensor) -> Tensor:
         return self.alpha / 2 / (1 + (math.pi / 2 * self.alpha * x).square())
 
-    @property
+    @cached_property
     def formula(self) -> Formula:
         return Formula("rational", self.alpha / 2, math.pi / 2 * self.alpha)
 
@@ -192,7 +193,7 @@ class FlatATan(Surrogate):
     def derivative(self, x: Tensor) -> Tensor:
         return (1 + math.pi**2 / 4) / (1 + (math.pi * x).square())
 
-    @property
+    @cached_property
     def formula(self) -> Formula:
         return Formula("rational", 1 + math.pi**2 / 4, math.pi)
 
@@ -214,7 +215,7 @@ class Sigmoid(Surrogate):
         s = torch.sigmoid(self.alpha * x)
         return self.alpha * s * (1 - s)
 
-    @property
+    @cached_property
     def formula(self) -> Formula:
         return Formula("sigmoid", self.alpha, self.alpha)
 
@@ -242,7 +243,7 @@ class Rectangular(Surrogate):
         inside = x.abs() <= self.width / 2 if self.closed else x.abs() < self.width / 2
         return inside.to(x.dtype) / self.width
 
-    @property
+    @cached_property
     def formula(self) -> Formula:
         half = self.width / 2
         ends = torch.tensor([half, math.inf], dtype=torch.float32, device="cpu")
@@ -261,7 +262,7 @@ class ConstantOne(Surrogate):
     def derivative(self, x: Tensor) -> Tensor:
         return torch.ones_like(x)
 
-    @property
+    @cached_property
     def formula(self) -> Formula:
         return Formula("rectangle", 1.0, math.inf)
 
@@ -283,7 +284,7 @@ class Triangle(Surrogate):
     def derivative(self, x: Tensor) -> Tensor:
         return torch.clamp(self.gamma - x.abs(), min=0) / self.gamma**2
 
-    @property
+    @cached_property
     def formula(self) -> Formula:
         return Formula("triangle", 1 / self.gamma, 1 / self.gamma**2)
 
@@ -310,7 +311,7 @@ class QuadraticGate(Surrogate):
     def derivative(self, x: Tensor) -> Tensor:
         return torch.clamp(self.alpha - self.alpha**2 * x.abs(), min=0)
 
-    @property
+    @cached_property
     def formula(self) -> Formula:
         return Formula("triangle", self.alpha, self.alpha**2)
 
@@ -331,6 +332,6 @@ class FastSigmoid(Surrogate):
     def derivative(self, x: Tensor) -> Tensor:
         return 1 / (self.scale * x.abs() + 1).square()
 
-    @property
+    @cached_property
     def formula(self) -> Formula:
         return Formula("fast_sigmoid", 1.0, self.scale)

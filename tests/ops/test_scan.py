@@ -384,8 +384,8 @@ def test_potentials_are_those_of_the_scan(native: Any) -> None:
         assert last is not None
         silent = h[0] < v_threshold
         assert torch.equal(h[0][silent], last[silent]), v_threshold
-        params = ScanParams((v_threshold,), 0.0, decay=0.9, gain=0.7)
-        native_h = scan_native_potentials(x, v[None], (None, None, None), params)
+        numbers = ScanParams((v_threshold,), 0.0, decay=0.9, gain=0.7).pack()
+        native_h = scan_native_potentials(x, v[None], (None, None, None), numbers)
         assert torch.equal(h, native_h[0]), v_threshold
 
 

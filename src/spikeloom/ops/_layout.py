@@ -51,7 +51,7 @@ def like(x: Tensor, dtype: torch.dtype) -> Tensor:
     Steps of x that are not dense, or lie at other distances than kernels know, give C order.
     """
     if x.is_contiguous():
-        y = torch.empty_like(x, dtype=dtype)
+        y = torch.empty_like(x) if x.dtype == dtype else torch.empty_like(x, dtype=dtype)  # a type takes time to read
     elif not _is_dense(x):
         y = torch.empty_like(x, dtype=dtype, memory_format=torch.contiguous_format)
     else:

@@ -21,7 +21,7 @@ from spikeloom.ops import _dispatch
 from spikeloom.ops._layout import NATIVE_DTYPES
 from spikeloom.ops.scan.compiled import scan_compiled
 from spikeloom.ops.scan.native import as_tensor, parted, scan_native, scan_native_potentials
-from spikeloom.ops.scan.params import ScanParams
+from spikeloom.ops.scan.params import ScanParams, packed
 from spikeloom.ops.scan.reference import Constant, per_level, potentials, scan_reference
 from spikeloom.surrogates import SLOPE, Surrogate
 
@@ -67,15 +67,16 @@ def scan(
         v = (v.unsqueeze(0) if one else v).to(torch.float32)
     slope = None
     formula = surrogate.formula
-    thresholds = v_threshold if isinstance(v_threshold, tuple) else (v_threshold,)
     (fixed_decay, learned_decay), (fixed_gain, learned_gain) = parted(decay), parted(gain)
-    params = ScanParams(thresholds, v_reset, strict, detach_reset, formula or SLOPE, fixed_decay, fixed_gain)
+    # A compiler looks through the cache, and warns of it.
+    pack = packed.__wrapped__ if torch.compiler.is_compiling() else packed
+    numbers = pack(v_threshold, v_reset, strict, detach_reset, formula or SLOPE, fixed_decay, fixed_gain)
     constants = learned_decay, learned_gain, None if scale is None else as_tensor(scale)
     if formula is None and torch.is_grad_enabled():
         with torch.no_grad():
-            f = scan_native_potentials(x, v, constants, params)
-        slope = surrogate.checked_derivative(f - per_level(thresholds, f))
-    spikes, last = scan_native(x, v, constants, slope, params, return_v)
+            f = scan_native_potentials(x, v, constants, numbers)
+        slope = surrogate.checked_derivative(f - per_level((v_threshold,) if one else v_threshold, f))
+    spikes, last = scan_native(x, v, constants, slope, numbers, return_v)
     return spikes, last.squeeze(0) if one and last is not None else last
 
 

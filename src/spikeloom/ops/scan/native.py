@@ -30,7 +30,7 @@ _BACKWARD = (*_EITHER_WAY, "grad_spikes", "grad_v_out", "slope", "grad_u", "grad
 
 
 def scan_native(
-    x: Tensor, v: Tensor | None, constants: Constants, slope: Tensor | None, params: ScanParams, return_v: bool
+    x: Tensor, v: Tensor | None, constants: Constants, slope: Tensor | None, numbers: Packed, return_v: bool
 ) -> tuple[Tensor, Tensor | None]:
     """Spikes [T, N, ...] and, if wanted, the last potentials [levels, N, ...].
 
@@ -38,16 +38,16 @@ def scan_native(
         x, v: as `ops.scan`.
         constants: decay, gain and scale where these are tensors.
         slope: the surrogate's derivative [levels, T, N, ...], for a surrogate that kernels do not know.
-        params: with decay and gain where these are numbers.
+        numbers: of `ScanParams`, with decay and gain where these are numbers.
         return_v: whether the last potentials are wanted.
     """
-    out = _scan(x, v, *constants, slope, params.pack(), return_v)
+    out = _scan(x, v, *constants, slope, numbers, return_v)
     return out.spikes, out.last if return_v else None
 
 
-def scan_native_potentials(x: Tensor, v: Tensor | None, constants: Constants, params: ScanParams) -> Tensor:
+def scan_native_potentials(x: Tensor, v: Tensor | None, constants: Constants, numbers: Packed) -> Tensor:
     """The potentials [levels, T, N, ...] at which neurons decide to fire."""
-    return _scan_potentials(x, v, *constants, params.pack())
+    return _scan_potentials(x, v, *constants, numbers)
 
 
 def parted(value: Constant) -> tuple[float, Tensor | None]:

@@ -36,7 +36,7 @@ class KernelFields(NamedTuple):
 
 
 class ScanParams(NamedTuple):
-    """What a scan (`ops.scan`) knows of its neurons besides tensors. A call makes one, and so it is no dataclass.
+    """What a scan (`ops.scan`) knows of its neurons besides tensors.
 
     Attributes:
         thresholds: potentials at which a neuron fires, one a level.
@@ -78,6 +78,21 @@ class ScanParams(NamedTuple):
     def kernel_fields(self) -> KernelFields:
         """The settings as fields of `ScanForward`, `ScanBackward` and `Epilogue` (native/kernels.hpp)."""
         return _kernel_fields(self)
+
+
+@lru_cache(maxsize=1024)
+def packed(
+    v_threshold: float | tuple[float, ...],
+    v_reset: float | None,
+    strict: bool,
+    detach_reset: bool,
+    surrogate: Formula,
+    decay: float,
+    gain: float,
+) -> Packed:
+    """`ScanParams.pack` of these; a layer's calls look it up."""
+    thresholds = v_threshold if isinstance(v_threshold, tuple) else (v_threshold,)
+    return ScanParams(thresholds, v_reset, strict, detach_reset, surrogate, decay, gain).pack()
 
 
 def surrogate_number(kind: str) -> int:
