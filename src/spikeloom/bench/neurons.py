@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from spikeloom.bench.timing import copies, forward_backward, medians, saved_bytes
-from spikeloom.neurons import NEURONS, SynapticLIF
+from spikeloom.neurons import LIF, NEURONS, SynapticLIF
 from spikeloom.ops import backend
 from spikeloom.ops.leaky_integrator import leaky_filter, leaky_filter_fft
 
@@ -39,6 +39,14 @@ def make(name: str, T: int, channels: int) -> nn.Module:
     if name in ("RecurrentLIF", "RecurrentParaLIF"):
         options["features"] = channels
     return NEURONS[name](**options)
+
+
+class StepLIF(LIF):
+    """LIF of PyTorch's operations at each step: what the papers on parallel neurons compare with."""
+
+    def run(self, x: Tensor, state: Tensor | None, keep: bool) -> tuple[Tensor, Tensor | None]:
+        with backend("reference"):
+            return super().run(x, state, keep)
 
 
 def peer(name: str, T: int) -> Callable[[Tensor], Tensor] | None:
@@ -171,21 +179,16 @@ def psn_grid(repeats: int, largest: int = 1 << 18) -> Iterator[Json]:
             n = 1 << exponent
             x = torch.randn(T, n).requires_grad_()
             grad, data = torch.randn(T, n), x.detach()
-            lif, psn = make("LIF", T, n), make("PSN", T, n)
+            lif, psn, steps = make("LIF", T, n), make("PSN", T, n), StepLIF()
             no_grad = torch.no_grad()
-
-            def step_by_step(x: Tensor, lif: nn.Module = lif) -> Tensor:
-                with backend("reference"):
-                    return lif(x)
-
             found = medians(
                 {
                     "lif_inference": no_grad(lambda lif=lif, data=data: lif(data)),
                     "psn_inference": no_grad(lambda psn=psn, data=data: psn(data)),
                     "lif_training": forward_backward(lif, x, grad),
                     "psn_training": forward_backward(psn, x, grad),
-                    "step_inference": no_grad(lambda run=step_by_step, data=data: run(data)),
-                    "step_training": forward_backward(step_by_step, x, grad),
+                    "step_inference": no_grad(lambda steps=steps, data=data: steps(data)),
+                    "step_training": forward_backward(steps, x, grad),
                 },
                 repeats,
                 budget=2.0,

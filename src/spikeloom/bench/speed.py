@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from spikeloom.analyse import MEASUREMENTS, Measured
-from spikeloom.bench.neurons import paralif_rows, psn_grid
+from spikeloom.bench.neurons import StepLIF, paralif_rows, psn_grid
 from spikeloom.bench.timing import medians
 from spikeloom.bench.write import plot_paralif, plot_psn_grid, plot_ratios
 from spikeloom.errors import UsageError
@@ -58,6 +58,9 @@ def paralif_speed(lengths: list[int] | None = None, repeats: int = 11) -> Measur
     return Measured(values, {"ParaLIF over a serial LIF": rows}, {"speed": plot_paralif(rows)})
 
 
+_STEPS = "LIF, step by step"
+
+
 def _psu_neuron(name: str, T: int) -> Callable[..., Any]:
     options: Json = {"T": T} if name in ("IPSU", "RPSU") else {}
     if name == "LIF":
@@ -77,6 +80,8 @@ def psu_speed(
     repeats: int = 5,
 ) -> Measured:
     """Time of a network with LIF over that of the same network with parallel units (PSU paper, speed figures).
+
+    LIF is one fused scan, and for the step ratios PyTorch's operations at each step, as the paper's.
 
     Args:
         input_shape: of one step of one sample, such as [700].
@@ -100,6 +105,8 @@ def psu_speed(
             except (TypeError, ValueError) as error:
                 raise UsageError(f"psu_speed: neuron {name}: {error}") from None
             networks[name] = create_model(model, neuron=_psu_neuron(name, T), T=T, in_channels=input_shape[0])
+        steps_alone = functools.partial(StepLIF, v_reset=None, v_threshold=0.5)
+        networks[_STEPS] = create_model(model, neuron=steps_alone, T=T, in_channels=input_shape[0])
 
         def train(network: Any, x: torch.Tensor = x) -> None:
             network.train()(x).mean(0).square().sum().backward()
@@ -118,13 +125,14 @@ def psu_speed(
                 "T": T,
                 **{f"{key}_ms": round(found[name], 3) for key, found in times.items()},
                 **{f"{key}_ratio": round(found["LIF"] / found[name], 3) for key, found in times.items()},
+                **{f"{key}_step_ratio": round(found[_STEPS] / found[name], 3) for key, found in times.items()},
             }
             for name in networks
         ]
-    longest = [row for row in rows if row["T"] == rows[-1]["T"] and row["neuron"] != "LIF"]
+    longest = [row for row in rows if row["T"] == rows[-1]["T"] and row["neuron"] not in ("LIF", _STEPS)]
     values = {
-        f"{row['neuron']}_{key}_ratio_at_{row['T']}": row[f"{key}_ratio"]
+        f"{row['neuron']}_{key}_at_{row['T']}": row[key]
         for row in longest
-        for key in ("train", "test")
+        for key in ("train_ratio", "test_ratio", "train_step_ratio", "test_step_ratio")
     }
     return Measured(values, {"LIF over parallel units": rows}, {"speed": plot_ratios(rows)})
