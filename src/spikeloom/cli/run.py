@@ -45,6 +45,9 @@ def run(
             autocompletion=lambda: list(WEIGHTS),
         ),
     ] = "fp32",
+    portable: Annotated[
+        bool, typer.Option("--portable", help="No layer by PyTorch's kernels: spikeloom.runtime gives the same bits.")
+    ] = False,
     compare: Annotated[
         bool, typer.Option("--compare/--no-compare", help="Run the network itself as well, or not.")
     ] = True,
@@ -76,6 +79,8 @@ def run(
 
     if weights not in WEIGHTS:
         raise UsageError(f"--weights must be fp32, bf16, int8 or exact, got {weights!r}")
+    if file is not None and portable:
+        raise UsageError("--portable says how an engine is made; --engine has its own way of each layer: leave one out")
     if file is not None and weights in ("bf16", "int8"):
         raise UsageError(f"--weights {weights} says how an engine is made; --engine has its own: leave one of them out")
     values = read_target(context, words, images, batch, shape)
@@ -88,7 +93,10 @@ def run(
         if weights == "exact":
             model = deploy.exact(model, example)
         made = "fp32" if weights == "exact" else weights
-        engine = deploy.compile(model, example, weights=made) if file is None else deploy.load(str(file))
+        if file is None:
+            engine = deploy.compile(model, example, weights=made, portable=portable)
+        else:
+            engine = deploy.load(str(file))
         if save is not None:
             engine.save(str(save))
         found = evaluate_engine(engine, opened.batches(), model if compare else None, progress.advance)

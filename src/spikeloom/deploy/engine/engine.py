@@ -2,7 +2,7 @@
 
 Between layers there are maps of bytes. A convolution lists the active inputs of every window and adds up their rows of
 weights in registers, fires the neurons behind it over all steps while the sums are in cache, and writes the next map.
-Layers whose inputs are real values (the first, a gate) are PyTorch's, inside the same plan.
+Layers whose inputs are real values (the first, a gate) are multiplied, by our kernel or PyTorch's, whichever is faster.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from collections.abc import Generator, Iterable, Mapping
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import pydantic
 import torch
@@ -33,8 +33,11 @@ MOST_BYTES = 4 << 30  # of all maps of the images that go together, unless one n
 _FORMAT = "spikeloom event engine 1"
 _FILE_BYTES = 1 << 34
 
+Way = Literal["event", "dense", "direct"]
+
 Timings = dict[int, dict[str, float | None]]
 """By step, what was measured when its way was chosen."""
+_MEASURED = ("active", *(f"{way}_ms" for way in get_args(Way)))
 
 
 class Engine:
@@ -162,29 +165,32 @@ class Engine:
             runs = [executor.timed(part) for _ in range(repeats + 1)][1:]
             return [min(times) for times in zip(*runs, strict=True)], executor.densities()
 
-    def tuned(self, x: Tensor, repeats: int = 3) -> Engine:
-        """An engine whose layers run by events or densely, whichever took less time on x."""
-        engines = [self.with_ways(way) for way in ("event", "dense")]
-        (event, densities), (dense, _) = (engine.timed(x, repeats) for engine in engines)
+    def tuned(self, x: Tensor, repeats: int = 3, portable: bool = False) -> Engine:
+        """An engine whose layers run by events or densely, whichever took less time on x.
+
+        Dense layers are PyTorch's, which then rounds as the network does, or, of a portable engine, "direct" ones.
+        """
+        ways: tuple[Way, ...] = ("event", "direct") if portable else ("event", "dense")
+        timed = {way: self.with_ways(way).timed(x, repeats) for way in ways}
+        densities = timed["event"][1]
         steps = list(self._plan.steps)
         timings: Timings = {}
         for i, step in enumerate(steps):
             if not isinstance(step, Conv):
                 continue
             can = step.takes_events(self._values[step.x], self._tensors[step.weight])
-            steps[i] = step.model_copy(update={"way": "event" if can and event[i] < dense[i] else "dense"})
-            timings[i] = {
-                "active": densities[step.x],
-                "event_ms": 1e3 * event[i] if can else None,
-                "dense_ms": 1e3 * dense[i],
-            }
+            seconds = {way: timed[way][0][i] for way in ways if can or way != "event"}
+            steps[i] = step.model_copy(update={"way": min(seconds, key=seconds.__getitem__)})
+            timings[i] = {"active": densities[step.x]}
+            timings[i] |= {f"{way}_ms": 1e3 * seconds[way] if way in seconds else None for way in get_args(Way)}
         return Engine(self._plan.model_copy(update={"steps": tuple(steps)}), self._tensors, timings)
 
-    def with_ways(self, way: Literal["event", "dense"]) -> Engine:
+    def with_ways(self, way: Way) -> Engine:
         """The engine whose layers all run one way, where they can."""
         return self.with_steps(
             step.model_copy(update={"way": way})
-            if isinstance(step, Conv) and step.takes_events(self._values[step.x], self._tensors[step.weight])
+            if isinstance(step, Conv)
+            and (way != "event" or step.takes_events(self._values[step.x], self._tensors[step.weight]))
             else step
             for step in self._plan.steps
         )
@@ -194,8 +200,9 @@ class Engine:
         return Engine(self._plan.model_copy(update={"steps": tuple(steps)}), self._tensors)
 
     def layers(self) -> list[dict[str, Any]]:
-        """The steps: `layer`, `step`, `reads`, `makes` (shapes), `way` ("event", "dense" or ""), and what was measured
-        when the way was chosen: `active` (share of nonzero inputs), `event_ms` and `dense_ms`, None where not."""
+        """The steps: `layer`, `step`, `reads`, `makes` (shapes), `way` ("event", "dense", "direct" or ""), and what was
+        measured when the way was chosen: `active` (share of nonzero inputs), `event_ms`, `dense_ms` and `direct_ms`,
+        None where not."""
         rows: list[dict[str, Any]] = []
         for i, step in enumerate(self._plan.steps):
             parts = [step.op, "shortcut" * (getattr(step, "residual", None) is not None)]
@@ -208,12 +215,12 @@ class Engine:
                 "makes": _shape(self._values[step.out[-1]]),
                 "way": way,
             }
-            rows.append(row | self._timings.get(i, dict.fromkeys(("active", "event_ms", "dense_ms"))))
+            rows.append(row | self._timings.get(i, dict.fromkeys(_MEASURED)))
         return rows
 
     def plan(self) -> str:
         """`layers` as a table."""
-        columns = ("layer", "step", "reads", "makes", "way", "active", "event_ms", "dense_ms")
+        columns = ("layer", "step", "reads", "makes", "way", *_MEASURED)
         rows: list[tuple[str, ...]] = [columns]
         for layer in self.layers():
             cells = [f"{cell:.2f}" if isinstance(cell, float) else str(cell or "") for cell in layer.values()]
