@@ -71,11 +71,12 @@ def _elements(
     for row, operand in enumerate((y, a, b, c)):
         if operand is not None:
             strides[row] = torch.tensor(operand.expand(y.shape).stride())
+    pointers = (0 if operand is None else operand.data_ptr() for operand in (y, a, b, c))
     fields = {
         "element": _dispatch.enum_number("Element", element),
         "sizes": sizes.data_ptr(),
         "strides": strides.data_ptr(),
-        **{name: 0 if operand is None else operand.data_ptr() for name, operand in zip("yabc", (y, a, b, c), strict=True)},
+        **dict(zip("yabc", pointers, strict=True)),
         "y_bytes": y.dtype == torch.uint8,
         "a_bytes": a.dtype == torch.uint8,
         "b_bytes": b is not None and b.dtype == torch.uint8,
