@@ -53,7 +53,7 @@ class Network:
     @property
     def info(self) -> dict[str, Any]:
         """Shapes and costs: the fields of `spikeloom_info` in spikeloom.h."""
-        names = (name for name, _ in Info._fields_ if name != "unused")
+        names = (field[0] for field in Info._fields_ if field[0] != "unused")
         return {name: getattr(self._info, name) for name in names}
 
     def __call__(self, x: ArrayLike) -> Logits:
@@ -109,7 +109,7 @@ class Network:
         """The input as numbers side by side, its steps and its images."""
         info, array = self._info, np.asarray(x)
         whole = (info.channels, info.height, info.width)
-        shapes = [whole]
+        shapes: list[tuple[int, ...]] = [whole]
         if info.height == 1:
             shapes.append((info.channels, info.width))
         if whole[1:] == (1, 1):
