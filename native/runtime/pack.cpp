@@ -83,9 +83,9 @@ Packed pack(const Kernels& kernels, const Step& step, const Value& x, const Tens
   const Tensor& kept = tensors.at(*step.weight);
   Packed layer;
   layer.shape = kept.shape, layer.depthwise = step.depthwise(kept), layer.direct = step.way != Way::event;
-  const std::vector<float> whole = kept.floats();
-  std::vector<float> real = whole;
+  std::vector<float> real = kept.floats(), whole;
   if (step.factor) {
+    whole = real;
     layer.scale = tensors.at(*step.factor).floats();
     const size_t filter = real.size() / layer.scale.size();
     for (size_t i = 0; i < real.size(); i++) real[i] *= layer.scale[i / filter];

@@ -6,15 +6,18 @@ import argparse
 import sys
 
 import numpy as np
+from numpy.typing import NDArray
 
 from spikeloom.runtime import NetworkError, load
 
 
-def _read(path: str, network_file: str) -> np.ndarray:
+def _read(path: str) -> NDArray[np.float32]:
     try:
         return np.load(path, allow_pickle=False)
-    except (OSError, ValueError, EOFError) as error:
-        raise NetworkError(f"{path}: no array for {network_file}: {str(error).splitlines()[0]}") from None
+    except OSError as error:
+        raise NetworkError(f"{path}: {error.strerror or 'it cannot be read'}") from None
+    except (ValueError, EOFError):
+        raise NetworkError(f"{path}: no array that `numpy.save` wrote") from None
 
 
 def main() -> int:
@@ -24,9 +27,8 @@ def main() -> int:
     given = parser.parse_args()
     try:
         network = load(given.file)
-        x = _read(given.image, given.file)
-        wanted = 4 if network.info["is_static"] else 5
-        logits = network(x[None] if x.ndim == wanted - 1 and network.info["is_static"] else x)
+        x = _read(given.image)
+        logits = network(x[None] if network.info["is_static"] and x.ndim == 3 else x)
     except NetworkError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

@@ -7,7 +7,6 @@ Layers whose inputs are real values (the first, a gate) are multiplied, by our k
 
 from __future__ import annotations
 
-import json
 from collections.abc import Generator, Iterable, Mapping
 from contextlib import contextmanager
 from functools import partial
@@ -116,7 +115,7 @@ class Engine:
         for shape in shapes:
             lead = x.dim() - len(shape)
             if tuple(x.shape[lead:]) == shape and lead == (1 if value.static else 2) and x.numel():
-                if self._plan.fixed_T and x.shape[0] != self._plan.T:
+                if self._plan.fixed_T and not value.static and x.shape[0] != self._plan.T:
                     raise ValueError(f"this engine takes sequences of {self._plan.T} steps, got {x.shape[0]}")
                 y = x.detach().reshape(*(x.shape[:lead] if lead == 2 else (1, x.shape[0])), *wanted)
                 y = y.to(torch.float32).permute(0, 1, 3, 4, 2)
@@ -256,7 +255,7 @@ class Engine:
 
 def _restored(plan: str, tensors: dict[str, Tensor], timings: Timings) -> Engine:
     """An engine from what its file holds, for pickle and copy."""
-    return Engine(Plan.model_validate_json(plan, strict=False), tensors, timings)
+    return Engine(Plan.model_validate_json(plan), tensors, timings)
 
 
 def load(path: PathLike, max_bytes: int = 2 << 30, max_operations: int = 200 * 10**9) -> Engine:
@@ -279,7 +278,7 @@ def load(path: PathLike, max_bytes: int = 2 << 30, max_operations: int = 200 * 1
     if metadata.get("format") != _FORMAT:
         raise UsageError(f"{path}: not an event engine ({_FORMAT!r} is missing in its header)")
     try:
-        plan = Plan.model_validate(_json(metadata.get("plan", "")), strict=False)
+        plan = Plan.model_validate_json(metadata.get("plan", ""))
         cost = cost_of(plan, plan.values(tensors), tensors)
         for found, most, unit, name in (
             (cost.bytes, max_bytes, "bytes of maps", "max_bytes"),
@@ -292,18 +291,11 @@ def load(path: PathLike, max_bytes: int = 2 << 30, max_operations: int = 200 * 1
         return Engine(plan, {name: tensor.contiguous() for name, tensor in tensors.items()})
     except pydantic.ValidationError as error:
         first = error.errors()[0]
-        reason = f"{'.'.join(map(str, first['loc']))}: {first['msg']}"
+        reason = f"{'.'.join(map(str, first['loc'])) or 'plan'}: {first['msg']}"
     except PlanError as error:
         reason = str(error)
     # The reason may quote the file.
     raise UsageError(f"{path}: plan: {' '.join(reason.split())[:300]}")
-
-
-def _json(text: str) -> Any:
-    try:
-        return json.loads(text)
-    except (ValueError, RecursionError) as error:  # a number of thousands of digits is a ValueError
-        raise PlanError(f"it is not JSON: {error}") from error
 
 
 class EngineStream:
