@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import random
+import re
 import shutil
 import subprocess
 from collections import Counter
@@ -55,7 +56,8 @@ def test_the_example(build: Path, engine: Engine, tmp_path: Path) -> None:
     check("cmake", "--build", build, "--target", "spikeloom", "--parallel", "2")
     source, program = ROOT / "examples" / "c" / "run.c", tmp_path / "run"
     flags = ["-std=c99", "-O2", "-Wall", "-Wextra", "-Wpedantic", "-Werror", f"-I{ROOT / 'native' / 'include'}"]
-    check("cc", source, *flags, f"-L{build}", "-lspikeloom", f"-Wl,-rpath,{build}", "-o", program)
+    library = [f"-L{build}", "-lspikeloom", f"-Wl,-rpath,{build}"]
+    check("cc", source, *flags, *library, "-o", program)
     net, image = tmp_path / "net", tmp_path / "image.bin"
     engine.save(net)
     x = torch.rand(1, 3, 16, 16)
@@ -65,6 +67,14 @@ def test_the_example(build: Path, engine: Engine, tmp_path: Path) -> None:
     refused = subprocess.run([program, image], capture_output=True, text=True)
     assert refused.returncode == 2
     assert "not a safetensors file" in refused.stderr
+    (snippet,) = re.findall(r"```c\n(.*?)```", (ROOT / "docs" / "deploying.md").read_text(), re.DOTALL)
+    (tmp_path / "page.c").write_text(snippet)
+    check("cc", tmp_path / "page.c", *flags, *library, "-o", tmp_path / "page")
+    refused = subprocess.run([tmp_path / "page"], capture_output=True, text=True, cwd=tmp_path)
+    assert (refused.returncode, refused.stdout) == (2, "")
+    shutil.copy(net, tmp_path / "net.safetensors")
+    silence = subprocess.run([tmp_path / "page"], capture_output=True, text=True, cwd=tmp_path)
+    assert float(silence.stdout) == pytest.approx(engine(torch.zeros(1, 3, 16, 16))[0, 0, 0].item(), rel=1e-4)
     if shutil.which("valgrind") is None:
         pytest.skip("NO VALGRIND: the memory of the C interface is checked by the sanitizers alone")
     check("valgrind", "--error-exitcode=9", "--leak-check=full", "-q", program, net, image)

@@ -77,12 +77,7 @@ def run(
     from spikeloom.analyse.load import open_target
     from spikeloom.deploy.engine.evaluate import evaluate_engine
 
-    if weights not in WEIGHTS:
-        raise UsageError(f"--weights must be fp32, bf16, int8 or exact, got {weights!r}")
-    if file is not None and portable:
-        raise UsageError("--portable says how an engine is made; --engine has its own way of each layer: leave one out")
-    if file is not None and weights in ("bf16", "int8"):
-        raise UsageError(f"--weights {weights} says how an engine is made; --engine has its own: leave one of them out")
+    _check_making(weights, portable, file)
     values = read_target(context, words, images, batch, shape)
     check_output(save)
     opened = open_target(target, values)
@@ -111,6 +106,16 @@ def run(
     _print_found(found, "the network" if weights != "exact" else "in PyTorch ")
     if save is not None:
         print(f"  written: {save}")
+
+
+def _check_making(weights: str, portable: bool, file: Path | None) -> None:
+    """Refuses options of how an engine is made that are unknown, or that a file has answered."""
+    if weights not in WEIGHTS:
+        raise UsageError(f"--weights must be fp32, bf16, int8 or exact, got {weights!r}")
+    if file is not None and weights in ("bf16", "int8"):
+        raise UsageError(f"--weights {weights} says how an engine is made; --engine has its own: leave one of them out")
+    if file is not None and portable:
+        raise UsageError("--portable says how an engine is made; --engine has its own ways: leave one of them out")
 
 
 def _print_found(found: Json, model: str) -> None:

@@ -1,19 +1,22 @@
-"""The engine's convolution of real inputs beside PyTorch's (oneDNN), on first layers of networks.
+"""What runs without PyTorch: our convolution of real inputs beside oneDNN's on first layers, and the start of a network.
 
-    python benchmarks/direct.py [--images 16] [--threads 1]
+    python benchmarks/runtime.py [--images 16] [--threads 1]
 
-Both write sums [N, H, W, C] of the same images, in turn in one process; medians of single calls.
+Both convolutions write sums [N, H, W, C] of the same images, in turn in one process; medians of single calls. The start
+is from the path of cifar10_net's file to the logits of one image, the first time and as the median of more.
 """
 
 from __future__ import annotations
 
 import argparse
 import statistics
+import tempfile
 import time
-from collections.abc import Callable
+from pathlib import Path
 
 import torch
 
+from spikeloom import create_model, deploy, runtime
 from spikeloom.deploy.engine.engine import Engine, Way
 from spikeloom.deploy.engine.ir import Conv, Mean, Plan, Value
 
@@ -40,10 +43,18 @@ def layer(name: str, way: Way) -> Engine:
     return Engine(plan, {"w": torch.randn(out, channels, kernel, kernel), "b": torch.randn(out)})
 
 
-def seconds(run: Callable[[], object]) -> float:
-    start = time.perf_counter()
-    run()
-    return time.perf_counter() - start
+def starts(repeats: int) -> list[float]:
+    """Milliseconds from file to first logits."""
+    x = torch.rand(1, 3, 32, 32)
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "net.safetensors"
+        deploy.compile(create_model("cifar10_net").eval(), x, tune=False, portable=True).save(path)
+        found: list[float] = []
+        for _ in range(repeats):
+            start = time.perf_counter()
+            runtime.load(path)(x.numpy())
+            found.append(1e3 * (time.perf_counter() - start))
+    return found
 
 
 def main() -> None:
@@ -63,6 +74,9 @@ def main() -> None:
                 times.append(engines[way].timed(x, 1, given.images)[0][0])
         dense, direct = (1e3 * statistics.median(times) for times in found.values())
         print(f"{name:<22} {dense:10.3f} {direct:10.3f} {direct / dense:6.2f}")
+    runtime.set_threads(given.threads)
+    first, *more = starts(given.repeats)
+    print(f"from file to first logits: {first:.1f} ms, then {statistics.median(more):.1f} ms")
 
 
 if __name__ == "__main__":
