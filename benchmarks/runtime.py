@@ -1,4 +1,4 @@
-"""What runs without PyTorch: our convolution of real inputs beside oneDNN's on first layers, and the start of a network.
+"""What runs without PyTorch: our convolution of real inputs beside oneDNN's on first layers, and a network's start.
 
     python benchmarks/runtime.py [--images 16] [--threads 1]
 

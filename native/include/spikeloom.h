@@ -1,7 +1,7 @@
 /* Spikeloom's engine for C: networks that `Engine.save` wrote, run without Python and without PyTorch.
  *
- * A function that fails returns NULL or -1 and leaves one line of text for `spikeloom_error`. Nothing is thrown. Several
- * threads may run one network at the same time; a stream belongs to one thread at a time. */
+ * A function that fails returns NULL or -1 and leaves one line of text for `spikeloom_error`. Nothing is thrown.
+ * Several threads may run one network at the same time; a stream belongs to one thread at a time. */
 #ifndef SPIKELOOM_H
 #define SPIKELOOM_H
 
@@ -48,8 +48,8 @@ SPIKELOOM_API int64_t spikeloom_count(const spikeloom_network* network, int64_t 
 SPIKELOOM_API int spikeloom_run(const spikeloom_network* network, const float* x, int64_t steps, int64_t images,
                                 float* logits, int64_t count);
 
-/* Neurons that remember: a call continues where the one before it ended, one step of an image or some of a sequence, and
- * gives `count` = (per_step ? steps : 1) images classes logits. The network may be freed before its streams. */
+/* Neurons that remember: a call continues where the one before it ended, one step of an image or some of a sequence,
+ * and gives `count` = (per_step ? steps : 1) images classes logits. The network may be freed before its streams. */
 SPIKELOOM_API spikeloom_stream* spikeloom_stream_new(const spikeloom_network* network, int64_t images);
 SPIKELOOM_API int spikeloom_stream_run(spikeloom_stream* stream, const float* x, int64_t steps, float* logits,
                                        int64_t count);

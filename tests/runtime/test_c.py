@@ -82,17 +82,24 @@ def test_the_example(build: Path, engine: Engine, tmp_path: Path) -> None:
 
 def test_damaged_files(build: Path, engine: Engine, tmp_path: Path) -> None:
     """3,000 of them under sanitizers: one line and exit code 2, or logits."""
-    check("cmake", "--build", build, "--target", "run_fuzz", "--parallel", "2")
+    check("cmake", "--build", build, "--target", "files_fuzz", "--parallel", "2")
     plan, tensors = json.loads(engine._plan.model_dump_json()), dict(engine.tensors)
-    net, chance, found = tmp_path / "net", random.Random(11), Counter[int]()
-    for i in range(3000):
-        if i % 4:
-            write(net, changed_text(plan, chance, i), tensors)
-        else:
-            write(net, json.dumps(plan), changed_tensors(tensors, chance))
-        done = subprocess.run([build / "run_fuzz", net], capture_output=True, text=True, timeout=60)
-        assert done.returncode in (0, 2), (i, done.stderr[-2000:])
-        assert done.returncode == 0 or (done.stderr.count("\n") == 1 and done.stderr.startswith("error: ")), done.stderr
-        found[done.returncode] += 1
-    assert found[2] > 1500
-    assert found[0] > 100
+    chance, found = random.Random(11), Counter[str]()
+    for first in range(0, 3000, 100):
+        files = [tmp_path / str(i) for i in range(100)]
+        for i, path in enumerate(files, first):
+            if i % 4:
+                write(path, changed_text(plan, chance, i), tensors)
+            else:
+                write(path, json.dumps(plan), changed_tensors(tensors, chance))
+        done = subprocess.run([build / "files_fuzz", *files], capture_output=True, text=True, timeout=600)
+        assert done.returncode == 0, (first, done.stderr[-2000:])
+        ended = [line[-1] for line in done.stdout.splitlines() if line.startswith("ended with ")]
+        assert len(ended) == 100
+        errors = done.stderr.splitlines()
+        assert len(errors) == ended.count("2")
+        assert all(line.startswith("error: ") for line in errors)
+        found.update(ended)
+    assert set(found) == {"0", "2"}
+    assert found["2"] > 1500
+    assert found["0"] > 100

@@ -77,7 +77,10 @@ def run(
     from spikeloom.analyse.load import open_target
     from spikeloom.deploy.engine.evaluate import evaluate_engine
 
-    _check_making(weights, portable, file)
+    if weights not in WEIGHTS:
+        raise UsageError(f"--weights must be fp32, bf16, int8 or exact, got {weights!r}")
+    if file is not None:
+        _check_file_alone(weights, portable)
     values = read_target(context, words, images, batch, shape)
     check_output(save)
     opened = open_target(target, values)
@@ -108,13 +111,11 @@ def run(
         print(f"  written: {save}")
 
 
-def _check_making(weights: str, portable: bool, file: Path | None) -> None:
-    """Refuses options of how an engine is made that are unknown, or that a file has answered."""
-    if weights not in WEIGHTS:
-        raise UsageError(f"--weights must be fp32, bf16, int8 or exact, got {weights!r}")
-    if file is not None and weights in ("bf16", "int8"):
+def _check_file_alone(weights: str, portable: bool) -> None:
+    """Refuses options that say how an engine is made, which a file has answered."""
+    if weights in ("bf16", "int8"):
         raise UsageError(f"--weights {weights} says how an engine is made; --engine has its own: leave one of them out")
-    if file is not None and portable:
+    if portable:
         raise UsageError("--portable says how an engine is made; --engine has its own ways: leave one of them out")
 
 
