@@ -24,6 +24,9 @@ from spikeloom.cli.play import Events, Last, Out, WindowMs, check_options, play_
 from spikeloom.cli.progress import show_progress
 from spikeloom.errors import UsageError
 
+Portable = Annotated[
+    bool, typer.Option("--portable", help="No layer by PyTorch's kernels: spikeloom.runtime gives the same bits.")
+]
 WEIGHTS = ("fp32", "bf16", "int8", "exact")
 
 
@@ -45,9 +48,7 @@ def run(
             autocompletion=lambda: list(WEIGHTS),
         ),
     ] = "fp32",
-    portable: Annotated[
-        bool, typer.Option("--portable", help="No layer by PyTorch's kernels: spikeloom.runtime gives the same bits.")
-    ] = False,
+    portable: Portable = False,
     compare: Annotated[
         bool, typer.Option("--compare/--no-compare", help="Run the network itself as well, or not.")
     ] = True,
