@@ -287,7 +287,7 @@ struct MaxPool {
   int threads;
 };
 
-// --- the engine: maps of bytes [steps, images, height, width, channels], spikes or small integers
+// --- the engine: maps [steps, images, height, width, channels] of bytes (spikes or small integers) or of float32
 // ---------------
 
 constexpr int MOST_LEVELS = 16;
@@ -339,13 +339,79 @@ struct EnginePack {
 // Neurons behind a layer that was computed otherwise: x [steps, size], its steps `x_stride` apart (0: all the same).
 struct EngineFire : Epilogue {
   int64_t size, x_stride;
+  bool once;  // `sum` has one step: x and the residual are the same at all of them
   const float* x;
+};
+
+// A convolution of any inputs, by multiplications. Its maps are [x_steps, images, ...], where x_steps is `steps`, or 1
+// for an input that is the same at all of them.
+struct EngineDirect : Epilogue {
+  int64_t x_steps, images, height, width, in, out, kernel_height, kernel_width, stride, padding_y, padding_x, groups;
+  bool once;       // as in EngineFire
+  const float* x;  // or null, where it is bytes
+  const uint8_t* x_bytes;
+  const float *weight, *bias;  // as `engine_pack_direct` writes it; [out]
+};
+
+// Weights [out, in / groups, kernel_height, kernel_width] in the order of `engine_direct` of the same level.
+struct EnginePackDirect {
+  int64_t in, out, kernel_height, kernel_width, groups;
+  const float* weight;
+  float* packed;   // or null
+  int64_t* count;  // [1]: floats
+};
+
+// y = f(a), f(a, b) or f(a, b, c) element by element. `strides` [4, 5] are those of y, a, b and c, 0 along the axes on
+// which one is spread.
+enum class Element : int {
+  copy = 0,
+  relu = 1,
+  sigmoid = 2,
+  clamp = 3,       // to low .. high
+  scale = 4,       // a high
+  shift = 5,       // a + high
+  complement = 6,  // 1 - a
+  add = 7,
+  mul = 8,
+  divide = 9,
+  largest = 10,
+  affine = 11,  // a b + c
+};
+struct EngineElements {
+  Element element;
+  const int64_t *sizes, *strides;  // [5], [4, 5]
+  void* y;
+  const void *a, *b;
+  const float* c;
+  bool y_bytes, a_bytes, b_bytes;
+  float low, high;
+  int threads;
+};
+
+// Sums over the middle axis of x [outer, count, inner], divided by count for a mean.
+struct EngineReduce {
+  int64_t outer, count, inner;
+  bool mean;
+  const float* x;  // or null, where it is bytes
+  const uint8_t* x_bytes;
+  float* y;
+  int threads;
 };
 
 struct EnginePool {
   int64_t images, height, width, channels, kernel, stride, padding;
   const uint8_t* x;
   uint8_t* y;
+  int threads;
+};
+
+// Maximum or mean of windows, of real results.
+struct EngineWindows {
+  int64_t images, height, width, channels, out_height, out_width, kernel, stride, padding;
+  bool mean, count_padding;  // a mean counts zeros around the input, or does not
+  const float* x;            // or null, where it is bytes
+  const uint8_t* x_bytes;
+  float* y;
   int threads;
 };
 

@@ -9,7 +9,7 @@
 #include <type_traits>
 #include <vector>
 
-#include "kernels.hpp"
+#include "levels.hpp"
 
 #ifdef _OPENMP
 #include <omp.h>
@@ -17,40 +17,16 @@
 #ifdef __linux__
 #include <sys/mman.h>
 #endif
-#ifndef _WIN32
-#include <pthread.h>
-#endif
 
 namespace nb = nanobind;
 using namespace spikeloom;
 
 namespace {
 
-std::vector<const Kernels*> supported() {
-  std::vector<const Kernels*> levels{&baseline::kernels};
-#ifdef SPIKELOOM_X86
-  __builtin_cpu_init();
-  if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("bmi2")) {
-    levels.push_back(&avx2::kernels);
-    if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq") &&
-        __builtin_cpu_supports("avx512vl"))
-      levels.push_back(&avx512::kernels);
-  }
-#endif
-  return levels;
-}
-
-const std::vector<const Kernels*> levels = supported();
-const Kernels* active = levels.back();
-
-// Whether this process was forked from one that had loaded the kernels. OpenMP's threads do not survive a fork, and the
-// child would wait for them: it runs everything on the thread that it has.
-bool forked = false;
-
 void set_level(const std::string& name) {
-  for (const Kernels* k : levels)
+  for (const Kernels* k : levels())
     if (name == k->level) {
-      active = k;
+      active() = k;
       return;
     }
   throw std::invalid_argument("this processor has no instruction level " + name);
@@ -250,7 +226,27 @@ void read(Reader& r, EnginePack& a) {
 }
 void read(Reader& r, EngineFire& a) {
   read(r, static_cast<Epilogue&>(a));
-  READ(size), READ(x_stride), READ(x);
+  READ(size), READ(x_stride), READ(once), READ(x);
+}
+void read(Reader& r, EngineDirect& a) {
+  read(r, static_cast<Epilogue&>(a));
+  READ(x_steps), READ(images), READ(height), READ(width), READ(in), READ(out), READ(kernel_height), READ(kernel_width);
+  READ(stride), READ(padding_y), READ(padding_x), READ(groups), READ(once), READ(x), READ(x_bytes), READ(weight);
+  READ(bias);
+}
+void read(Reader& r, EnginePackDirect& a) {
+  READ(in), READ(out), READ(kernel_height), READ(kernel_width), READ(groups), READ(weight), READ(packed), READ(count);
+}
+void read(Reader& r, EngineElements& a) {
+  READ(element), READ(sizes), READ(strides), READ(y), READ(a), READ(b), READ(c), READ(y_bytes), READ(a_bytes);
+  READ(b_bytes), READ(low), READ(high), READ(threads);
+}
+void read(Reader& r, EngineReduce& a) {
+  READ(outer), READ(count), READ(inner), READ(mean), READ(x), READ(x_bytes), READ(y), READ(threads);
+}
+void read(Reader& r, EngineWindows& a) {
+  READ(images), READ(height), READ(width), READ(channels), READ(out_height), READ(out_width), READ(kernel);
+  READ(stride), READ(padding), READ(mean), READ(count_padding), READ(x), READ(x_bytes), READ(y), READ(threads);
 }
 void read(Reader& r, EnginePool& a) {
   READ(images), READ(height), READ(width), READ(channels), READ(kernel), READ(stride), READ(padding), READ(x), READ(y);
@@ -268,10 +264,10 @@ using Kernel = int (*Kernels::*)(const Arguments&);
 template <class Arguments>
 void run(Kernel<Arguments> kernel, Arguments& a) {
   if constexpr (requires { a.threads; }) {
-    if (forked) a.threads = 1;
+    if (forked()) a.threads = 1;
   }
   nb::gil_scoped_release release;
-  check((active->*kernel)(a));
+  check((active()->*kernel)(a));
 }
 
 // Reads once more, to say which argument or late name is no field's.
@@ -354,12 +350,25 @@ NB_MODULE(_native, m) {
       .value("difference", Rule::difference)
       .value("bernoulli", Rule::bernoulli)
       .value("gumbel", Rule::gumbel);
+  nb::enum_<Element>(m, "Element", nb::is_arithmetic())
+      .value("copy", Element::copy)
+      .value("relu", Element::relu)
+      .value("sigmoid", Element::sigmoid)
+      .value("clamp", Element::clamp)
+      .value("scale", Element::scale)
+      .value("shift", Element::shift)
+      .value("complement", Element::complement)
+      .value("add", Element::add)
+      .value("mul", Element::mul)
+      .value("divide", Element::divide)
+      .value("largest", Element::largest)
+      .value("affine", Element::affine);
   m.def("levels", [] {
     std::vector<std::string> names;
-    for (const Kernels* k : levels) names.emplace_back(k->level);
+    for (const Kernels* k : levels()) names.emplace_back(k->level);
     return names;
   });
-  m.def("level", [] { return std::string(active->level); });
+  m.def("level", [] { return std::string(active()->level); });
   m.def("set_level", &set_level);
   m.def("openmp_threads", [] {
 #ifdef _OPENMP
@@ -368,10 +377,7 @@ NB_MODULE(_native, m) {
     return 0;
 #endif
   });
-#ifndef _WIN32
-  pthread_atfork(nullptr, nullptr, [] { forked = true; });
-#endif
-  m.def("forked", [] { return forked; });
+  m.def("forked", &forked);
   m.def("advise_huge", [](uintptr_t p, size_t bytes) {
 #ifdef __linux__
     // A fresh tensor of many megabytes costs more in page faults than the scan that fills it; with large pages, a

@@ -17,7 +17,7 @@ PACKAGES = {p.name.removesuffix(".py") for p in ROOT.iterdir() if p.suffix == ".
 
 # From first to last: a part may import those before it, and itself. Those of one line do not import each other.
 STAGES = [
-    {"checks", "documentation", "errors", "memory", "modes", "notebook"},
+    {"checks", "documentation", "errors", "memory", "modes", "notebook", "runtime"},
     {"files", "plugins", "registry"},
     {"data"},
     {"encode"},

@@ -329,9 +329,14 @@ def test_a_run_by_its_spikes(places: Path, tmp_path: Path) -> None:
         assert layer["layer"] in text.out
     exact = spikeloom(*words, "--weights=exact")
     assert "within 1e-4 for 100.00 %, largest difference 0\n" in exact.out
-    mistake = spikeloom(*words, f"--engine={file}", "--weights=bf16")
-    assert mistake.code == 2
-    assert "--engine has its own" in mistake.err
+    portable = json.loads(spikeloom(*words, "--portable", f"--save={file}", "--json").out)
+    assert portable["accuracy"] == found["accuracy"]
+    assert {layer["way"] for layer in portable["plan"]} <= {"event", "direct", ""}
+    for option in ("--weights=bf16", "--portable"):
+        mistake = spikeloom(*words, f"--engine={file}", option)
+        assert mistake.code == 2
+        assert option.split("=")[0] in mistake.err
+        assert "--engine has its own" in mistake.err
 
 
 def test_mistakes_in_running(places: Path) -> None:

@@ -224,6 +224,28 @@ void fire_rows(const Epilogue& a, int64_t at, int64_t apart, int64_t rows, int64
                sums.scale + j);
 }
 
+// `count` neurons side by side, the first at element `at`, on sums without a bias, `sums_step` apart (0: the same at
+// all steps). `once`: so is what is added to them, and their total is written for one step.
+void fire_span(const Epilogue& given, int64_t at, int64_t count, int64_t step, const float* sums, int64_t sums_step,
+               bool once) {
+  Epilogue a = given;
+  if (once && a.sum != nullptr) {
+    Epilogue total = given;
+    total.steps = 1, total.spikes = nullptr;
+    fire_span(total, at, count, step, sums, 0, false);
+    if (a.spikes == nullptr) return;
+    a.sum = nullptr;
+  }
+  const int64_t rows = count / (4 * LANES);
+  const Vec none[4] = {};
+  fire_rows<4>(a, at, 4 * LANES, rows, step, Sums<float>{sums, sums_step, 4 * LANES, none, none});
+  for (int64_t i = rows * 4 * LANES; i < count; i += LANES) {
+    const int64_t n = smaller(LANES, count - i);
+    const float* const from = sums + i;
+    fire(a, at + i, step, n, [=](int64_t t) ALWAYS_INLINE { return get_some(from + t * sums_step, n); });
+  }
+}
+
 // Whether neurons that no input reaches do the same at all places.
 inline bool starts_alike(const Epilogue& a) {
   return a.residual == nullptr && a.residual_spikes == nullptr && a.v == nullptr && a.sum == nullptr;

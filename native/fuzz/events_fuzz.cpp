@@ -190,6 +190,117 @@ bool convolution() {
   return true;
 }
 
+bool multiplied() {
+  EngineDirect a{};
+  a.steps = from_to(1, 4), a.images = from_to(1, 3), a.height = from_to(1, 9), a.width = from_to(1, 9), a.threads = 1;
+  a.groups = coin() ? 1 : from_to(1, 20), a.stride = from_to(1, 3), a.x_steps = coin() ? 1 : a.steps;
+  const int64_t inside = coin() ? 1 : from_to(1, 40), outside = coin() ? 1 : from_to(1, 70);
+  a.in = a.groups * inside, a.out = a.groups * outside, a.padding_y = from_to(0, 3), a.padding_x = from_to(0, 3);
+  a.kernel_height = from_to(1, std::min<int64_t>(5, a.height + 2 * a.padding_y));
+  a.kernel_width = from_to(1, std::min<int64_t>(5, a.width + 2 * a.padding_x));
+  const int64_t high = (a.height + 2 * a.padding_y - a.kernel_height) / a.stride + 1;
+  const int64_t wide = (a.width + 2 * a.padding_x - a.kernel_width) / a.stride + 1;
+  const int64_t size = a.images * high * wide * a.out, inputs = a.x_steps * a.images * a.height * a.width * a.in;
+  const auto weight = grid_of(a.out * inside * a.kernel_height * a.kernel_width), bias = grid_of(a.out);
+  const auto x = grid_of(inputs);
+  const auto bytes = spikes_of(inputs, 3);
+  int64_t floats = 0;
+  EnginePackDirect pack{a.in, a.out, a.kernel_height, a.kernel_width, a.groups, weight.get(), nullptr, &floats};
+  level::engine_pack_direct(pack);
+  const auto packed = exactly<float>(floats);
+  pack.packed = packed.get();
+  level::engine_pack_direct(pack);
+  (coin() ? a.x = x.get() : (a.x_bytes = bytes.get(), nullptr));
+  a.once = a.x_steps == 1 && coin(), a.weight = packed.get(), a.bias = bias.get();
+  const int64_t results = (a.once ? 1 : a.steps) * size;
+  const auto sum = exactly<float>(results);
+  const float threshold[] = {1.f};
+  a.sum = sum.get(), a.levels = 1, a.threshold = a.fire_at = threshold;
+  if (level::engine_direct(a) != 0) return fail("the code of a multiplied layer");
+  for (int64_t i = 0; i < results; i++) {
+    const int64_t o = i % a.out, column = i / a.out % wide, row = i / a.out / wide % high;
+    const int64_t map = i / a.out / wide / high % (a.x_steps * a.images);
+    float total = bias[o];
+    for (int64_t ky = 0; ky < a.kernel_height; ky++)
+      for (int64_t kx = 0; kx < a.kernel_width; kx++) {
+        const int64_t y = row * a.stride - a.padding_y + ky, z = column * a.stride - a.padding_x + kx;
+        if (y < 0 || y >= a.height || z < 0 || z >= a.width) continue;
+        for (int64_t c = 0; c < inside; c++) {
+          const int64_t at = ((map * a.height + y) * a.width + z) * a.in + o / outside * inside + c;
+          total += weight[((o * inside + c) * a.kernel_height + ky) * a.kernel_width + kx] *
+                   (a.x != nullptr ? x[at] : bytes[at]);
+        }
+      }
+    if (std::fabs(sum[i] - total) > 1e-4f) return fail("a multiplied sum");
+  }
+  return true;
+}
+
+bool elements() {
+  int64_t sizes[5], strides[4][5] = {}, counts[4] = {1, 1, 1, 1};
+  for (int64_t& side : sizes) side = coin() ? 1 : from_to(1, 9);
+  for (int k = 0; k < 4; k++)
+    for (int axis = 4; axis >= 0; axis--) {
+      if (k > 0 && coin()) continue;  // spread along this axis
+      strides[k][axis] = counts[k], counts[k] *= sizes[axis];
+    }
+  const auto y = exactly<float>(counts[0]), c = grid_of(counts[3]), b = grid_of(counts[2]);
+  const auto a = spikes_of(counts[1], 9);
+  EngineElements e{};
+  e.element = Element::affine, e.sizes = sizes, e.strides = strides[0], e.threads = 1;
+  e.y = y.get(), e.a = a.get(), e.a_bytes = true, e.b = b.get(), e.c = c.get();
+  level::engine_elements(e);
+  for (int64_t i = 0; i < counts[0]; i++) {
+    int64_t at[4] = {}, rest = i;
+    for (int axis = 4; axis >= 0; rest /= sizes[axis], axis--)
+      for (int k = 0; k < 4; k++) at[k] += rest % sizes[axis] * strides[k][axis];
+    if (y[at[0]] != a[at[1]] * b[at[2]] + c[at[3]]) return fail("an element");
+  }
+  return true;
+}
+
+bool reduced() {
+  EngineReduce a{};
+  a.outer = from_to(1, 4), a.count = from_to(1, 600), a.inner = from_to(1, 40), a.mean = coin(), a.threads = 1;
+  const auto x = grid_of(a.outer * a.count * a.inner), y = exactly<float>(a.outer * a.inner);
+  a.x = x.get(), a.y = y.get();
+  level::engine_reduce(a);
+  for (int64_t i = 0; i < a.outer * a.inner; i++) {
+    float total = 0.f;
+    for (int64_t k = 0; k < a.count; k++) total += x[(i / a.inner * a.count + k) * a.inner + i % a.inner];
+    if (y[i] != (a.mean ? total / a.count : total)) return fail("a total");
+  }
+  return true;
+}
+
+bool averaged() {
+  EngineWindows a{};
+  a.images = from_to(1, 3), a.height = from_to(1, 9), a.width = from_to(1, 9), a.channels = from_to(1, 40);
+  a.kernel = from_to(1, std::min(a.height, a.width)), a.stride = from_to(1, 3), a.padding = from_to(0, a.kernel / 2);
+  a.mean = true, a.threads = 1;  // zeros around the input do not count
+  a.out_height = (a.height + 2 * a.padding - a.kernel) / a.stride + 1;
+  a.out_width = (a.width + 2 * a.padding - a.kernel) / a.stride + 1;
+  const auto x = spikes_of(a.images * a.height * a.width * a.channels, 9);
+  const int64_t results = a.images * a.out_height * a.out_width * a.channels;
+  const auto y = exactly<float>(results);
+  a.x_bytes = x.get(), a.y = y.get();
+  level::engine_windows(a);
+  for (int64_t i = 0; i < results; i++) {
+    const int64_t c = i % a.channels, column = i / a.channels % a.out_width;
+    const int64_t row = i / a.channels / a.out_width % a.out_height,
+                  image = i / a.channels / a.out_width / a.out_height;
+    int64_t total = 0, inside = 0;
+    for (int64_t ky = 0; ky < a.kernel; ky++)
+      for (int64_t kx = 0; kx < a.kernel; kx++) {
+        const int64_t r = row * a.stride - a.padding + ky, z = column * a.stride - a.padding + kx;
+        if (r < 0 || r >= a.height || z < 0 || z >= a.width) continue;
+        total += x[((image * a.height + r) * a.width + z) * a.channels + c], inside++;
+      }
+    if (y[i] != static_cast<float>(total) / static_cast<float>(inside)) return fail("a mean of a window");
+  }
+  return true;
+}
+
 bool firing() {
   EngineFire a{};
   a.steps = from_to(1, 5), a.size = from_to(1, 3000), a.x_stride = coin() ? 0 : a.size;
@@ -265,7 +376,9 @@ int main(int count, char** words) {
   const int64_t cases = count > 1 ? std::atoll(words[1]) : 1000;
   for (int64_t i = 0; i < cases; i++) {
     generator.seed(i);
-    if (!convolution() || !firing() || !pool() || !attention()) {
+    const bool right =
+        convolution() && firing() && pool() && attention() && multiplied() && elements() && reduced() && averaged();
+    if (!right) {
       std::printf("case %lld\n", static_cast<long long>(i));
       return 1;
     }

@@ -24,6 +24,9 @@ from spikeloom.cli.play import Events, Last, Out, WindowMs, check_options, play_
 from spikeloom.cli.progress import show_progress
 from spikeloom.errors import UsageError
 
+Portable = Annotated[
+    bool, typer.Option("--portable", help="No layer by PyTorch's kernels: spikeloom.runtime gives the same bits.")
+]
 WEIGHTS = ("fp32", "bf16", "int8", "exact")
 
 
@@ -45,6 +48,7 @@ def run(
             autocompletion=lambda: list(WEIGHTS),
         ),
     ] = "fp32",
+    portable: Portable = False,
     compare: Annotated[
         bool, typer.Option("--compare/--no-compare", help="Run the network itself as well, or not.")
     ] = True,
@@ -76,8 +80,8 @@ def run(
 
     if weights not in WEIGHTS:
         raise UsageError(f"--weights must be fp32, bf16, int8 or exact, got {weights!r}")
-    if file is not None and weights in ("bf16", "int8"):
-        raise UsageError(f"--weights {weights} says how an engine is made; --engine has its own: leave one of them out")
+    if file is not None:
+        _check_file_alone(weights, portable)
     values = read_target(context, words, images, batch, shape)
     check_output(save)
     opened = open_target(target, values)
@@ -88,7 +92,10 @@ def run(
         if weights == "exact":
             model = deploy.exact(model, example)
         made = "fp32" if weights == "exact" else weights
-        engine = deploy.compile(model, example, weights=made) if file is None else deploy.load(str(file))
+        if file is None:
+            engine = deploy.compile(model, example, weights=made, portable=portable)
+        else:
+            engine = deploy.load(str(file))
         if save is not None:
             engine.save(str(save))
         found = evaluate_engine(engine, opened.batches(), model if compare else None, progress.advance)
@@ -103,6 +110,14 @@ def run(
     _print_found(found, "the network" if weights != "exact" else "in PyTorch ")
     if save is not None:
         print(f"  written: {save}")
+
+
+def _check_file_alone(weights: str, portable: bool) -> None:
+    """Refuses options that say how an engine is made, which a file has answered."""
+    if weights in ("bf16", "int8"):
+        raise UsageError(f"--weights {weights} says how an engine is made; --engine has its own: leave one of them out")
+    if portable:
+        raise UsageError("--portable says how an engine is made; --engine has its own ways: leave one of them out")
 
 
 def _print_found(found: Json, model: str) -> None:

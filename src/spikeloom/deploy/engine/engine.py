@@ -2,17 +2,16 @@
 
 Between layers there are maps of bytes. A convolution lists the active inputs of every window and adds up their rows of
 weights in registers, fires the neurons behind it over all steps while the sums are in cache, and writes the next map.
-Layers whose inputs are real values (the first, a gate) are PyTorch's, inside the same plan.
+Layers whose inputs are real values (the first, a gate) are multiplied, by our kernel or PyTorch's, whichever is faster.
 """
 
 from __future__ import annotations
 
-import json
 from collections.abc import Generator, Iterable, Mapping
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import pydantic
 import torch
@@ -33,8 +32,11 @@ MOST_BYTES = 4 << 30  # of all maps of the images that go together, unless one n
 _FORMAT = "spikeloom event engine 1"
 _FILE_BYTES = 1 << 34
 
+Way = Literal["event", "dense", "direct"]
+
 Timings = dict[int, dict[str, float | None]]
 """By step, what was measured when its way was chosen."""
+_MEASURED = ("active", *(f"{way}_ms" for way in get_args(Way)))
 
 
 class Engine:
@@ -113,7 +115,7 @@ class Engine:
         for shape in shapes:
             lead = x.dim() - len(shape)
             if tuple(x.shape[lead:]) == shape and lead == (1 if value.static else 2) and x.numel():
-                if self._plan.fixed_T and x.shape[0] != self._plan.T:
+                if self._plan.fixed_T and not value.static and x.shape[0] != self._plan.T:
                     raise ValueError(f"this engine takes sequences of {self._plan.T} steps, got {x.shape[0]}")
                 y = x.detach().reshape(*(x.shape[:lead] if lead == 2 else (1, x.shape[0])), *wanted)
                 y = y.to(torch.float32).permute(0, 1, 3, 4, 2)
@@ -162,29 +164,32 @@ class Engine:
             runs = [executor.timed(part) for _ in range(repeats + 1)][1:]
             return [min(times) for times in zip(*runs, strict=True)], executor.densities()
 
-    def tuned(self, x: Tensor, repeats: int = 3) -> Engine:
-        """An engine whose layers run by events or densely, whichever took less time on x."""
-        engines = [self.with_ways(way) for way in ("event", "dense")]
-        (event, densities), (dense, _) = (engine.timed(x, repeats) for engine in engines)
+    def tuned(self, x: Tensor, repeats: int = 3, portable: bool = False) -> Engine:
+        """An engine whose layers run by events or densely, whichever took less time on x.
+
+        Dense layers are PyTorch's, which then rounds as the network does, or, of a portable engine, "direct" ones.
+        """
+        ways: tuple[Way, ...] = ("event", "direct") if portable else ("event", "dense")
+        timed = {way: self.with_ways(way).timed(x, repeats) for way in ways}
+        densities = timed["event"][1]
         steps = list(self._plan.steps)
         timings: Timings = {}
         for i, step in enumerate(steps):
             if not isinstance(step, Conv):
                 continue
             can = step.takes_events(self._values[step.x], self._tensors[step.weight])
-            steps[i] = step.model_copy(update={"way": "event" if can and event[i] < dense[i] else "dense"})
-            timings[i] = {
-                "active": densities[step.x],
-                "event_ms": 1e3 * event[i] if can else None,
-                "dense_ms": 1e3 * dense[i],
-            }
+            seconds = {way: timed[way][0][i] for way in ways if can or way != "event"}
+            steps[i] = step.model_copy(update={"way": min(seconds, key=seconds.__getitem__)})
+            timings[i] = {"active": densities[step.x]}
+            timings[i] |= {f"{way}_ms": 1e3 * seconds[way] if way in seconds else None for way in get_args(Way)}
         return Engine(self._plan.model_copy(update={"steps": tuple(steps)}), self._tensors, timings)
 
-    def with_ways(self, way: Literal["event", "dense"]) -> Engine:
+    def with_ways(self, way: Way) -> Engine:
         """The engine whose layers all run one way, where they can."""
         return self.with_steps(
             step.model_copy(update={"way": way})
-            if isinstance(step, Conv) and step.takes_events(self._values[step.x], self._tensors[step.weight])
+            if isinstance(step, Conv)
+            and (way != "event" or step.takes_events(self._values[step.x], self._tensors[step.weight]))
             else step
             for step in self._plan.steps
         )
@@ -194,8 +199,9 @@ class Engine:
         return Engine(self._plan.model_copy(update={"steps": tuple(steps)}), self._tensors)
 
     def layers(self) -> list[dict[str, Any]]:
-        """The steps: `layer`, `step`, `reads`, `makes` (shapes), `way` ("event", "dense" or ""), and what was measured
-        when the way was chosen: `active` (share of nonzero inputs), `event_ms` and `dense_ms`, None where not."""
+        """The steps: `layer`, `step`, `reads`, `makes` (shapes), `way` ("event", "dense", "direct" or ""), and what was
+        measured when the way was chosen: `active` (share of nonzero inputs), `event_ms`, `dense_ms` and `direct_ms`,
+        None where not."""
         rows: list[dict[str, Any]] = []
         for i, step in enumerate(self._plan.steps):
             parts = [step.op, "shortcut" * (getattr(step, "residual", None) is not None)]
@@ -208,12 +214,12 @@ class Engine:
                 "makes": _shape(self._values[step.out[-1]]),
                 "way": way,
             }
-            rows.append(row | self._timings.get(i, dict.fromkeys(("active", "event_ms", "dense_ms"))))
+            rows.append(row | self._timings.get(i, dict.fromkeys(_MEASURED)))
         return rows
 
     def plan(self) -> str:
         """`layers` as a table."""
-        columns = ("layer", "step", "reads", "makes", "way", "active", "event_ms", "dense_ms")
+        columns = ("layer", "step", "reads", "makes", "way", *_MEASURED)
         rows: list[tuple[str, ...]] = [columns]
         for layer in self.layers():
             cells = [f"{cell:.2f}" if isinstance(cell, float) else str(cell or "") for cell in layer.values()]
@@ -249,7 +255,7 @@ class Engine:
 
 def _restored(plan: str, tensors: dict[str, Tensor], timings: Timings) -> Engine:
     """An engine from what its file holds, for pickle and copy."""
-    return Engine(Plan.model_validate_json(plan, strict=False), tensors, timings)
+    return Engine(Plan.model_validate_json(plan), tensors, timings)
 
 
 def load(path: PathLike, max_bytes: int = 2 << 30, max_operations: int = 200 * 10**9) -> Engine:
@@ -272,7 +278,7 @@ def load(path: PathLike, max_bytes: int = 2 << 30, max_operations: int = 200 * 1
     if metadata.get("format") != _FORMAT:
         raise UsageError(f"{path}: not an event engine ({_FORMAT!r} is missing in its header)")
     try:
-        plan = Plan.model_validate(_json(metadata.get("plan", "")), strict=False)
+        plan = Plan.model_validate_json(metadata.get("plan", ""))
         cost = cost_of(plan, plan.values(tensors), tensors)
         for found, most, unit, name in (
             (cost.bytes, max_bytes, "bytes of maps", "max_bytes"),
@@ -285,18 +291,11 @@ def load(path: PathLike, max_bytes: int = 2 << 30, max_operations: int = 200 * 1
         return Engine(plan, {name: tensor.contiguous() for name, tensor in tensors.items()})
     except pydantic.ValidationError as error:
         first = error.errors()[0]
-        reason = f"{'.'.join(map(str, first['loc']))}: {first['msg']}"
+        reason = f"{'.'.join(map(str, first['loc'])) or 'plan'}: {first['msg']}"
     except PlanError as error:
         reason = str(error)
     # The reason may quote the file.
     raise UsageError(f"{path}: plan: {' '.join(reason.split())[:300]}")
-
-
-def _json(text: str) -> Any:
-    try:
-        return json.loads(text)
-    except (ValueError, RecursionError) as error:  # a number of thousands of digits is a ValueError
-        raise PlanError(f"it is not JSON: {error}") from error
 
 
 class EngineStream:

@@ -12,21 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from spikeloom.deploy.engine.ir import (
-    Affine,
-    Attention,
-    Conv,
-    Fire,
-    Join,
-    Map,
-    Neuron,
-    PadChannels,
-    Plan,
-    Pool,
-    Step,
-    Time,
-    Value,
-)
+from spikeloom.deploy.engine.bind import bind_step
+from spikeloom.deploy.engine.ir import Conv, Fire, Neuron, PadChannels, Plan, Step, Value
 from spikeloom.deploy.engine.pack import Packed
 from spikeloom.ops import _dispatch
 from spikeloom.ops.scan.params import ScanParams
@@ -167,31 +154,17 @@ class Executor:
     def _call(self, i: int, step: Step) -> Callable[[], None]:
         maps = self._maps
         if isinstance(step, Conv):
-            return self._event(i, step) if step.way == "event" else self._dense(i, step)
+            return {"event": self._event, "dense": self._dense, "direct": self._direct}[step.way](i, step)
         if isinstance(step, Fire):
             return self._fire(i, step, lambda: maps[step.x])
-        y = maps[step.out[0]]
-        if isinstance(step, Pool):
-            return self._pool(step, maps[step.x], y)
-        if isinstance(step, Attention):
-            return self._attention(step, y)
-        if isinstance(step, Join):
-            return _join(step, [maps[index] for index in step.xs], y)
-        x = maps[step.x]
         if isinstance(step, PadChannels):
-            self._zeroed.append(y)
-            inner = y[..., step.before : step.before + x.shape[-1]]
-            return lambda: _void(inner.copy_(x))
-        if isinstance(step, Map):
-            return _map(step, x, y)
-        if isinstance(step, Affine):
-            return _affine(step, x, y, self._tensors)
-        if isinstance(step, Time):
-            return _time(step, x, y)
-        if step.op == "mean":
-            places = y.flatten(2)
-            return lambda: _void(torch.mean(x.flatten(2, 3), 2, dtype=torch.float32, out=places))
-        return lambda: _void(y.copy_(x.flatten(2).view_as(y)))
+            self._zeroed.append(maps[step.out[0]])
+        xs = [maps[index] for index in step.reads()]
+        bound = bind_step(step, xs, maps[step.out[0]], self._tensors, self._threads)
+        self._kept.append(bound.kept)
+        if len(bound.calls) == 1:
+            return bound.calls[0]
+        return lambda: _void([call() for call in bound.calls])
 
     def _fired(self, i: int, step: Conv | Fire) -> tuple[dict[str, Any], Callable[[], int]]:
         """The kernels' fields of what follows the sums, and what gives the address of the potentials at every call."""
@@ -249,6 +222,31 @@ class Executor:
         kernel = _dispatch.native.bound_engine_conv(fields, ["v"])
         return lambda: kernel(potentials())
 
+    def _direct(self, i: int, step: Conv) -> Callable[[], None]:
+        value, weight, x = self._values[step.x], self._tensors[step.weight], self._maps[step.x]
+        fields, potentials = self._fired(i, step)
+        fields |= {
+            "x_steps": x.shape[0],
+            "images": self.N,
+            "height": value.height,
+            "width": value.width,
+            "in": value.channels,
+            "out": weight.shape[0],
+            "kernel_height": weight.shape[2],
+            "kernel_width": weight.shape[3],
+            "stride": step.stride,
+            "padding_y": step.padding[0],
+            "padding_x": step.padding[1],
+            "groups": step.groups,
+            "once": step.keep_sum and self._values[step.out[0]].static,
+            "x": 0 if value.spikes else x.data_ptr(),
+            "x_bytes": x.data_ptr() if value.spikes else 0,
+            "weight": self._packed[i].weight.data_ptr(),
+            "bias": self._packed[i].bias.data_ptr(),
+        }
+        kernel = _dispatch.native.bound_engine_direct(fields, ["v"])
+        return lambda: kernel(potentials())
+
     def _dense(self, i: int, step: Conv) -> Callable[[], None]:
         x, (weight, bias, *_) = self._maps[step.x], self._packed[i]
         images = x.flatten(0, 1).permute(0, 3, 1, 2)
@@ -274,122 +272,18 @@ class Executor:
 
     def _fire(self, i: int, step: Conv | Fire, sums: Callable[[], Tensor]) -> Callable[[], None]:
         fields, potentials = self._fired(i, step)
-        out = self._maps[step.out[0]] if step.keep_sum else None
-        once = out is not None and out.shape[0] == 1 and self._values[step.out[0]].static
-        if once:
-            fields["sum"] = 0
-        size = self.N * self._values[step.out[0]].size
+        value = self._values[step.out[0]]
         many = self._maps[step.x].shape[0] == self.T > 1
-        fields |= {"size": size, "x_stride": size if many else 0}
+        size = self.N * value.size
+        fields |= {"size": size, "x_stride": size if many else 0, "once": step.keep_sum and value.static}
         kernel = _dispatch.native.bound_engine_fire(fields, ["x", "v"])
 
         def run() -> None:
             x = sums().contiguous()
-            if once:
-                assert out is not None
-                out.copy_(x)
-                if step.residual is not None:
-                    out.add_(self._maps[step.residual])
-                if step.neuron is None:
-                    return
             kernel(x.data_ptr(), potentials())
 
         return run
 
-    def _pool(self, step: Pool, x: Tensor, y: Tensor) -> Callable[[], None]:
-        if step.op == "max_pool" and x.dtype == torch.uint8:
-            fields = {
-                "images": x.shape[0] * x.shape[1],
-                "height": x.shape[2],
-                "width": x.shape[3],
-                "channels": x.shape[4],
-                "kernel": step.kernel,
-                "stride": step.stride,
-                "padding": step.padding,
-                "x": x.data_ptr(),
-                "y": y.data_ptr(),
-                "threads": self._threads,
-            }
-            return _dispatch.native.bound_engine_max_pool(fields, [])
-        if step.kernel == 1 and step.padding == 0:
-            chosen = x[:, :, :: step.stride, :: step.stride][:, :, : y.shape[2], : y.shape[3]]
-            return lambda: _void(y.copy_(chosen))
-
-        def run() -> None:
-            images = x.flatten(0, 1).permute(0, 3, 1, 2).to(torch.float32)
-            if step.op == "max_pool":
-                found = F.max_pool2d(images, step.kernel, step.stride, step.padding)
-            else:
-                found = F.avg_pool2d(images, step.kernel, step.stride, step.padding, step.ceil, step.count_padding)
-            y.copy_(found.permute(0, 2, 3, 1).view_as(y))
-
-        return run
-
-    def _attention(self, step: Attention, y: Tensor) -> Callable[[], None]:
-        q, k, v = (self._maps[index] for index in step.reads())
-        fields = {
-            "maps": q.shape[0] * q.shape[1],
-            "tokens": q.shape[2] * q.shape[3],
-            "channels": q.shape[4],
-            "heads": step.heads,
-            "scale": step.scale,
-            "q": q.data_ptr(),
-            "k": k.data_ptr(),
-            "v": v.data_ptr(),
-            "y": y.data_ptr(),
-            "threads": self._threads,
-        }
-        return _dispatch.native.bound_engine_attention(fields, [])
-
 
 def _void(_: object) -> None:
     """Drops a result."""
-
-
-def _map(step: Map, x: Tensor, y: Tensor) -> Callable[[], None]:
-    if step.op == "complement":
-        return lambda: _void(torch.bitwise_xor(x, 1, out=y))
-    functions: dict[str, Callable[[Tensor], Tensor]] = {
-        "relu": lambda z: z.relu_(),
-        "sigmoid": lambda z: z.sigmoid_(),
-        "clamp": lambda z: z.clamp_(step.low, step.high),
-        "scale": lambda z: z.mul_(step.high),
-        "shift": lambda z: z.add_(step.high),
-    }
-    function = functions[step.op]
-    return lambda: _void(function(y.copy_(x)))
-
-
-def _affine(step: Affine, x: Tensor, y: Tensor, tensors: Mapping[str, Tensor]) -> Callable[[], None]:
-    weight, bias = (None if name is None else tensors[name] for name in (step.weight, step.bias))
-    if step.op == "divide":
-        return lambda: _void(torch.div(x, weight, out=y))  # pyright: ignore[reportCallIssue, reportArgumentType]
-    if weight is None:
-        return lambda: _void(torch.add(x, 0.0 if bias is None else bias, out=y))  # pyright: ignore
-    if bias is None:
-        return lambda: _void(torch.mul(x, weight, out=y))
-    return lambda: _void(torch.mul(x, weight, out=y).add_(bias))
-
-
-def _time(step: Time, x: Tensor, y: Tensor) -> Callable[[], None]:
-    if step.op == "time_last":
-        return lambda: _void(y.copy_(x[-1:]))
-    function = torch.mean if step.op == "time_mean" else torch.sum
-    return lambda: _void(function(x, 0, keepdim=True, dtype=torch.float32, out=y))
-
-
-def _join(step: Join, xs: Sequence[Tensor], y: Tensor) -> Callable[[], None]:
-    if step.op == "cat":
-        parts = y.split([x.shape[-1] for x in xs], -1)
-        pairs = list(zip(parts, xs, strict=True))
-
-        def copy() -> None:
-            for part, x in pairs:
-                part.copy_(x)
-
-        return copy
-    functions: dict[str, Callable[..., Tensor]] = {"add": torch.add, "mul": torch.mul, "or": torch.bitwise_or}
-    function, a, b = functions[step.op], *xs
-    if y.dtype == torch.float32 and a.dtype == b.dtype == torch.uint8:
-        return lambda: _void(function(a.to(torch.float32), b, out=y))
-    return lambda: _void(function(a, b, out=y))

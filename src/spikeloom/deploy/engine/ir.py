@@ -130,7 +130,7 @@ class Conv(_Fired):
     Attributes:
         weight: [C', C / groups, k, k'], float32, bfloat16 or int8; its bias [C'] follows.
         scale: of int8 weights, what they are multiplied by in every output channel [C'].
-        way: "event" adds up the weights' rows of active inputs, "dense" is PyTorch's.
+        way: "event" adds up the weights' rows of active inputs, "direct" multiplies, "dense" is PyTorch's.
     """
 
     op: Literal["conv"] = "conv"
@@ -140,7 +140,7 @@ class Conv(_Fired):
     stride: Annotated[int, Field(ge=1, le=64)] = 1
     padding: tuple[Margin, Margin] = (0, 0)
     groups: Size = 1
-    way: Literal["event", "dense"] = "dense"
+    way: Literal["event", "dense", "direct"] = "dense"
 
     def tensors(self) -> tuple[str, ...]:
         return tuple(name for name in (self.weight, self.scale, self.bias) if name is not None)
@@ -163,7 +163,7 @@ class Conv(_Fired):
             for side, margin, width in zip(x.places, self.padding, kernel, strict=True)
         ]
         self._need(min(sides) >= 1, "the kernel is larger than its input")
-        self._need(self.way == "dense" or self.takes_events(x, weight), "no kernel runs this layer by events")
+        self._need(self.way != "event" or self.takes_events(x, weight), "no kernel runs this layer by events")
         sums = Value(height=sides[0], width=sides[1], channels=out, static=x.static)
         return self._fired(sums, values)
 

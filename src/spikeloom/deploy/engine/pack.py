@@ -20,7 +20,7 @@ class Packed(NamedTuple):
     """A layer's weights as its way reads them.
 
     Attributes:
-        weight: of PyTorch's layer, or in the event kernel's order: float32, bfloat16, int16 or int8.
+        weight: of PyTorch's layer, or in the kernel's order: float32, of the event kernel also bfloat16, int16 or int8.
         bias, scale: [C']; a scale of integers alone.
         widen: [groups] of integers whose sums can exceed 16 bits (`EngineConv` in native/kernels.hpp); else None.
     """
@@ -50,6 +50,8 @@ def pack(step: Conv, x: Value, tensors: Mapping[str, Tensor]) -> Packed:
     bias = torch.zeros(real.shape[0]) if step.bias is None else tensors[step.bias]
     if step.way == "dense":
         return Packed(real.contiguous(memory_format=torch.channels_last), bias)
+    if step.way == "direct":
+        return Packed(_direct(step, real.contiguous()), bias)
     depthwise, floats = step.depthwise(kept), _Order(step, x, real)
     if kept.dtype == torch.int8 and not depthwise:
         assert x.most is not None
@@ -64,6 +66,24 @@ def pack(step: Conv, x: Value, tensors: Mapping[str, Tensor]) -> Packed:
     # Where the caches hold float32, taking words apart costs more than it saves.
     half = kept.dtype == torch.bfloat16 and not depthwise and 4 * floats.count > FAR
     return Packed(floats.packed(half), bias)
+
+
+def _direct(step: Conv, weight: Tensor) -> Tensor:
+    """The order of `engine_direct`."""
+    count = torch.zeros(1, dtype=torch.int64)
+    fields = {
+        "in": weight.shape[1] * step.groups,
+        "out": weight.shape[0],
+        "kernel_height": weight.shape[2],
+        "kernel_width": weight.shape[3],
+        "groups": step.groups,
+        "weight": weight.data_ptr(),
+        "count": count.data_ptr(),
+    }
+    _dispatch.native.engine_pack_direct(**fields, packed=0)
+    packed = torch.empty(int(count))
+    _dispatch.native.engine_pack_direct(**fields, packed=packed.data_ptr())
+    return packed
 
 
 class _Order:
