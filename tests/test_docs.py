@@ -407,6 +407,7 @@ def _claims() -> list:
         _only(_bench(f"methods-{model}", "highest over lowest peak memory"), contender="sltt")["spread_percent"]
         for model in ("ds_resnet20", "report_sew_resnet34")
     }
+    against_steps = _measured("psn/speed/main.short.seed1")["training_step_ratio_largest"]
     fsdd = [_measured(row)["acc"] for row in ("psu/fsdd/psu", "paralif/fsdd/gs", "paralif/fsdd/t")]
 
     audits = _bench("audit", "audit and inference, ms a batch")
@@ -429,6 +430,7 @@ def _claims() -> list:
         ("performance", f"LIF is faster than PSN in {ahead} of {len(psn)} cells"),
         ("performance", f"PSN has {max(inference):.2f} to {min(inference):.3f} times LIF's speed in inference"),
         ("performance", f"{max(both):.2f} to {min(both):.3f} times in training"),
+        ("performance", f"PSN trains up to {against_steps:.0f} times faster (`psn/speed`, AVX-512)"),
         ("performance", f"ParaLIF is {serial['acceleration_over_plain_lif']:.0f} times faster at 5,000 steps"),
         ("performance", f"{serial['acceleration_over_fused_lif']:.1f} times faster than the fused LIF with the same"),
         ("performance", f"{fft['fft_to_scan']:.0f} times faster than by FFT at T = 1024"),
