@@ -481,17 +481,16 @@ def test_a_measured_row_names_no_place_of_this_machine(
 ) -> None:
     given: list[Any] = []
 
-    def measure(layout: str, images: int, n: int = 1, data: Any = None, root: Any = None) -> Measured:
-        given.append((data, root))
+    def measure(layout: str, images: int, n: int = 1, data: Any = None) -> Measured:
+        given.append(data)
         return Measured()
 
     monkeypatch.setattr(module, "MEASUREMENTS", {"rates_by_depth": measure})
-    overrides = {"measure": {"data": data, "root": "/here"}}
+    overrides = {"measure": {"data": data}}
     recipe, row = load_recipe("sew/figure5_to_8"), "figure5_cifar"
     [record] = reproduce(recipe, [row], "smoke", overrides, tmp_path, tmp_path, Quiet(), lambda: False)
-    assert given == [(data, "/here")]
+    assert given == [data]
     assert record["settings"]["measure"]["data"] == {"name": "cifar10"}
-    assert "root" not in record["settings"]["measure"]
 
 
 def test_a_measured_row_is_written(

@@ -104,8 +104,12 @@ MISTAKES = {
         "no figure of report/table3#erm, budget=full, seed=7 is recorded in results/report/table3/figures: "
         "there are 12 of other rows, budgets or seeds"
     ),
-    "reproduce psn/speed --figures": (
-        "no figure of psn/speed is recorded in results/psn/speed/figures: 'spikeloom reproduce psn/speed' records"
+    "reproduce psn/speed --figures --results nowhere": (
+        "no figure of psn/speed is recorded in nowhere/psn/speed/figures: 'spikeloom reproduce psn/speed' records"
+    ),
+    "reproduce paralif/speed --figures budget=full": (
+        "no figure of paralif/speed, budget=full is recorded in results/paralif/speed/figures: "
+        "there are 1 of other rows, budgets or seeds"
     ),
     "reproduce report/table2 --figures": (
         "no figure of report/table2 is recorded in results/report/table2/figures: of trained rows"

@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 import shutil
 import struct
 import zlib
@@ -90,10 +91,23 @@ def atomic_folder(path: PathLike) -> Generator[Path]:
         raise cannot_write(path, error) from None
 
 
-def write_json(path: PathLike, value: Any) -> None:
-    """Writes JSON atomically."""
+def write_json(path: PathLike, value: Any, rows: bool = False) -> None:
+    """Writes JSON atomically.
+
+    Args:
+        path: of the file.
+        value: what it holds.
+        rows: objects and lists of plain values take one line each: tables are half as large, and read as such.
+    """
+    text = json.dumps(value, indent=2)
+    if rows:
+        text = _INNERMOST.sub(lambda part: part[1] + re.sub(r",\n\s+", ", ", part[2]) + part[3], text)
     with atomic(path) as temporary:
-        temporary.write_text(json.dumps(value, indent=2) + "\n")
+        temporary.write_text(text + "\n")
+
+
+# No string of JSON has a line break in it; one with a bracket keeps its object as it is.
+_INNERMOST = re.compile(r"([\[{])\n\s+([^\[\]{}]*)\n\s+([\]}])")
 
 
 def read_json(path: PathLike) -> Any:

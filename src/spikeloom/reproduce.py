@@ -188,7 +188,7 @@ def _train_row(recipe: Recipe, row: str, budget: Budget, settings: Settings, cos
         record |= _environments(summary, record["measured"])
         curves = training_curves(run.metrics(), f"{recipe.rows[row].system}, {summary['data']['train']}")
         record["figures"] = _write_figures(work.results, stem, {"curves": curves})
-    write_json(work.results / f"{stem}.json", record)
+    write_json(work.results / f"{stem}.json", record, rows=True)
     return record
 
 
@@ -239,7 +239,7 @@ def _measure(recipe: Recipe, row: str, budget: Budget, settings: MeasureSettings
         "environment": environment(),
         "date": datetime.date.today().isoformat(),
     }
-    write_json(folder / f"{stem}.json", record)
+    write_json(folder / f"{stem}.json", record, rows=True)
     return record
 
 

@@ -18,7 +18,7 @@ def write_results(folder: PathLike, name: str, tables: dict[str, list[Json]]) ->
     folder = Path(folder)
     make_folder(folder, "with --out")
     found = environment()
-    write_json(folder / f"{name}.json", {"environment": found, **tables})
+    write_json(folder / f"{name}.json", {"environment": found, **tables}, rows=True)
     machine = f"{found['processor']}, {found['threads']} threads, torch {found['torch']}, kernels {found['native']}"
     parts = [f"# {name}\n\nMeasured on {machine}. Medians, contenders in turn within one run.\n"]
     parts += [f"## {title}\n\n{markdown(rows)}\n" for title, rows in tables.items()]
