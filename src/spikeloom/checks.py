@@ -46,6 +46,19 @@ def flag(name: str, value: Any) -> bool:
     raise TypeError(f"{name} is True or False, got {_shown(value)}")
 
 
+def frames(name: str, side: int, x: Any) -> None:
+    """Refuses frames [..., H, W] that are not `side` high and wide, as the network's argument `name` says.
+
+    Raises:
+        ValueError: they are not; the message has both sizes.
+    """
+    if tuple(x.shape[-2:]) != (side, side):
+        raise ValueError(
+            f"this network is made for frames of {side}x{side}, got {x.shape[-2]}x{x.shape[-1]}: set model.{name}, or "
+            "the size of the data"
+        )
+
+
 def _shown(value: Any) -> str:
     """A value as a message can hold it, in one line: a tensor or an object by its type."""
     return repr(value) if isinstance(value, Real | str) or value is None else f"a {type(value).__name__}"

@@ -98,13 +98,13 @@ def _larger(published: Json, run: Run, progress: Progress) -> Json:
 def _firing(run: Run) -> Json:
     """Rates on test images, and the spikes of a sample in a millisecond, where steps have a length."""
     target = open_target(run.folder, {"images": _IMAGES, "data": {"root": run.settings.data.root}})
-    milliseconds, samples, steps = 0.0, 0, 0
+    samples, steps = 0, 0
     with RateMeter(target.model.eval()) as meter:
         for x, _ in target.batches():
             logits = target.model(x)
             samples += logits.shape[1]
             steps += logits.shape[1] * len(logits)
-            milliseconds += len(logits) * logits.shape[1] * 1e3 * run.settings.model.options.get("time_step", 0.0)
+    milliseconds = steps * 1e3 * run.settings.model.options.get("time_step", 0.0)
     spikes, rates = sum(meter.spikes().values()), meter.rates()
     ends = [
         rates[f"{name}.shortcut.{len(list(unit.shortcut.children())) - 1}"]

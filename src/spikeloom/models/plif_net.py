@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from spikeloom.checks import count
+from spikeloom.checks import count, frames
 from spikeloom.encode import Frames, as_sequence
 from spikeloom.layers import Conv2d, Dropout, Flatten, Linear, MaxPool2d, NormSpike, channels_last
 from spikeloom.models.registry import MODELS
@@ -62,11 +62,7 @@ class PLIFNet(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         x = channels_last(as_sequence(x, self.T, self.dims))
-        if x.shape[-2:] != (self.image_size, self.image_size):
-            raise ValueError(
-                f"this network is made for frames of {self.image_size}x{self.image_size}, got "
-                f"{x.shape[-2]}x{x.shape[-1]}: set model.image_size, or the size of the data"
-            )
+        frames("image_size", self.image_size, x)
         return F.linear(self.head(self.features(x)), self.votes)
 
 

@@ -87,7 +87,8 @@ def _elements(
     return Bound([_dispatch.native.bound_engine_elements(fields, [])], [sizes, strides])
 
 
-def _x(x: Tensor) -> dict[str, int]:
+def input_fields(x: Tensor) -> dict[str, int]:
+    """The kernels' fields of an input, which is bytes or float32."""
     spikes = x.dtype == torch.uint8
     return {"x": 0 if spikes else x.data_ptr(), "x_bytes": x.data_ptr() if spikes else 0}
 
@@ -95,7 +96,7 @@ def _x(x: Tensor) -> dict[str, int]:
 def _reduce(x: Tensor, y: Tensor, axes: tuple[int, int, int], mean: bool, threads: int) -> Callable[[], None]:
     outer, count, inner = axes
     fields = {"outer": outer, "count": count, "inner": inner, "mean": mean, "y": y.data_ptr(), "threads": threads}
-    return _dispatch.native.bound_engine_reduce(fields | _x(x), [])
+    return _dispatch.native.bound_engine_reduce(fields | input_fields(x), [])
 
 
 def _pool(step: Pool, x: Tensor, y: Tensor, threads: int) -> Callable[[], None]:
@@ -114,7 +115,7 @@ def _pool(step: Pool, x: Tensor, y: Tensor, threads: int) -> Callable[[], None]:
         return _dispatch.native.bound_engine_max_pool(fields | {"x": x.data_ptr()}, [])
     mean = step.op == "avg_pool"
     fields |= {"out_height": y.shape[2], "out_width": y.shape[3], "mean": mean, "count_padding": step.count_padding}
-    return _dispatch.native.bound_engine_windows(fields | _x(x), [])
+    return _dispatch.native.bound_engine_windows(fields | input_fields(x), [])
 
 
 def _attention(step: Attention, xs: Sequence[Tensor], y: Tensor, threads: int) -> Callable[[], None]:

@@ -2,7 +2,7 @@
 
 Between layers there are maps of bytes. A convolution lists the active inputs of every window and adds up their rows of
 weights in registers, fires the neurons behind it over all steps while the sums are in cache, and writes the next map.
-Layers whose inputs are real values (the first, a gate) are multiplied, by our kernel or PyTorch's, whichever is faster.
+Layers whose inputs are real values (the first, a gate) are PyTorch's, or in a portable engine our own.
 """
 
 from __future__ import annotations

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from spikeloom.deploy.engine.bind import bind_step
+from spikeloom.deploy.engine.bind import bind_step, input_fields
 from spikeloom.deploy.engine.ir import Conv, Fire, Neuron, PadChannels, Plan, Step, Value
 from spikeloom.deploy.engine.pack import Packed
 from spikeloom.ops import _dispatch
@@ -200,10 +200,10 @@ class Executor:
 
         return fields, potentials
 
-    def _event(self, i: int, step: Conv) -> Callable[[], None]:
+    def _layer(self, step: Conv) -> dict[str, int]:
+        """The kernels' fields of a layer's shapes."""
         value, weight = self._values[step.x], self._tensors[step.weight]
-        fields, potentials = self._fired(i, step)
-        fields |= {
+        return {
             "images": self.N,
             "height": value.height,
             "width": value.width,
@@ -214,8 +214,13 @@ class Executor:
             "stride": step.stride,
             "padding_y": step.padding[0],
             "padding_x": step.padding[1],
-            "depthwise": step.depthwise(weight),
-            "binary": value.most == 1,
+        }
+
+    def _event(self, i: int, step: Conv) -> Callable[[], None]:
+        fields, potentials = self._fired(i, step)
+        fields |= self._layer(step) | {
+            "depthwise": step.depthwise(self._tensors[step.weight]),
+            "binary": self._values[step.x].most == 1,
             "x": self._maps[step.x].data_ptr(),
             **self._packed[i].fields(),
         }
@@ -223,24 +228,13 @@ class Executor:
         return lambda: kernel(potentials())
 
     def _direct(self, i: int, step: Conv) -> Callable[[], None]:
-        value, weight, x = self._values[step.x], self._tensors[step.weight], self._maps[step.x]
+        x = self._maps[step.x]
         fields, potentials = self._fired(i, step)
-        fields |= {
+        fields |= self._layer(step) | {
             "x_steps": x.shape[0],
-            "images": self.N,
-            "height": value.height,
-            "width": value.width,
-            "in": value.channels,
-            "out": weight.shape[0],
-            "kernel_height": weight.shape[2],
-            "kernel_width": weight.shape[3],
-            "stride": step.stride,
-            "padding_y": step.padding[0],
-            "padding_x": step.padding[1],
             "groups": step.groups,
             "once": step.keep_sum and self._values[step.out[0]].static,
-            "x": 0 if value.spikes else x.data_ptr(),
-            "x_bytes": x.data_ptr() if value.spikes else 0,
+            **input_fields(x),
             "weight": self._packed[i].weight.data_ptr(),
             "bias": self._packed[i].bias.data_ptr(),
         }
