@@ -4,12 +4,14 @@
 #include <nanobind/stl/vector.h>
 
 #include <algorithm>
+#include <optional>
 #include <stdexcept>
 #include <string>
 #include <type_traits>
 #include <vector>
 
 #include "levels.hpp"
+#include "team.hpp"
 
 #ifdef _OPENMP
 #include <omp.h>
@@ -270,6 +272,41 @@ void run(Kernel<Arguments> kernel, Arguments& a) {
   check((active()->*kernel)(a));
 }
 
+// OpenMP's threads of what this thread calls next: of PyTorch's layers.
+void set_openmp_threads([[maybe_unused]] int threads) {
+#ifdef _OPENMP
+  omp_set_num_threads(threads);
+#endif
+}
+
+int openmp_threads() {
+#ifdef _OPENMP
+  return omp_get_max_threads();
+#else
+  return 0;
+#endif
+}
+
+// A run of the engine. OpenMP's threads look for work for milliseconds after one of PyTorch's layers, on the cores that
+// the engine's threads want.
+class AwakeBlock {
+ public:
+  explicit AwakeBlock(int threads) : threads_(forked() ? 1 : threads) {}
+  void enter() {
+    awake_.emplace(threads_);
+    outside_ = openmp_threads();
+    set_openmp_threads(1);
+  }
+  void exit() {
+    set_openmp_threads(outside_);
+    awake_.reset();
+  }
+
+ private:
+  int threads_, outside_ = 0;
+  std::optional<Awake> awake_;
+};
+
 // Reads once more, to say which argument or late name is no field's.
 template <class Arguments>
 [[noreturn]] void throw_unknown(const nb::dict& values, std::vector<Late>& late) {
@@ -370,14 +407,13 @@ NB_MODULE(_native, m) {
   });
   m.def("level", [] { return std::string(active()->level); });
   m.def("set_level", &set_level);
-  m.def("openmp_threads", [] {
-#ifdef _OPENMP
-    return omp_get_max_threads();
-#else
-    return 0;
-#endif
-  });
+  m.def("openmp_threads", &openmp_threads);
+  m.def("set_openmp_threads", &set_openmp_threads);
   m.def("forked", &forked);
+  nb::class_<AwakeBlock>(m, "Awake", "A block whose kernels are run by threads that stay awake, and PyTorch's layers by this one.")
+      .def(nb::init<int>())
+      .def("__enter__", &AwakeBlock::enter)
+      .def("__exit__", [](AwakeBlock& block, const nb::args&) { block.exit(); });
   m.def("advise_huge", [](uintptr_t p, size_t bytes) {
 #ifdef __linux__
     // A fresh tensor of many megabytes costs more in page faults than the scan that fills it; with large pages, a

@@ -2,6 +2,7 @@
 #pragma once
 
 #include "common/math.hpp"
+#include "team.hpp"
 
 namespace spikeloom::SPIKELOOM_LEVEL {
 namespace {
@@ -26,22 +27,16 @@ thread_local Scratch scratch_of_thread;
 // OUT_OF_MEMORY.
 template <class Body>
 int for_items(int64_t items, size_t bytes, int threads, const Body& body) {
-  int failed = 0;
-#ifdef _OPENMP
-#pragma omp parallel for num_threads(threads) schedule(dynamic) if (items > 1 && threads > 1)
-#endif
-  for (int64_t i = 0; i < items; i++) {
+  int status = OK;
+  const auto piece = [&](int64_t item) {
     float* scratch = bytes == 0 ? nullptr : scratch_of_thread.of(bytes);
-    if (bytes != 0 && scratch == nullptr) {
-#ifdef _OPENMP
-#pragma omp atomic write
-#endif
-      failed = OUT_OF_MEMORY;
-      continue;
-    }
-    body(i, scratch);
-  }
-  return failed;
+    if (bytes != 0 && scratch == nullptr)
+      __atomic_store_n(&status, OUT_OF_MEMORY, __ATOMIC_RELAXED);
+    else
+      body(item, scratch);
+  };
+  share(items, threads, [](const void* p, int64_t item) { (*static_cast<const decltype(piece)*>(p))(item); }, &piece);
+  return status;
 }
 
 }  // namespace

@@ -167,7 +167,7 @@ const char* spikeloom_error(void) { return error_text; }
 
 int spikeloom_threads(int threads) {
   return guarded(-1, [&] {
-    need(threads >= 0 && threads <= 1024, "threads must be 0 to 1024");
+    need(threads >= 0 && threads <= runtime::MOST_THREADS, "threads must be 0 to 1024");
     runtime::set_threads(threads);
     return 0;
   });

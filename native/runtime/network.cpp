@@ -3,12 +3,11 @@
 #include <algorithm>
 #include <atomic>
 #include <cmath>
+#include <cstdlib>
+#include <thread>
 
 #include "runtime/arena.hpp"
-
-#ifdef _OPENMP
-#include <omp.h>
-#endif
+#include "team.hpp"
 
 namespace spikeloom::runtime {
 namespace {
@@ -20,14 +19,19 @@ constexpr int64_t MOST_STEPS = 1 << 24, MOST_IMAGES = 1 << 24;
 
 std::atomic<int> chosen_threads = 0;
 
+// What OpenMP's programs take: the number in the environment, or all cores.
+int usual_threads() {
+  const char* given = std::getenv("OMP_NUM_THREADS");
+  const int64_t count = given == nullptr ? 0 : std::strtol(given, nullptr, 10);
+  if (count >= 1 && count <= MOST_THREADS) return static_cast<int>(count);
+  return static_cast<int>(std::clamp<int64_t>(std::thread::hardware_concurrency(), 1, MOST_THREADS));
+}
+
 int threads() {
+  static const int usual = usual_threads();
   if (forked()) return 1;
   const int chosen = chosen_threads;
-#ifdef _OPENMP
-  return chosen > 0 ? chosen : omp_get_max_threads();
-#else
-  return 1;
-#endif
+  return chosen > 0 ? chosen : usual;
 }
 
 void check_cost(double found, double most, const char* unit, const char* name) {
@@ -96,7 +100,9 @@ void Network::run_part(const Input& input, int64_t T, float* logits, Potentials*
     if (!idle_.empty()) arena = std::move(idle_.back()), idle_.pop_back();
   }
   if (arena == nullptr) arena = std::make_unique<Arena>(*this);
-  arena->run(input, T, threads(), logits, potentials);
+  const int shared = threads();
+  const Awake awake(shared);
+  arena->run(input, T, shared, logits, potentials);
   const std::lock_guard<std::mutex> held(lock_);
   idle_.push_back(std::move(arena));
 }

@@ -85,6 +85,8 @@ class Network {
   int64_t most_images(int64_t T) const;
 };
 
+constexpr int MOST_THREADS = 1024;
+
 // Threads of all calls; 0 for as many as there are cores.
 void set_threads(int threads);
 

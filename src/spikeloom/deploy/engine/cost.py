@@ -35,14 +35,14 @@ def cost_of(plan: Plan, values: Sequence[Value], tensors: Mapping[str, Tensor]) 
     for step in plan.steps:
         touched = (*step.reads(), *step.out)
         n = max(steps[index] for index in touched)
-        operations += n * (sum(values[index].size for index in touched) + _products(step, values, tensors))
+        operations += n * (sum(values[index].size for index in touched) + products(step, values, tensors))
         if isinstance(step, Conv) and values[step.x].spikes:
             size += 4 * n * values[step.x].size  # as numbers, where the layer runs densely
     return Cost(size, operations)
 
 
-def _products(step: Step, values: Sequence[Value], tensors: Mapping[str, Tensor]) -> int:
-    """Of one step of one image."""
+def products(step: Step, values: Sequence[Value], tensors: Mapping[str, Tensor]) -> int:
+    """Products of a layer for one time step of one image."""
     made = values[step.out[0]]
     if isinstance(step, Conv):
         return made.size * tensors[step.weight][0].numel()

@@ -138,19 +138,14 @@ class Engine:
         """Buffers and calls of T steps of N images, which nobody else has until the block ends."""
         if _dispatch.native.level() != self._level:
             raise RuntimeError("the instruction level of the kernels changed after the engine was made: make it anew")
-        threads = torch.get_num_threads()
-        alone = threads > 1 and _dispatch.native.forked()
         try:
             arena = self._idle.pop()
         except IndexError:
             arena = Arena(partial(Executor, self._plan, self._values, self._tensors, self._packed))
         try:
-            if alone:  # PyTorch's layers too would wait for threads that did not survive the fork
-                torch.set_num_threads(1)
-            yield arena.executor(T, N, 1 if alone else threads)
+            # Threads do not survive a fork.
+            yield arena.executor(T, N, 1 if _dispatch.native.forked() else torch.get_num_threads())
         finally:
-            if alone:
-                torch.set_num_threads(threads)
             self._idle.append(arena)
 
     # --- choosing, showing, saving ------------------------------------------------------------------------------------

@@ -6,6 +6,7 @@ import math
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -13,12 +14,16 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from spikeloom.deploy.engine.bind import bind_step, input_fields
+from spikeloom.deploy.engine.cost import products
 from spikeloom.deploy.engine.ir import Conv, Fire, Neuron, PadChannels, Plan, Step, Value
 from spikeloom.deploy.engine.pack import Packed
 from spikeloom.ops import _dispatch
 from spikeloom.ops.scan.params import ScanParams
 
 SHAPES = 32  # whose calls an arena keeps
+# Products of a layer of PyTorch's from which on all threads share it: OpenMP's look for more work for milliseconds
+# afterwards, on the cores of the engine's own.
+LARGE = 10**8
 
 States = dict[int, Tensor]
 """Potentials [levels, N, H, W, C] by step."""
@@ -113,8 +118,8 @@ class Executor:
         self._maps[0].copy_(x)
 
     def __call__(self, x: Tensor, states: States | None = None) -> Tensor:
-        self._start(x, states)
-        with torch.no_grad():
+        with torch.no_grad(), _dispatch.native.Awake(self._threads):
+            self._start(x, states)
             for call in self._calls:
                 call()
         logits = self._maps[-1].flatten(2)
@@ -122,9 +127,9 @@ class Executor:
 
     def timed(self, x: Tensor) -> list[float]:
         """Seconds of every step."""
-        self._start(x, None)
         times: list[float] = []
-        with torch.no_grad():
+        with torch.no_grad(), _dispatch.native.Awake(self._threads):
+            self._start(x, None)
             for call in self._calls:
                 start = time.perf_counter()
                 call()
@@ -257,6 +262,8 @@ class Executor:
                 return F.linear(inputs.flatten(1), matrix, bias)
             return F.conv2d(inputs, weight, bias, step.stride, step.padding, 1, step.groups).permute(0, 2, 3, 1)
 
+        if self.N * x.shape[0] * products(step, self._values, self._tensors) >= LARGE:
+            sums = partial(_by_openmp, self._threads, sums)
         out = self._values[step.out[0]]
         if step.neuron is None and step.residual is None:
             y = self._maps[step.out[0]].flatten(0, 1)
@@ -277,6 +284,16 @@ class Executor:
             kernel(x.data_ptr(), potentials())
 
         return run
+
+
+def _by_openmp(threads: int, run: Callable[[], Tensor]) -> Tensor:
+    native = _dispatch.native
+    outside = native.openmp_threads()
+    native.set_openmp_threads(threads)
+    try:
+        return run()
+    finally:
+        native.set_openmp_threads(outside)
 
 
 def _void(_: object) -> None:
