@@ -272,13 +272,6 @@ void run(Kernel<Arguments> kernel, Arguments& a) {
   check((active()->*kernel)(a));
 }
 
-// OpenMP's threads of what this thread calls next: of PyTorch's layers.
-void set_openmp_threads([[maybe_unused]] int threads) {
-#ifdef _OPENMP
-  omp_set_num_threads(threads);
-#endif
-}
-
 int openmp_threads() {
 #ifdef _OPENMP
   return omp_get_max_threads();
@@ -287,25 +280,52 @@ int openmp_threads() {
 #endif
 }
 
-// A run of the engine. OpenMP's threads look for work for milliseconds after one of PyTorch's layers, on the cores that
-// the engine's threads want.
-class AwakeBlock {
+int (*set_mkl_threads)(int) = nullptr;  // returns the number before, or 0
+
+// A block in which OpenMP shares the layers of PyTorch that this thread calls among so many threads, whatever
+// `torch.set_num_threads` told OpenMP and MKL. (It would tell other threads too.)
+class LayerThreads {
  public:
-  explicit AwakeBlock(int threads) : threads_(forked() ? 1 : threads) {}
+  explicit LayerThreads(int threads) : threads_(threads) {}
   void enter() {
-    awake_.emplace(threads_);
-    outside_ = openmp_threads();
-    set_openmp_threads(1);
+    openmp_ = openmp_threads(), mkl_ = set_mkl_threads != nullptr ? set_mkl_threads(threads_) : 0;
+    set_openmp(threads_);
   }
   void exit() {
-    set_openmp_threads(outside_);
-    awake_.reset();
+    if (set_mkl_threads != nullptr) set_mkl_threads(mkl_);
+    set_openmp(openmp_);
   }
 
  private:
-  int threads_, outside_ = 0;
+  static void set_openmp([[maybe_unused]] int threads) {
+#ifdef _OPENMP
+    omp_set_num_threads(threads);
+#endif
+  }
+  int threads_, openmp_ = 0, mkl_ = 0;
+};
+
+// A run of the engine. OpenMP's threads look for work for milliseconds after a layer, on the cores that the engine's
+// threads want.
+class AwakeBlock {
+ public:
+  explicit AwakeBlock(int threads) : threads_(forked() ? 1 : threads) {}
+  void enter() { awake_.emplace(threads_), layers_.enter(); }
+  void exit() { layers_.exit(), awake_.reset(); }
+
+ private:
+  int threads_;
+  LayerThreads layers_{1};
   std::optional<Awake> awake_;
 };
+
+template <class Block>
+void bind_block(nb::module_& m, const char* name, const char* doc) {
+  nb::class_<Block>(m, name, doc)
+      .def(nb::init<int>())
+      .def("__enter__", &Block::enter)
+      .def("__exit__", [](Block& block, const nb::args&) { block.exit(); });
+}
 
 // Reads once more, to say which argument or late name is no field's.
 template <class Arguments>
@@ -408,12 +428,10 @@ NB_MODULE(_native, m) {
   m.def("level", [] { return std::string(active()->level); });
   m.def("set_level", &set_level);
   m.def("openmp_threads", &openmp_threads);
-  m.def("set_openmp_threads", &set_openmp_threads);
+  m.def("use_mkl", [](uintptr_t function) { set_mkl_threads = reinterpret_cast<int (*)(int)>(function); });
   m.def("forked", &forked);
-  nb::class_<AwakeBlock>(m, "Awake", "A block whose kernels are run by threads that stay awake, and PyTorch's layers by this one.")
-      .def(nb::init<int>())
-      .def("__enter__", &AwakeBlock::enter)
-      .def("__exit__", [](AwakeBlock& block, const nb::args&) { block.exit(); });
+  bind_block<LayerThreads>(m, "LayerThreads", "A block whose layers of PyTorch are shared among so many threads.");
+  bind_block<AwakeBlock>(m, "Awake", "A block whose kernels are shared among threads that stay awake; others are not.");
   m.def("advise_huge", [](uintptr_t p, size_t bytes) {
 #ifdef __linux__
     // A fresh tensor of many megabytes costs more in page faults than the scan that fills it; with large pages, a

@@ -13,7 +13,6 @@ namespace {
 
 using Clock = std::chrono::steady_clock;
 
-constexpr int64_t MOST_ITEMS = 0xffffffff;
 // How long helpers look for work before they sleep: between two layers, where the caller may be in Python, and between
 // two calls.
 constexpr Clock::duration BETWEEN_LAYERS = std::chrono::milliseconds(2), BETWEEN_CALLS = std::chrono::microseconds(100);
@@ -46,9 +45,9 @@ class Crew {
   void run(int64_t items, Piece piece, const void* body);
 
  private:
-  // The number of the layer, and below it how many of its pieces nobody has taken: so a helper that comes late takes no
-  // piece of the next layer for one of the last.
-  alignas(64) std::atomic<uint64_t> left_{0};
+  // Pieces that nobody has taken, or less than none. Who counts it down has a piece of the layer that is there then,
+  // however long ago it looked.
+  alignas(64) std::atomic<int64_t> left_{0};
   alignas(64) std::atomic<int64_t> done_{0};  // pieces, by helpers
   // The layer: written while no piece is left and none is worked on, read by those who have taken one.
   alignas(64) Piece piece_ = nullptr;
@@ -59,7 +58,7 @@ class Crew {
   std::atomic<uint32_t> calls_{0}, asleep_{0}, signal_{0};
   int started_ = 0;
 
-  bool any_left() const { return static_cast<uint32_t>(left_.load(std::memory_order_relaxed)) != 0; }
+  bool any_left() const { return left_.load(std::memory_order_relaxed) > 0; }
   bool wants(int number) const { return number < wanted_.load(std::memory_order_relaxed); }
   int64_t work();
   void help(int number);
@@ -70,12 +69,11 @@ class Crew {
 // Takes pieces while there are any; returns how many those were.
 int64_t Crew::work() {
   int64_t taken = 0;
-  uint64_t left = left_.load(std::memory_order_relaxed);
-  while (static_cast<uint32_t>(left) != 0) {
-    if (!left_.compare_exchange_weak(left, left - 1, std::memory_order_acquire, std::memory_order_relaxed)) continue;
-    piece_(body_, items_ - static_cast<int64_t>(static_cast<uint32_t>(left)));
+  while (any_left()) {
+    const int64_t left = left_.fetch_sub(1, std::memory_order_acquire);
+    if (left <= 0) break;
+    piece_(body_, items_ - left);
     taken++;
-    left = left_.load(std::memory_order_relaxed);
   }
   return taken;
 }
@@ -83,8 +81,7 @@ int64_t Crew::work() {
 void Crew::run(int64_t items, Piece piece, const void* body) {
   piece_ = piece, body_ = body, items_ = items;
   done_.store(0, std::memory_order_relaxed);
-  const uint64_t number = (left_.load(std::memory_order_relaxed) >> 32) + 1;
-  left_.store(number << 32 | static_cast<uint64_t>(items), std::memory_order_release);
+  left_.store(items, std::memory_order_release);
   if (asleep_.load(std::memory_order_relaxed) != 0) wake();
   const int64_t own = work();
   for (int turn = 0; done_.load(std::memory_order_acquire) != items - own; turn++) wait_a_little(turn);
@@ -192,7 +189,7 @@ Awake::~Awake() {
 }
 
 void share(int64_t items, int threads, Piece piece, const void* body) {
-  if (threads > 1 && items > 1 && items <= MOST_ITEMS) {
+  if (threads > 1 && items > 1) {
     const Awake here(threads);
     if (caller.crew != nullptr) return caller.crew->run(items, piece, body);
   }

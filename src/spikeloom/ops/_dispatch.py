@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import ctypes
 import importlib
 import logging
 import os
 from collections.abc import Generator
 from contextlib import contextmanager
 from functools import cache
+from pathlib import Path
 from typing import Any, Literal, get_args
 
 import torch
@@ -23,11 +25,22 @@ _forced: Backend | None = None
 _logged: set[tuple[str, str]] = set()
 
 
+def _mkl_threads() -> int:
+    """The address of the function that sets how many threads MKL takes in the calling thread, 0 without MKL."""
+    name = "MKL_Set_Num_Threads_Local"
+    try:
+        library = ctypes.CDLL(str(Path(torch.__file__).parent / "lib" / "libtorch_cpu.so"))  # loaded before
+        return ctypes.cast(getattr(library, name), ctypes.c_void_p).value or 0
+    except (OSError, AttributeError):
+        return 0
+
+
 def _load_native() -> Any:
     try:
         module = importlib.import_module("spikeloom._native")
     except ImportError:
         return None
+    module.use_mkl(_mkl_threads())
     level = os.environ.get("SPIKELOOM_LEVEL")
     if level:
         try:

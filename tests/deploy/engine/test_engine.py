@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import json
 import threading
 from pathlib import Path
@@ -248,6 +249,34 @@ def test_one_engine_in_many_threads(of_images: tuple[Engine, Tensor]) -> None:
         thread.join()
     assert all(torch.equal(y, expected[i]) for i, results in enumerate(found) for y in results)
     assert all(len(results) == 5 for results in found)
+
+
+@pytest.mark.parametrize("large", [False, True])
+def test_layers_of_pytorch_run_on_one_thread_unless_they_are_large(
+    large: bool, of_images: tuple[Engine, Tensor], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """OpenMP's threads would stay on the cores of the engine's; what the caller set is there again after the run."""
+    engine, x = of_images
+    expected = engine(x[:2])
+    conv2d, found = executor.F.conv2d, list[int]()
+
+    def watched(*args: Any) -> Tensor:
+        found.append(torch.get_num_threads())
+        return conv2d(*args)
+
+    monkeypatch.setattr(executor.F, "conv2d", watched)
+    monkeypatch.setattr(executor, "LARGE", 0 if large else 10**12)
+    try:
+        torch.set_num_threads(2)
+        assert torch.equal(copy.copy(engine)(x[:2]), expected)
+        assert set(found) == {2 if large else 1}
+        assert torch.get_num_threads() == 2
+        monkeypatch.setattr(executor.F, "conv2d", lambda *_: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            engine(x[:3])
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(1)
 
 
 def test_many_images_go_in_even_parts_of_the_right_size(

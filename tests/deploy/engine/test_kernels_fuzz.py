@@ -37,6 +37,20 @@ def test_random_shapes_under_sanitizers(level: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+def test_threads_under_their_sanitizer(tmp_path: Path) -> None:
+    """Callers that share layers with threads: no race, and every piece is done once (native/fuzz/team_fuzz.cpp)."""
+    compiler, program = shutil.which("c++"), tmp_path / "team_fuzz"
+    if compiler is None:
+        pytest.skip("NO COMPILER: the threads are not tried under their sanitizer")
+    sources = [str(NATIVE / "fuzz" / "team_fuzz.cpp"), str(NATIVE / "team.cpp")]
+    flags = ["-std=c++20", "-O1", "-g", "-fsanitize=thread", "-pthread", f"-I{NATIVE}"]
+    done = subprocess.run([compiler, *flags, *sources, "-o", str(program)], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-2000:]
+    done = subprocess.run([str(program), "3000"], capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (0, "3000 calls\n"), done.stdout + done.stderr[-2000:]
+
+
+@pytest.mark.slow
 def test_random_shapes_on_aarch64(tmp_path: Path) -> None:
     """Every kernel compiles for aarch64, and those of the engine give the results of plain loops under emulation."""
     compiler, emulator = shutil.which("aarch64-linux-gnu-g++"), shutil.which("qemu-aarch64")
@@ -44,12 +58,12 @@ def test_random_shapes_on_aarch64(tmp_path: Path) -> None:
         pytest.skip("NO g++-aarch64-linux-gnu OR qemu-user: nothing is run for aarch64")
     flags = ["-O1", "-std=c++20", "-fopenmp", "-ffp-contract=off", "-DSPIKELOOM_LEVEL=baseline", f"-I{NATIVE}"]
     sources = sorted(path for part in ("neurons", "conv", "engine") for path in (NATIVE / part).glob("*.cpp"))
-    for source in [NATIVE / "kernels.cpp", *sources]:
+    for source in [NATIVE / "kernels.cpp", NATIVE / "team.cpp", *sources]:
         target = tmp_path / f"{source.parent.name}-{source.stem}.o"
         done = subprocess.run([compiler, *flags, "-c", str(source), "-o", str(target)], capture_output=True, text=True)
         assert done.returncode == 0, done.stderr[-2000:]
     fuzzer = tmp_path / "fuzz"
-    parts = [str(NATIVE / "fuzz" / "events_fuzz.cpp"), *map(str, tmp_path.glob("engine-*.o"))]
+    parts = [str(NATIVE / "fuzz" / "events_fuzz.cpp"), *map(str, tmp_path.glob("engine-*.o")), str(tmp_path / "native-team.o")]
     done = subprocess.run([compiler, *flags, *parts, "-static", "-o", str(fuzzer)], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-2000:]
     done = subprocess.run([emulator, str(fuzzer), "300"], capture_output=True, text=True)

@@ -263,7 +263,7 @@ class Executor:
             return F.conv2d(inputs, weight, bias, step.stride, step.padding, 1, step.groups).permute(0, 2, 3, 1)
 
         if self.N * x.shape[0] * products(step, self._values, self._tensors) >= LARGE:
-            sums = partial(_by_openmp, self._threads, sums)
+            sums = partial(_shared, self._threads, sums)
         out = self._values[step.out[0]]
         if step.neuron is None and step.residual is None:
             y = self._maps[step.out[0]].flatten(0, 1)
@@ -286,14 +286,9 @@ class Executor:
         return run
 
 
-def _by_openmp(threads: int, run: Callable[[], Tensor]) -> Tensor:
-    native = _dispatch.native
-    outside = native.openmp_threads()
-    native.set_openmp_threads(threads)
-    try:
-        return run()
-    finally:
-        native.set_openmp_threads(outside)
+def _shared(threads: int, sums: Callable[[], Tensor]) -> Tensor:
+    with _dispatch.native.LayerThreads(threads):
+        return sums()
 
 
 def _void(_: object) -> None:
