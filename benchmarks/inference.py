@@ -222,7 +222,7 @@ def whole(run: str, values: Json, leave_out: set[str]) -> Json:
         "folded": (lambda: rivals.with_dense_convolutions(fold(model)), network),
         "equations": (lambda: equations, network),
         "exact weights": (lambda: same, network),
-        "exact weights, engine": (lambda: compile(twin, x), same),
+        "exact weights, engine": (lambda: compile(twin, x, portable=False), same),
     }
     for name, (make, beside) in ways.items():
         if name.split(",")[0] in leave_out:

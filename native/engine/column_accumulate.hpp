@@ -40,13 +40,19 @@ struct Plan {
   int64_t C, rows, columns, bits, groups, group, block, blocks;
 };
 
-inline Plan plan_gather(const Window& w, int64_t block) {
+// Groups of integers that are added up in 16 bits are smaller where inputs may exceed one, so that no sum exceeds these.
+template <class Weight>
+constexpr int64_t most_bits(bool binary) {
+  return binary || sizeof(typename Added<Weight>::Number) > 2 ? 64 : 32;
+}
+
+inline Plan plan_gather(const Window& w, int64_t block, int64_t most = 64) {
   Plan p;
   p.C = round_up(w.in, 8);
   p.rows = (w.out_h - 1) * w.stride + w.kernel_height;
   p.columns = (w.out_w - 1) * w.stride + w.kernel_width;
   p.bits = w.kernel_height * p.C;
-  p.groups = (p.bits + 63) / 64;
+  p.groups = (p.bits + most - 1) / most;
   p.group = round_up((p.bits + p.groups - 1) / p.groups, 8);
   p.block = block;
   p.blocks = (w.out + block - 1) / block;

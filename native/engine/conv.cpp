@@ -208,7 +208,8 @@ int convolve(const EngineConv& a, const Weight* all_weights) {
   constexpr int MAPS = COLS * NV <= 3 ? 4 : COLS * NV <= 6 ? 2 : 1;
   const int64_t out_w = out_width(a);
   const Part part = partition(a, BLOCK * sizeof(Number));
-  const Plan most = plan_gather(window(a, part.rows), BLOCK);
+  constexpr int64_t BITS = most_bits<Weight>(std::is_same_v<Value, Ones>);
+  const Plan most = plan_gather(window(a, part.rows), BLOCK, BITS);
   const int64_t maps = a.steps * part.images, pixels = most.rows * most.columns;
   const int64_t bit_bytes = round_up(pixels * most.C / 8 + 16, 64);
   const int64_t value_bytes = std::is_same_v<Value, Ones> ? 0 : round_up(pixels * most.C, 64);
@@ -224,7 +225,7 @@ int convolve(const EngineConv& a, const Weight* all_weights) {
     const Band band = band_of(a, part, item % part.chunks);
     const int64_t rows = band.rows, last = a.steps * band.images;
     const Window w = window(a, rows);
-    const Plan p = plan_gather(w, BLOCK);
+    const Plan p = plan_gather(w, BLOCK, BITS);
     const Apart<Weight> apart{bit_bytes, value_bytes, rows * out_w * BLOCK, all_weights + weight_floats(w, p)};
     // [image, step, row, column, channel of the block]
     Totals<Number> totals{reinterpret_cast<int32_t*>(scratch)};
@@ -516,7 +517,7 @@ int engine_pack(const EnginePack& a) {
         return 0;
       });
     return by_shape<Weight>(w, [&](auto columns, auto vectors) {
-      const Plan p = plan_gather(w, decltype(vectors)::value * STEP);
+      const Plan p = plan_gather(w, decltype(vectors)::value * STEP, most_bits<Weight>(a.binary));
       a.counts[0] = packed_floats(w, p), a.counts[1] = p.groups;
       a.counts[2] = p.group * w.kernel_width, a.counts[3] = p.block;
       constexpr int COLS = decltype(columns)::value, NV = decltype(vectors)::value;

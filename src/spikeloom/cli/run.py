@@ -93,7 +93,8 @@ def run(
             model = deploy.exact(model, example)
         made = "fp32" if weights == "exact" else weights
         if file is None:
-            engine = deploy.compile(model, example, weights=made, portable=portable)
+            own = True if portable else False if weights == "exact" else None
+            engine = deploy.compile(model, example, weights=made, portable=own)
         else:
             engine = deploy.load(str(file))
         if save is not None:

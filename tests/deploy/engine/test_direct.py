@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterator
+from typing import Literal
 
 import pytest
 import torch
@@ -113,3 +114,27 @@ def test_a_portable_engine_has_no_layer_of_pytorch() -> None:
     assert timed["way"] == "direct"
     assert timed["direct_ms"] > 0
     assert timed["dense_ms"] is None
+
+
+@pytest.mark.parametrize(
+    ("weights", "portable", "measured"),
+    [
+        ("fp32", None, {"dense", "direct"}),
+        ("bf16", None, {"dense", "direct"}),
+        ("int8", None, {"dense"}),
+        ("fp32", False, {"dense"}),
+        ("fp32", True, {"direct"}),
+        ("int8", True, {"direct"}),
+    ],
+)
+def test_real_layers_run_by_the_faster_kernel_unless_bits_are_promised(
+    weights: Literal["fp32", "bf16", "int8"], portable: bool | None, measured: set[str]
+) -> None:
+    torch.manual_seed(0)
+    model = torch.nn.Sequential(Conv2d(2, 20, 3, padding=1), IF(), Conv2d(20, 16, 3), IF(), GlobalAvgPool()).eval()
+    x = torch.rand(4, 2, 2, 8, 8)
+    real, spiking = compile(model, x, weights=weights, portable=portable).layers()[:2]
+    assert {way for way in ("event", "dense", "direct") if real[f"{way}_ms"] is not None} == measured
+    assert real["way"] == min(measured, key=lambda way: real[f"{way}_ms"])
+    assert spiking["event_ms"] is not None
+    assert (spiking["direct_ms"] is None) == (portable is not True)

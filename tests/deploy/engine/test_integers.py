@@ -14,7 +14,7 @@ from spikeloom import Stream, create_model
 from spikeloom.deploy import Engine, compile, load, quantized
 from spikeloom.deploy.engine import pack
 from spikeloom.layers import Conv2d, GlobalAvgPool, Linear
-from spikeloom.neurons import LIF
+from spikeloom.neurons import LIF, MLF
 from spikeloom.ops import _dispatch
 
 pytestmark = [
@@ -67,10 +67,11 @@ def test_integers_are_the_same_to_the_bit(name: str, monkeypatch: pytest.MonkeyP
 def test_integers_move_to_32_bits_before_16_overflow(level: str) -> None:
     _dispatch.native.set_level(level)
     try:
-        for channels, kernel in ((70, 3), (600, 3), (600, 1)):
+        two_levels = MLF(v_threshold=(0.5, 1.5))  # inputs of up to 2, in smaller groups of 16-bit sums
+        for neuron, channels, kernel in ((LIF(), 70, 3), (LIF(), 600, 3), (LIF(), 600, 1), (two_levels, 70, 3)):
             conv = Conv2d(channels, 70, kernel, padding=kernel // 2)
             conv.weight.uniform_(0.9, 0.99)
-            model = nn.Sequential(LIF(), conv, LIF(v_threshold=50.0), GlobalAvgPool(), Linear(70, 3))
+            model = nn.Sequential(neuron, conv, LIF(v_threshold=50.0), GlobalAvgPool(), Linear(70, 3))
             x = 3 * torch.ones(2, 2, channels, 5, 5)  # all fire: the largest sums that there can be
             engine = compile(model, x, tune=False, weights="int8")
             (packed,) = (packed for packed in engine._packed.values() if packed.widen is not None)

@@ -63,7 +63,8 @@ def test_random_shapes_on_aarch64(tmp_path: Path) -> None:
         done = subprocess.run([compiler, *flags, "-c", str(source), "-o", str(target)], capture_output=True, text=True)
         assert done.returncode == 0, done.stderr[-2000:]
     fuzzer = tmp_path / "fuzz"
-    parts = [str(NATIVE / "fuzz" / "events_fuzz.cpp"), *map(str, tmp_path.glob("engine-*.o")), str(tmp_path / "native-team.o")]
+    objects = [*tmp_path.glob("engine-*.o"), tmp_path / "native-team.o"]
+    parts = [str(NATIVE / "fuzz" / "events_fuzz.cpp"), *map(str, objects)]
     done = subprocess.run([compiler, *flags, *parts, "-static", "-o", str(fuzzer)], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-2000:]
     done = subprocess.run([emulator, str(fuzzer), "300"], capture_output=True, text=True)

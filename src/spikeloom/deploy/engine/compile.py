@@ -19,7 +19,7 @@ def compile(
     example: Tensor,
     tune: bool = True,
     weights: Literal["fp32", "bf16", "int8"] = "fp32",
-    portable: bool = False,
+    portable: bool | None = None,
 ) -> Engine:
     """An engine that runs a trained model by its spikes.
 
@@ -32,7 +32,9 @@ def compile(
             layer's weights are many (`pack.FAR`), and logits that differ as rounded weights do. Sums stay float32.
             "int8" runs the integers of `quantized(model, example)`, which it says the same as to the bit: a quarter of
             the file, and layers on spikes add up twice as many weights at a time.
-        portable: run no layer by PyTorch's kernels, so that `spikeloom.runtime` gives the same bits on this processor.
+        portable: True runs no layer by PyTorch's kernels, so that `spikeloom.runtime` gives the same bits on this
+            processor; False runs those on real values by PyTorch's alone, which round as the network does (`exact`);
+            None by whichever took less time, but int8 as False.
 
     Every step of the engine is then run on what the network has there for two images of the example, and must give what
     the network gives: sums but for rounding, neurons the very spikes of these sums.
@@ -48,6 +50,8 @@ def compile(
         rounded = {step.weight for step in plan.steps if isinstance(step, Conv)}
         tensors = {k: v.to(torch.bfloat16) if k in rounded else v for k, v in tensors.items()}
     engine = Engine(plan, tensors)
+    if weights == "int8" and portable is None:
+        portable = False  # real layers too say what `quantized` says
     if portable:
         engine = engine.with_ways("direct")
     engine = engine.tuned(example, portable=portable) if tune else engine.with_ways("event")

@@ -159,34 +159,42 @@ class Engine:
             runs = [executor.timed(part) for _ in range(repeats + 1)][1:]
             return [min(times) for times in zip(*runs, strict=True)], executor.densities()
 
-    def tuned(self, x: Tensor, repeats: int = 3, portable: bool = False) -> Engine:
+    def tuned(self, x: Tensor, repeats: int = 3, portable: bool | None = None) -> Engine:
         """An engine whose layers run by events or densely, whichever took less time on x.
 
-        Dense layers are PyTorch's, which then rounds as the network does, or, of a portable engine, "direct" ones.
+        Dense layers are PyTorch's (`portable` False), "direct" ones (True), or either, but PyTorch's where a layer
+        could run by events (None).
         """
-        ways: tuple[Way, ...] = ("event", "direct") if portable else ("event", "dense")
-        timed = {way: self.with_ways(way).timed(x, repeats) for way in ways}
+        timed = {"event": self.with_ways("event").timed(x, repeats)}
+        if not portable:
+            timed["dense"] = self.with_ways("dense").timed(x, repeats)
+        if portable or portable is None:
+            timed["direct"] = self.with_ways("direct", only_real=not portable).timed(x, repeats)
         densities = timed["event"][1]
         steps = list(self._plan.steps)
         timings: Timings = {}
         for i, step in enumerate(steps):
             if not isinstance(step, Conv):
                 continue
-            can = step.takes_events(self._values[step.x], self._tensors[step.weight])
-            seconds = {way: timed[way][0][i] for way in ways if can or way != "event"}
+            skipped = ("direct" if portable is None else "") if self._can(step) else "event"
+            seconds = {way: times[i] for way, (times, _) in timed.items() if way != skipped}
             steps[i] = step.model_copy(update={"way": min(seconds, key=seconds.__getitem__)})
             timings[i] = {"active": densities[step.x]}
             timings[i] |= {f"{way}_ms": 1e3 * seconds[way] if way in seconds else None for way in get_args(Way)}
         return Engine(self._plan.model_copy(update={"steps": tuple(steps)}), self._tensors, timings)
 
-    def with_ways(self, way: Way) -> Engine:
-        """The engine whose layers all run one way, where they can."""
+    def _can(self, step: Conv) -> bool:
+        """Whether a layer can run by events."""
+        return step.takes_events(self._values[step.x], self._tensors[step.weight])
+
+    def with_ways(self, way: Way, only_real: bool = False) -> Engine:
+        """The engine whose layers all run one way, where they can, or only those that cannot run by events."""
+
+        def changes(step: Step) -> bool:
+            return isinstance(step, Conv) and (not self._can(step) if only_real else way != "event" or self._can(step))
+
         return self.with_steps(
-            step.model_copy(update={"way": way})
-            if isinstance(step, Conv)
-            and (way != "event" or step.takes_events(self._values[step.x], self._tensors[step.weight]))
-            else step
-            for step in self._plan.steps
+            step.model_copy(update={"way": way}) if changes(step) else step for step in self._plan.steps
         )
 
     def with_steps(self, steps: Iterable[Step]) -> Engine:

@@ -28,9 +28,9 @@ def exact(model: Model, example: Tensor) -> Model:
         g = the least power of two with max(sum of s w where w > 0, sum of -s w where w < 0) <= 2^24 g,
 
     bias among the w, s the largest value that the layer's inputs can take; weights and bias become their nearest
-    multiples of g. The engine that `compile` makes of the copy then says what the copy says in PyTorch. Convolutions of
-    the copy are PyTorch's (minimal filtering rounds even these sums) and channels-last as the engine's, so that layers
-    on real values, which keep their weights, are the same kernel in both.
+    multiples of g. The engine `compile(copy, example, portable=False)` then says what the copy says in PyTorch.
+    Convolutions of the copy are PyTorch's (minimal filtering rounds even these sums) and channels-last as the engine's,
+    so that layers on real values, which keep their weights, are the same kernel in both.
 
     Args:
         model: one that `compile` takes; stays as it is.
