@@ -14,14 +14,28 @@ inline Window window(const Convolution& a) {
   return {a.in, a.out, a.kernel_height, a.kernel_width, a.stride, out_height(a), out_width(a)};
 }
 
-template <class T, int COLS, int NV>
-int forward_of(const Convolution& a) {
+// How blocks of weights are added up, by their shape.
+struct Gather {
+  int columns, vectors;
+  decltype(&gather_row<1, 1, 1, float, float>) row;
+};
+
+inline Gather gather_of(const Window& w) {
+  return by_shape<float>(w, [](auto columns, auto vectors) {
+    constexpr int COLS = decltype(columns)::value, NV = decltype(vectors)::value;
+    return Gather{COLS, NV, gather_row<COLS, NV, 1, float, float>};
+  });
+}
+
+template <class T>
+int forward(const Convolution& a) {
   const Window w = window(a);
-  const Plan p = plan_gather(w, NV * LANES);
+  const Gather gather = gather_of(w);
+  const Plan p = plan_gather(w, gather.vectors * LANES);
   float* packed = static_cast<float*>(std::aligned_alloc(64, round_up(packed_floats(w, p) * 4, 64)));
   if (packed == nullptr) return OUT_OF_MEMORY;
-  pack_gather<COLS>(
-      w, p, [&](int64_t o, int64_t c, int64_t ky, int64_t kx) { return a.weight[place(a, o, c, ky, kx)]; }, packed);
+  const auto weight_at = [&](int64_t o, int64_t c, int64_t ky, int64_t kx) { return a.weight[place(a, o, c, ky, kx)]; };
+  pack_gather(w, p, gather.columns, weight_at, packed);
   const int64_t pixels = p.rows * p.columns, outputs = w.out_h * w.out_w;
   const int64_t chunk = smaller(a.images, (255 + outputs) / outputs);
   const int64_t bit_bytes = round_up(pixels * p.C / 8 + 16, 64), value_floats = padded_stride(pixels * p.C + 64);
@@ -60,8 +74,8 @@ int forward_of(const Convolution& a) {
             float* out =
                 direct ? reinterpret_cast<float*>(result) + ((n0 + n) * outputs + y * w.out_w) * a.out + o * p.block
                        : sums + n * result_floats + y * w.out_w * p.block;
-            gather_row<COLS, NV>(w, p, bits + n * bit_bytes + from / 8, values + n * value_floats + from, weight, mask,
-                                 g == 0, out, direct ? a.out : p.block);
+            gather.row(w, p, bits + n * bit_bytes + from / 8, values + n * value_floats + from, weight, mask, g == 0,
+                       out, direct ? a.out : p.block, {});
           }
       }
       const int64_t width = smaller(p.block, a.out - o * p.block);
@@ -73,13 +87,6 @@ int forward_of(const Convolution& a) {
   });
   std::free(packed);
   return failed;
-}
-
-template <class T>
-int forward(const Convolution& a) {
-  return by_shape<float>(window(a), [&](auto columns, auto vectors) {
-    return forward_of<T, decltype(columns)::value, decltype(vectors)::value>(a);
-  });
 }
 
 }  // namespace

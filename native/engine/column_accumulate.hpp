@@ -81,10 +81,10 @@ inline int64_t weight_floats(const Window& w, const Plan& p) {
 }
 inline int64_t packed_floats(const Window& w, const Plan& p) { return weight_floats(w, p) + w.kernel_width * p.block; }
 
-// Weights as [block, group, (kernel column) bit (kernel column), channel of the block], columns inside where they
-// slide, and a row of zeros. weight(o, c, ky, kx) reads one.
-template <int COLS, class Weight>
-void pack_gather(const Window& w, const Plan& p, const Weight& weight, float* packed) {
+// Weights as [block, group, (kernel column) bit (kernel column), channel of the block], columns inside where several
+// are added at once, and a row of zeros. weight(o, c, ky, kx) reads one.
+template <class Weight>
+void pack_gather(const Window& w, const Plan& p, int columns, const Weight& weight, float* packed) {
   const int64_t KW = w.kernel_width;
   std::memset(packed, 0, packed_floats(w, p) * 4);
   for (int64_t o = 0; o < w.out; o++)
@@ -92,7 +92,7 @@ void pack_gather(const Window& w, const Plan& p, const Weight& weight, float* pa
       for (int64_t c = 0; c < w.in; c++)
         for (int64_t kx = 0; kx < KW; kx++) {
           const int64_t bit = ky * p.C + c, g = bit / p.group, b = bit % p.group;
-          const int64_t row = COLS > 1 ? b * KW + (KW - 1 - kx) : kx * p.group + b;
+          const int64_t row = columns > 1 ? b * KW + (KW - 1 - kx) : kx * p.group + b;
           packed[((o / p.block * p.groups + g) * p.group * KW + row) * p.block + o % p.block] = weight(o, c, ky, kx);
         }
 }
