@@ -155,12 +155,13 @@ struct Maps {
 // Adds up a group of weights for as many maps, from the i-th on, while some of the group behind it, if that is `far`,
 // comes into the second cache.
 template <class Value, int COLS, int NV, int MAPS, class Weight>
-void gather_maps(const Maps<Weight>& m, int64_t i, int64_t g, const Weight* weight, bool begin, bool far) {
-  const int64_t rows = m.w.out_h, value = std::is_same_v<Value, Ones> ? 0 : 1;
+void gather_maps(const Maps<Weight>& maps, int64_t i, int64_t g, const Weight* weight, bool begin, bool far) {
+  const Maps<Weight> m = maps;  // sums that are stored could be part of the caller's
+  const int64_t rows = m.w.out_h, down = m.w.stride * m.p.C, value = std::is_same_v<Value, Ones> ? 0 : 1;
   const uint64_t mask = group_mask(m.p, g);
   for (int64_t y = 0; y < rows; y++) {
     if (far) prefetch_part<false>(weight + m.group_floats, m.group_floats, i * rows + y, m.count * rows);
-    const int64_t from = y * m.w.stride * m.p.C + g * m.p.group;
+    const int64_t from = y * down + g * m.p.group;
     gather_row<COLS, NV, MAPS>(m.w, m.p, m.bits + i * m.apart.bits + from / 8,
                                reinterpret_cast<const Value*>(m.values + i * m.apart.values + value * from), weight,
                                mask, begin, m.sums + i * m.apart.out + y * m.row_numbers, m.p.block, m.apart);

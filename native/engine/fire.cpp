@@ -170,13 +170,31 @@ void fire_resting_at_zero(const Epilogue& a, int64_t at, int64_t apart, int64_t 
     run(static_cast<const Ones*>(nullptr));
 }
 
+// The same where no neurons are, and sums are all that is wanted.
+template <int V, class T>
+void sum_rows(const Epilogue& a, int64_t at, int64_t apart, int64_t rows, int64_t step, const Sums<T>& sums) {
+  const float* const residual = a.residual == nullptr ? nullptr : a.residual + at;
+  const uint8_t* const residual_spikes = a.residual_spikes == nullptr ? nullptr : a.residual_spikes + at;
+  float* const total = a.sum + at;
+  for (int64_t t = 0; t < a.steps; t++)
+    for (int64_t r = 0; r < rows; r++)
+      for (int j = 0; j < V; j++) {
+        const int64_t place = r * apart + j * LANES;
+        Vec u = sum_at(sums.first + t * sums.step + r * sums.apart + j * LANES, sums.bias[j], sums.scale + j);
+        if (residual != nullptr) u += get(residual + t * a.residual_stride + place);
+        if (residual_spikes != nullptr) u += get_some(residual_spikes + t * a.residual_stride + place, LANES);
+        put(total + t * step + place, u);
+      }
+}
+
 // The same of any neurons.
 template <int V, class T>
 void fire_rows(const Epilogue& a, int64_t at, int64_t apart, int64_t rows, int64_t step, const Sums<T>& sums) {
   const auto some = [&](int j) {
     return Sums<T>{sums.first + j * LANES, sums.step, sums.apart, sums.bias + j, sums.scale + j};
   };
-  const bool plain = a.spikes != nullptr && a.v_rest == 0.f;
+  if (a.spikes == nullptr) return sum_rows<V>(a, at, apart, rows, step, sums);
+  const bool plain = a.v_rest == 0.f;
   if (plain && a.levels == 1) return fire_resting_at_zero<V, 1>(a, at, apart, rows, step, sums);
   if (plain && a.levels == 3) {  // registers hold the potentials of two vectors
     constexpr int PAIR = V < 2 ? V : 2;
@@ -197,13 +215,18 @@ void repeat_first(const Epilogue& a, int64_t at, int64_t step, int64_t apart, in
   }
 }
 
-// V vectors of a block of channels, at some places one behind the other.
+// V vectors of a block of channels, as far as there are so many, at some places one behind the other.
 template <int V, class T>
 void fire_vectors(const EngineConv& a, int64_t channel, int64_t at, int64_t places, int64_t step, const Sums<T>& sums) {
   const int64_t left = a.out - channel;
   if (left >= V * LANES) return fire_rows<V>(a, at, a.out, places, step, sums);
+  int64_t done = 0;
+  if constexpr (V == 4)
+    if (left >= 2 * LANES) fire_rows<2>(a, at, a.out, places, step, sums), done = 2;
+  if constexpr (V == 2 && std::is_same_v<T, float>)
+    if (left >= LANES) fire_rows<1>(a, at, a.out, places, step, sums), done = 1;
   for (int64_t place = 0; place < places; place++)
-    for (int64_t k = 0; k * LANES < left; k++)
+    for (int64_t k = done; k * LANES < left; k++)
       fire_few(a, at + place * a.out + k * LANES, step, smaller(LANES, left - k * LANES),
                sums.first + place * sums.apart + k * LANES, number_of(sums.first), sums.step, sums.bias[k],
                sums.scale + k);

@@ -146,8 +146,8 @@ inline int64_t sort_jobs(const Each& each, Job* jobs) {
 
 // Adds the weights of ROWS lists, the shortest first, to the sums of their places, or to zero.
 template <int NV, int ROWS, class Weight>
-inline void add_lists(const Job* jobs, const uint16_t* numbers, const Weight* weight, bool to_zero,
-                      typename Added<Weight>::Number* sums) {
+ALWAYS_INLINE inline void add_lists(const Job* jobs, const uint16_t* numbers, const Weight* weight, bool to_zero,
+                                    typename Added<Weight>::Number* sums) {
   using Sum = Added<Weight>;
   constexpr int STEP = Sum::LANES_OF;
   typename Sum::Vector sum[ROWS][NV];
