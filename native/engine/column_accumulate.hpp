@@ -87,14 +87,18 @@ template <class Weight>
 void pack_gather(const Window& w, const Plan& p, int columns, const Weight& weight, float* packed) {
   const int64_t KW = w.kernel_width;
   std::memset(packed, 0, packed_floats(w, p) * 4);
-  for (int64_t o = 0; o < w.out; o++)
-    for (int64_t ky = 0; ky < w.kernel_height; ky++)
-      for (int64_t c = 0; c < w.in; c++)
-        for (int64_t kx = 0; kx < KW; kx++) {
-          const int64_t bit = ky * p.C + c, g = bit / p.group, b = bit % p.group;
-          const int64_t row = columns > 1 ? b * KW + (KW - 1 - kx) : kx * p.group + b;
-          packed[((o / p.block * p.groups + g) * p.group * KW + row) * p.block + o % p.block] = weight(o, c, ky, kx);
-        }
+  const int64_t step = columns > 1 ? -p.block : p.group * p.block;  // from one kernel column to the next
+  for (int64_t o = 0; o < w.out; o++) {
+    float* const of_output = packed + o / p.block * p.groups * p.group * KW * p.block + o % p.block;
+    for (int64_t ky = 0; ky < w.kernel_height; ky++) {
+      int64_t g = ky * p.C / p.group, b = ky * p.C % p.group;
+      for (int64_t c = 0; c < w.in; c++) {
+        float* to = of_output + (g * p.group * KW + (columns > 1 ? b * KW + KW - 1 : b)) * p.block;
+        for (int64_t kx = 0; kx < KW; kx++, to += step) *to = weight(o, c, ky, kx);
+        if (++b == p.group) b = 0, g++;
+      }
+    }
+  }
 }
 
 // The bits that belong to a group.
