@@ -165,13 +165,9 @@ struct Apart {
 // worked on together share it, and those with fewer bits add zeros meanwhile.
 struct Ones {};
 template <int COLS, int NV, int ROWS = 1, class Value, class Weight>
-void gather_row(const Window& window, const Plan& plan, const uint8_t* bits, const Value* values, const Weight* weight,
+void gather_row(const Window& a, const Plan& p, const uint8_t* bits, const Value* values, const Weight* weight,
                 uint64_t mask, bool first, typename Added<Weight>::Number* out, int64_t out_step,
-                const Apart<Weight>& between = {}) {
-  // Copies: sums that are stored could be part of the caller's.
-  const Window a = window;
-  const Plan p = plan;
-  const Apart<Weight> apart = between;
+                const Apart<Weight>& apart = {}) {
   using Sum = Added<Weight>;
   using Vector = typename Sum::Vector;
   constexpr int SUMS = COLS * NV, STEP = Sum::LANES_OF, ROW = SUMS * STEP;
