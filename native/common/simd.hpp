@@ -218,6 +218,23 @@ inline void put_integers(bfloat16* p, Vec v) {
 #endif
 }
 
+// The first n elements, with zeros behind them; memory behind the n-th is not touched. Functions of their own: what
+// happens once a row at most is not to fill loops.
+#if !defined(__AVX512BW__)
+template <class T>
+__attribute__((noinline)) Vec get_first(const T* p, int64_t n) {
+  T all[LANES] = {};
+  n == 4 ? std::memcpy(all, p, 4 * sizeof(T)) : std::memcpy(all, p, n * sizeof(T));
+  return get_floats(all);
+}
+template <class T>
+__attribute__((noinline)) void put_first(T* p, Vec v, int64_t n) {
+  T all[LANES];
+  put_floats(all, v);
+  n == 4 ? std::memcpy(p, all, 4 * sizeof(T)) : std::memcpy(p, all, n * sizeof(T));
+}
+#endif
+
 // How a vector's elements are read and written: all of them,
 struct Whole {
   template <class T>
@@ -253,17 +270,11 @@ struct Some {
 #else
   template <class T>
   Vec get(const T* p) const {
-    if (n == LANES) return get_floats(p);
-    T all[LANES] = {};
-    std::memcpy(all, p, n * sizeof(T));
-    return get_floats(all);
+    return n == LANES ? get_floats(p) : get_first(p, n);
   }
   template <class T>
   void put(T* p, Vec v) const {
-    if (n == LANES) return put_floats(p, v);
-    T all[LANES];
-    put_floats(all, v);
-    std::memcpy(p, all, n * sizeof(T));
+    n == LANES ? put_floats(p, v) : put_first(p, v, n);
   }
 #endif
   template <class T>

@@ -14,14 +14,42 @@ inline Window window(const Convolution& a) {
   return {a.in, a.out, a.kernel_height, a.kernel_width, a.stride, out_height(a), out_width(a)};
 }
 
-template <class T, int COLS, int NV>
-int forward_of(const Convolution& a) {
+// Adds up a group of weights for all rows of an image; outputs lie `out_step` apart.
+template <int COLS, int NV>
+void gather_rows(const Window& window, const Plan& plan, const uint8_t* bits, const float* values, const float* weight,
+                 int64_t g, float* out, int64_t out_step) {
+  const Window w = window;  // sums that are stored could be part of the caller's
+  const Plan p = plan;
+  const uint64_t mask = group_mask(p, g);
+  for (int64_t y = 0; y < w.out_h; y++) {
+    const int64_t from = y * w.stride * p.C + g * p.group;
+    gather_row<COLS, NV>(w, p, bits + from / 8, values + from, weight, mask, g == 0, out + y * w.out_w * out_step,
+                         out_step);
+  }
+}
+
+// How blocks of weights are added up, by their shape.
+struct Gather {
+  int columns, vectors;
+  decltype(&gather_rows<1, 1>) run;
+};
+
+inline Gather gather_of(const Window& w) {
+  return by_shape<float>(w, [](auto columns, auto vectors) {
+    constexpr int COLS = decltype(columns)::value, NV = decltype(vectors)::value;
+    return Gather{COLS, NV, gather_rows<COLS, NV>};
+  });
+}
+
+template <class T>
+int forward(const Convolution& a) {
   const Window w = window(a);
-  const Plan p = plan_gather(w, NV * LANES);
+  const Gather gather = gather_of(w);
+  const Plan p = plan_gather(w, gather.vectors * LANES);
   float* packed = static_cast<float*>(std::aligned_alloc(64, round_up(packed_floats(w, p) * 4, 64)));
   if (packed == nullptr) return OUT_OF_MEMORY;
-  pack_gather<COLS>(
-      w, p, [&](int64_t o, int64_t c, int64_t ky, int64_t kx) { return a.weight[place(a, o, c, ky, kx)]; }, packed);
+  const auto weight_at = [&](int64_t o, int64_t c, int64_t ky, int64_t kx) { return a.weight[place(a, o, c, ky, kx)]; };
+  pack_gather(w, p, gather.columns, weight_at, packed);
   const int64_t pixels = p.rows * p.columns, outputs = w.out_h * w.out_w;
   const int64_t chunk = smaller(a.images, (255 + outputs) / outputs);
   const int64_t bit_bytes = round_up(pixels * p.C / 8 + 16, 64), value_floats = padded_stride(pixels * p.C + 64);
@@ -52,17 +80,12 @@ int forward_of(const Convolution& a) {
     }
     for (int64_t o = 0; o < p.blocks; o++) {
       for (int64_t g = 0; g < p.groups; g++) {
-        const uint64_t mask = group_mask(p, g);
         const float* weight = packed + (o * p.groups + g) * p.group * a.kernel_width * p.block;
-        for (int64_t n = 0; n < count; n++)
-          for (int64_t y = 0; y < w.out_h; y++) {
-            const int64_t from = y * a.stride * p.C + g * p.group;
-            float* out =
-                direct ? reinterpret_cast<float*>(result) + ((n0 + n) * outputs + y * w.out_w) * a.out + o * p.block
-                       : sums + n * result_floats + y * w.out_w * p.block;
-            gather_row<COLS, NV>(w, p, bits + n * bit_bytes + from / 8, values + n * value_floats + from, weight, mask,
-                                 g == 0, out, direct ? a.out : p.block);
-          }
+        for (int64_t n = 0; n < count; n++) {
+          float* out = direct ? reinterpret_cast<float*>(result) + (n0 + n) * outputs * a.out + o * p.block
+                              : sums + n * result_floats;
+          gather.run(w, p, bits + n * bit_bytes, values + n * value_floats, weight, g, out, direct ? a.out : p.block);
+        }
       }
       const int64_t width = smaller(p.block, a.out - o * p.block);
       for (int64_t n = 0; !direct && n < count; n++)
@@ -73,13 +96,6 @@ int forward_of(const Convolution& a) {
   });
   std::free(packed);
   return failed;
-}
-
-template <class T>
-int forward(const Convolution& a) {
-  return by_shape<float>(window(a), [&](auto columns, auto vectors) {
-    return forward_of<T, decltype(columns)::value, decltype(vectors)::value>(a);
-  });
 }
 
 }  // namespace

@@ -3,9 +3,9 @@
 //   for every map and head:  state = sum over tokens l of k[l, :]' v[l, :],  y[l, :] = scale q[l, :] state
 //
 // Rows of k and q that are zero are left out.
-#include "engine/epilogue.hpp"
 #include "engine/index_lists.hpp"
 #include "engine/items.hpp"
+#include "engine/partial.hpp"
 
 namespace spikeloom::SPIKELOOM_LEVEL {
 

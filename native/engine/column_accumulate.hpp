@@ -40,11 +40,9 @@ struct Plan {
   int64_t C, rows, columns, bits, groups, group, block, blocks;
 };
 
-// Groups of integers that are added up in 16 bits are smaller where inputs may exceed one, so that no sum exceeds these.
-template <class Weight>
-constexpr int64_t most_bits(bool binary) {
-  return binary || sizeof(typename Added<Weight>::Number) > 2 ? 64 : 32;
-}
+// Bits of a group at most: of integers that are added up in 16 bits fewer where inputs may exceed one, so that a group
+// does not exceed these.
+inline int64_t most_bits(bool integers, bool binary) { return integers && !binary ? 32 : 64; }
 
 inline Plan plan_gather(const Window& w, int64_t block, int64_t most = 64) {
   Plan p;
@@ -87,20 +85,24 @@ inline int64_t weight_floats(const Window& w, const Plan& p) {
 }
 inline int64_t packed_floats(const Window& w, const Plan& p) { return weight_floats(w, p) + w.kernel_width * p.block; }
 
-// Weights as [block, group, (kernel column) bit (kernel column), channel of the block], columns inside where they
-// slide, and a row of zeros. weight(o, c, ky, kx) reads one.
-template <int COLS, class Weight>
-void pack_gather(const Window& w, const Plan& p, const Weight& weight, float* packed) {
+// Weights as [block, group, (kernel column) bit (kernel column), channel of the block], columns inside where several
+// are added at once, and a row of zeros. weight(o, c, ky, kx) reads one.
+template <class Weight>
+void pack_gather(const Window& w, const Plan& p, int columns, const Weight& weight, float* packed) {
   const int64_t KW = w.kernel_width;
   std::memset(packed, 0, packed_floats(w, p) * 4);
-  for (int64_t o = 0; o < w.out; o++)
-    for (int64_t ky = 0; ky < w.kernel_height; ky++)
-      for (int64_t c = 0; c < w.in; c++)
-        for (int64_t kx = 0; kx < KW; kx++) {
-          const int64_t bit = ky * p.C + c, g = bit / p.group, b = bit % p.group;
-          const int64_t row = COLS > 1 ? b * KW + (KW - 1 - kx) : kx * p.group + b;
-          packed[((o / p.block * p.groups + g) * p.group * KW + row) * p.block + o % p.block] = weight(o, c, ky, kx);
-        }
+  const int64_t step = columns > 1 ? -p.block : p.group * p.block;  // from one kernel column to the next
+  for (int64_t o = 0; o < w.out; o++) {
+    float* const of_output = packed + o / p.block * p.groups * p.group * KW * p.block + o % p.block;
+    for (int64_t ky = 0; ky < w.kernel_height; ky++) {
+      int64_t g = ky * p.C / p.group, b = ky * p.C % p.group;
+      for (int64_t c = 0; c < w.in; c++) {
+        float* to = of_output + (g * p.group * KW + (columns > 1 ? b * KW + KW - 1 : b)) * p.block;
+        for (int64_t kx = 0; kx < KW; kx++, to += step) *to = weight(o, c, ky, kx);
+        if (++b == p.group) b = 0, g++;
+      }
+    }
+  }
 }
 
 // The bits that belong to a group.

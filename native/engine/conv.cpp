@@ -3,12 +3,13 @@
 //   for t, n, oy, ox, ky, kx, c:
 //     v = x[t, n, oy stride + ky - padding_y, ox stride + kx - padding_x, c]
 //     if v is not zero:  u[t, n, oy, ox, :] += v w[:, c, ky, kx]
-//   spikes = neurons(u scale + bias + residual)                                              (engine/epilogue.hpp)
+//   spikes = neurons(u scale + bias + residual)                                              (engine/fire.cpp)
 //
 // Weights of 8 bits are added up in 16, which move to 32 before any input could exceed them.
 #include "engine/epilogue.hpp"
 #include "engine/index_lists.hpp"
 #include "engine/items.hpp"
+#include "engine/partial.hpp"
 
 namespace spikeloom::SPIKELOOM_LEVEL {
 namespace {
@@ -21,9 +22,6 @@ inline bool any_byte(const uint8_t* x, int64_t n) {
 }
 
 constexpr int64_t SECOND_CACHE = 512 << 10;  // bytes that the smallest of today's keep of a layer's weights
-
-inline int64_t out_height(const EngineConv& a) { return (a.height + 2 * a.padding_y - a.kernel_height) / a.stride + 1; }
-inline int64_t out_width(const EngineConv& a) { return (a.width + 2 * a.padding_x - a.kernel_width) / a.stride + 1; }
 
 inline Window window(const EngineConv& a, int64_t rows) {
   return {a.in, a.out, a.kernel_height, a.kernel_width, a.stride, rows, out_width(a)};
@@ -114,108 +112,102 @@ bool lay_out(const EngineConv& a, const Plan& p, const uint8_t* image, int64_t f
   return true;
 }
 
-// Whether nothing reaches an image's neurons at any step, and they do the same at all places. is_silent(i) tells it of
-// the i-th of a chunk's inputs.
-template <class Silent>
-bool stays_silent(const EngineConv& a, int64_t image, const Silent& is_silent) {
-  bool silent = starts_alike(a);
-  for (int64_t t = 0; t < a.steps; t++) silent = silent && is_silent(image * a.steps + t);
-  return silent;
-}
-
-// The neurons of a block of channels from the first on, of a chunk, from sums [image, step, row, column, channel of the
-// block].
-template <int NV, class Number, class Silent>
-void fire_block(const EngineConv& a, int64_t first_channel, const Band& band, const Number* sums,
-                const Silent& is_silent) {
-  constexpr int64_t BLOCK = NV * LANES;
-  const int64_t out_h = out_height(a), out_w = out_width(a), step = a.images * out_h * out_w * a.out;
-  const int64_t area = band.rows * out_w, map_floats = area * BLOCK;
-  const Epilogue fired = a;
-  const int64_t out = a.out;
-  Vec bias[NV], scale[NV];
-  for (int j = 0; j < NV; j++) {
-    const int64_t c = first_channel + j * LANES, n = smaller(LANES, out - c);
-    bias[j] = n > 0 ? get_some(a.bias + c, n) : Vec{};
-    scale[j] = n > 0 && a.scale != nullptr ? get_some(a.scale + c, n) : Vec{};
-  }
-  constexpr int V = NV < 4 ? NV : 4;
-  for (int64_t image = 0; image < band.images; image++) {
-    const bool silent = stays_silent(a, image, is_silent);
-    const int64_t places = silent ? 1 : area;
-    const Number* sum = sums + image * a.steps * map_floats;
-    const int64_t at = ((band.n + image) * out_h + band.y) * out_w * out + first_channel;
-    int64_t done = 0;
-    if (NV < 4 && out == BLOCK) {  // nothing lies between the places: four vectors of some of them
-      Vec four[4], scales[4];
-      for (int j = 0; j < 4; j++) four[j] = bias[j % NV], scales[j] = scale[j % NV];
-      done = places / (4 / NV) * (4 / NV);
-      fire_rows<4>(fired, at, 4 * LANES, done * NV / 4, step, Sums<Number>{sum, map_floats, 4 * LANES, four, scales});
-    }
-    for (int j = 0; j < NV; j += V) {
-      const int64_t c = first_channel + j * LANES, first = at + done * out + j * LANES;
-      const Number* from = sum + done * BLOCK + j * LANES;
-      if (out - c >= V * LANES) {
-        fire_rows<V>(fired, first, out, places - done, step,
-                     Sums<Number>{from, map_floats, BLOCK, bias + j, scale + j});
-        continue;
-      }
-      for (int64_t place = 0; place < places - done; place++)
-        for (int k = 0; k < V && c + k * LANES < out; k++)
-          fire_few(fired, first + place * out + k * LANES, step, smaller(LANES, out - c - k * LANES),
-                   from + place * BLOCK + k * LANES, map_floats, bias[j + k], scale + j + k);
-    }
-    if (silent) repeat_first(fired, at, step, out, area, smaller(BLOCK, out - first_channel));
-  }
-}
-
 // Whether a group of weights begins sums anew.
 inline bool begins(const EngineConv& a, int64_t g) { return g == 0 || (a.widen != nullptr && a.widen[g - 1]); }
 
 // Sums of 16 bits, and the totals that they are added to. Of floats there are none.
-template <class Number>
+template <class Sum>
 struct Totals {
   int32_t* totals;
   bool any = false;
 
   static int64_t bytes(const EngineConv& a, int64_t n) {
-    return std::is_same_v<Number, float> || a.widen == nullptr ? 0 : n * int64_t{sizeof(int32_t)};
+    return std::is_same_v<Sum, float> || a.widen == nullptr ? 0 : n * int64_t{sizeof(int32_t)};
   }
-  void add(const Number* sums, int64_t n) {
-    if constexpr (!std::is_same_v<Number, float>) {
+  void add(const Sum* sums, int64_t n) {
+    if constexpr (!std::is_same_v<Sum, float>) {
       if (!any) std::memset(totals, 0, n * sizeof *totals);
       for (int64_t i = 0; i < n; i++) totals[i] += sums[i];
       any = true;
     }
   }
+  // The neurons of a block of n sums, or of the totals with them where there are some.
+  void fire(const EngineConv& a, const Band& band, int64_t block, int64_t channel, const uint8_t* active,
+            const Sum* sums, int64_t n) {
+    const Block of{channel, block / LANES, band.n, band.images, band.y, band.rows, active};
+    if (!any) return fire_block(a, of, sums, number_of(sums));
+    add(sums, n);
+    fire_block(a, of, totals, Number::ints);
+  }
 };
 
-// `fire_block` of sums, or of the totals with them where there are some.
-template <int NV, class Number, class Silent>
-void fire_totals(const EngineConv& a, int64_t first_channel, const Band& band, const Number* sums, int64_t n,
-                 Totals<Number>& totals, const Silent& is_silent) {
-  if (!totals.any) return fire_block<NV>(a, first_channel, band, sums, is_silent);
-  totals.add(sums, n);
-  if constexpr (!std::is_same_v<Number, float>) fire_block<NV>(a, first_channel, band, totals.totals, is_silent);
+// What adding up groups of weights needs of a chunk's maps.
+template <class Weight>
+struct Maps {
+  Window w;
+  Plan p;
+  Apart<Weight> apart;  // from map to map
+  int64_t count, row_numbers, group_floats;
+  const uint8_t *bits, *values;
+  typename Added<Weight>::Number* sums;
+};
+
+// Adds up a group of weights for as many maps, from the i-th on, while some of the group behind it, if that is `far`,
+// comes into the second cache.
+template <class Value, int COLS, int NV, int MAPS, class Weight>
+void gather_maps(const Maps<Weight>& maps, int64_t i, int64_t g, const Weight* weight, bool begin, bool far) {
+  const Maps<Weight> m = maps;  // sums that are stored could be part of the caller's
+  const int64_t rows = m.w.out_h, down = m.w.stride * m.p.C, value = std::is_same_v<Value, Ones> ? 0 : 1;
+  const uint64_t mask = group_mask(m.p, g);
+  for (int64_t y = 0; y < rows; y++) {
+    if (far) prefetch_part<false>(weight + m.group_floats, m.group_floats, i * rows + y, m.count * rows);
+    const int64_t from = y * down + g * m.p.group;
+    gather_row<COLS, NV, MAPS>(m.w, m.p, m.bits + i * m.apart.bits + from / 8,
+                               reinterpret_cast<const Value*>(m.values + i * m.apart.values + value * from), weight,
+                               mask, begin, m.sums + i * m.apart.out + y * m.row_numbers, m.p.block, m.apart);
+  }
 }
 
+// The functions for one shape of a block of weights.
+template <class Weight>
+struct Gather {
+  int64_t block;
+  int most;                                              // 2^most maps at once at most, as registers hold sums
+  decltype(&gather_maps<Ones, 1, 1, 1, Weight>) run[3];  // of 1, 2 and 4 maps
+};
+
 template <class Value, int COLS, int NV, class Weight>
+Gather<Weight> gather_of_shape() {
+  constexpr int MOST = COLS * NV <= 3 ? 2 : COLS * NV <= 6 ? 1 : 0;
+  Gather<Weight> found{NV * Added<Weight>::LANES_OF, MOST, {gather_maps<Value, COLS, NV, 1, Weight>}};
+  if constexpr (MOST > 0) found.run[1] = gather_maps<Value, COLS, NV, 2, Weight>;
+  if constexpr (MOST > 1) found.run[2] = gather_maps<Value, COLS, NV, 4, Weight>;
+  return found;
+}
+
+template <class Weight>
+Gather<Weight> gather_of(const Window& w, bool binary) {
+  return by_shape<Weight>(w, [&](auto columns, auto vectors) {
+    constexpr int COLS = decltype(columns)::value, NV = decltype(vectors)::value;
+    return binary ? gather_of_shape<Ones, COLS, NV, Weight>() : gather_of_shape<uint8_t, COLS, NV, Weight>();
+  });
+}
+
+template <class Weight>
 int convolve(const EngineConv& a, const Weight* all_weights) {
-  using Sum = Added<Weight>;
-  using Number = typename Sum::Number;
-  constexpr int64_t BLOCK = NV * Sum::LANES_OF;
-  // Maps that are worked on at once, as registers hold sums: steps of one image, whose lists are about as long.
-  constexpr int MAPS = COLS * NV <= 3 ? 4 : COLS * NV <= 6 ? 2 : 1;
-  const int64_t out_w = out_width(a);
-  const Part part = partition(a, BLOCK * sizeof(Number));
-  constexpr int64_t BITS = most_bits<Weight>(std::is_same_v<Value, Ones>);
-  const Plan most = plan_gather(window(a, part.rows), BLOCK, BITS);
+  using Sum = typename Added<Weight>::Number;
+  const Gather<Weight> gather = gather_of<Weight>(window(a, 1), a.binary);
+  const int64_t BLOCK = gather.block, out_w = out_width(a);
+  const Part part = partition(a, BLOCK * sizeof(Sum));
+  const int64_t group = most_bits(!std::is_same_v<Sum, float>, a.binary);
+  const Plan most = plan_gather(window(a, part.rows), BLOCK, group);
+  // Maps that are worked on at once: steps of one image, whose lists are about as long.
   const int64_t maps = a.steps * part.images, pixels = most.rows * most.columns;
   const int64_t bit_bytes = round_up(pixels * most.C / 8 + 16, 64);
-  const int64_t value_bytes = std::is_same_v<Value, Ones> ? 0 : round_up(pixels * most.C, 64);
+  const int64_t value_bytes = a.binary ? 0 : round_up(pixels * most.C, 64);
   const int64_t sums_numbers = part.rows * out_w * BLOCK;
-  const int64_t totals_bytes = Totals<Number>::bytes(a, maps * sums_numbers);
-  const int64_t bytes = totals_bytes + maps * (bit_bytes + value_bytes + sums_numbers * int64_t{sizeof(Number)});
+  const int64_t totals_bytes = Totals<Sum>::bytes(a, maps * sums_numbers);
+  const int64_t bytes = totals_bytes + maps * (1 + bit_bytes + value_bytes + sums_numbers * int64_t{sizeof(Sum)});
   // Weights that the second cache does not keep from image to image come while the group before them is worked on.
   const int64_t group_floats = most.group * a.kernel_width * BLOCK;
   const bool far = most.blocks * most.groups * group_floats * int64_t{sizeof(Weight)} > SECOND_CACHE;
@@ -223,57 +215,47 @@ int convolve(const EngineConv& a, const Weight* all_weights) {
     // All images by one block of weights, then the next: cores share weights, and no line of outputs.
     const int64_t o = item / part.chunks;
     const Band band = band_of(a, part, item % part.chunks);
-    const int64_t rows = band.rows, last = a.steps * band.images;
-    const Window w = window(a, rows);
-    const Plan p = plan_gather(w, BLOCK, BITS);
-    const Apart<Weight> apart{bit_bytes, value_bytes, rows * out_w * BLOCK, all_weights + weight_floats(w, p)};
+    const int64_t last = a.steps * band.images, map_numbers = band.rows * out_w * BLOCK;
+    const Window w = window(a, band.rows);
+    const Plan p = plan_gather(w, BLOCK, group);
     // [image, step, row, column, channel of the block]
-    Totals<Number> totals{reinterpret_cast<int32_t*>(scratch)};
-    Number* sums = reinterpret_cast<Number*>(reinterpret_cast<char*>(scratch) + totals_bytes);
+    Totals<Sum> totals{reinterpret_cast<int32_t*>(scratch)};
+    Sum* sums = reinterpret_cast<Sum*>(reinterpret_cast<char*>(scratch) + totals_bytes);
     uint8_t* bits = reinterpret_cast<uint8_t*>(sums + maps * sums_numbers);
-    uint8_t* values = bits + maps * bit_bytes;
+    uint8_t *values = bits + maps * bit_bytes, *active = values + maps * value_bytes;
     std::memset(bits, 0, last * bit_bytes);
-    const int64_t row_floats = out_w * BLOCK, map_floats = rows * row_floats;
     const Weight* weights = all_weights + o * p.groups * group_floats;
     for (int64_t i = 0; i < last; i++) {
       if (far) prefetch_part<false>(weights, group_floats, i, last);
-      const bool any = lay_out(a, p, image_of(a, band, i), band.y * a.stride - a.padding_y, bits + i * bit_bytes,
-                               reinterpret_cast<Value*>(values + i * value_bytes));
-      // The last byte of a map's bits, behind all of them, says whether there is any.
-      bits[(i + 1) * bit_bytes - 1] = any;
+      const uint8_t* image = image_of(a, band, i);
+      const int64_t row = band.y * a.stride - a.padding_y;
+      active[i] = a.binary ? lay_out(a, p, image, row, bits + i * bit_bytes, static_cast<Ones*>(nullptr))
+                           : lay_out(a, p, image, row, bits + i * bit_bytes, values + i * value_bytes);
     }
-    const auto is_silent = [&](int64_t i) { return bits[(i + 1) * bit_bytes - 1] == 0; };
     for (int64_t i = 0; i < last; i++)
-      if (is_silent(i))
-        std::memset(sums + i * map_floats, 0,
-                    (stays_silent(a, i / a.steps, is_silent) ? BLOCK : map_floats) * sizeof(Number));
+      if (!active[i])
+        std::memset(sums + i * map_numbers, 0,
+                    (stays_silent(a, active, i / a.steps) ? BLOCK : map_numbers) * sizeof(Sum));
+    const Maps<Weight> m{w,
+                         p,
+                         {bit_bytes, value_bytes, map_numbers, all_weights + weight_floats(w, p)},
+                         last,
+                         out_w * BLOCK,
+                         group_floats,
+                         bits,
+                         values,
+                         sums};
     for (int64_t g = 0; g < p.groups; g++) {
-      const uint64_t mask = group_mask(p, g);
-      const Weight* weight = weights + g * group_floats;
-      const bool more = far && g + 1 < p.groups;
-      const auto gather = [&](int64_t i, auto together) {
-        for (int64_t y = 0; y < rows; y++) {
-          if (more) prefetch_part<false>(weight + group_floats, group_floats, i * rows + y, last * rows);
-          const int64_t from = y * a.stride * p.C + g * p.group;
-          gather_row<COLS, NV, decltype(together)::value>(
-              w, p, bits + i * bit_bytes + from / 8,
-              reinterpret_cast<const Value*>(values + i * value_bytes + (value_bytes ? from : 0)), weight, mask,
-              begins(a, g), sums + i * map_floats + y * row_floats, BLOCK, apart);
-        }
-      };
-      const auto run = [&](int64_t& i, auto together) {
+      for (int64_t i = 0, next; i < last; i = next) {
+        int k = gather.most;
+        while (i + (1 << k) > last) k--;
         bool any = false;
-        for (int k = 0; k < decltype(together)::value; k++) any |= !is_silent(i + k);
-        if (any) gather(i, together);
-        i += decltype(together)::value;
-      };
-      int64_t i = 0;
-      while (i + MAPS <= last) run(i, Constant<MAPS>{});
-      if (MAPS == 4 && i + 2 <= last) run(i, Constant<2>{});
-      while (i < last) run(i, Constant<1>{});
-      if (g + 1 < p.groups && begins(a, g + 1)) totals.add(sums, last * map_floats);
+        for (next = i; next < i + (1 << k); next++) any |= active[next] != 0;
+        if (any) gather.run[k](m, i, g, weights + g * group_floats, begins(a, g), far && g + 1 < p.groups);
+      }
+      if (g + 1 < p.groups && begins(a, g + 1)) totals.add(sums, last * map_numbers);
     }
-    fire_totals<BLOCK / LANES>(a, o * BLOCK, band, sums, last * map_floats, totals, is_silent);
+    totals.fire(a, band, BLOCK, o * BLOCK, active, sums, last * map_numbers);
   });
 }
 
@@ -293,39 +275,21 @@ class Pieces {
   uintptr_t next_;
 };
 
-// What `convolve_lists` needs for some rows of some images.
-template <class Number>
-struct Listed {
-  Number* sums;         // [image, step, row, column, channel of the block]
-  int32_t* totals;      // the same, if there are some
+// The lists of a chunk.
+struct Lists {
   uint16_t* numbers;    // of all lists, one behind the other
   List* lists;          // [image, step, row of inputs, column, part]
-  int64_t* ends;        // of the numbers of every image and step
+  uint8_t* active;      // [image, step]: whether any list has a number
   Job* jobs;            // [group, place]
   int64_t* job_counts;  // [group]
-  size_t end;
-
-  Listed(void* memory, const EngineConv& a, const Part& part, const Parts& p, int64_t block) {
-    const int64_t maps = a.steps * part.images, places = maps * part.rows * out_width(a);
-    const int64_t pixels = maps * a.width * smaller(a.height, (part.rows - 1) * a.stride + a.kernel_height);
-    const int64_t most = pixels * a.in + BEHIND;
-    Pieces pieces(memory);
-    sums = pieces.take<Number>(places * block);
-    totals = pieces.take<int32_t>(Totals<Number>::bytes(a, places * block) / int64_t{sizeof(int32_t)});
-    lists = pieces.take<List>(pixels * p.parts);
-    ends = pieces.take<int64_t>(maps + 1);
-    jobs = pieces.take<Job>(p.groups * places);
-    job_counts = pieces.take<int64_t>(p.groups);
-    numbers = pieces.take<uint16_t>(most);
-    end = most > UINT32_MAX ? 0 : pieces.end();
-  }
+  int64_t places;       // of outputs, of all images and steps
 };
 
 // The places of a group's lists: body(list, place) for all whose input is there and not silent, and for the others with
 // an empty list if `all` are wanted.
 template <class Body>
-ALWAYS_INLINE inline void each_place(const EngineConv& a, const Band& band, const Parts& p, int64_t g,
-                                     const List* lists, const int64_t* ends, bool all, const Body& body) {
+ALWAYS_INLINE inline void each_place(const EngineConv& a, const Band& band, const Parts& p, int64_t g, const Lists& m,
+                                     bool all, const Body& body) {
   const int64_t out_w = out_width(a), kx = g / p.parts % a.kernel_width, ky = g / p.parts / a.kernel_width;
   // Outputs of a row whose inputs are there.
   const int64_t first = smaller(out_w, larger(0, (a.padding_x - kx + a.stride - 1) / a.stride));
@@ -333,25 +297,64 @@ ALWAYS_INLINE inline void each_place(const EngineConv& a, const Band& band, cons
   for (int64_t i = 0; i < a.steps * band.images; i++)
     for (int64_t y = 0; y < band.rows; y++) {
       const int64_t row = (band.y + y) * a.stride - a.padding_y + ky, to = (i * band.rows + y) * out_w;
-      const bool there = row >= band.top && row < band.bottom && ends[i] != ends[i + 1];
+      const bool there = row >= band.top && row < band.bottom && m.active[i];
       const int64_t seen = i * (band.bottom - band.top) + row - band.top;
-      const List* list = lists + (seen * a.width + kx - a.padding_x) * p.parts + g % p.parts;
+      const List* list = m.lists + (seen * a.width + kx - a.padding_x) * p.parts + g % p.parts;
       for (int64_t x = there ? first : out_w; x < (there ? last : 0); x++) body(list[x * a.stride * p.parts], to + x);
       for (int64_t x = 0; all && x < (there ? first : out_w); x++) body(List{0, 0}, to + x);
       for (int64_t x = last; all && there && x < out_w; x++) body(List{0, 0}, to + x);
     }
 }
 
+// Lists what a chunk's inputs hold, and sorts the lists of every group of weights; a row of these has 2^shift.
+void make_lists(const EngineConv& a, const Band& band, const Parts& p, int shift, const Lists& m) {
+  int64_t end = 0, made = 0;
+  for (int64_t i = 0; i < a.steps * band.images; i++) {
+    const int64_t before = end;
+    const uint8_t* x = image_of(a, band, i) + band.top * a.width * a.in;
+    for (int64_t pixel = 0; pixel < (band.bottom - band.top) * a.width; pixel++, x += a.in)
+      for (int64_t c = 0; c < a.in; c += p.part) {
+        const List list = list_bytes(x + c, smaller(p.part, a.in - c), shift, m.numbers, end);
+        m.lists[made++] = list, end += list.count;
+      }
+    m.active[i] = end != before;
+  }
+  for (int64_t g = 0; g < p.groups; g++)
+    m.job_counts[g] = sort_jobs([&](const auto& body) ALWAYS_INLINE {
+      each_place(a, band, p, g, m, begins(a, g), body);
+    }, m.jobs + g * m.places);
+}
+
 // By lists of single places, which serve all blocks of outputs.
-template <int NV, class Weight>
+template <class Weight>
 int convolve_lists(const EngineConv& a, const Weight* all_weights) {
-  using Sum = Added<Weight>;
-  using Listed = Listed<typename Sum::Number>;
-  constexpr int64_t BLOCK = NV * Sum::LANES_OF;
-  const Part part = partition(a, BLOCK * sizeof(typename Sum::Number));
+  using Sum = typename Added<Weight>::Number;
+  const int vectors = vectors_of_block<Weight>(window(a, 1));
+  const auto add = vectors == 1   ? add_sorted<1, Weight>
+                   : vectors == 2 ? add_sorted<2, Weight>
+                                  : add_sorted<32 / LANES, Weight>;
+  const int64_t BLOCK = vectors * Added<Weight>::LANES_OF;
+  const Part part = partition(a, BLOCK * sizeof(Sum));
   const Parts p = plan_parts(window(a, part.rows), BLOCK);
-  const size_t bytes = Listed(nullptr, a, part, p, BLOCK).end;
-  if (bytes == 0) return OUT_OF_MEMORY;
+  const int64_t maps = a.steps * part.images, most = maps * part.rows * out_width(a);  // places
+  const int64_t pixels = maps * a.width * smaller(a.height, (part.rows - 1) * a.stride + a.kernel_height);
+  if (pixels * a.in + BEHIND > UINT32_MAX) return OUT_OF_MEMORY;
+  // In pieces of one memory; counted only where there is none.
+  const auto take = [&](void* memory, Sum*& sums, int32_t*& totals, Lists& m) {
+    Pieces pieces(memory);
+    sums = pieces.take<Sum>(most * BLOCK);
+    totals = pieces.take<int32_t>(Totals<Sum>::bytes(a, most * BLOCK) / int64_t{sizeof(int32_t)});
+    m.lists = pieces.take<List>(pixels * p.parts);
+    m.active = pieces.take<uint8_t>(maps);
+    m.jobs = pieces.take<Job>(p.groups * most);
+    m.job_counts = pieces.take<int64_t>(p.groups);
+    m.numbers = pieces.take<uint16_t>(pixels * a.in + BEHIND);
+    return pieces.end();
+  };
+  Sum* no_sums;
+  int32_t* no_totals;
+  Lists none;
+  const size_t bytes = take(nullptr, no_sums, no_totals, none);
   const bool far = p.floats() * int64_t{sizeof(Weight)} > SECOND_CACHE;
   // Who has made lists uses them for all blocks, unless cores would be left without work.
   const int64_t shares =
@@ -359,33 +362,21 @@ int convolve_lists(const EngineConv& a, const Weight* all_weights) {
   return for_items(part.chunks * shares, bytes, a.threads, [&](int64_t item, float* scratch) {
     const int64_t share = item % shares;
     const Band band = band_of(a, part, item / shares);
-    const Listed m(scratch, a, part, p, BLOCK);
-    int64_t end = 0, made = 0;
-    for (int64_t i = 0; i < a.steps * band.images; i++) {
-      m.ends[i] = end;
-      const uint8_t* x = image_of(a, band, i) + band.top * a.width * a.in;
-      for (int64_t pixel = 0; pixel < (band.bottom - band.top) * a.width; pixel++, x += a.in)
-        for (int64_t c = 0; c < a.in; c += p.part) {
-          const List list = list_bytes<BLOCK>(x + c, smaller(p.part, a.in - c), m.numbers, end);
-          m.lists[made++] = list, end += list.count;
-        }
-    }
-    m.ends[a.steps * band.images] = end;
-    const int64_t places = a.steps * band.images * band.rows * out_width(a);
-    for (int64_t g = 0; g < p.groups; g++)
-      m.job_counts[g] = sort_jobs([&](const auto& body) ALWAYS_INLINE {
-        each_place(a, band, p, g, m.lists, m.ends, begins(a, g), body);
-      }, m.jobs + g * places);
+    Sum* sums;
+    int32_t* totals_memory;
+    Lists m;
+    take(scratch, sums, totals_memory, m);
+    m.places = a.steps * band.images * band.rows * out_width(a);
+    make_lists(a, band, p, __builtin_ctzll(BLOCK), m);
     for (int64_t o = p.blocks * share / shares; o < p.blocks * (share + 1) / shares; o++) {
-      Totals<typename Sum::Number> totals{m.totals};
+      Totals<Sum> totals{totals_memory};
       for (int64_t g = 0; g < p.groups; g++) {
         const Weight* weight = all_weights + (o * p.groups + g) * p.group_floats;
-        add_sorted<NV>(m.jobs + g * places, m.job_counts[g], m.numbers, weight, begins(a, g), m.sums,
-                       far ? weight + p.group_floats : nullptr, p.group_floats);
-        if (g + 1 < p.groups && begins(a, g + 1)) totals.add(m.sums, places * BLOCK);
+        add(m.jobs + g * m.places, m.job_counts[g], m.numbers, weight, begins(a, g), sums,
+            far ? weight + p.group_floats : nullptr, p.group_floats);
+        if (g + 1 < p.groups && begins(a, g + 1)) totals.add(sums, m.places * BLOCK);
       }
-      fire_totals<BLOCK / LANES>(a, o * BLOCK, band, m.sums, places * BLOCK, totals,
-                                 [&](int64_t i) { return m.ends[i] == m.ends[i + 1]; });
+      totals.fire(a, band, BLOCK, o * BLOCK, m.active, sums, m.places * BLOCK);
     }
   });
 }
@@ -465,7 +456,7 @@ void filter_block(const EngineConv& a, const Band& band, int64_t c, const uint8_
         filter_places<1, NV>(a, taps, from + x * a.stride * BLOCK, frame, a.weight + c, sum);
     }
   }
-  fire_block<NV>(a, c, band, sums, [&](int64_t i) { return !active[i]; });
+  fire_block(a, {c, NV, band.n, band.images, band.y, band.rows, active}, sums, Number::floats);
 }
 
 int convolve_depthwise(const EngineConv& a) {
@@ -504,44 +495,32 @@ int engine_pack(const EnginePack& a) {
   const auto weight = [&](int64_t o, int64_t c, int64_t ky, int64_t kx) {
     return a.weight[((o * a.in + c) * a.kernel_height + ky) * a.kernel_width + kx];
   };
-  const auto pack = [&](auto number) {
-    using Weight = decltype(number);
-    constexpr int STEP = Added<Weight>::LANES_OF;
-    if (by_lists(w, a.binary))
-      return by_block<Weight>(w, [&](auto vectors) {
-        constexpr int NV = decltype(vectors)::value;
-        const Parts p = plan_parts(w, NV * STEP);
-        a.counts[0] = p.floats(), a.counts[1] = p.groups, a.counts[2] = p.part, a.counts[3] = NV * STEP;
-        if (a.packed != nullptr) pack_parts(w, p, NV * STEP, weight, a.packed);
-        if (a.half != nullptr) halve(a.packed, a.counts[0], NV, a.half);
-        return 0;
-      });
-    return by_shape<Weight>(w, [&](auto columns, auto vectors) {
-      const Plan p = plan_gather(w, decltype(vectors)::value * STEP, most_bits<Weight>(a.binary));
-      a.counts[0] = packed_floats(w, p), a.counts[1] = p.groups;
-      a.counts[2] = p.group * w.kernel_width, a.counts[3] = p.block;
-      constexpr int COLS = decltype(columns)::value, NV = decltype(vectors)::value;
-      if (a.packed != nullptr) pack_gather<COLS>(w, p, weight, a.packed);
-      if (a.half != nullptr) halve(a.packed, a.counts[0], COLS * NV, a.half);
-      return 0;
-    });
-  };
-  return a.integers ? pack(int16_t{}) : pack(0.f);
+  const int64_t lanes = a.integers ? SHORTS : LANES;
+  int columns = 0, vectors = 0;
+  if (by_lists(w, a.binary)) {
+    columns = 1, vectors = a.integers ? vectors_of_block<int16_t>(w) : vectors_of_block<float>(w);
+    const Parts p = plan_parts(w, vectors * lanes);
+    a.counts[0] = p.floats(), a.counts[1] = p.groups, a.counts[2] = p.part, a.counts[3] = vectors * lanes;
+    if (a.packed != nullptr) pack_parts(w, p, vectors * lanes, weight, a.packed);
+  } else {
+    const auto take = [&](auto of_columns, auto of_vectors) {
+      columns = decltype(of_columns)::value, vectors = decltype(of_vectors)::value;
+    };
+    a.integers ? by_shape<int16_t>(w, take) : by_shape<float>(w, take);
+    const Plan p = plan_gather(w, vectors * lanes, most_bits(a.integers, a.binary));
+    a.counts[0] = packed_floats(w, p), a.counts[1] = p.groups;
+    a.counts[2] = p.group * w.kernel_width, a.counts[3] = p.block;
+    if (a.packed != nullptr) pack_gather(w, p, columns, weight, a.packed);
+  }
+  if (a.half != nullptr) halve(a.packed, a.counts[0], columns * vectors, a.half);
+  return 0;
 }
 
 int engine_conv(const EngineConv& a) {
   if (a.levels > MOST_LEVELS) return UNSUPPORTED;
   if (a.depthwise) return convolve_depthwise(a);
-  const Window w = window(a, 1);
-  const auto run = [&](const auto* weight) {
-    using Weight = std::remove_cv_t<std::remove_pointer_t<decltype(weight)>>;
-    if (by_lists(w, a.binary))
-      return by_block<Weight>(w, [&](auto vectors) { return convolve_lists<decltype(vectors)::value>(a, weight); });
-    return by_shape<Weight>(w, [&](auto columns, auto vectors) {
-      constexpr int COLS = decltype(columns)::value, NV = decltype(vectors)::value;
-      return a.binary ? convolve<Ones, COLS, NV>(a, weight) : convolve<uint8_t, COLS, NV>(a, weight);
-    });
-  };
+  const bool lists = by_lists(window(a, 1), a.binary);
+  const auto run = [&](const auto* weight) { return lists ? convolve_lists(a, weight) : convolve(a, weight); };
   if (a.bytes != nullptr) return run(a.bytes);
   if (a.shorts != nullptr) return run(a.shorts);
   return a.half != nullptr ? run(reinterpret_cast<const bfloat16*>(a.half)) : run(a.weight);

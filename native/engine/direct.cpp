@@ -3,12 +3,13 @@
 //   for t, n, oy, ox, o:
 //     u[t, n, oy, ox, o] = bias[o] + sum over ky, kx, c, in this order, of
 //       x[t, n, oy stride + ky - padding_y, ox stride + kx - padding_x, c] w[o, c, ky, kx]
-//   spikes = neurons(u + residual)                                                           (engine/epilogue.hpp)
+//   spikes = neurons(u + residual)                                                           (engine/fire.cpp)
 //
 // The order of the additions depends on nothing. They are fused with the multiplications where the processor can, so
 // that levels with such instructions agree to the bit, and the baseline may round otherwise.
 #include "engine/epilogue.hpp"
 #include "engine/items.hpp"
+#include "engine/partial.hpp"
 
 namespace spikeloom::SPIKELOOM_LEVEL {
 namespace {

@@ -3,8 +3,8 @@
 //   engine_elements   y[...] = f(a[...], b[...], c[...])
 //   engine_reduce     y[o, i] = sum over k of x[o, k, i] (`cascade`), divided by their number for a mean
 //   engine_windows    y[n, oy, ox, c] = maximum or mean over the window
-#include "engine/epilogue.hpp"
 #include "engine/items.hpp"
+#include "engine/partial.hpp"
 
 namespace spikeloom::SPIKELOOM_LEVEL {
 namespace {

@@ -41,15 +41,11 @@ void pack_parts(const Window& w, const Parts& p, int64_t block, const Weight& we
         }
 }
 
-// Calls run(vectors of a block of outputs): at most 32 outputs, and 64 of 16 bits.
-template <class Weight, class Run>
-inline auto by_block(const Window& w, const Run& run) {
+// The vectors of a block of outputs: at most 32 outputs, and 64 of 16 bits.
+template <class Weight>
+inline int vectors_of_block(const Window& w) {
   constexpr int MOST = 32 / LANES, lanes = Added<Weight>::LANES_OF;
-  if (w.out <= lanes) return run(Constant<1>{});
-  if constexpr (MOST > 2) {
-    if (w.out <= 2 * lanes) return run(Constant<2>{});
-  }
-  return run(Constant<MOST>{});
+  return w.out <= lanes ? 1 : w.out <= 2 * lanes ? 2 : MOST;
 }
 
 // Which of n <= 64 bytes are not zero, as bits.
@@ -89,24 +85,21 @@ struct Job {
   uint32_t first, count, to;
 };
 
-// Which of eight bits are set, one after the other, with rows of ROW weights.
-template <int ROW>
+// Which of eight bits are set, one after the other.
 struct Eights {
   uint16_t places[256][8];
   constexpr Eights() : places() {
     for (int byte = 0; byte < 256; byte++)
       for (int bit = 0, n = 0; bit < 8; bit++)
-        if (byte >> bit & 1) places[byte][n++] = static_cast<uint16_t>(bit * ROW);
+        if (byte >> bit & 1) places[byte][n++] = static_cast<uint16_t>(bit);
   }
 };
-template <int ROW>
-constexpr Eights<ROW> EIGHTS;
+constexpr Eights EIGHTS;
 
 constexpr int64_t BEHIND = 8;  // numbers that are written behind a list
 
-// Writes the list of n bytes, with rows of ROW weights, from the first-th number on.
-template <int ROW>
-inline List list_bytes(const uint8_t* x, int64_t n, uint16_t* numbers, int64_t first) {
+// Writes the list of n bytes, with rows of 2^shift weights, from the first-th number on.
+inline List list_bytes(const uint8_t* x, int64_t n, int shift, uint16_t* numbers, int64_t first) {
   typedef uint16_t Eight __attribute__((vector_size(16)));
   int64_t end = first;
   for (int64_t c = 0; c < n; c += 64) {
@@ -118,17 +111,17 @@ inline List list_bytes(const uint8_t* x, int64_t n, uint16_t* numbers, int64_t f
     if (count <= 4) {
 #pragma GCC unroll 4
       for (int k = 0; k < 4; k++, word &= word - 1)
-        to[k] = static_cast<uint16_t>((c + (word == 0 ? 0 : __builtin_ctzll(word))) * ROW);
+        to[k] = static_cast<uint16_t>((c + (word == 0 ? 0 : __builtin_ctzll(word))) << shift);
     } else {
-      Eight base = Eight{} + static_cast<uint16_t>(c * ROW);
+      Eight base = Eight{} + static_cast<uint16_t>(c);
 #pragma GCC unroll 8
       for (int byte = 0; byte < 8; byte++, word >>= 8) {
         Eight eight;
-        std::memcpy(&eight, EIGHTS<ROW>.places[word & 255], sizeof eight);
-        eight += base;
+        std::memcpy(&eight, EIGHTS.places[word & 255], sizeof eight);
+        eight = (eight + base) << shift;
         std::memcpy(to, &eight, sizeof eight);
         to += __builtin_popcountll(word & 255);
-        base += static_cast<uint16_t>(8 * ROW);
+        base += 8;
       }
     }
     end += count;
@@ -153,8 +146,8 @@ inline int64_t sort_jobs(const Each& each, Job* jobs) {
 
 // Adds the weights of ROWS lists, the shortest first, to the sums of their places, or to zero.
 template <int NV, int ROWS, class Weight>
-inline void add_lists(const Job* jobs, const uint16_t* numbers, const Weight* weight, bool to_zero,
-                      typename Added<Weight>::Number* sums) {
+ALWAYS_INLINE inline void add_lists(const Job* jobs, const uint16_t* numbers, const Weight* weight, bool to_zero,
+                                    typename Added<Weight>::Number* sums) {
   using Sum = Added<Weight>;
   constexpr int STEP = Sum::LANES_OF;
   typename Sum::Vector sum[ROWS][NV];

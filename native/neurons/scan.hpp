@@ -11,8 +11,8 @@ namespace {
 // Elements below which a scan runs on one core: its few operations an element are done before the others are awake.
 constexpr int64_t MIN_PARALLEL_SCAN = 1 << 16;
 
-// Where a row of currents u[t] comes from: the input; a row of floats that holds it; or a normalisation of the input,
-// factor x + shift (+ residual), computed where it is read.
+// Where a row of currents u[t] comes from: the input; a row of floats that holds it, which of float32 is an input; or a
+// normalisation of the input, factor x + shift (+ residual), computed where it is read.
 enum class Source { input, row, normed, normed_residual };
 
 template <class T>
@@ -42,13 +42,13 @@ class Currents {
         shift_(rows + block),
         u_(rows + 2 * block),
         fixed_(a.factor && repeats(a.layout, block)),
-        source_(source_of(a, several)) {
+        several_(several) {
     if (fixed_) fill(0, block);
   }
 
   static Source source_of(const Scan& a, bool several) {
     if (!a.factor) return Source::input;
-    if (several) return Source::row;
+    if (several) return std::is_same_v<T, float> ? Source::input : Source::row;
     return a.residual ? Source::normed_residual : Source::normed;
   }
 
@@ -57,14 +57,17 @@ class Currents {
     if (a_.factor && !fixed_) fill(i0, n);
   }
 
-  Current<T> at(int64_t t) {
-    const Current<T> made = unread(t);
-    if (source_ != Source::row) return made;
+  Current<T> at(int64_t t) { return a_.factor && several_ ? as_row(t) : unread(t); }
+
+  // u[t] in a row of floats.
+  Current<T> as_row(int64_t t, void* sum = nullptr) {
     Current<T> whole;
-    whole.x = made.x, whole.row = row(t);
+    if constexpr (std::is_same_v<T, float>)
+      whole.x = row(t, sum);
+    else
+      whole.row = row(t, sum);
     return whole;
   }
-
   // u[t] as a row of floats, and its copy in `sum`, whose rounding it then has.
   const float* row(int64_t t, void* sum = nullptr) {
     T* out = sum ? static_cast<T*>(sum) + t * a_.size + i0_ : nullptr;
@@ -110,8 +113,7 @@ class Currents {
   const Scan& a_;
   int64_t block_;
   float *factor_, *shift_, *u_;
-  bool fixed_;
-  Source source_;
+  bool fixed_, several_;
   int64_t i0_ = 0, n_ = 0;
 };
 

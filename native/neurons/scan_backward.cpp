@@ -91,12 +91,11 @@ __attribute__((noinline)) void charge(const Scan& a, const ChargeStep<T>& at) {
 
 template <class T, int K, Reset reset, bool rectified>
 Charge<T> charge_of(Source source) {
-  switch (source) {
-    case Source::input: return charge<T, K, reset, rectified, Source::input>;
-    case Source::row: return charge<T, K, reset, rectified, Source::row>;
-    case Source::normed: return charge<T, K, reset, rectified, Source::normed>;
-    default: return charge<T, K, reset, rectified, Source::normed_residual>;
-  }
+  if constexpr (K == 1 && !std::is_same_v<T, float>)  // several levels at a time read their currents once
+    if (source == Source::row) return charge<T, K, reset, rectified, Source::row>;
+  if (source == Source::normed) return charge<T, K, reset, rectified, Source::normed>;
+  if (source == Source::normed_residual) return charge<T, K, reset, rectified, Source::normed_residual>;
+  return charge<T, K, reset, rectified, Source::input>;
 }
 
 template <class T>
@@ -160,7 +159,7 @@ using Back = void (*)(const ScanBackward&, const BackStep<T>&);
 
 // `carried` holds dL/dh of the step after (behind the last step dL/dV, which no decay has passed) and then of this one.
 // The decay's gradient belongs to the step after, whose charge begins with the potential that is known here.
-template <class T, Surrogate kind, bool rectified, bool learn, Through through, int K, bool total>
+template <class T, Surrogate kind, bool rectified, bool learn, Through through, int K>
 __attribute__((noinline)) void back(const ScanBackward& a, const BackStep<T>& at) {
   static_assert(K == 1 || !(rectified || learn));
   const bool ends = at.t == a.steps - 1;
@@ -224,14 +223,14 @@ __attribute__((noinline)) void back(const ScanBackward& a, const BackStep<T>& at
       grad_u = j == 0 ? grad : grad_u + grad;
     });
     grad_u *= gain;
-    if constexpr (total) {
+    if (sums) {
       lanes.put(sums + i, lanes.get(sums + i) + grad_u);
-    } else {
-      lanes.put(out + i, grad_u);
-      if (!pass) return;
-      lanes.put(pass + i, lanes.get(pass + i) + grad_u);
-      lanes.put(pass_x + i, lanes.get(pass_x + i) + grad_u * lanes.get(x + i));
+      return;
     }
+    lanes.put(out + i, grad_u);
+    if (!pass) return;
+    lanes.put(pass + i, lanes.get(pass + i) + grad_u);
+    lanes.put(pass_x + i, lanes.get(pass_x + i) + grad_u * lanes.get(x + i));
   });
   if constexpr (learn) {
     at.sums.decay += ends ? 0.f : sum_of(decay_sum);
@@ -239,33 +238,24 @@ __attribute__((noinline)) void back(const ScanBackward& a, const BackStep<T>& at
   }
 }
 
-template <class T, Surrogate kind, bool total>
+template <class T, Surrogate kind>
 Back<T> back_of(const ScanBackward& a, int levels_at_once) {
   const bool cut = a.hard && a.detach_reset, zero = a.hard && !a.detach_reset && a.v_rest == 0.f;
-  if (a.rectified) return back<T, kind, true, true, Through::any, 1, total>;
+  if (a.rectified) return back<T, kind, true, true, Through::any, 1>;
   if (a.grad_constants)
-    return cut ? back<T, kind, false, true, Through::cut, 1, total>
-               : back<T, kind, false, true, Through::any, 1, total>;
+    return cut ? back<T, kind, false, true, Through::cut, 1> : back<T, kind, false, true, Through::any, 1>;
   if (levels_at_once == 3)
-    return zero ? back<T, kind, false, false, Through::zero, 3, total>
-                : back<T, kind, false, false, Through::any, 3, total>;
-  return cut ? back<T, kind, false, false, Through::cut, 1, total>
-             : back<T, kind, false, false, Through::any, 1, total>;
+    return zero ? back<T, kind, false, false, Through::zero, 3> : back<T, kind, false, false, Through::any, 3>;
+  return cut ? back<T, kind, false, false, Through::cut, 1> : back<T, kind, false, false, Through::any, 1>;
 }
 
 // The surrogates of the papers' neurons by themselves, all others by a row of derivatives.
 template <class T>
-Back<T> back_of(const ScanBackward& a, int levels_at_once, bool total) {
+Back<T> back_of(const ScanBackward& a, int levels_at_once) {
   switch (a.surrogate) {
-    case Surrogate::rational:
-      return total ? back_of<T, Surrogate::rational, true>(a, levels_at_once)
-                   : back_of<T, Surrogate::rational, false>(a, levels_at_once);
-    case Surrogate::rectangle:
-      return total ? back_of<T, Surrogate::rectangle, true>(a, levels_at_once)
-                   : back_of<T, Surrogate::rectangle, false>(a, levels_at_once);
-    default:
-      return total ? back_of<T, Surrogate::slope, true>(a, levels_at_once)
-                   : back_of<T, Surrogate::slope, false>(a, levels_at_once);
+    case Surrogate::rational: return back_of<T, Surrogate::rational>(a, levels_at_once);
+    case Surrogate::rectangle: return back_of<T, Surrogate::rectangle>(a, levels_at_once);
+    default: return back_of<T, Surrogate::slope>(a, levels_at_once);
   }
 }
 
@@ -286,7 +276,7 @@ class Backward {
         last_start_((a.steps - 1) / a.chunk * a.chunk),
         non_temporal_(!a.sum_steps && exceeds_caches<T>(a.steps * a.size)),
         charge_(charge_of<T>(a, at_once_, Currents<T>::source_of(a, a.levels > at_once_))),
-        back_(back_of<T>(a, at_once_, total_)) {}
+        back_(back_of<T>(a, at_once_)) {}
 
   int run() {
     // A fixed number of groups of blocks, each with sums of its own, added in order: the result does not depend on the

@@ -22,12 +22,12 @@ struct FireStep {
   float* v;
   T* spikes;
   const T* add;               // added to the spikes, or null
-  float *total, *potentials;  // where the levels take several passes: the sum of their spikes, and f
+  float *total, *potentials;  // where the levels take several passes: the sum of their spikes, or null, and f
   const PrefetchList<T>& prefetch;
 };
 
-// `total`: spikes are added to a row of sums, and the potentials kept; else they are stored.
-template <class T, int K, Reset reset, bool rectified, bool total, Source source>
+// With a row of sums spikes are added to it, and the potentials kept; else they are stored.
+template <class T, int K, Reset reset, bool rectified, Source source>
 __attribute__((noinline)) void fire(const Scan& a, const FireStep<T>& at) {
   const Vec decay = all(a.decay), gain = all(a.gain), scale = all(a.scale), rest = all(a.v_rest);
   // By value: captured references to floats could be among those that are stored.
@@ -41,6 +41,7 @@ __attribute__((noinline)) void fire(const Scan& a, const FireStep<T>& at) {
   T* const spikes = at.spikes;
   const T* const add = at.add;
   float *const sums = at.total, *const potentials = at.potentials;
+  const bool plain = !sums && !add;
   each_vector(at.n, at.prefetch, [=](int64_t i, auto lanes) ALWAYS_INLINE {
     const Vec current = gain * u.template get<source>(i, lanes);
     Vec fired{};
@@ -54,14 +55,15 @@ __attribute__((noinline)) void fire(const Scan& a, const FireStep<T>& at) {
       lanes.put(v[j] + i, after<reset>(fires, h, threshold[j], rest));
       const Vec spike = select(fires, all(1.f), Vec{});
       fired = j == 0 ? spike : fired + spike;
-      if constexpr (total) lanes.put(potentials + i, h);
+      if constexpr (K == 1)
+        if (!plain && sums) lanes.put(potentials + i, h);
     });
-    if constexpr (total)
-      lanes.put(sums + i, lanes.get(sums + i) + fired);
-    else if (add)
-      lanes.put(spikes + i, fired + lanes.get(add + i));
-    else
+    if (plain)
       lanes.put_integers(spikes + i, fired);
+    else if (K == 1 && sums)
+      lanes.put(sums + i, lanes.get(sums + i) + fired);
+    else
+      lanes.put(spikes + i, fired + lanes.get(add + i));
   });
 }
 
@@ -69,33 +71,26 @@ template <class T>
 using Fire = void (*)(const Scan&, const FireStep<T>&);
 
 template <class T, int K, Reset reset, bool rectified>
-Fire<T> fire_of(Source source, bool total) {
-  switch (source) {
-    case Source::input:
-      if constexpr (K == 1)
-        if (total) return fire<T, K, reset, rectified, true, Source::input>;
-      return fire<T, K, reset, rectified, false, Source::input>;
-    case Source::row:
-      if constexpr (K == 1)
-        if (total) return fire<T, K, reset, rectified, true, Source::row>;
-      return fire<T, K, reset, rectified, false, Source::row>;
-    case Source::normed: return fire<T, K, reset, rectified, false, Source::normed>;
-    default: return fire<T, K, reset, rectified, false, Source::normed_residual>;
-  }
+Fire<T> fire_of(Source source) {
+  if constexpr (!std::is_same_v<T, float>)
+    if (source == Source::row) return fire<T, K, reset, rectified, Source::row>;
+  if (source == Source::normed) return fire<T, K, reset, rectified, Source::normed>;
+  if (source == Source::normed_residual) return fire<T, K, reset, rectified, Source::normed_residual>;
+  return fire<T, K, reset, rectified, Source::input>;
 }
 
 template <class T, Reset reset>
-Fire<T> fire_of(int levels_at_once, Source source, bool total) {
-  return levels_at_once == 3 ? fire_of<T, 3, reset, false>(source, total) : fire_of<T, 1, reset, false>(source, total);
+Fire<T> fire_of(int levels_at_once, Source source) {
+  return levels_at_once == 3 ? fire_of<T, 3, reset, false>(source) : fire_of<T, 1, reset, false>(source);
 }
 
 template <class T>
-Fire<T> fire_of(const Scan& a, int levels_at_once, Source source, bool total) {
-  if (a.rectified && a.hard) return fire_of<T, 1, Reset::hard, true>(source, total);
-  if (a.rectified) return fire_of<T, 1, Reset::soft, true>(source, total);
-  if (!a.hard) return fire_of<T, Reset::soft>(levels_at_once, source, total);
-  return a.v_rest == 0.f ? fire_of<T, Reset::zero>(levels_at_once, source, total)
-                         : fire_of<T, Reset::hard>(levels_at_once, source, total);
+Fire<T> fire_of(const Scan& a, int levels_at_once, Source source) {
+  if (a.rectified && a.hard) return fire_of<T, 1, Reset::hard, true>(source);
+  if (a.rectified) return fire_of<T, 1, Reset::soft, true>(source);
+  if (!a.hard) return fire_of<T, Reset::soft>(levels_at_once, source);
+  return a.v_rest == 0.f ? fire_of<T, Reset::zero>(levels_at_once, source)
+                         : fire_of<T, Reset::hard>(levels_at_once, source);
 }
 
 // Elements of a block, few enough that its rows stay in the first cache.
@@ -116,7 +111,7 @@ class Forward {
         at_once_(a.levels == 3 && !a.potentials && !a.rectified ? 3 : 1),
         total_(a.potentials || a.levels != at_once_),
         several_(a.sum || total_),
-        fire_(fire_of<T>(a, at_once_, Currents<T>::source_of(a, several_), total_)) {}
+        fire_(fire_of<T>(a, at_once_, Currents<T>::source_of(a, several_))) {}
 
   int run() const {
     const int64_t levels = a_.levels, rows_count = levels + 3 + CURRENT_ROWS;
@@ -157,14 +152,10 @@ class Forward {
     const bool next = t + distance_ >= a_.steps;
     const int64_t later = next ? t + distance_ - a_.steps : t + distance_;
     currents.needed(later, next, prefetch), needed(later, next ? i0 + block_ : i0, prefetch);
-    Current<T> u;
-    if (a_.sum)  // of a normalisation
-      u.row = currents.row(t, a_.sum);
-    else
-      u = currents.at(t);
+    const Current<T> u = a_.sum ? currents.as_row(t, a_.sum) : currents.at(t);  // a sum is of a normalisation
     const T* add = a_.add ? static_cast<const T*>(a_.add) + t * a_.size + i0 : nullptr;
     float *total = rows + a_.levels * block_, *unwanted = total + block_;
-    FireStep<T> step{0, n, block_, u, rows, spikes, add, total, unwanted, prefetch};
+    FireStep<T> step{0, n, block_, u, rows, spikes, add, total_ ? total : nullptr, unwanted, prefetch};
     if (!total_) return fire_(a_, step);
     std::memset(total, 0, n * 4);
     for (int64_t k = 0; k < a_.levels; k++) {
