@@ -8,6 +8,7 @@ import os
 # for each other on cores that are taken cost several times the work. Before PyTorch is imported, which reads it once.
 if "PYTEST_XDIST_WORKER" in os.environ:
     os.environ.setdefault("OMP_NUM_THREADS", "1")
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # of tests of two threads: they do not spin on a taken core
     os.environ.pop("COLUMNS", None)  # a terminal's width, which such a process has not
 
 import contextlib
