@@ -43,7 +43,7 @@ torch.fx.config.do_not_emit_stack_traces = True
 
 @pytest.hookimpl(wrapper=True)
 def pytest_collection() -> Generator[None, Any, Any]:
-    """Modules and tests stay to the end: to look through them for garbage was a fourth of the time they took to load."""
+    """Modules and tests stay to the end: to look through them for garbage took a fourth of the time of collection."""
     gc.disable()
     try:
         return (yield)
