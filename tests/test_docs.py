@@ -4,6 +4,7 @@ Notes in docs/notes/ are of their day: only their links are checked.
 """
 
 import contextlib
+import functools
 import importlib
 import json
 import re
@@ -89,10 +90,15 @@ def _split(command: str) -> tuple[list[str], set[str]]:
     return [word for word in words if not word.startswith("--")], options
 
 
+@functools.cache
+def _command_line():
+    return typer.main.get_command(cli.app)
+
+
 @pytest.mark.parametrize("command", _commands("[a-z]+"))
 def test_options_of_commands_exist(command):
     name = command.split()[1]
-    [known] = [c for c in typer.main.get_command(cli.app).commands.values() if c.name == name]
+    [known] = [c for c in _command_line().commands.values() if c.name == name]
     if group := getattr(known, "commands", None):
         known = group[command.split()[2]]
     options = {option for param in known.params for option in (*param.opts, *param.secondary_opts)}

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
+import os
 import re
+import signal
 import subprocess
 import sys
 from collections.abc import Callable
@@ -119,15 +122,16 @@ def work(rank: int, folder: str) -> None:
 def results(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
     folder = tmp_path_factory.mktemp("two")
     code = (
-        "import sys; sys.path.insert(0, sys.argv[1]); import test_sync; test_sync.work(int(sys.argv[2]), sys.argv[3])"
+        "import os, sys; sys.path.insert(0, sys.argv[1]); import test_sync; child = os.fork()\n"
+        "test_sync.work(int(not child), sys.argv[2]); sys.exit(child and os.waitpid(child, 0)[1])"
     )
-    words = [sys.executable, "-c", code, str(Path(__file__).parent)]
-    started = [subprocess.Popen([*words, str(rank), str(folder)]) for rank in (0, 1)]
+    words = [sys.executable, "-c", code, str(Path(__file__).parent), str(folder)]
+    started = subprocess.Popen(words, start_new_session=True)
     try:
-        assert [process.wait(timeout=120) for process in started] == [0, 0]
+        assert started.wait(timeout=120) == 0
     finally:
-        for process in started:
-            process.kill()
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(started.pid, signal.SIGKILL)
     return [torch.load(folder / f"{rank}.pt") for rank in (0, 1)]
 
 

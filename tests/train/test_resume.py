@@ -45,13 +45,24 @@ FILES = [
     "tensorboard",
 ]
 
-# Runs the command line, and kills itself while it writes.
-SUICIDE = """
-import os, signal, sys
+# Runs the command line in one process after the other, each of which kills itself while it writes. All have what the
+# first one, which trains nothing, has loaded: that takes longer than their training.
+SUICIDES = """
+import json, os, signal, sys
 
+import accelerate, sklearn.datasets, timm.scheduler.cosine_lr, torch.utils.tensorboard
+import spikeloom.analyse.report.render, spikeloom.train.loop
 from spikeloom import files
+from spikeloom.cli import main
 
-stage, name, left = sys.argv[1], sys.argv[2], int(sys.argv[3])
+for stage, name, left, out in json.loads(sys.argv[1]):
+    child = os.fork()
+    if not child:
+        break
+    print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
+else:
+    sys.exit()
+
 replace, save_file = os.replace, files.save_file
 
 def at(path):
@@ -75,11 +86,15 @@ if stage == "half written":
 else:
     os.replace = not_renamed
 
-from spikeloom.cli import main
-
-sys.argv = ["spikeloom", *sys.argv[4:]]
+sys.argv = ["spikeloom", *sys.argv[2:], "--out=" + out]
 main()
 """
+DEATHS = [
+    # Of 9 checkpoints an epoch the ninth is written after its evaluation, when its metrics are already there.
+    ("half written", "checkpoint.safetensors", STEPS + 1, 0, STEPS),
+    ("not renamed", "checkpoint.safetensors", STEPS + 4, 1, 2),
+    ("not renamed", "summary.json", 1, EPOCHS, 0),
+]
 
 
 # Runs in this process and in others must add in the same order.
@@ -122,8 +137,10 @@ def wait_until_middle(process: subprocess.Popen[str], run: Path) -> None:
 
 
 def resume_here(run: Path) -> None:
+    """In this process, which did not begin it."""
     found = spikeloom("train", f"--resume={run}", "--json")
     assert found.code == 0, found.err
+    assert json.loads(found.out)["run"] == str(run)
 
 
 def outcome(run: Path) -> dict[str, Any]:
@@ -175,34 +192,23 @@ def test_sigkill_in_the_middle_of_an_epoch(unbroken: Path, tmp_path: Path) -> No
     at = position(run)
     assert 0 < at["epoch"] < EPOCHS or 0 < at["step"] < STEPS
     assert not (run / "summary.json").exists()
-    code, out, err = finish(start("train", f"--resume={run}", "--json"))
-    assert code == 0, err
-    assert json.loads(out)["run"] == str(run)
+    resume_here(run)
     assert_same_end(run, unbroken)
 
 
-@pytest.mark.parametrize(
-    ("stage", "name", "nth", "epoch", "step"),
-    [
-        # Of 9 checkpoints an epoch the ninth is written after its evaluation, when its metrics are already there.
-        ("half written", "checkpoint.safetensors", STEPS + 1, 0, STEPS),
-        ("not renamed", "checkpoint.safetensors", STEPS + 4, 1, 2),
-        ("not renamed", "summary.json", 1, EPOCHS, 0),
-    ],
-)
-def test_sigkill_while_writing(
-    unbroken: Path,
-    tmp_path: Path,
-    stage: str,
-    name: str,
-    nth: int,
-    epoch: int,
-    step: int,
-) -> None:
-    run = tmp_path / "run"
-    words = ["train", *SETTINGS, f"--out={run}", "--json"]
-    code, _, err = finish(start(stage, name, str(nth), *words, script=SUICIDE))
-    assert code == -signal.SIGKILL, err
+@pytest.fixture(scope="module")
+def dead(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    """Runs of processes that died as `DEATHS` says."""
+    runs = [tmp_path_factory.mktemp("dead") / "run" for _ in DEATHS]
+    plan = [(*death[:3], str(run)) for death, run in zip(DEATHS, runs, strict=True)]
+    code, out, err = finish(start(json.dumps(plan), "train", *SETTINGS, "--json", script=SUICIDES))
+    assert (code, out.split()) == (0, [str(-signal.SIGKILL)] * len(DEATHS)), err
+    return runs
+
+
+@pytest.mark.parametrize("number", range(len(DEATHS)), ids=lambda number: f"{DEATHS[number][1]} {DEATHS[number][0]}")
+def test_sigkill_while_writing(unbroken: Path, dead: list[Path], number: int) -> None:
+    run, (*_, epoch, step) = dead[number], DEATHS[number]
     at = position(run)  # the checkpoint before is whole
     assert (at["epoch"], at["step"]) == (epoch, step)
     resume_here(run)

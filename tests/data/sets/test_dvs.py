@@ -370,28 +370,18 @@ def test_leftovers_of_killed_processes_go(tmp_path: Path, cache: Path) -> None:
 def test_several_processes_make_the_same_entry(tmp_path: Path, cache: Path) -> None:
     root = nmnist_root(tmp_path, 20)
     code = (
-        "import sys, hashlib, numpy as np\n"
+        "import os, sys, hashlib, numpy as np\n"
         "from spikeloom.data import create_dataset\n"
-        "print('ready', flush=True)\n"
-        "sys.stdin.readline()\n"
+        "child = os.fork()\n"  # now both begin at once
         "data = create_dataset('nmnist', sys.argv[1], T=4)\n"
-        "print(len(data), hashlib.sha256(np.ascontiguousarray(data.counts.frames).tobytes()).hexdigest())\n"
+        "print(len(data), hashlib.sha256(np.ascontiguousarray(data.counts.frames).tobytes()).hexdigest(), flush=True)\n"
+        "sys.exit(os.waitpid(child, 0)[1] if child else 0)\n"
     )
-    processes = [
-        subprocess.Popen(
-            [sys.executable, "-c", code, str(root)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-        )
-        for _ in range(2)
-    ]
-    pipes = [(p.stdin, p.stdout) for p in processes]
-    for _, output in pipes:
-        assert output is not None
-        assert output.readline() == "ready\n"
-    for stdin, _ in pipes:  # now all begin at once
-        assert stdin is not None
-        stdin.write("\n")
-        stdin.flush()
-    answers = [process.communicate(timeout=100)[0] for process in processes]
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(root)], stdout=subprocess.PIPE, text=True, timeout=100, check=True
+    )
+    answers = done.stdout.splitlines()
+    assert len(answers) == 2
     assert len(set(answers)) == 1
     assert answers[0].startswith("200 ")
     assert entries(cache) == [".frames", ".json"]

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import pickle
-import subprocess
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -315,12 +313,6 @@ def test_only_verified_files_are_unpickled(name: str, original_cifar: Path, tmp_
     assert sign.exists()  # the bomb is real
     path.unlink()
     assert str(path) in told(DataFileError, lambda: create_dataset("cifar10", original_cifar))
-
-
-def test_import_is_light():
-    code = "import sys, spikeloom.data; print([m for m in ('sklearn', 'torchvision', 'PIL') if m in sys.modules])"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout.strip() == "[]"
 
 
 def test_columns_are_time(cifar_root):
