@@ -159,7 +159,9 @@ using Back = void (*)(const ScanBackward&, const BackStep<T>&);
 
 // `carried` holds dL/dh of the step after (behind the last step dL/dV, which no decay has passed) and then of this one.
 // The decay's gradient belongs to the step after, whose charge begins with the potential that is known here.
-template <class T, Surrogate kind, bool rectified, bool learn, Through through, int K>
+// `summed` says whether gradients of all steps are added up: 0, 1, or -1 as memory for them is there. With several
+// levels at a time the branch costs up to a third.
+template <class T, Surrogate kind, bool rectified, bool learn, Through through, int K, int summed = -1>
 __attribute__((noinline)) void back(const ScanBackward& a, const BackStep<T>& at) {
   static_assert(K == 1 || !(rectified || learn));
   const bool ends = at.t == a.steps - 1;
@@ -223,7 +225,7 @@ __attribute__((noinline)) void back(const ScanBackward& a, const BackStep<T>& at
       grad_u = j == 0 ? grad : grad_u + grad;
     });
     grad_u *= gain;
-    if (sums) {
+    if (summed < 0 ? sums != nullptr : summed == 1) {
       lanes.put(sums + i, lanes.get(sums + i) + grad_u);
       return;
     }
@@ -239,23 +241,25 @@ __attribute__((noinline)) void back(const ScanBackward& a, const BackStep<T>& at
 }
 
 template <class T, Surrogate kind>
-Back<T> back_of(const ScanBackward& a, int levels_at_once) {
+Back<T> back_of(const ScanBackward& a, int levels_at_once, bool total) {
   const bool cut = a.hard && a.detach_reset, zero = a.hard && !a.detach_reset && a.v_rest == 0.f;
   if (a.rectified) return back<T, kind, true, true, Through::any, 1>;
   if (a.grad_constants)
     return cut ? back<T, kind, false, true, Through::cut, 1> : back<T, kind, false, true, Through::any, 1>;
+  if (levels_at_once == 3 && total)
+    return zero ? back<T, kind, false, false, Through::zero, 3, 1> : back<T, kind, false, false, Through::any, 3, 1>;
   if (levels_at_once == 3)
-    return zero ? back<T, kind, false, false, Through::zero, 3> : back<T, kind, false, false, Through::any, 3>;
+    return zero ? back<T, kind, false, false, Through::zero, 3, 0> : back<T, kind, false, false, Through::any, 3, 0>;
   return cut ? back<T, kind, false, false, Through::cut, 1> : back<T, kind, false, false, Through::any, 1>;
 }
 
 // The surrogates of the papers' neurons by themselves, all others by a row of derivatives.
 template <class T>
-Back<T> back_of(const ScanBackward& a, int levels_at_once) {
+Back<T> back_of(const ScanBackward& a, int levels_at_once, bool total) {
   switch (a.surrogate) {
-    case Surrogate::rational: return back_of<T, Surrogate::rational>(a, levels_at_once);
-    case Surrogate::rectangle: return back_of<T, Surrogate::rectangle>(a, levels_at_once);
-    default: return back_of<T, Surrogate::slope>(a, levels_at_once);
+    case Surrogate::rational: return back_of<T, Surrogate::rational>(a, levels_at_once, total);
+    case Surrogate::rectangle: return back_of<T, Surrogate::rectangle>(a, levels_at_once, total);
+    default: return back_of<T, Surrogate::slope>(a, levels_at_once, total);
   }
 }
 
@@ -276,7 +280,7 @@ class Backward {
         last_start_((a.steps - 1) / a.chunk * a.chunk),
         non_temporal_(!a.sum_steps && exceeds_caches<T>(a.steps * a.size)),
         charge_(charge_of<T>(a, at_once_, Currents<T>::source_of(a, a.levels > at_once_))),
-        back_(back_of<T>(a, at_once_)) {}
+        back_(back_of<T>(a, at_once_, total_)) {}
 
   int run() {
     // A fixed number of groups of blocks, each with sums of its own, added in order: the result does not depend on the
