@@ -50,8 +50,6 @@ def compile(
         rounded = {step.weight for step in plan.steps if isinstance(step, Conv)}
         tensors = {k: v.to(torch.bfloat16) if k in rounded else v for k, v in tensors.items()}
     engine = Engine(plan, tensors)
-    if weights == "int8" and portable is None:
-        portable = False  # real layers too say what `quantized` says
     if portable:
         engine = engine.with_ways("direct")
     engine = engine.tuned(example, portable=portable) if tune else engine.with_ways("event")
