@@ -245,7 +245,8 @@ def _card(run: Run, summary: Json, found: Measured) -> str:
         f"| epoch | {summary.get('rule', 'last epoch')} |",
         f"| SHA-256 of model.safetensors | `{found.sha256}` |",
         "",
-        f"Settings are in `settings.json`, the curves in `metrics.jsonl`. Weights are stored as {' and '.join(stored)};",
+        "Settings are in `settings.json`, the curves in `metrics.jsonl`. Weights are stored as "
+        f"{' and '.join(stored)};",
         "accuracy, rates and energy are of these weights, computed in float32.",
         "",
         "It is a reference for research. It is not made for decisions about people or safety, and says nothing of data",
