@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -244,6 +245,10 @@ DAMAGES: dict[str, tuple[Any, str]] = {
         "names settings that report_sew_resnet34 cannot have",
     ),
     "odd T": (lambda p: other_header(p, model={"name": "report_sew_resnet34", "T": 0}), "T must be at least"),
+    "integers": (
+        lambda p: save_tensors(p, {k: v.to(torch.int8) for k, v in load_tensors(p)[0].items()}, load_tensors(p)[1]),
+        r"stem.weight holds torch.int8, the model's torch.float32",
+    ),
     "huge": (lambda p: other_header(p, made_for={"in_channels": 2**40, "num_classes": 10}), "stem.weight has shape"),
     "odd neuron": (lambda p: other_header(p, neuron="LIF"), "does not say which neurons its model has"),
     "no neuron": (lambda p: other_header(p, neuron={"name": "LIFE"}), "unknown neuron 'LIFE'"),
@@ -269,16 +274,18 @@ def test_a_network_that_does_not_classify_is_no_weights(home: Path, tmp_path: Pa
     assert not (tmp_path / "new").exists()
 
 
-def test_values_beyond_float16_stay(tmp_path: Path) -> None:
+@pytest.mark.parametrize("change", [lambda t: t[:1].fill_(1e6), lambda t: t.mul_(1e-6)], ids=["large", "small"])
+def test_values_beyond_float16_stay(change: Callable[[torch.Tensor], object], tmp_path: Path) -> None:
     run = run_of(tmp_path / "run", SMALL)
     train(run, Told())
     tensors, about = load_tensors(run.weights)
-    name = next(name for name in tensors if name.endswith("bias"))
-    tensors[name][0] = 1e6
+    name = next(name for name in tensors if name.endswith("weight"))
+    change(tensors[name])
     save_tensors(run.weights, tensors, about)
     assert command("export", str(run.folder), "--to", "weights", "--out", str(tmp_path / "new")).code == 0
     shared, _ = load_tensors(tmp_path / "new" / "model.safetensors")
     assert torch.equal(shared[name], tensors[name])
+    assert "Weights are stored as float16 and float32;" in (tmp_path / "new" / "README.md").read_text()
     assert {t.dtype for key, t in shared.items() if key != name} == {torch.float16}
 
 

@@ -31,6 +31,7 @@ from spikeloom.train.settings import Settings
 Json = dict[str, Any]
 SAMPLE = 500  # first test images, or all of fewer, of which the card says how many are right
 _AUDITED = 64
+_LOST = 2**-10  # of a tensor's norm; rounding to float16 loses at most half of it
 _CALLS = 15
 
 
@@ -83,9 +84,13 @@ def _copy(run: Run, dataset: Any, folder: Path) -> None:
 
 
 def _half(tensor: Tensor) -> Tensor:
-    """float32 as float16, unless a value is beyond its range."""
-    half = tensor.half()
-    return half if tensor.dtype == torch.float32 and bool(torch.isfinite(half).all()) else tensor
+    """float32 as float16, unless a value is beyond its range, or all are so small that it loses bits of them."""
+    if tensor.dtype != torch.float32:
+        return tensor
+    half, exact = tensor.half(), tensor.double()
+    # Of the whole: nearly every large tensor has a few values so near to zero that float16 has few bits left for them.
+    lost = torch.linalg.vector_norm(half.double() - exact)
+    return half if bool(lost <= _LOST * torch.linalg.vector_norm(exact)) else tensor
 
 
 @dataclass(frozen=True)
@@ -201,6 +206,8 @@ def _card(run: Run, summary: Json, found: Measured) -> str:
     """The card as Markdown."""
     settings, environment = run.settings, summary["environment"]
     task, epochs = settings.data.name, summary["epochs"]
+    tensors, _ = load_tensors(run.weights)
+    stored = sorted({str(t.dtype).removeprefix("torch.") for t in tensors.values() if t.is_floating_point()})
     commit = f", commit {environment['commit'][:12]}" if environment["commit"] else ""
     lines = [
         f"# {settings.model.name} on {task}",
@@ -238,8 +245,9 @@ def _card(run: Run, summary: Json, found: Measured) -> str:
         f"| epoch | {summary.get('rule', 'last epoch')} |",
         f"| SHA-256 of model.safetensors | `{found.sha256}` |",
         "",
-        "Settings are in `settings.json`, the curves in `metrics.jsonl`. Weights are stored as float16; accuracy,",
-        "rates and energy are of these weights, computed in float32.",
+        "Settings are in `settings.json`, the curves in `metrics.jsonl`. Weights are stored as "
+        f"{' and '.join(stored)};",
+        "accuracy, rates and energy are of these weights, computed in float32.",
         "",
         "It is a reference for research. It is not made for decisions about people or safety, and says nothing of data",
         "unlike its training data.",

@@ -242,7 +242,7 @@ def load_weights(model: nn.Module, tensors: dict[str, Tensor], path: PathLike, m
 
 
 def check_weights(expected: dict[str, Tensor], tensors: dict[str, Tensor], hint: str) -> None:
-    """Compares the names and shapes of tensors with those that a model has.
+    """Compares the names, shapes and kinds of tensors (of integers or not) with those that a model has.
 
     Args:
         expected: the model's `state_dict`, of which no values are read.
@@ -259,6 +259,9 @@ def check_weights(expected: dict[str, Tensor], tensors: dict[str, Tensor], hint:
             raise DataFileError(
                 f"{hint}: {name} has shape {tuple(tensors[name].shape)}, the model's has {tuple(tensor.shape)}"
             )
+        # float16 fits float32, but integers are no weights: they would be taken as they are, without their scale.
+        if tensors[name].is_floating_point() != tensor.is_floating_point():
+            raise DataFileError(f"{hint}: {name} holds {tensors[name].dtype}, the model's {tensor.dtype}")
     for name in tensors:
         if name not in expected:
             raise DataFileError(f"{hint}: the model has no {name}")

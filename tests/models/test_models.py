@@ -132,6 +132,15 @@ def test_published_parameter_counts(name: str, overrides: dict[str, int], count:
         assert parameters(create_model(name, **overrides)) == count
 
 
+def test_a_narrow_vgg() -> None:
+    convolutions = sum(9 * i * o + o for i, o in itertools.pairwise((1, 8, 8, 16, 16, 32, 32, 32, *(64,) * 6)))
+    with torch.device("meta"):
+        model = create_model("report_vgg16", in_channels=1, width=8)
+    assert parameters(model) == convolutions + 2 * (2 * 8 + 2 * 16 + 3 * 32 + 6 * 64) + 65 * 128 + 129 * 10
+    with pytest.raises(ValueError, match=r"^width must be at least 1, got 0$"):
+        create_model("report_vgg16", width=0)
+
+
 @pytest.mark.parametrize(
     ("name", "count"), [("report_vgg16", 14), ("colored_mnist_net", 3), *((name, 31) for name in RESNETS)]
 )

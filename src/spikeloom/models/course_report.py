@@ -95,14 +95,18 @@ def report_vgg16(
     neuron: Callable[[], nn.Module] = report_lif,
     T: int = 6,
     spiking_output: bool = False,
+    width: int = 64,
 ) -> SpikingVGG:
     """Spiking VGG-16 (tables 1 and 2).
 
     Args:
+        width: channels of the first two convolutions; the others have up to 8 times as many.
         spiking_output: ends in neurons, whose spikes are averaged: the report's words, and not the default, as the
             module says.
     """
-    return SpikingVGG(VGG16, in_channels, num_classes, neuron, T, spiking_output)
+    count("width", width)
+    widths: Widths = tuple("M" if channels == "M" else channels * width // 64 for channels in VGG16)
+    return SpikingVGG(widths, in_channels, num_classes, neuron, T, spiking_output)
 
 
 def _resnet34(

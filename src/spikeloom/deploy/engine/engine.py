@@ -162,8 +162,8 @@ class Engine:
     def tuned(self, x: Tensor, repeats: int = 3, portable: bool | None = None) -> Engine:
         """An engine whose layers run by events or densely, whichever took less time on x.
 
-        Dense layers are PyTorch's (`portable` False), "direct" ones (True), or either (None): but PyTorch's where a layer
-        could run by events, or has integers and says what PyTorch says.
+        Dense layers are PyTorch's (`portable` False), "direct" ones (True), or either (None): but PyTorch's where a
+        layer could run by events, or has integers and says what PyTorch says.
         """
         timed = {"event": self.with_ways("event").timed(x, repeats)}
         if not portable:
