@@ -1,8 +1,8 @@
 // Threads that share the pieces of one layer after another.
 //
-// OpenMP's threads meet at the end of every layer. Where another process has one of the cores, a thread that was given a
-// share of a layer's pieces does not come for milliseconds, and all others wait for it. Here whoever is free takes the
-// next piece: a thread without a core takes none, and the caller waits only for pieces that were begun.
+// OpenMP's threads meet at the end of every layer. Where another process has one of the cores, a thread that was given
+// a share of a layer's pieces does not come for milliseconds, and all others wait for it. Here whoever is free takes
+// the next piece: a thread without a core takes none, and the caller waits only for pieces that were begun.
 #pragma once
 
 #include <cstdint>

@@ -1,5 +1,5 @@
-// Several callers share layers of random sizes: every piece is done once, and done before its caller goes on. Built with
-// -fsanitize=thread.
+// Several callers share layers of random sizes: every piece is done once, and done before its caller goes on. Built
+// with -fsanitize=thread.
 #include <chrono>
 #include <cstdio>
 #include <cstdlib>

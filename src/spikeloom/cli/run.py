@@ -78,10 +78,7 @@ def run(
     from spikeloom.analyse.load import open_target
     from spikeloom.deploy.engine.evaluate import evaluate_engine
 
-    if weights not in WEIGHTS:
-        raise UsageError(f"--weights must be fp32, bf16, int8 or exact, got {weights!r}")
-    if file is not None:
-        _check_file_alone(weights, portable)
+    _check_making(weights, portable, file)
     values = read_target(context, words, images, batch, shape)
     check_output(save)
     opened = open_target(target, values)
@@ -91,12 +88,12 @@ def run(
         model = opened.ready(example)
         if weights == "exact":
             model = deploy.exact(model, example)
-        made = "fp32" if weights == "exact" else weights
-        if file is None:
-            own = True if portable else False if weights == "exact" else None
-            engine = deploy.compile(model, example, weights=made, portable=own)
-        else:
+        if file is not None:
             engine = deploy.load(str(file))
+        elif weights == "exact":
+            engine = deploy.compile(model, example, portable=portable)
+        else:
+            engine = deploy.compile(model, example, weights=weights, portable=portable or None)
         if save is not None:
             engine.save(str(save))
         found = evaluate_engine(engine, opened.batches(), model if compare else None, progress.advance)
@@ -113,8 +110,12 @@ def run(
         print(f"  written: {save}")
 
 
-def _check_file_alone(weights: str, portable: bool) -> None:
-    """Refuses options that say how an engine is made, which a file has answered."""
+def _check_making(weights: str, portable: bool, file: Path | None) -> None:
+    """Refuses unknown weights, and options that say how an engine is made where a file has answered that."""
+    if weights not in WEIGHTS:
+        raise UsageError(f"--weights must be fp32, bf16, int8 or exact, got {weights!r}")
+    if file is None:
+        return
     if weights in ("bf16", "int8"):
         raise UsageError(f"--weights {weights} says how an engine is made; --engine has its own: leave one of them out")
     if portable:

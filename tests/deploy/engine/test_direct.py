@@ -121,13 +121,13 @@ def test_a_portable_engine_has_no_layer_of_pytorch() -> None:
     [
         ("fp32", None, {"dense", "direct"}),
         ("bf16", None, {"dense", "direct"}),
-        ("int8", None, {"dense"}),
+        ("int8", None, {"dense", "direct"}),
         ("fp32", False, {"dense"}),
         ("fp32", True, {"direct"}),
         ("int8", True, {"direct"}),
     ],
 )
-def test_real_layers_run_by_the_faster_kernel_unless_bits_are_promised(
+def test_real_layers_run_by_the_faster_kernel(
     weights: Literal["fp32", "bf16", "int8"], portable: bool | None, measured: set[str]
 ) -> None:
     torch.manual_seed(0)

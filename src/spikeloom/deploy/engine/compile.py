@@ -30,11 +30,11 @@ def compile(
         tune: decide so; else all layers that can run by events do.
         weights: "bf16" rounds the weights of convolutions and linear layers: half the file, less to read where a
             layer's weights are many (`pack.FAR`), and logits that differ as rounded weights do. Sums stay float32.
-            "int8" runs the integers of `quantized(model, example)`, which it says the same as to the bit: a quarter of
-            the file, and layers on spikes add up twice as many weights at a time.
+            "int8" runs the integers of `quantized(model, example)`, to the bit with `portable=False`: a quarter of the
+            file, and layers on spikes add up twice as many weights at a time.
         portable: True runs no layer by PyTorch's kernels, so that `spikeloom.runtime` gives the same bits on this
-            processor; False runs those on real values by PyTorch's alone, which round as the network does (`exact`);
-            None by whichever took less time, but int8 as False.
+            processor; False runs those on real values by PyTorch's alone, which round as the network does (`exact`,
+            `quantized`); None by whichever took less time.
 
     Every step of the engine is then run on what the network has there for two images of the example, and must give what
     the network gives: sums but for rounding, neurons the very spikes of these sums.

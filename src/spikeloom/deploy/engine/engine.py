@@ -162,8 +162,8 @@ class Engine:
     def tuned(self, x: Tensor, repeats: int = 3, portable: bool | None = None) -> Engine:
         """An engine whose layers run by events or densely, whichever took less time on x.
 
-        Dense layers are PyTorch's (`portable` False), "direct" ones (True), or either (None): but PyTorch's where a
-        layer could run by events, or has integers and says what PyTorch says.
+        Dense layers are PyTorch's (`portable` False), "direct" ones (True), or either, but PyTorch's where a layer
+        could run by events (None).
         """
         timed = {"event": self.with_ways("event").timed(x, repeats)}
         if not portable:
@@ -176,10 +176,8 @@ class Engine:
         for i, step in enumerate(steps):
             if not isinstance(step, Conv):
                 continue
-            skipped = set[str]() if self._can(step) else {"event"}
-            if portable is None and (self._can(step) or step.scale is not None):
-                skipped.add("direct")
-            seconds = {way: times[i] for way, (times, _) in timed.items() if way not in skipped}
+            skipped = ("direct" if portable is None else "") if self._can(step) else "event"
+            seconds = {way: times[i] for way, (times, _) in timed.items() if way != skipped}
             steps[i] = step.model_copy(update={"way": min(seconds, key=seconds.__getitem__)})
             timings[i] = {"active": densities[step.x]}
             timings[i] |= {f"{way}_ms": 1e3 * seconds[way] if way in seconds else None for way in get_args(Way)}

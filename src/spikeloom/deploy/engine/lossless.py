@@ -58,8 +58,8 @@ def quantized(model: Model, example: Tensor) -> Model:
 
     of the least g with which no weight is cut off, and half of it. Potentials stay float32; so do biases, rounded to 24
     bits of their sums (as in `exact`). The engine of `compile(model, example, weights="int8")` runs these integers.
-    Sums of spikes are whole numbers there and multiples of g here, none of which float32 rounds: the engine says to the
-    bit what the copy says in PyTorch.
+    Sums of spikes are whole numbers there and multiples of g here, none of which float32 rounds: with `portable=False`
+    the engine says to the bit what the copy says in PyTorch.
 
     Args:
         model: one that `compile` takes; stays as it is.
