@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -78,7 +78,7 @@ def run(
     from spikeloom.analyse.load import open_target
     from spikeloom.deploy.engine.evaluate import evaluate_engine
 
-    _check_making(weights, portable, file)
+    made = _checked(weights, portable, file)
     values = read_target(context, words, images, batch, shape)
     check_output(save)
     opened = open_target(target, values)
@@ -90,10 +90,10 @@ def run(
             model = deploy.exact(model, example)
         if file is not None:
             engine = deploy.load(str(file))
-        elif weights == "exact":
+        elif made == "exact":
             engine = deploy.compile(model, example, portable=portable)
         else:
-            engine = deploy.compile(model, example, weights=weights, portable=portable or None)
+            engine = deploy.compile(model, example, weights=made, portable=portable or None)
         if save is not None:
             engine.save(str(save))
         found = evaluate_engine(engine, opened.batches(), model if compare else None, progress.advance)
@@ -110,16 +110,17 @@ def run(
         print(f"  written: {save}")
 
 
-def _check_making(weights: str, portable: bool, file: Path | None) -> None:
-    """Refuses unknown weights, and options that say how an engine is made where a file has answered that."""
+def _checked(weights: str, portable: bool, file: Path | None) -> Literal["fp32", "bf16", "int8", "exact"]:
+    """The weights; refuses unknown ones, and options that say how an engine is made where a file has answered that."""
     if weights not in WEIGHTS:
         raise UsageError(f"--weights must be fp32, bf16, int8 or exact, got {weights!r}")
     if file is None:
-        return
+        return weights
     if weights in ("bf16", "int8"):
         raise UsageError(f"--weights {weights} says how an engine is made; --engine has its own: leave one of them out")
     if portable:
         raise UsageError("--portable says how an engine is made; --engine has its own ways: leave one of them out")
+    return weights
 
 
 def _print_found(found: Json, model: str) -> None:
