@@ -2,7 +2,7 @@
 
 Between layers there are maps of bytes. A convolution lists the active inputs of every window and adds up their rows of
 weights in registers, fires the neurons behind it over all steps while the sums are in cache, and writes the next map.
-Layers whose inputs are real values (the first, a gate) are PyTorch's, or in a portable engine our own.
+Layers whose inputs are real values (the first, a gate) are multiplied by PyTorch's kernel or by ours (`Engine.tuned`).
 """
 
 from __future__ import annotations
@@ -135,16 +135,17 @@ class Engine:
 
     @contextmanager
     def executor(self, T: int, N: int) -> Generator[Executor]:
-        """Buffers and calls of T steps of N images, which nobody else has until the block ends."""
+        """Buffers and calls of T steps of N images, which nobody else has until the block ends. Threads stay awake."""
         if _dispatch.native.level() != self._level:
             raise RuntimeError("the instruction level of the kernels changed after the engine was made: make it anew")
         try:
             arena = self._idle.pop()
         except IndexError:
             arena = Arena(partial(Executor, self._plan, self._values, self._tensors, self._packed))
+        threads = 1 if _dispatch.native.forked() else torch.get_num_threads()  # others do not survive a fork
         try:
-            # Threads do not survive a fork.
-            yield arena.executor(T, N, 1 if _dispatch.native.forked() else torch.get_num_threads())
+            with torch.no_grad(), _dispatch.native.Awake(threads):
+                yield arena.executor(T, N, threads)
         finally:
             self._idle.append(arena)
 
@@ -165,11 +166,10 @@ class Engine:
         Dense layers are PyTorch's (`portable` False), "direct" ones (True), or either, but PyTorch's where a layer
         could run by events (None).
         """
-        timed = {"event": self.with_ways("event").timed(x, repeats)}
-        if not portable:
-            timed["dense"] = self.with_ways("dense").timed(x, repeats)
-        if portable or portable is None:
-            timed["direct"] = self.with_ways("direct", only_real=not portable).timed(x, repeats)
+        ways: tuple[Way, ...] = ("event", "direct") if portable else ("event", "dense")
+        timed = {way: self.with_ways(way).timed(x, repeats) for way in ways}
+        if portable is None:
+            timed["direct"] = self.with_ways("direct", only_real=True).timed(x, repeats)
         densities = timed["event"][1]
         steps = list(self._plan.steps)
         timings: Timings = {}

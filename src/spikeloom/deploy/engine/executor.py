@@ -118,22 +118,20 @@ class Executor:
         self._maps[0].copy_(x)
 
     def __call__(self, x: Tensor, states: States | None = None) -> Tensor:
-        with torch.no_grad(), _dispatch.native.Awake(self._threads):
-            self._start(x, states)
-            for call in self._calls:
-                call()
+        self._start(x, states)
+        for call in self._calls:
+            call()
         logits = self._maps[-1].flatten(2)
         return logits.expand(self.T, *logits.shape[1:]).clone() if self._plan.per_step else logits[0].clone()
 
     def timed(self, x: Tensor) -> list[float]:
         """Seconds of every step."""
+        self._start(x, None)
         times: list[float] = []
-        with torch.no_grad(), _dispatch.native.Awake(self._threads):
-            self._start(x, None)
-            for call in self._calls:
-                start = time.perf_counter()
-                call()
-                times.append(time.perf_counter() - start)
+        for call in self._calls:
+            start = time.perf_counter()
+            call()
+            times.append(time.perf_counter() - start)
         return times
 
     def each_step(self, x: Tensor, given: Mapping[int, Tensor]) -> Iterator[tuple[Step, list[Tensor], list[Tensor]]]:
