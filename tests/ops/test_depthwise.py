@@ -17,7 +17,7 @@ from spikeloom.ops.depthwise import depthwise_conv, takes
 Tracks = Callable[[Tensor, Tensor], float]
 
 # channels, images, height, width
-SHAPES = ((1, 2, 5, 7), (7, 3, 4, 1), (16, 1, 1, 1), (21, 5, 6, 3), (72, 2, 3, 9), (130, 3, 2, 2))
+SHAPES = ((1, 2, 5, 7), (7, 3, 4, 1), (16, 1, 1, 1), (8, 2, 18, 21), (21, 5, 6, 3), (72, 2, 3, 9), (130, 3, 2, 2))
 # kernel, stride, padding
 FORMS = [
     ((3, 3), 1, (1, 1)),
