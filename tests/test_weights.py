@@ -20,7 +20,7 @@ from spikeloom import cards
 from spikeloom.analyse.load import open_target
 from spikeloom.cards import count_right
 from spikeloom.errors import DataFileError, UsageError
-from spikeloom.files import load_tensors, save_tensors
+from spikeloom.files import Json, load_tensors, read_safetensors, save_tensors
 from spikeloom.models import trained_weights
 from spikeloom.train.loop import train
 
@@ -81,6 +81,9 @@ def test_the_card_says_what_was_measured(home: Path) -> None:
     page, card = (shared / "README.md").read_text(), summary["card"]
     assert card["sha256"] == hashlib.sha256((shared / "model.safetensors").read_bytes()).hexdigest()
     assert f"`{card['sha256']}`" in page
+    changed = next(line for line in page.splitlines() if "trained by" in line)
+    assert "train.epochs=1 " in changed
+    assert "'neuron.surrogate={name=\"Sigmoid\", alpha=2.0}'" in changed or "neuron.surrogate.name=Sigmoid" in changed
     # The right number is counted here by hand: on 50 images, one of which is 2 %.
     model = rounded(home / "run")
     target = open_target(home / "run", {"images": 50, "batch": 50})
@@ -104,6 +107,7 @@ def test_the_card_says_what_was_measured(home: Path) -> None:
         (["RUN", "--to", "weights"], "--to weights needs a folder to write: --out FOLDER"),
         (["RUN", "--to", "weights", "--out", "SHARED"], "is not empty: choose another --out"),
         (["RUN", "--to", "weights", "--out", "new", "model.T=2"], "unknown key 'model'"),
+        (["RUN", "--to", "weights", "--out", "new", "--weights", "int"], "of weights 'int'; did you mean int8"),
         (["RUN", "--to", "weights", "--out", "SHARED/README.md/x"], "cannot write"),
     ],
 )
@@ -285,8 +289,78 @@ def test_values_beyond_float16_stay(change: Callable[[torch.Tensor], object], tm
     assert command("export", str(run.folder), "--to", "weights", "--out", str(tmp_path / "new")).code == 0
     shared, _ = load_tensors(tmp_path / "new" / "model.safetensors")
     assert torch.equal(shared[name], tensors[name])
-    assert "Weights are stored as float16 and float32;" in (tmp_path / "new" / "README.md").read_text()
+    assert "computed in float32: float16 and float32." in (tmp_path / "new" / "README.md").read_text()
     assert {t.dtype for key, t in shared.items() if key != name} == {torch.float16}
+
+
+def test_int8_weights(home: Path, tmp_path: Path) -> None:
+    """One byte a weight and a scale a channel: loaded, each is the nearest of 255 multiples of its scale."""
+    shared = tmp_path / "shared"
+    found = command("export", str(home / "run"), "--to", "weights", "--weights", "int8", "--out", str(shared), "--json")
+    assert found.code == 0, found.err
+    exact, _ = load_tensors(home / "run" / "model.safetensors")
+    stored, header = read_safetensors(shared / "model.safetensors")
+    names = json.loads(header["spikeloom"])["int8"]
+    assert names == sorted(name for name, t in exact.items() if t.dim() > 1 and t[0].numel() >= 32)
+    assert len(names) > 30
+    loaded = spikeloom.load(shared).state_dict()
+    for name, tensor in exact.items():
+        if name in names:
+            step = tensor.flatten(1).abs().amax(1).reshape(-1, *[1] * (tensor.dim() - 1)) / 127
+            assert stored[name].dtype == torch.int8
+            assert torch.all((loaded[name] - tensor).abs() <= step * 0.5001)
+            multiples = loaded[name] / torch.where(step > 0, step, torch.ones(()))
+            torch.testing.assert_close(multiples, multiples.round(), rtol=0, atol=1e-3)
+        else:
+            half = tensor.half().float() if tensor.is_floating_point() else tensor
+            assert torch.equal(loaded[name], half)
+    model = spikeloom.create_model("report_sew_resnet34", weights=shared)
+    assert torch.equal(model(X), spikeloom.load(shared)(X))
+    page = (shared / "README.md").read_text()
+    assert "computed in float32: int8 with a scale for each output channel and float16." in page
+    summary = json.loads(found.out)
+    assert summary["bytes"] < 0.6 * (home / "shared" / "model.safetensors").stat().st_size
+    assert f"| accuracy | {summary['test_accuracy']:.2f} % on" in page
+    # Shared again, it is still said what the trained weights did.
+    again = command("export", str(shared), "--to", "weights", "--out", str(tmp_path / "again"), "--json")
+    assert json.loads(again.out)["trained_accuracy"] == summary["trained_accuracy"]
+
+
+def test_a_channel_of_zeros_is_stored_as_zeros(tmp_path: Path) -> None:
+    tensor = torch.tensor([[0.0, 0.0], [3.0, -1.5], [1e-40, 0.0]])
+    save_tensors(tmp_path / "a.safetensors", {"a": tensor}, {}, int8=["a"])
+    found = load_tensors(tmp_path / "a.safetensors")[0]["a"]
+    assert torch.equal(found[0], tensor[0])
+    torch.testing.assert_close(found, tensor, rtol=0, atol=3 / 254)
+
+
+def raw(path: Path, change: Callable[[dict[str, Any], Json], object]) -> None:
+    """Writes a file of integers again, with tensors and header changed and a checksum that fits."""
+    tensors, header = read_safetensors(path)
+    about = json.loads(header["spikeloom"])
+    change(tensors, about)
+    save_tensors(path, tensors, about)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda t, about: about.update(int8="a"), "its header does not list its integers"),
+        (lambda t, about: about.update(int8=["b"]), "it has no b of integers with scales"),
+        (lambda t, about: about.update(int8=[["a"]]), "it has no .* of integers with scales"),
+        (lambda t, about: t.pop("a.scale"), "it has no a of integers with scales"),
+        (lambda t, about: t.update({"a.scale": t["a.scale"][:1]}), "a is not int8 with a scale"),
+        (lambda t, about: t.update({"a.scale": t["a.scale"].half()}), "a is not int8 with a scale"),
+        (lambda t, about: t.update(a=t["a"].float()), "a is not int8 with a scale"),
+        (lambda t, about: t.update(a=t["a"][0, 0]), "a is not int8 with a scale"),
+    ],
+)
+def test_damaged_integers(change: Callable[[dict[str, Any], Json], object], message: str, tmp_path: Path) -> None:
+    path = tmp_path / "a.safetensors"
+    save_tensors(path, {"a": torch.randn(3, 4)}, {}, int8=["a"])
+    raw(path, change)
+    with pytest.raises(DataFileError, match=message):
+        load_tensors(path)
 
 
 # --- the networks of the package --------------------------------------------------------------------------------------

@@ -1,14 +1,15 @@
-"""Trained networks to share: their weights in half the bytes, and a card that says what they are and what they do."""
+"""Trained networks to share: their weights in fewer bytes, and a card that says what they are and what they do."""
 
 from __future__ import annotations
 
 import functools
 import hashlib
 import itertools
+import shlex
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -21,10 +22,12 @@ from spikeloom.bench.timing import medians
 from spikeloom.errors import UsageError
 from spikeloom.files import PathLike, atomic_folder, load_tensors, read_json, save_tensors, write_json
 from spikeloom.record import RateMeter
+from spikeloom.registry import nearest
 from spikeloom.train.build import build_datasets, make_accelerator
 from spikeloom.train.evaluate import evaluate, load
 from spikeloom.train.firing_rates import showing
 from spikeloom.train.losses import LOSSES
+from spikeloom.train.recipe import Budget, load_recipe
 from spikeloom.train.run import Run
 from spikeloom.train.settings import Settings
 
@@ -32,27 +35,34 @@ Json = dict[str, Any]
 SAMPLE = 500  # first test images, or all of fewer, of which the card says how many are right
 _AUDITED = 64
 _LOST = 2**-10  # of a tensor's norm; rounding to float16 loses at most half of it
+_SCALED = 32  # values that share a scale, at least
 _CALLS = 15
+STORED = ("float16", "int8")
 
 
-def write_weights(run: Run, settings: Settings, folder: PathLike, work: Any) -> Json:
+def write_weights(run: Run, settings: Settings, folder: PathLike, work: Any, stored: str = "float16") -> Json:
     """Writes the trained network of a run as a folder to share, and measures what was written.
 
-    The folder is a run's (`model.safetensors` in float16, `settings.json` without places, `summary.json`,
-    `metrics.jsonl`) with a card, `README.md`. All that is measured is measured with the weights as written, in float32.
+    The folder is a run's (`model.safetensors`, `settings.json` without places, `summary.json`, `metrics.jsonl`) with a
+    card, `README.md`. All that is measured is measured with the weights as written, in float32.
 
     Args:
         run: a finished one.
         settings: of the run, with the place of its data.
         folder: new or empty.
         work: shows progress.
+        stored: how the file holds weights: as `float16`, or those of convolutions and linear layers as `int8` with a
+            scale for each output channel.
 
     Returns:
         The summary that was written, with `bytes`.
 
     Raises:
-        UsageError: the run is unfinished, does not classify, or the folder is not empty or cannot be written.
+        UsageError: the run is unfinished, does not classify, the folder is not empty or cannot be written, or `stored`
+            is something else.
     """
+    if stored not in STORED:
+        raise UsageError(f"unknown type of weights {stored!r}; {nearest(stored, STORED)}")
     folder, summary = Path(folder), run.summary()
     if summary is None or summary["test_accuracy"] is None:
         raise UsageError(f"{run.folder} is not the folder of a finished run of a network that classifies")
@@ -60,27 +70,34 @@ def write_weights(run: Run, settings: Settings, folder: PathLike, work: Any) -> 
         raise UsageError(f"{folder} is not empty: choose another --out")
     _, dataset = build_datasets(settings, train=False)
     with atomic_folder(folder) as new:
-        _copy(run, dataset, new)
+        types = _copy(run, dataset, new, stored)
         write_json(new / "summary.json", summary)
         found = _measure(new, settings, dataset, work)
-        trained = summary["test_accuracy"]
+        trained = summary.get("trained_accuracy", summary["test_accuracy"])  # the former, of weights shared before
         summary |= {"test_accuracy": found.accuracy, "trained_accuracy": trained, "card": found.as_json()}
         write_json(new / "summary.json", summary)
-        (new / "README.md").write_text(_card(Run.open(new), summary, found), encoding="utf-8")
+        (new / "README.md").write_text(_card(Run.open(new), summary, found, types), encoding="utf-8")
     return {**summary, "bytes": (folder / "model.safetensors").stat().st_size}
 
 
-def _copy(run: Run, dataset: Any, folder: Path) -> None:
-    """The run's files, with weights in float16 and without the places of this machine."""
+def _copy(run: Run, dataset: Any, folder: Path, stored: str) -> str:
+    """The run's files without the places of this machine, weights in fewer bytes. Returns their types, in words."""
     tensors, about = load_tensors(run.weights)
-    save_tensors(
-        folder / "model.safetensors", {k: _half(v) for k, v in tensors.items()}, about | run.about_weights(dataset)
-    )
+    int8 = [name for name, tensor in tensors.items() if stored == "int8" and _fits_int8(tensor)]
+    kept = {name: tensor if name in int8 else _half(tensor) for name, tensor in tensors.items()}
+    save_tensors(folder / "model.safetensors", kept, about | run.about_weights(dataset), int8)
     values = read_json(run.folder / "settings.json")
     values["settings"]["data"] |= {"root": None}
     values["settings"]["train"] |= {"start_from": None}
     write_json(folder / "settings.json", values)
     shutil.copyfile(run.folder / "metrics.jsonl", folder / "metrics.jsonl")
+    others = {str(t.dtype).removeprefix("torch.") for n, t in kept.items() if t.is_floating_point() and n not in int8}
+    return " and ".join(["int8 with a scale for each output channel"] * bool(int8) + sorted(others))
+
+
+def _fits_int8(tensor: Tensor) -> bool:
+    """Whether scales [C] of a tensor [C, ...] take little beside its integers."""
+    return tensor.is_floating_point() and tensor.dim() > 1 and tensor[0].numel() >= _SCALED
 
 
 def _half(tensor: Tensor) -> Tensor:
@@ -202,18 +219,17 @@ def _engine_times(model: nn.Module, target: Target) -> dict[int, float]:
     return {1: found["one"], 64: found["all"] / 64}
 
 
-def _card(run: Run, summary: Json, found: Measured) -> str:
-    """The card as Markdown."""
+def _card(run: Run, summary: Json, found: Measured, types: str) -> str:
+    """The card as Markdown; `types` says how weights are stored."""
     settings, environment = run.settings, summary["environment"]
     task, epochs = settings.data.name, summary["epochs"]
-    tensors, _ = load_tensors(run.weights)
-    stored = sorted({str(t.dtype).removeprefix("torch.") for t in tensors.values() if t.is_floating_point()})
     commit = f", commit {environment['commit'][:12]}" if environment["commit"] else ""
     lines = [
         f"# {settings.model.name} on {task}",
         "",
         f"A spiking network for {summary['data']['test']}, trained by `spikeloom train {run.title}` (budget "
-        f'{run.budget}). Load it with `spikeloom.create_model("{settings.model.name}", weights="{task}")`.',
+        f"{run.budget}{_changes(run)}). Load it with",
+        f'`spikeloom.create_model("{settings.model.name}", weights="{task}")`.',
         "",
         "| | |",
         "|---|---|",
@@ -245,15 +261,23 @@ def _card(run: Run, summary: Json, found: Measured) -> str:
         f"| epoch | {summary.get('rule', 'last epoch')} |",
         f"| SHA-256 of model.safetensors | `{found.sha256}` |",
         "",
-        "Settings are in `settings.json`, the curves in `metrics.jsonl`. Weights are stored as "
-        f"{' and '.join(stored)};",
-        "accuracy, rates and energy are of these weights, computed in float32.",
+        "Settings are in `settings.json`, the curves in `metrics.jsonl`. Accuracy, rates and energy are of the weights",
+        f"as they are stored, computed in float32: {types}.",
         "",
         "It is a reference for research. It is not made for decisions about people or safety, and says nothing of data",
         "unlike its training data.",
         "",
     ]
     return "\n".join(lines)
+
+
+def _changes(run: Run) -> str:
+    """What the run's settings have of their own, beside its recipe's."""
+    try:
+        changed = load_recipe(run.recipe).changes(run.row, cast(Budget, run.budget), run.settings.model_dump())
+    except UsageError:  # a recipe of the user's that is not here
+        return ""
+    return f", with `{shlex.join(changed)}`" if changed else ""
 
 
 def _energy(run: Run, found: Measured) -> str:

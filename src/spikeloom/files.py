@@ -12,7 +12,7 @@ import re
 import shutil
 import struct
 import zlib
-from collections.abc import Generator, Mapping
+from collections.abc import Collection, Generator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -123,14 +123,56 @@ def read_json(path: PathLike) -> Any:
         raise DataFileError(f"{path} is not JSON that can be read: it is nested too deep") from None
 
 
-def save_tensors(path: PathLike, tensors: dict[str, Tensor], information: Json) -> None:
+def save_tensors(path: PathLike, tensors: dict[str, Tensor], information: Json, int8: Collection[str] = ()) -> None:
     """Writes tensors and JSON information as one safetensors file, atomically, with a checksum.
 
     Equal tensors and information give equal bytes.
+
+    Args:
+        path: of the file.
+        tensors: by name.
+        information: what else the file says; its key `int8` is taken.
+        int8: names of float tensors [C, ...] that are stored as 8-bit integers, with a scale for each of the C: to
+            the nearest of 255 values. The scales stand in the file as `NAME.scale`.
     """
-    contiguous = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-    text = json.dumps(information)
-    write_safetensors(path, contiguous, {"spikeloom": text, "crc32": str(_checksum(contiguous, text))})
+    kept = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    for name in int8:
+        kept[name], kept[name + _SCALE] = _to_int8(kept[name].float())
+    text = json.dumps({**information, "int8": sorted(int8)} if int8 else information)
+    write_safetensors(path, kept, {"spikeloom": text, "crc32": str(_checksum(kept, text))})
+
+
+_SCALE = ".scale"
+
+
+def _to_int8(tensor: Tensor) -> tuple[Tensor, Tensor]:
+    """Integers from -127 to 127 and scales [C] of a float32 tensor [C, ...], nearest to integers * scale."""
+    largest = tensor.flatten(1).abs().amax(1)
+    scale = torch.where(largest > 0, largest / 127, torch.ones(()))
+    return (tensor / _along(scale, tensor)).round().to(torch.int8), scale
+
+
+def _from_int8(path: PathLike, tensors: dict[str, Tensor], names: Any) -> dict[str, Tensor]:
+    """What `save_tensors` stored as integers, as float32.
+
+    Raises:
+        DataFileError: they are no integers with a scale for each of the first axis.
+    """
+    if not isinstance(names, list):
+        raise DataFileError(f"{path} is damaged: its header does not list its integers")
+    for name in map(str, names):
+        integers, scale = tensors.get(name), tensors.pop(f"{name}{_SCALE}", None)
+        if integers is None or scale is None:
+            raise DataFileError(f"{path} is damaged: it has no {name} of integers with scales")
+        if integers.dtype != torch.int8 or scale.dtype != torch.float32 or scale.shape != integers.shape[:1]:
+            raise DataFileError(f"{path} is damaged: {name} is not int8 with a scale for each of its first axis")
+        tensors[name] = integers.float() * _along(scale, integers)
+    return tensors
+
+
+def _along(scale: Tensor, tensor: Tensor) -> Tensor:
+    """[C] -> [C, 1, ...], as many axes as the tensor has."""
+    return scale.reshape(-1, *[1] * (tensor.dim() - 1))
 
 
 def write_safetensors(path: PathLike, tensors: dict[str, Tensor], metadata: dict[str, str]) -> None:
@@ -157,7 +199,7 @@ def _sort_metadata(path: Path) -> None:
 
 
 def load_tensors(path: PathLike) -> tuple[dict[str, Tensor], Json]:
-    """Reads what `save_tensors` wrote.
+    """Reads what `save_tensors` wrote; what it stored as 8-bit integers is float32 again.
 
     Raises:
         DataFileError: the file is missing, truncated, changed, or not from Spikeloom.
@@ -168,9 +210,12 @@ def load_tensors(path: PathLike) -> tuple[dict[str, Tensor], Json]:
     if metadata["crc32"] != str(_checksum(tensors, metadata["spikeloom"])):
         raise DataFileError(f"{path} is damaged: its checksum does not match its contents")
     try:
-        return tensors, json.loads(metadata["spikeloom"])
+        information = json.loads(metadata["spikeloom"])
     except ValueError:
         raise DataFileError(f"{path} is damaged: its header is not valid JSON") from None
+    if isinstance(information, dict) and "int8" in information:
+        tensors = _from_int8(path, tensors, information.pop("int8"))
+    return tensors, information
 
 
 def read_safetensors(path: PathLike) -> tuple[dict[str, Tensor], dict[str, str]]:

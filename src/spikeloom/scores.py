@@ -17,7 +17,7 @@ from typing import Any, Literal
 
 from spikeloom.errors import DataFileError
 from spikeloom.registry import list_recipes
-from spikeloom.train.recipe import BUDGETS, Recipe, Row, flatten, load_recipe
+from spikeloom.train.recipe import BUDGETS, Recipe, Row, load_recipe
 
 Json = dict[str, Any]
 State = Literal["met", "close", "contradicts", "budget too small", "not run", "no data"]
@@ -128,23 +128,9 @@ def _score(recipe: Recipe, row: str, entry: Row, key: str, records: list[Json]) 
         recipe.resolve(row, "full").model_dump(), recipe.resolve(row, "full").train.epochs
     )
     state = _state(measured - published, error, share, budget, best[0]["settings"]["data"], published <= FAILS)
-    changed = _changed(best[0]["settings"], recipe.resolve(row, budget).model_dump())
+    changed = tuple(recipe.changes(row, budget, best[0]["settings"]))
     head = (recipe.name, row, entry.system, published)
     return Score(*head, measured, error, budget, len(best), share, state, note, changed)
-
-
-# Settings that say where and how a run was made, not what it trained.
-_CIRCUMSTANCES = {"seed", "data.root", "data.download", "train.start_from", "train.checkpoint_minutes", "train.workers"}
-
-
-def _changed(record: Json, recipe: Json) -> tuple[str, ...]:
-    """The settings of a record that differ from a recipe's, as `key=value`."""
-    wanted = flatten(recipe)
-    return tuple(
-        f"{key}={value}"
-        for key, value in flatten(record).items()
-        if key not in _CIRCUMSTANCES and wanted.get(key) != value
-    )
 
 
 def _state(difference: float, error: float, share: float, budget: str, data: Json, fails: bool) -> State:

@@ -35,6 +35,15 @@ def export(
     out: Annotated[Path | None, typer.Option("--out", metavar="PATH", help="The file to write.")] = None,
     steps: Annotated[int | None, typer.Option("--T", metavar="N", help="Steps; by default the network's own.")] = None,
     shape: Input = None,
+    stored: Annotated[
+        str,
+        typer.Option(
+            "--weights",
+            metavar="float16|int8",
+            help="Of --to weights: how they are stored.",
+            autocompletion=lambda: ["float16", "int8"],
+        ),
+    ] = "float16",
     as_json: AsJson = False,
 ) -> None:
     """Write a network for other tools: ONNX with its T steps unrolled, a NIR graph of one step, or its weights.
@@ -44,9 +53,10 @@ def export(
     spikeloom export report_ms_resnet34 --to nir --out net.nir --input 3x32x32
     spikeloom export RUN --to onnx --T 4 data.root=DATA
     spikeloom export RUN --to weights --out FOLDER data.root=DATA
+    spikeloom export RUN --to weights --weights int8 --out FOLDER data.root=DATA
 
     The shape of an input is that of the data, as `audit` finds them. What a format cannot express is an error that
-    names the layer. Weights are a folder to share: float16 tensors, settings, and a card of what was measured. Keys:
+    names the layer. Weights are a folder to share: tensors, settings, and a card of what was measured. Keys:
     data.*; for a model also model.*, neuron.* and seed.
     """
     from spikeloom.analyse.load import open_target
@@ -56,7 +66,7 @@ def export(
     if to not in FORMATS:
         raise UsageError(f"unknown format {to!r}; {nearest(to, FORMATS)}")
     if to == "weights":
-        _export_weights(context, target, words, out, as_json)
+        _export_weights(context, target, words, out, stored, as_json)
         return
     values = read_target(context, words, 1, None, shape)
     name = target.removeprefix("weights:").replace("/", "-") if target.startswith("weights:") else target
@@ -78,7 +88,9 @@ def export(
     print(f"  written: {path}")
 
 
-def _export_weights(context: typer.Context, run: str, words: list[str] | None, out: Path | None, as_json: bool) -> None:
+def _export_weights(
+    context: typer.Context, run: str, words: list[str] | None, out: Path | None, stored: str, as_json: bool
+) -> None:
     from spikeloom.cards import write_weights
     from spikeloom.train.recipe import check_settings, merge
 
@@ -88,7 +100,7 @@ def _export_weights(context: typer.Context, run: str, words: list[str] | None, o
     values = read_settings(context, words, ("data",))
     settings = check_settings(merge(opened.settings.model_dump(), values), run)
     with show_progress() as progress:
-        written = write_weights(opened, settings, out, progress)
+        written = write_weights(opened, settings, out, progress, stored)
     if as_json:
         print(json.dumps(written))
         return

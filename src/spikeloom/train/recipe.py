@@ -9,6 +9,7 @@ from __future__ import annotations
 import difflib
 import functools
 import inspect
+import json
 import os
 import shlex
 import tomllib
@@ -86,6 +87,21 @@ class Recipe(Strict):
             raise UsageError(f"{self.name} is measured, not trained: use: spikeloom reproduce {shlex.quote(self.name)}")
         return check_settings(self._merged(row, budget, overrides), f"{self.name}#{row}")
 
+    def changes(self, row: str, budget: Budget | None, record: Json) -> list[str]:
+        """The settings of a record that differ from those of a row, as words of the command line.
+
+        Args:
+            row: of the recipe.
+            budget: of the record.
+            record: settings as they were saved; an older one may lack keys, which count as unchanged.
+        """
+        wanted = flatten(self.resolve(row, budget).model_dump())
+        return [
+            f"{key}={value if isinstance(value, str) else as_toml(value)}"
+            for key, value in flatten(record).items()
+            if key not in _CIRCUMSTANCES and wanted.get(key) != value
+        ]
+
     def resolve_measure(self, row: str, budget: Budget | None = None, overrides: Json | None = None) -> MeasureSettings:
         """What one row measures under a budget; its options are checked by who knows the measurement."""
         return _validate(MeasureSettings, self._merged(row, budget, overrides), f"{self.name}#{row}")
@@ -126,6 +142,18 @@ def flatten(values: Mapping[str, Any], prefix: str = "") -> Json:
         found |= flatten(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {f"{prefix}{key}": value}
     return found
 
+
+def as_toml(value: Any) -> str:
+    """A value as the command line takes it."""
+    if isinstance(value, Mapping):
+        return "{" + ", ".join(f"{key}={as_toml(each)}" for key, each in value.items()) + "}"
+    if isinstance(value, list | tuple):
+        return "[" + ", ".join(map(as_toml, value)) + "]"
+    return "none" if value is None else json.dumps(value)
+
+
+# Settings that say where and how a run was made, not what it trained.
+_CIRCUMSTANCES = {"seed", "data.root", "data.download", "train.start_from", "train.checkpoint_minutes", "train.workers"}
 
 # Options of registered builders that training gives, not the user.
 SUPPLIED = {
