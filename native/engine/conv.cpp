@@ -112,6 +112,15 @@ bool lay_out(const EngineConv& a, const Plan& p, const uint8_t* image, int64_t f
   return true;
 }
 
+// Clears what is read of the sums of images without spikes, whose places are all alike: those of a block, and of as
+// many places as make up four vectors.
+template <class Sum>
+void clear_silent(const EngineConv& a, const Band& band, const uint8_t* active, int64_t block, Sum* sums) {
+  const int64_t numbers = band.rows * out_width(a) * block, read = smaller(numbers, larger(block, 4 * LANES));
+  for (int64_t image = 0; image < band.images; image++)
+    if (stays_silent(a, active, image)) std::memset(sums + image * a.steps * numbers, 0, read * sizeof(Sum));
+}
+
 // Whether a group of weights begins sums anew.
 inline bool begins(const EngineConv& a, int64_t g) { return g == 0 || (a.widen != nullptr && a.widen[g - 1]); }
 
@@ -232,10 +241,10 @@ int convolve(const EngineConv& a, const Weight* all_weights) {
       active[i] = a.binary ? lay_out(a, p, image, row, bits + i * bit_bytes, static_cast<Ones*>(nullptr))
                            : lay_out(a, p, image, row, bits + i * bit_bytes, values + i * value_bytes);
     }
+    clear_silent(a, band, active, BLOCK, sums);
     for (int64_t i = 0; i < last; i++)
-      if (!active[i])
-        std::memset(sums + i * map_numbers, 0,
-                    (stays_silent(a, active, i / a.steps) ? BLOCK : map_numbers) * sizeof(Sum));
+      if (!active[i] && !stays_silent(a, active, i / a.steps))
+        std::memset(sums + i * map_numbers, 0, map_numbers * sizeof(Sum));
     const Maps<Weight> m{w,
                          p,
                          {bit_bytes, value_bytes, map_numbers, all_weights + weight_floats(w, p)},
@@ -286,7 +295,7 @@ struct Lists {
 };
 
 // The places of a group's lists: body(list, place) for all whose input is there and not silent, and for the others with
-// an empty list if `all` are wanted.
+// an empty list if `all` are wanted; none of images without spikes.
 template <class Body>
 ALWAYS_INLINE inline void each_place(const EngineConv& a, const Band& band, const Parts& p, int64_t g, const Lists& m,
                                      bool all, const Body& body) {
@@ -294,7 +303,8 @@ ALWAYS_INLINE inline void each_place(const EngineConv& a, const Band& band, cons
   // Outputs of a row whose inputs are there.
   const int64_t first = smaller(out_w, larger(0, (a.padding_x - kx + a.stride - 1) / a.stride));
   const int64_t last = larger(first, smaller(out_w, (a.width - 1 + a.padding_x - kx + a.stride) / a.stride));
-  for (int64_t i = 0; i < a.steps * band.images; i++)
+  for (int64_t i = 0; i < a.steps * band.images; i++) {
+    if (stays_silent(a, m.active, i / a.steps)) continue;
     for (int64_t y = 0; y < band.rows; y++) {
       const int64_t row = (band.y + y) * a.stride - a.padding_y + ky, to = (i * band.rows + y) * out_w;
       const bool there = row >= band.top && row < band.bottom && m.active[i];
@@ -304,6 +314,7 @@ ALWAYS_INLINE inline void each_place(const EngineConv& a, const Band& band, cons
       for (int64_t x = 0; all && x < (there ? first : out_w); x++) body(List{0, 0}, to + x);
       for (int64_t x = last; all && there && x < out_w; x++) body(List{0, 0}, to + x);
     }
+  }
 }
 
 // Lists what a chunk's inputs hold, and sorts the lists of every group of weights; a row of these has 2^shift.
@@ -368,6 +379,7 @@ int convolve_lists(const EngineConv& a, const Weight* all_weights) {
     take(scratch, sums, totals_memory, m);
     m.places = a.steps * band.images * band.rows * out_width(a);
     make_lists(a, band, p, __builtin_ctzll(BLOCK), m);
+    clear_silent(a, band, m.active, BLOCK, sums);
     for (int64_t o = p.blocks * share / shares; o < p.blocks * (share + 1) / shares; o++) {
       Totals<Sum> totals{totals_memory};
       for (int64_t g = 0; g < p.groups; g++) {

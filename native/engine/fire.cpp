@@ -137,7 +137,7 @@ void fire_resting_at_zero(const Epilogue& a, int64_t at, int64_t apart, int64_t 
         IntVec fires[V];
         // Places lie far apart where the block is a part of the channels: no prefetcher of the processor's sees them
         // come.
-        for (int j = 0; (shortcut || total != nullptr) && j < V * LANES; j += 16) {
+        for (int j = 0; apart > V * LANES && (shortcut || total != nullptr) && j < V * LANES; j += 16) {
           if constexpr (shortcut) __builtin_prefetch(residual + t * residual_step + (r + 2) * apart + j);
           if (total != nullptr) __builtin_prefetch(total + row + 2 * apart + j, 1);
         }
@@ -211,6 +211,11 @@ void fire_rows(const Epilogue& a, int64_t at, int64_t apart, int64_t rows, int64
 void repeat_first(const Epilogue& a, int64_t at, int64_t step, int64_t apart, int64_t places, int64_t n) {
   for (int64_t t = 0; t < a.steps; t++) {
     uint8_t* const from = a.spikes + t * step + at;
+    if (n == apart) {  // nothing lies between the places: twice as many at a time
+      for (int64_t done = n, all = places * n; done < all; done *= 2)
+        std::memcpy(from + done, from, smaller(done, all - done));
+      continue;
+    }
     for (int64_t place = 1; place < places; place++) std::memcpy(from + place * apart, from, n);
   }
 }
@@ -243,18 +248,23 @@ void fire_images(const EngineConv& a, const Block& b, const T* sums) {
     scale[j] = n > 0 && a.scale != nullptr ? get_some(a.scale + c, n) : Vec{};
   }
   for (int64_t image = 0; image < b.images; image++) {
+    // Without spikes the sums of one place at one step are those of all, and where nothing else comes to the neurons,
+    // so is what they do.
     const bool silent = stays_silent(a, b.active, image);
-    const int64_t places = silent ? 1 : area;
+    const bool alike =
+        silent && a.residual == nullptr && a.residual_spikes == nullptr && a.v == nullptr && a.sum == nullptr;
+    const int64_t places = alike ? 1 : area, sums_step = silent ? 0 : map_numbers, sums_apart = silent ? 0 : width;
     const T* sum = sums + image * a.steps * map_numbers;
     const int64_t at = ((b.image + image) * out_h + b.row) * out_w * a.out + b.channel;
     int64_t done = 0;
     if (b.vectors < 4 && a.out == width) {  // nothing lies between the places: four vectors of some of them
       done = places * b.vectors / 4 * 4 / b.vectors;
-      fire_rows<4>(a, at, 4 * LANES, done * b.vectors / 4, step, Sums<T>{sum, map_numbers, 4 * LANES, bias, scale});
+      fire_rows<4>(a, at, 4 * LANES, done * b.vectors / 4, step,
+                   Sums<T>{sum, sums_step, silent ? 0 : 4 * LANES, bias, scale});
     }
     for (int64_t j = 0; j < b.vectors && b.channel + j * LANES < a.out; j += 4) {
       const int64_t first = at + done * a.out + j * LANES;
-      const Sums<T> from{sum + done * width + j * LANES, map_numbers, width, bias + j, scale + j};
+      const Sums<T> from{sum + done * sums_apart + j * LANES, sums_step, sums_apart, bias + j, scale + j};
       if (b.vectors >= 4)
         fire_vectors<4>(a, b.channel + j * LANES, first, places - done, step, from);
       else if (b.vectors == 2)
@@ -262,7 +272,7 @@ void fire_images(const EngineConv& a, const Block& b, const T* sums) {
       else if constexpr (std::is_same_v<T, float>)  // of integers there are two at least
         fire_vectors<1>(a, b.channel, first, places - done, step, from);
     }
-    if (silent) repeat_first(a, at, step, a.out, area, smaller(width, a.out - b.channel));
+    if (alike) repeat_first(a, at, step, a.out, area, smaller(width, a.out - b.channel));
   }
 }
 

@@ -78,6 +78,24 @@ def test_a_run_is_the_same_bits_across_a_change_of_steps(tmp_path: Path) -> None
         assert timeless(parts.metrics()) == timeless(whole.metrics())
 
 
+def test_steps_of_later_epochs_can_change(tmp_path: Path) -> None:
+    """From the checkpoint on the run is the one that had these steps from its beginning."""
+    same = {**STAGED["train"], "schedule": "constant"}  # learning rates of as many epochs as there are in the end
+    whole = run_of(tmp_path / "whole", STAGED, train=same)
+    train(whole, Told())
+    longer = {"epochs": 4, "steps": [{"T": 1, "epochs": 1}, {"T": 2, "epochs": 2}]}
+    parts, told = run_of(tmp_path / "parts", STAGED, train={**same, **longer}), Told()
+    with pytest.raises(Interrupted):
+        train(parts, told, stop=lambda: len(told.steps) == 4)
+    for steps in ([{"T": 2, "epochs": 1}], [{"T": 2, "epochs": 2}]):
+        with pytest.raises(UsageError, match=r"is in epoch 1: train.steps may change T of later epochs$"):
+            Run.open(parts.folder).changed({"train": {"steps": steps}})
+    changed = Run.open(parts.folder).changed({"train": {"epochs": 3, "steps": STAGED["train"]["steps"]}})
+    train(changed, Told())
+    assert [record["T"] for record in parts.metrics()] == [1, 2, 3]
+    assert equal(weights(parts), weights(whole))
+
+
 def test_norms_are_measured_again() -> None:
     """The running statistics are the means over batches of what enters the norm, computed here in float64."""
     torch.manual_seed(1)

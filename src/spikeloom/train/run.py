@@ -32,6 +32,7 @@ from spikeloom.files import PathLike, atomic, read_json, write_json
 from spikeloom.models.trained_weights import run_folder
 from spikeloom.notebook import html_table
 from spikeloom.train import lock
+from spikeloom.train.firing_rates import steps_of_epoch
 from spikeloom.train.machine import environment
 from spikeloom.train.recipe import Budget, check_settings, flatten, merge
 from spikeloom.train.settings import Named, Settings
@@ -63,6 +64,7 @@ CHANGEABLE = (
     "train.nesterov",
     "train.weight_decay",
     "train.epochs",
+    "train.steps",
     "train.loss",
     "train.method",
     "train.penalty",
@@ -201,6 +203,10 @@ class Run:
         epochs = len(self.metrics())
         if settings.train.epochs < epochs:
             raise UsageError(f"{self.folder} has {epochs} epochs already: train.epochs must be at least that")
+        # Norms are measured anew where T changes between two epochs, never within one.
+        for epoch in range(min(epochs + 1, settings.train.epochs)):
+            if steps_of_epoch(self.settings.train, 0, epoch) != steps_of_epoch(settings.train, 0, epoch):
+                raise UsageError(f"{self.folder} is in epoch {epochs + 1}: train.steps may change T of later epochs")
         if not changes:
             return self
         record: Json = {"after_epoch": epochs, "settings": changes}

@@ -374,7 +374,8 @@ def test_several_processes_make_the_same_entry(tmp_path: Path, cache: Path) -> N
         "from spikeloom.data import create_dataset\n"
         "child = os.fork()\n"  # now both begin at once
         "data = create_dataset('nmnist', sys.argv[1], T=4)\n"
-        "print(len(data), hashlib.sha256(np.ascontiguousarray(data.counts.frames).tobytes()).hexdigest(), flush=True)\n"
+        "found = hashlib.sha256(np.ascontiguousarray(data.counts.frames).tobytes()).hexdigest()\n"
+        "os.write(1, f'{len(data)} {found}\\n'.encode())\n"  # in one piece: print may write several
         "sys.exit(os.waitpid(child, 0)[1] if child else 0)\n"
     )
     done = subprocess.run(
