@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from helpers.small_networks import lively, shortened
+from helpers.small_networks import Graph, lively, shortened
 from torch import nn
 
 from spikeloom import Stream, create_model
@@ -60,6 +60,39 @@ def test_integers_are_the_same_to_the_bit(name: str, monkeypatch: pytest.MonkeyP
     assert torch.equal(load(tmp_path / "integers")(x), expected)
     floats = 4 * sum(p.numel() for p in model.parameters())
     assert (tmp_path / "integers").stat().st_size < 0.35 * floats, "8 bits a weight, beside biases and the plan"
+
+
+# Few and many channels, filters of one channel each, and lists of single places.
+@pytest.mark.parametrize(("channels", "kernel", "groups"), [(16, 3, 1), (40, 3, 1), (40, 3, 40), (136, 1, 1), (264, 3, 1)])
+@pytest.mark.parametrize("weights", ["float32", "int8"])
+@pytest.mark.parametrize("level", [] if _dispatch.native is None else _dispatch.native.levels())
+@torch.no_grad()
+def test_images_without_spikes_beside_others(level: str, weights: Any, channels: int, kernel: int, groups: int) -> None:
+    """Of each image first all steps have spikes, then some, then none; what comes by the shortcut goes on."""
+    model = Graph(
+        lambda m, x: m.head(m.pool(m.fire(m.conv(m.spikes(m.encode(x))) + m.side(x)))),
+        encode=Conv2d(3, channels, 3, padding=1, bias=False),
+        spikes=LIF(v_threshold=0.5),
+        conv=Conv2d(channels, channels, kernel, padding=kernel // 2, groups=groups),
+        side=Conv2d(3, channels, 3, padding=1),
+        fire=LIF(),
+        pool=GlobalAvgPool(),
+        head=Linear(channels, 5),
+    ).eval()
+    for p in model.parameters():
+        p.copy_(torch.randint(-4, 5, p.shape) / 8)  # sums of these are the same in every order
+    x = torch.randint(-2, 3, (3, 4, 3, 6, 7)) / 4
+    x[1:, 1], x[:, 2] = 0.0, 0.0
+    _dispatch.native.set_level(level)
+    try:
+        engine = compile(model, x, tune=False, weights=weights)
+        together, alone = engine(x), torch.cat([engine(x[:, n : n + 1]) for n in range(4)], 1)
+        expected = engine.with_ways("dense")(x)
+    finally:
+        _dispatch.native.set_level(_dispatch.native.levels()[-1])
+    assert expected[:, 2].any()
+    assert torch.equal(together, expected)
+    assert torch.equal(alone, expected)
 
 
 @pytest.mark.parametrize("level", [] if _dispatch.native is None else _dispatch.native.levels())
