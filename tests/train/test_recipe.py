@@ -38,7 +38,7 @@ from spikeloom.train.recipe import (
     parse_overrides,
 )
 from spikeloom.train.run import Run
-from spikeloom.train.settings import Settings, TrainSettings
+from spikeloom.train.settings import Named, Settings, TrainSettings
 
 SHARED = shared_folder()
 RECIPES = {name: load_recipe(name) for name in list_recipes()}
@@ -363,6 +363,18 @@ def one_line(info: pytest.ExceptionInfo[UsageError], *parts: str) -> None:
     assert "\n" not in message
     for part in parts:
         assert part in message
+
+
+def test_options_of_a_default_need_no_name() -> None:
+    recipe = load_recipe("report/table1")
+    row = recipe.resolve("s0t1a", "full", parse_overrides(["train.loss.label_smoothing=0.1"]))
+    assert row.train.loss == Named(name="sdt", label_smoothing=0.1)  # pyright: ignore[reportCallIssue]
+    other = recipe.resolve("s0t1a", "full", parse_overrides(["train.loss.name=tet", "train.loss.label_smoothing=0.1"]))
+    assert other.train.loss.name == "tet"
+    # What a card or the scores say was changed can be typed.
+    words = recipe.changes("s0t1a", "full", row.model_dump())
+    assert words == ["train.loss.label_smoothing=0.1"]
+    assert recipe.resolve("s0t1a", "full", parse_overrides(words)) == row
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,7 @@ import os
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationInfo, field_validator, model_validator
 
 from spikeloom.errors import UsageError
 
@@ -173,6 +173,13 @@ class TrainSettings(Strict):
         "tensorboard", "mlflow", "wandb", "trackio", "aim", "comet_ml", "clearml", "dvclive", "swanlab"
     ] = Field("tensorboard", description="where curves go beside metrics.jsonl")
     checkpoint_minutes: float = Field(2.0, ge=0, description="between checkpoints; also one after every epoch")
+
+    @field_validator("method", "loss", mode="before")
+    @classmethod
+    def _of_the_default(cls, value: Any, info: ValidationInfo) -> Any:
+        """Options without a name are those of the default."""
+        default: Named = cls.model_fields[str(info.field_name)].default
+        return {"name": default.name, **value} if isinstance(value, Mapping) else value
 
     @model_validator(mode="after")
     def _sharded(self) -> TrainSettings:
