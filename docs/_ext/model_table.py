@@ -63,6 +63,7 @@ Every network that `spikeloom.create_model` builds, by paper, on each data set t
 - *Measured* is the highest accuracy in `results/` for this network on these data, with its budget, of the same recipe
   row unless another one is named. Most were trained far shorter than published: [Scores](scores.md) has both side by
   side, row by row.
+- Where a network was trained in another size than its row's, the options say so behind the accuracy.
 - *Weights* come with the package: `create_model(NAME, weights=TASK)`, and `weights:TASK` on the command line.
 
 `spikeloom train RECIPE` trains a row. Where a cell is empty, there is nothing: no published accuracy, no result, no
@@ -107,10 +108,17 @@ def lines() -> list[Line]:
                 continue
             key = (record["settings"]["model"]["name"], record["settings"]["data"]["name"])
             if key in found:
-                found[key].measured.append((float(accuracy), f"{record['table']}#{record['row']}", record["budget"]))
+                budget = record["budget"] + _resized(record["table"], record)
+                found[key].measured.append((float(accuracy), f"{record['table']}#{record['row']}", budget))
     order = list(MODELS)
     alone = [Line(model, "") for model in order if model not in {line.model for line in found.values()}]
     return sorted([*found.values(), *alone], key=lambda line: (order.index(line.model), line.data))
+
+
+def _resized(recipe: str, record: Any) -> str:
+    """How a network that was trained differs from that of its recipe's row."""
+    changes = load_recipe(recipe).changes(record["row"], record["budget"], record["settings"])
+    return "".join(f", `{word}`" for word in changes if word.startswith("model.") and not word.startswith("model.T="))
 
 
 def shape_of(data: Any) -> tuple[int, ...]:
@@ -153,10 +161,10 @@ def _weights(line: Line) -> str:
     found: list[str] = []
     for task in tasks:
         folder = weights_folder(f"{line.model}/{task}")
-        data = json.loads((folder / "settings.json").read_text())["settings"]["data"]["name"]
+        run = json.loads((folder / "settings.json").read_text())
         accuracy = json.loads((folder / "summary.json").read_text())["test_accuracy"]
-        if data == line.data:
-            found.append(f"`{task}`, {accuracy:.2f} %")
+        if run["settings"]["data"]["name"] == line.data:
+            found.append(f"`{task}`, {accuracy:.2f} %{_resized(run['recipe'], run)}")
     return ", ".join(found)
 
 
