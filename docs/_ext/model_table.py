@@ -5,6 +5,7 @@ python docs/_ext/model_table.py
 
 from __future__ import annotations
 
+import functools
 import inspect
 import json
 import re
@@ -89,7 +90,7 @@ def lines() -> list[Line]:
     """A line for each network and data set that a recipe brings together, in the order of the registry."""
     found: dict[tuple[str, str], Line] = {}
     for name in list_recipes():
-        recipe = load_recipe(name)
+        recipe = _recipe(name)
         if recipe.measures:
             continue
         for row, entry in recipe.rows.items():
@@ -115,9 +116,12 @@ def lines() -> list[Line]:
     return sorted([*found.values(), *alone], key=lambda line: (order.index(line.model), line.data))
 
 
+_recipe = functools.cache(load_recipe)
+
+
 def _resized(recipe: str, record: Any) -> str:
     """How a network that was trained differs from that of its recipe's row."""
-    changes = load_recipe(recipe).changes(record["row"], record["budget"], record["settings"])
+    changes = _recipe(recipe).changes(record["row"], record["budget"], record["settings"])
     return "".join(f", `{word}`" for word in changes if word.startswith("model.") and not word.startswith("model.T="))
 
 

@@ -88,6 +88,13 @@ class Lines {
   float* slots = nullptr;
 };
 
+// Of the inputs, what a line of outputs sees.
+template <class T>
+Lines<T> input_lines(const Depthwise& a) {
+  const int64_t s = a.stride, seen = output_shape(a).width + (a.kernel_width - 1) / s;
+  return {input_shape(a), s, a.pad_width, larger(seen, (a.width + a.pad_width - 1) / s + 1), a.kernel_height};
+}
+
 // Each tap's weights, repeated for a period.
 class Tiles {
  public:
@@ -157,7 +164,7 @@ int forward(const Depthwise& a) {
   const int64_t chunks = (out.height + CHUNK - 1) / CHUNK;
   const Tiles tiles(a);
   if (tiles.failed()) return OUT_OF_MEMORY;
-  Lines<T> all(in, s, a.pad_width, larger(out.width + (KW - 1) / s, (in.width + a.pad_width - 1) / s + 1), KH);
+  const Lines<T> all = input_lines<T>(a);
   const int64_t taps_bytes = round_up(KH * KW * sizeof(Tap), 64);
   return for_blocks(a.images * chunks, 1, taps_bytes + all.bytes(), a.threads,
                     a.images * out.pixels() * C < MIN_PARALLEL, [&](int64_t item, int64_t, float* scratch) {
@@ -224,14 +231,14 @@ int input_gradient(const Depthwise& a) {
 
 // sums[tap][i % period] += line[i] grad[i], i < n, of K taps. grad is zero up to a whole vector.
 template <int K>
-inline void add_products(const Tap* taps, const float* grad, int64_t n, int64_t period, int64_t row, float* sums) {
+inline void add_products(const Tap* taps, const float* grad, int64_t n, int64_t period, float* sums) {
   for (int64_t place = 0; place < smaller(period, n); place += LANES) {
     Vec mine[K] = {};
     for (int64_t i = place; i < n; i += period) {
       const Vec g = get(grad + i);
       for (int k = 0; k < K; k++) mine[k] = fused(get(taps[k].line + i), g, mine[k]);
     }
-    for (int k = 0; k < K; k++) put(sums + k * row + place, get(sums + k * row + place) + mine[k]);
+    for (int k = 0; k < K; k++) put(sums + k * period + place, get(sums + k * period + place) + mine[k]);
   }
 }
 
@@ -242,7 +249,7 @@ int weight_gradient(const Depthwise& a) {
   const int64_t taps_count = KH * KW, period = period_of(C), groups = groups_of(a.images, false);
   float* partial = static_cast<float*>(std::calloc(groups * taps_count * period, sizeof(float)));
   if (partial == nullptr) return OUT_OF_MEMORY;
-  Lines<T> all(in, s, a.pad_width, larger(out.width + (KW - 1) / s, (in.width + a.pad_width - 1) / s + 1), KH);
+  const Lines<T> all = input_lines<T>(a);
   const int64_t grad_bytes = round_up(n * 4, 64);
   const int failed =
       for_groups(a.images, groups, grad_bytes + all.bytes(), a.threads, a.images * out.pixels() * C < MIN_PARALLEL,
@@ -262,11 +269,11 @@ int weight_gradient(const Depthwise& a) {
             taps[k] = {lines.at(top + (tap + k) / KW, (tap + k) % KW % s, (tap + k) % KW / s), nullptr};
           float* to = sums + tap * period;
           if (count == MOST_TAPS) {
-            add_products<MOST_TAPS>(taps, grad, n, period, period, to), tap += MOST_TAPS;
+            add_products<MOST_TAPS>(taps, grad, n, period, to), tap += MOST_TAPS;
           } else if (count >= 3) {
-            add_products<3>(taps, grad, n, period, period, to), tap += 3;
+            add_products<3>(taps, grad, n, period, to), tap += 3;
           } else {
-            add_products<1>(taps, grad, n, period, period, to), tap += 1;
+            add_products<1>(taps, grad, n, period, to), tap += 1;
           }
         }
       }
