@@ -107,6 +107,8 @@ def test_the_card_says_what_was_measured(home: Path) -> None:
         (["RUN", "--to", "weights"], "--to weights needs a folder to write: --out FOLDER"),
         (["RUN", "--to", "weights", "--out", "SHARED"], "is not empty: choose another --out"),
         (["RUN", "--to", "weights", "--out", "new", "model.T=2"], "unknown key 'model'"),
+        (["RUN", "--to", "weights", "--out", "new", "--T", "2"], "--T and --input are not for --to weights"),
+        (["RUN", "--to", "onnx", "--out", "new", "--weights", "int8"], "--weights is for --to weights alone"),
         (["RUN", "--to", "weights", "--out", "new", "--weights", "int"], "of weights 'int'; did you mean int8"),
         (["RUN", "--to", "weights", "--out", "SHARED/README.md/x"], "cannot write"),
     ],

@@ -36,14 +36,14 @@ def export(
     steps: Annotated[int | None, typer.Option("--T", metavar="N", help="Steps; by default the network's own.")] = None,
     shape: Input = None,
     stored: Annotated[
-        str,
+        str | None,
         typer.Option(
             "--weights",
             metavar="float16|int8",
-            help="Of --to weights: how they are stored.",
+            help="Of --to weights: how they are stored; float16 without it.",
             autocompletion=lambda: ["float16", "int8"],
         ),
-    ] = "float16",
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Write a network for other tools: ONNX with its T steps unrolled, a NIR graph of one step, or its weights.
@@ -66,8 +66,12 @@ def export(
     if to not in FORMATS:
         raise UsageError(f"unknown format {to!r}; {nearest(to, FORMATS)}")
     if to == "weights":
-        _export_weights(context, target, words, out, stored, as_json)
+        if steps is not None or shape is not None:
+            raise UsageError("--T and --input are not for --to weights, which writes a trained network as it is")
+        _export_weights(context, target, words, out, stored or "float16", as_json)
         return
+    if stored is not None:
+        raise UsageError("--weights is for --to weights alone")
     values = read_target(context, words, 1, None, shape)
     name = target.removeprefix("weights:").replace("/", "-") if target.startswith("weights:") else target
     path = out or (Path(target) / f"model.{to}" if Path(target).is_dir() else Path(f"{name}.{to}"))
