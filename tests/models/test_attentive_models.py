@@ -52,6 +52,7 @@ GHOSTS = ("ghostnet_snn", "ghostnet_dfc", "ghostnet_channel_mlp")
         ("syna_resnet18", {"attention": "space"}, 11_173_962 + 11 * 18),
         ("ds_resnet14", {}, 2_777_674),
         ("ds_resnet20", {}, 4_327_754),
+        ("ds_resnet20", {"width": 16}, 272_474),
         ("ds_resnet32", {}, 7_427_914),
         ("ds_resnet44", {}, 10_528_074),
         ("ds_resnet68", {}, 16_728_394),

@@ -18,6 +18,7 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
+from spikeloom.checks import count
 from spikeloom.encode import Frames
 from spikeloom.layers import (
     Conv2d,
@@ -120,9 +121,16 @@ def _register_cifar(depth: int) -> None:
         T: int = 4,
         vanilla: bool = False,
         sam: Attention = False,
+        width: int = 64,
     ) -> ResidualNet:
-        """DS-ResNet for CIFAR10: 6n + 2 layers, widths 64-128-256; `sam` adds two modules of spatial attention."""
-        return _network((64, 128, 256), (depth - 2) // 6, in_channels, num_classes, neuron, T, vanilla, sam)
+        """DS-ResNet for CIFAR10: 6n + 2 layers, widths 64-128-256; `sam` adds two modules of spatial attention.
+
+        Args:
+            width: channels of the first stage; the second and third have twice and four times as many.
+        """
+        count("width", width)
+        widths = (width, 2 * width, 4 * width)
+        return _network(widths, (depth - 2) // 6, in_channels, num_classes, neuron, T, vanilla, sam)
 
 
 for _depth in (14, 20, 32, 44, 68):
