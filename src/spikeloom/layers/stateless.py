@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from spikeloom.encode import floating
 from spikeloom.modes import exporting
 from spikeloom.ops import _dispatch, depthwise
-from spikeloom.ops._bf16 import bf16_product
+from spikeloom.ops._bf16 import bf16_product, narrower_than_stride
 from spikeloom.ops._custom_op import eager
 from spikeloom.ops._layout import NATIVE_DTYPES, in_channels_last, settled
 from spikeloom.ops.conv import overruns, spike_conv, spike_conv_through, takes
@@ -123,7 +123,8 @@ class Conv1d(nn.Conv1d):
 
     def forward(self, input: Tensor) -> Tensor:
         input = check_axes(self, input, 4)
-        return each_step(lambda x: bf16_product(self._conv_forward, x, self.weight, self.bias), input)
+        single = narrower_than_stride(input, self.stride)
+        return each_step(lambda x: bf16_product(self._conv_forward, x, self.weight, self.bias, single=single), input)
 
 
 class Conv2d(nn.Conv2d):
@@ -158,7 +159,8 @@ class Conv2d(nn.Conv2d):
     def _step(self, x: Tensor) -> Tensor:
         found = self._plan(x)
         if found is None:
-            return bf16_product(self._conv_forward, x, self.weight, self.bias)
+            single = narrower_than_stride(x, self.stride)
+            return bf16_product(self._conv_forward, x, self.weight, self.bias, single=single)
         op, x, weight = found
         y = op(x, weight)
         return y if self.bias is None else y.add_(self.bias.to(y.dtype)[:, None, None])

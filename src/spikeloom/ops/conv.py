@@ -25,7 +25,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from spikeloom.ops import _dispatch
-from spikeloom.ops._bf16 import bf16_product, bfloat16_is_emulated
+from spikeloom.ops._bf16 import bf16_product, bfloat16_is_emulated, narrower_than_stride
 from spikeloom.ops._custom_op import autograd_function, direct, op_with_weight
 from spikeloom.ops._layout import NATIVE_DTYPES, dtype_number, empty_images, ordered, pointer
 
@@ -88,7 +88,7 @@ def takes(x: Tensor, weight: Tensor, stride: int, padding: int) -> bool:
 
 def overruns(weight: Tensor, stride: tuple[int, ...]) -> bool:
     """Whether oneDNN's gradient of the weight [C', C, k, k] of a convolution without groups and padding may write
-    outside its memory: 1x1 with stride, of fewer channels than a vector has (docs/notes/onednn-1x1-weight-gradient.md).
+    outside its memory: 1x1 with stride, of fewer channels than a vector has (docs/notes/onednn-weight-gradients.md).
 
     A pool over one position with that stride and then the convolution without it give the same numbers.
     """
@@ -221,7 +221,7 @@ def _gradients(
     grad_x, grad_weight = none, none
     if any(library):
         operands = grad, x, weight
-        if x.dtype == torch.bfloat16 and bfloat16_is_emulated():
+        if x.dtype == torch.bfloat16 and (bfloat16_is_emulated() or narrower_than_stride(x, (stride,))):
             operands = tuple(operand.float() for operand in operands)
         found = torch.ops.aten.convolution_backward(
             *operands, None, [stride] * 2, [padding] * 2, [1, 1], False, [0, 0], 1, library
