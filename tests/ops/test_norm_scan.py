@@ -152,6 +152,15 @@ def test_large_tensors_are_their_parts(native: Any, neuron: str, wants_sum: bool
         assert torch.equal(whole[name], torch.cat([part[name] for part in parts], 1)), name
 
 
+@pytest.mark.parametrize("norm", ["bn", "outside"])
+def test_a_constant_channel_gives_its_weight_no_gradient(native: Any, norm: str) -> None:
+    x = torch.full((9, 1, 17, 4, 3), 0.7, requires_grad=True)
+    layer = unit(17, "mlf", norm, training=True)
+    _, u = layer.with_sum(x)
+    u.backward(torch.randn_like(u))
+    assert not layer.norm.weight.grad.any()
+
+
 @pytest.mark.parametrize("channels_last", [False, True])
 def test_bfloat16_is_float32_within_its_rounding(native: Any, tracks: Any, channels_last: bool) -> None:
     x, residual = random((4, 8, 16, 6, 6), channels_last), random((4, 8, 16, 6, 6), channels_last)

@@ -265,6 +265,9 @@ def _fill_gradients(i: _BackwardInputs, out: _Gradients) -> None:
         grad_norm=sums.data_ptr(),
     )
     passed, passed_x = sums[0], sums[1] - i.mean * sums[0]  # of dL/dU, and of dL/dU (X - mean)
+    if not i.frozen:
+        # Of a constant channel the difference of two rounded sums is left, which k magnifies.
+        passed_x *= i.variance > 0
     out.weight.copy_(passed_x * k)
     out.bias.copy_(passed)
     slope, offset = torch.zeros_like(factor), torch.zeros_like(factor)
