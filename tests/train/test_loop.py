@@ -18,6 +18,7 @@ from spikeloom.errors import UsageError
 from spikeloom.files import load_tensors
 from spikeloom.layers import Linear
 from spikeloom.neurons import Neuron, make_factory
+from spikeloom.ops import _dispatch
 from spikeloom.train.build import build_datasets, build_model, epoch_order, seed_everything
 from spikeloom.train.loop import Interrupted, train
 from spikeloom.train.losses import sdt
@@ -54,6 +55,13 @@ def test_what_is_told(tmp_path: Path) -> None:
     for record, (_, loss, accuracy) in zip(told.records, told.steps[3::4], strict=True):
         assert record["train_loss"] == pytest.approx(loss)
         assert record["train_accuracy"] == pytest.approx(accuracy)
+
+
+def test_training_without_native_kernels_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_dispatch, "native", None)
+    told = Told()
+    train(run_of(tmp_path / "run", SMALL, train={"epochs": 1}), told)
+    assert any("no native kernels" in warning for warning in told.warnings)
 
 
 def test_the_first_steps_by_hand(tmp_path: Path) -> None:

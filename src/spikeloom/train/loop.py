@@ -20,6 +20,7 @@ from torch import Tensor
 from spikeloom.documentation import page
 from spikeloom.errors import UsageError
 from spikeloom.files import save_tensors
+from spikeloom.ops import _dispatch
 from spikeloom.train.batches import Prepared
 from spikeloom.train.build import seed_everything
 from spikeloom.train.checkpoint import TrainState, save_checkpoint
@@ -90,6 +91,11 @@ def _train(
     t, steps_per_epoch = s.t, s.batches.steps_per_epoch
     done = state.epoch * steps_per_epoch + state.step
     progress.start(run, t.epochs * steps_per_epoch, done)
+    if _dispatch.native is None and s.accelerator.device.type == "cpu" and s.accelerator.is_main_process:
+        progress.warn(
+            "this installation has no native kernels and trains on plain PyTorch, several times slower: install a C++ "
+            "compiler, then Spikeloom again"
+        )
     if done == 0 and t.initial_rate is not None:
         _set_first_rates(s, t.initial_rate, progress)
     tracker = open_tracker(run, s.accelerator, state.epoch) if s.accelerator.is_main_process else None
