@@ -81,6 +81,7 @@ def test_the_card_says_what_was_measured(home: Path) -> None:
     page, card = (shared / "README.md").read_text(), summary["card"]
     assert card["sha256"] == hashlib.sha256((shared / "model.safetensors").read_bytes()).hexdigest()
     assert f"`{card['sha256']}`" in page
+    assert 'create_model("report_sew_resnet34", weights="FOLDER")`, where FOLDER is where this file lies' in page
     changed = next(line for line in page.splitlines() if "trained by" in line)
     assert "train.epochs=1 " in changed
     assert "'neuron.surrogate={name=\"Sigmoid\", alpha=2.0}'" in changed or "neuron.surrogate.name=Sigmoid" in changed

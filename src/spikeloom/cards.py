@@ -21,6 +21,7 @@ from spikeloom.analyse.load import Target, open_target
 from spikeloom.bench.timing import medians
 from spikeloom.errors import UsageError
 from spikeloom.files import PathLike, atomic_folder, load_tensors, read_json, save_tensors, write_json
+from spikeloom.models.trained_weights import FOLDER
 from spikeloom.record import RateMeter
 from spikeloom.registry import nearest
 from spikeloom.train.build import build_datasets, make_accelerator
@@ -76,7 +77,8 @@ def write_weights(run: Run, settings: Settings, folder: PathLike, work: Any, sto
         trained = summary.get("trained_accuracy", summary["test_accuracy"])  # the former, of weights shared before
         summary |= {"test_accuracy": found.accuracy, "trained_accuracy": trained, "card": found.as_json()}
         write_json(new / "summary.json", summary)
-        (new / "README.md").write_text(_card(Run.open(new), summary, found, types), encoding="utf-8")
+        card = _card(Run.open(new), summary, found, types, _place(folder, settings))
+        (new / "README.md").write_text(card, encoding="utf-8")
     return {**summary, "bytes": (folder / "model.safetensors").stat().st_size}
 
 
@@ -219,7 +221,14 @@ def _engine_times(model: nn.Module, target: Target) -> dict[int, float]:
     return {1: found["one"], 64: found["all"] / 64}
 
 
-def _card(run: Run, summary: Json, found: Measured, types: str) -> str:
+def _place(folder: Path, settings: Settings) -> tuple[str, str]:
+    """What `create_model` takes for the weights in a folder, and an explanation."""
+    if folder.resolve() == (FOLDER / settings.model.name / settings.data.name).resolve():
+        return settings.data.name, ""
+    return "FOLDER", ", where FOLDER is where this file lies"
+
+
+def _card(run: Run, summary: Json, found: Measured, types: str, place: tuple[str, str]) -> str:
     """The card as Markdown; `types` says how weights are stored."""
     settings, environment = run.settings, summary["environment"]
     task, epochs = settings.data.name, summary["epochs"]
@@ -229,7 +238,7 @@ def _card(run: Run, summary: Json, found: Measured, types: str) -> str:
         "",
         f"A spiking network for {summary['data']['test']}, trained by `spikeloom train {run.title}` (budget "
         f"{run.budget}{_changes(run)}). Load it with",
-        f'`spikeloom.create_model("{settings.model.name}", weights="{task}")`.',
+        f'`spikeloom.create_model("{settings.model.name}", weights="{place[0]}")`{place[1]}.',
         "",
         "| | |",
         "|---|---|",
