@@ -339,6 +339,9 @@ def test_a_run_by_its_spikes(places: Path, tmp_path: Path) -> None:
         assert mistake.code == 2
         assert option.split("=")[0] in mistake.err
         assert "--engine has its own" in mistake.err
+    other = spikeloom("run", "weights:digits", "--images=20", f"--engine={file}", "--no-compare")
+    assert (other.code, other.err.count("\n")) == (2, 1)
+    assert f"{file} was made of another network than weights:digits" in other.err
 
 
 def test_mistakes_in_running(places: Path) -> None:
@@ -477,7 +480,14 @@ MISTAKES: dict[str, tuple[str, list[str]]] = {
     "images smaller than the model takes": ("train data.subset=64 model.name=report_vgg16 model.T=1", ["32", "8"]),
     "run folder below a file": ("train --out={0}/file/run", ["{0}/file/run", "--out"]),
     "run folder is a file": ("train --out={0}/file", ["{0}/file", "--out"]),
-    "run folder with a run": ("train --out={0}/run", ["{0}/run is not empty", "--resume {0}/run", "--out"]),
+    "run folder with a run": ("train --out={0}/run", ["{0}/run is not empty", "--out"]),
+    "run folder with a stopped run": ("train --out={0}/run_unfinished", ["--resume {0}/run_unfinished", "--out"]),
+    "training part of evaluate": ("evaluate {0}/run data.subset=10", ["data.subset", "data.test_subset"]),
+    "training part of audit": ("audit {0}/run data.validation=0.5", ["data.validation", "data.test_subset"]),
+    "runs of other lists": ("list models --runs=x", ["--runs", "spikeloom list runs"]),
+    "a quick list of benchmarks": ("bench --quick", ["name what to measure", "neurons"]),
+    "runs of the scores": ("reproduce --scores --runs=x", ["--runs", "--results"]),
+    "classes of a table": ("predict {0}/run x.png --csv --top=5", ["--csv", "--top"]),
     "resume of no run": ("train --resume={0}/empty", ["{0}/empty is not a run"]),
     "resume of nothing": ("train --resume={0}/nowhere", ["{0}/nowhere"]),
     "resume of damaged settings": ("train --resume={0}/run_odd", ["settings.json"]),

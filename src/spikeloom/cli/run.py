@@ -77,6 +77,7 @@ def run(
     from spikeloom import deploy
     from spikeloom.analyse.load import open_target
     from spikeloom.deploy.engine.evaluate import evaluate_engine
+    from spikeloom.files import fingerprint
 
     made = _checked(weights, portable, file)
     values = read_target(context, words, images, batch, shape)
@@ -86,15 +87,19 @@ def run(
         progress.work("running", opened.images)
         example = next(opened.batches())[0]
         model = opened.ready(example)
+        source = fingerprint(model) if save or file else ""
         if weights == "exact":
             model = deploy.exact(model, example)
         if file is not None:
             engine = deploy.load(str(file))
+            if engine.source not in ("", source):
+                raise UsageError(f"{file} was made of another network than {target}: make it again with --save")
         elif made == "exact":
             engine = deploy.compile(model, example, portable=portable)
         else:
             engine = deploy.compile(model, example, weights=made, portable=portable or None)
         if save is not None:
+            engine.source = source
             engine.save(str(save))
         found = evaluate_engine(engine, opened.batches(), model if compare else None, progress.advance)
     if not opened.labelled:

@@ -47,6 +47,9 @@ class Engine:
         tensors: its weights, by the names that the plan uses.
         timings: what `tuned` measured.
 
+    Attributes:
+        source: what its file says that it was made of, the `files.fingerprint` of a network, or nothing.
+
     Raises:
         PlanError: plan and weights do not fit together.
         UsageError: the native kernels are not there.
@@ -73,6 +76,7 @@ class Engine:
         # that no lock can be held by a thread that a fork leaves behind.
         self._idle: list[Arena] = []
         self._timings = timings or {}
+        self.source = ""
 
     def __repr__(self) -> str:
         given, ways = self._plan.input, [step.way for step in self._plan.steps if isinstance(step, Conv)]
@@ -250,7 +254,8 @@ class Engine:
 
     def save(self, path: PathLike) -> None:
         """Writes weights and plan as one safetensors file, whole or not at all."""
-        write_safetensors(path, self._tensors, {"format": _FORMAT, "plan": self._plan.model_dump_json()})
+        source = {"source": self.source} if self.source else {}
+        write_safetensors(path, self._tensors, {"format": _FORMAT, "plan": self._plan.model_dump_json(), **source})
 
     def __reduce__(self) -> tuple[Any, ...]:
         return _restored, (self._plan.model_dump_json(), self._tensors, self._timings)
@@ -291,7 +296,9 @@ def load(path: PathLike, max_bytes: int = 2 << 30, max_operations: int = 200 * 1
                 raise PlanError(
                     f"an image takes {found:,} {unit}, the limit is {most:,}: raise it by load(..., {name}=...)"
                 )
-        return Engine(plan, {name: tensor.contiguous() for name, tensor in tensors.items()})
+        engine = Engine(plan, {name: tensor.contiguous() for name, tensor in tensors.items()})
+        engine.source = metadata.get("source", "")
+        return engine
     except pydantic.ValidationError as error:
         first = error.errors()[0]
         reason = f"{'.'.join(map(str, first['loc'])) or 'plan'}: {first['msg']}"
