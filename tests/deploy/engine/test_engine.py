@@ -435,6 +435,12 @@ def test_a_sum_takes_the_place_of_a_shortcut_that_nobody_reads_again() -> None:
 # --- what it refuses --------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("weights", ["int4", "fp16", None])
+def test_unknown_weights(weights: Any) -> None:
+    with pytest.raises(UsageError, match="weights must be one of fp32, bf16, int8, got"):
+        compile(create_model("report_sew_resnet34", weights="digits"), torch.rand(1, 1, 8, 8), weights=weights)
+
+
 def test_a_layer_that_it_does_not_know() -> None:
     x = torch.rand(2, 2, 2, 9, 7)
     with pytest.raises(UsageError, match=r"^first\.neuron: the event engine has no step for spikeloom::scan"):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor, nn
@@ -12,13 +12,16 @@ from spikeloom.deploy.engine.ir import Conv
 from spikeloom.deploy.engine.lossless import as_integers, quantized
 from spikeloom.deploy.engine.lower import lower
 from spikeloom.deploy.engine.verify import verify
+from spikeloom.errors import UsageError
+
+Stored = Literal["fp32", "bf16", "int8"]
 
 
 def compile(
     model: nn.Module,
     example: Tensor,
     tune: bool = True,
-    weights: Literal["fp32", "bf16", "int8"] = "fp32",
+    weights: Stored = "fp32",
     portable: bool | None = None,
 ) -> Engine:
     """An engine that runs a trained model by its spikes.
@@ -40,8 +43,11 @@ def compile(
     the network gives: sums but for rounding, neurons the very spikes of these sums.
 
     Raises:
-        UsageError: a layer that the engine does not know, or that says something else there; or no native kernels.
+        UsageError: a layer that the engine does not know, or that says something else there; unknown `weights`; or no
+            native kernels.
     """
+    if weights not in get_args(Stored):
+        raise UsageError(f"weights must be one of {', '.join(get_args(Stored))}, got {weights!r}")
     lowered = lower(quantized(model, example) if weights == "int8" else model, example)
     plan, tensors = lowered.plan, lowered.tensors
     if weights == "int8":
