@@ -6,11 +6,14 @@ Nothing here unpickles: loading a file cannot run code.
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
 import os
+import pickle  # for the name of an error
 import re
 import shutil
 import struct
+import zipfile
 import zlib
 from collections.abc import Collection, Generator, Mapping
 from pathlib import Path
@@ -256,7 +259,15 @@ def read_state_dict(path: PathLike, owner: str = "weights") -> dict[str, Tensor]
             else torch.load(path, map_location="cpu", weights_only=True)
         )
     except Exception as error:  # both readers raise what they like on a file that is not theirs
-        reason = str(error).splitlines()[0]
+        if isinstance(error, pickle.UnpicklingError):  # torch's own advice is to run the code in the file
+            if zipfile.is_zipfile(path):
+                raise DataFileError(
+                    f"{owner}: {path} holds objects that only code could make, and no code is run: save its weights "
+                    'alone with torch.save(checkpoint["model"], "weights.pth")'
+                ) from None
+            reason = "it was written by something else"
+        else:
+            reason = str(error).splitlines()[0]
         raise DataFileError(f"{owner}: {path} is no safetensors or torch.save file of weights: {reason}") from None
     for key in ("model", "state_dict", "model_state_dict", "net"):
         if isinstance(saved, Mapping) and isinstance(saved.get(key), Mapping):
@@ -274,6 +285,15 @@ def _checksum(tensors: dict[str, Tensor], information: str) -> int:
         data: Any = tensors[name].reshape(-1).view(torch.uint8).numpy()
         crc = zlib.crc32(data, crc)
     return crc
+
+
+def fingerprint(model: nn.Module) -> str:
+    """The SHA-256 of a model's weights with their names."""
+    digest = hashlib.sha256()
+    for name, tensor in model.state_dict().items():
+        digest.update(name.encode())
+        digest.update(memoryview(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy()))
+    return digest.hexdigest()
 
 
 def load_weights(model: nn.Module, tensors: dict[str, Tensor], path: PathLike, model_name: str) -> None:

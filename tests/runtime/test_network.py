@@ -238,3 +238,12 @@ def test_threads_share_a_network(network: tuple[runtime.Network, Engine]) -> Non
     for worker in workers:
         worker.join()
     assert not wrong
+
+
+@pytest.mark.parametrize("wrong", [np.nan, np.inf])
+def test_inputs_that_are_no_numbers_are_refused(tmp_path: Path, wrong: float) -> None:
+    x = torch.rand(2, 1, 8, 8)
+    compile(create_model("report_sew_resnet34", weights="digits"), x).save(tmp_path / "net.safetensors")
+    x[1, 0, 3, 4] = wrong
+    with pytest.raises(runtime.NetworkError, match="NaN or infinite"):
+        runtime.load(tmp_path / "net.safetensors")(x)

@@ -241,6 +241,21 @@ def test_what_cannot_be_used(given: Any, more: dict[str, Any], message: str, tmp
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.parametrize(
+    ("spoilt", "message"),
+    [
+        (lambda x, y: (x, y + 5), "a sample has the label 14, its classes are 0 to 9"),
+        (lambda x, y: (x, y - 5), "a sample has the label -5, its classes are 0 to 9"),
+        (lambda x, y: (x / 0, y), "inputs of a batch hold NaN or infinite numbers"),
+    ],
+)
+def test_samples_that_cannot_be_learned(spoilt: Any, message: str, tmp_path: Path) -> None:
+    parts = digits(), TensorDataset(*spoilt(*digits("test", 30).tensors))
+    for n, (train_set, test_set) in enumerate((parts, parts[::-1])):
+        with pytest.raises(UsageError, match=message):
+            fit(model(), train_set, test_set, classes=10, out=tmp_path / f"run{n}", progress=Told(), **SETTINGS)
+
+
 def test_a_folder_of_another_run(tmp_path: Path) -> None:
     parts = (digits(), digits("test", 30))
     fit(model(), *parts, out=tmp_path / "run", progress=Told(), **{**SETTINGS, "epochs": 1})

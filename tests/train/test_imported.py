@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 from pathlib import Path
 from typing import Any
@@ -117,7 +118,13 @@ def test_a_mistake_is_one_line_and_leaves_nothing(home: Path, tmp_path: Path, ki
 
 def test_files_and_folders(home: Path, tmp_path: Path) -> None:
     (tmp_path / "text.pth").write_text("no")
+    tensors = torch.load(home / "ours.pth")
+    torch.save({"model": tensors, "args": argparse.Namespace()}, tmp_path / "objects.pth")
+    tensors[next(iter(tensors))][0] = torch.nan
+    torch.save(tensors, tmp_path / "nan.pth")
     for file, out, message in (
+        (tmp_path / "objects.pth", tmp_path / "run", 'alone with torch.save(checkpoint["model"]'),
+        (tmp_path / "nan.pth", tmp_path / "run", "has NaN or infinite numbers for"),
         (home / "none.pth", tmp_path / "run", "there is no file"),
         (tmp_path / "text.pth", tmp_path / "run", "is no safetensors or torch.save file of weights"),
         (home / "net.pth", home / "run", "is not empty"),

@@ -71,18 +71,19 @@ def load_spikingjelly(source: Source, name: str, *, strict: bool = True, **argum
     return model.eval()
 
 
-def read_layers(source: Source, name: str) -> tuple[list[Layer], dict[str, Any]]:
+def read_layers(source: Source, name: str, owner: str = _HERE) -> tuple[list[Layer], dict[str, Any]]:
     """The layers of a source as the registered networks have them, and the options that these must be built with.
 
     Args:
         source: as `load_spikingjelly`.
         name: of the registered network.
+        owner: who asks, for messages.
 
     Raises:
         UsageError: no such network, or values that are no tensors.
         DataFileError: a file that cannot be read.
     """
-    layers = layers_of(source, _HERE)
+    layers = layers_of(source, owner)
     options: dict[str, Any] = {
         "pool_first": any("patch_embed.stages." in layer.name for layer in layers),
         "batch_norm": any("running_mean" in layer.tensors for layer in layers),

@@ -115,6 +115,8 @@ class Network:
         if whole[1:] == (1, 1):
             shapes.append((info.channels,))
         axes = 1 if info.is_static else 2
+        if array.dtype.kind == "f" and not np.isfinite(array).all():
+            raise NetworkError("the input holds NaN or infinite numbers")
         if array.dtype.kind in "biuf" and array.size:
             for shape in shapes:
                 lead = array.ndim - len(shape)

@@ -45,10 +45,28 @@ def accuracy(model: torch.nn.Module, correct: float, count: float) -> float | No
 
 
 def place(x: Tensor, t: TrainSettings, dataset: Any, accelerator: Accelerator) -> Tensor:
-    """A batch as the model takes it, on the device, images in channels-last memory."""
+    """A batch as the model takes it, on the device, images in channels-last memory.
+
+    Raises:
+        UsageError: it holds NaN or infinite numbers, at which no neuron fires and no loss grows.
+    """
     x = dataset.encode(x.to(accelerator.device))
+    if x.is_cpu and not bool(x.sum().isfinite()):
+        raise UsageError(f"{dataset.title}: inputs of a batch hold NaN or infinite numbers")
     images = x.dim() == 4 and not dataset.is_sequence
     return x.contiguous(memory_format=torch.channels_last) if t.channels_last and images else x
+
+
+def check_labels(y: Tensor, dataset: Any) -> None:
+    """Refuses labels beyond the classes, of which a loss would say an index alone.
+
+    Raises:
+        UsageError: there is one.
+    """
+    low, high = int(y.min()), int(y.max())
+    if low < 0 or high >= len(dataset.classes):
+        wrong, last = (low if low < 0 else high), len(dataset.classes) - 1
+        raise UsageError(f"{dataset.title}: a sample has the label {wrong}, its classes are 0 to {last}")
 
 
 def shared(values: list[float], accelerator: Accelerator) -> list[float]:
@@ -93,6 +111,7 @@ def evaluate(
     totals = torch.zeros(5, dtype=torch.float64)
     many = len(dataset.classes) >= MANY_CLASSES
     for x, y in batches(dataset, parts):
+        check_labels(y, dataset)
         y = y.to(accelerator.device)
         with meter or contextlib.nullcontext():
             logits = model(place(x, t, dataset, accelerator)).float()

@@ -44,7 +44,7 @@ def import_weights(file: PathLike, folder: PathLike, values: Json, work: Any) ->
         DataFileError: a file that cannot be read.
     """
     name = values["model"]["name"]
-    layers, options = read_layers(file, name)
+    layers, options = read_layers(file, name, "import")
     wanted = merge({"train": _TRAIN, "model": options}, values)
     settings = check_settings(wanted, os.fspath(file))
     run = Run.plan(folder, IMPORTED, "main", "full", settings)
@@ -57,6 +57,8 @@ def import_weights(file: PathLike, folder: PathLike, values: Json, work: Any) ->
             f"{file} does not fit {name} with {dataset.in_channels} channels and {len(dataset.classes)} classes of "
             f"{dataset.title}: {error}"
         ) from None
+    if wrong := [key for key, tensor in model.state_dict().items() if not bool(tensor.isfinite().all())]:
+        raise UsageError(f"{file} has NaN or infinite numbers for {', '.join(wrong[:3])} of {name}")
     try_input(model, dataset, name, "bptt")
     t = settings.train
     work.work("evaluating", len(dataset))

@@ -24,7 +24,7 @@ from spikeloom.ops import _dispatch
 from spikeloom.train.batches import Prepared
 from spikeloom.train.build import seed_everything
 from spikeloom.train.checkpoint import TrainState, save_checkpoint
-from spikeloom.train.evaluate import accuracy, evaluate, place, right, shared
+from spikeloom.train.evaluate import accuracy, check_labels, evaluate, place, right, shared
 from spikeloom.train.firing_rates import (
     NORM_BATCHES,
     describe_rates,
@@ -266,6 +266,7 @@ def _forward_backward(s: Setup, batch: Prepared) -> tuple[float, int]:
     """Adds one step's gradients; returns the mean loss and the number of correct predictions of this process."""
     total, correct, count = 0.0, 0, len(batch.parts)
     for index, part in enumerate(batch.parts):
+        check_labels(part.y, s.train_set)
         x = place(part.x, s.t, s.train_set, s.accelerator)
         target, y = part.target.to(s.accelerator.device), part.y.to(s.accelerator.device)
         values: list[Tensor] = []  # several of a method that gives the loss one step at a time
