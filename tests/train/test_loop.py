@@ -510,8 +510,18 @@ def test_the_last_checkpoint_holds_the_trained_weights(finished: Run) -> None:
     assert (information["position"]["epoch"], information["position"]["step"]) == (3, 0)
 
 
+def test_a_lost_checkpoint_is_said(tmp_path: Path) -> None:
+    run, told = run_of(tmp_path / "run", SMALL, train={"epochs": 3}), Told()
+    with pytest.raises(Interrupted):
+        train(run, told, stop=lambda: len(told.steps) == 6)
+    run.checkpoint.unlink()
+    told = Told()
+    train(Run.open(run.folder), told)
+    assert any("no checkpoint.safetensors: the run begins again" in warning for warning in told.warnings)
+
+
 def test_an_occupied_folder_is_refused(finished: Run) -> None:
-    with pytest.raises(UsageError, match=r"is not empty: .* with: spikeloom train --resume "):
+    with pytest.raises(UsageError, match=r"is not empty: choose another folder with --out$"):
         Run.plan(finished.folder, "x", "main", "full", finished.settings)
 
 

@@ -126,10 +126,10 @@ class Run:
         return run
 
     def _occupied(self) -> UsageError:
-        return UsageError(
-            f"{self.folder} is not empty: choose another folder with --out, or continue its run with: "
-            f"spikeloom train --resume {shlex.quote(str(self.folder))}"
-        )
+        message = f"{self.folder} is not empty: choose another folder with --out"
+        if (self.folder / "settings.json").is_file() and not (self.folder / "summary.json").is_file():
+            message += f", or continue its run with: spikeloom train --resume {shlex.quote(str(self.folder))}"
+        return UsageError(message)
 
     @contextlib.contextmanager
     def writing(self) -> Generator[None]:

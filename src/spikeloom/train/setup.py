@@ -205,7 +205,11 @@ def _continued(
     run: Run, model: nn.Module, ema: Any, batch: int, accelerator: Accelerator, progress: Progress
 ) -> tuple[TrainState, Json | None]:
     """Takes up the weights of a run's checkpoint, if it has one: where it is, and the state of its optimiser."""
-    state, moments = load_checkpoint(run, model, ema) if run.checkpoint.is_file() else (TrainState(), None)
+    state, moments = TrainState(), None
+    if run.checkpoint.is_file():
+        state, moments = load_checkpoint(run, model, ema)
+    elif run.metrics():
+        progress.warn(f"{run.folder} has records but no {run.checkpoint.name}: the run begins again")
     if state.batch not in (0, batch):
         kept = f"train.batch_size x train.accumulate x processes, or train.total_batch={state.batch}, keeps them"
         progress.warn(f"batches were of {state.batch} images, and are of {batch} from here on: {kept}")
