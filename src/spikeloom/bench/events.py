@@ -41,7 +41,7 @@ def recordings(root: PathLike | None) -> dict[str, list[Path]]:
             if len(of) < _AT_MOST:
                 of.append(path)
     if not found:
-        raise UsageError(f"no event files ({', '.join(ENDINGS)}) under {root}; give another folder as data=FOLDER")
+        raise UsageError(f"no event files ({', '.join(ENDINGS)}) under {root}; give another folder with --data FOLDER")
     return found
 
 

@@ -138,8 +138,20 @@ def read_target(
 ) -> Json:
     """What `open_target` takes, from settings and options."""
     values = read_settings(context, words, TARGET_KEYS)
+    refuse_training_part(values)
     options = {"images": images, "batch": batch, "input": shape}
     return values | {name: value for name, value in options.items() if value is not None}
+
+
+def refuse_training_part(values: Json) -> None:
+    """Refuses settings of the training part, where the test part alone is read.
+
+    Raises:
+        UsageError: there is one.
+    """
+    for key in ("subset", "validation"):
+        if key in values.get("data", {}):
+            raise UsageError(f"data.{key} is of the training part; of the test part data.test_subset takes the first")
 
 
 def read_budget(values: Json) -> Budget | None:

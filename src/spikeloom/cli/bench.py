@@ -64,6 +64,8 @@ def bench(
     """
     read_settings(context, words, ())
     if what is None and not figures:
+        if quick or out is not None or results is not None:
+            raise UsageError(f"name what to measure: {', '.join(BENCHMARKS)}")
         print_names(BENCHMARKS, as_json)
         return
     if what is not None and what not in BENCHMARKS:

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from spikeloom.cli.arguments import AsJson, RunFolder, open_run
+from spikeloom.cli.arguments import AsJson, RunFolder, open_run, refuse_training_part
 from spikeloom.cli.progress import show_progress
 from spikeloom.errors import UsageError
 
@@ -33,6 +33,7 @@ def evaluate(
     for key in overrides:
         if key != "data":
             raise UsageError(f"evaluate takes data.* settings only, got {key!r}")
+    refuse_training_part(overrides)
     settings = check_settings(merge(opened.settings.model_dump(), overrides), run)
     from spikeloom.train.evaluate import evaluate_run
 

@@ -39,8 +39,8 @@ def list_(
         str | None, typer.Argument(metavar="KIND", help=", ".join(KINDS), autocompletion=lambda: list(KINDS))
     ] = None,
     runs: Annotated[
-        Path, typer.Option("--runs", metavar="PATH", help="Of the kind runs: where they are; runs without it.")
-    ] = Path("runs"),
+        Path | None, typer.Option("--runs", metavar="PATH", help="Of the kind runs: where they are; runs without it.")
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """List what can be named. Without a kind, list the kinds.
@@ -49,7 +49,9 @@ def list_(
     spikeloom list models
     spikeloom list runs
     """
-    print_names(KINDS if what is None else _entries(what, runs), as_json)
+    if runs is not None and what != "runs":
+        raise UsageError(f"--runs is of 'spikeloom list runs', not of {what or 'the kinds'}")
+    print_names(KINDS if what is None else _entries(what, runs or Path("runs")), as_json)
 
 
 def _entries(kind: str, runs: Path) -> dict[str, str]:

@@ -22,7 +22,7 @@ def predict(
     files: Annotated[
         list[str], typer.Argument(metavar="FILE...", help="Pictures, event recordings or sound, or folders of them.")
     ],
-    top: Annotated[int, typer.Option("--top", min=1, metavar="N", help="How many classes to name.")] = 3,
+    top: Annotated[int | None, typer.Option("--top", min=1, metavar="N", help="How many classes to name: 3.")] = None,
     as_csv: Annotated[bool, typer.Option("--csv", help="Print a table with commas, a line a file.")] = False,
     as_json: AsJson = False,
 ) -> None:
@@ -38,9 +38,11 @@ def predict(
     """
     if as_csv and as_json:
         raise UsageError("--csv and --json are two ways to print: leave one of them out")
+    if as_csv and top is not None:
+        raise UsageError("--csv has one class a file: leave out --top, or take --json")
     from spikeloom.predict import predict as answer
 
-    found = answer(run, files, top)
+    found = answer(run, files, top or 3)
     if as_json:
         print(json.dumps([_plain(each) for each in found]))
     elif as_csv:

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 def reproduce(
     context: typer.Context,
     words: Words = None,
-    runs: Annotated[Path, typer.Option("--runs", metavar="PATH", help="Where run folders go.")] = Path("runs"),
+    runs: Annotated[Path | None, typer.Option("--runs", metavar="PATH", help="Where run folders go: runs.")] = None,
     results: Annotated[Path, typer.Option("--results", metavar="PATH", help="Where numbers go.")] = Path("results"),
     scores: Annotated[
         bool, typer.Option("--scores", help="Train nothing: print every published accuracy beside the best measured.")
@@ -56,6 +56,8 @@ def reproduce(
     """
     if scores and figures:
         raise UsageError("--scores and --figures are two commands: give one of them")
+    if runs is not None and (scores or figures):
+        raise UsageError("--runs is where rows are trained; --scores and --figures read --results")
     if scores:
         _print_scores(words, results, out, as_json)
         return
@@ -81,9 +83,8 @@ def reproduce(
 
     with show_progress() as progress, stop_on_signal() as stop:
         try:
-            records = run_table(
-                recipe, [row] if row else list(recipe.rows), budget, values, runs, results, progress, stop
-            )
+            rows, folder = [row] if row else list(recipe.rows), runs or Path("runs")
+            records = run_table(recipe, rows, budget, values, folder, results, progress, stop)
         except Interrupted:
             print("stopped; the same command continues", file=sys.stderr)
             raise typer.Exit(130) from None
