@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
+from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,7 +14,8 @@ from helpers.made_events import made
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from spikeloom.data import Events, augmentation, event_frames
+from spikeloom.data import Events, RecordingFrames, augmentation, event_frames
+from spikeloom.data.recording_frames import WindowCutter
 from spikeloom.errors import UsageError
 
 
@@ -104,6 +108,38 @@ def test_too_many_frames_are_refused() -> None:
         event_frames(stream([1_600_000_000_000_000]), "bins", dt=5.0)
     with pytest.raises(UsageError, match="an event is at -3 us: use 'windows'"):
         event_frames(stream([-3]), "bins")
+
+
+@pytest.mark.parametrize(
+    ("column", "values", "message"),
+    [
+        ("x", [0, 1, 4, -1], r"event 2 is at x = 4, y = 0, outside the sensor of 4x3$"),
+        ("x", [0, -1, 4, 9], r"event 1 is at x = -1, y = 0, outside the sensor of 4x3$"),
+        ("y", [0, 0, 0, 3], r"event 3 is at x = 3, y = 3, outside the sensor of 4x3$"),
+        ("p", [0, 0, 2, -1], r"event 2 has p = 2, expected 0 or 1$"),
+        ("p", [0, -1, 0, 0], r"event 1 has p = -1, expected 0 or 1$"),
+        (
+            "y",
+            [0, 0],
+            r"must be whole numbers and of one length \[N\], got t int64 \[4\], x int16 \[4\], y int64 \[2\]",
+        ),
+        ("x", [0.5, 0, 0, 0], r"must be whole numbers .*, x float64 \[4\]"),
+    ],
+)
+def test_events_that_are_none_of_the_sensor_are_refused(column: str, values: list[Any], message: str) -> None:
+    """They would count in other pixels, however the events become frames."""
+    events = dataclasses.replace(stream([1, 2, 3, 4]), **{column: np.array(values)})
+    windows = RecordingFrames("recordings", {"sensor": (4, 3)})
+    made_by: list[Callable[[Events], Any]] = [event_frames, windows.window, lambda e: list(WindowCutter(10).feed(e))]
+    for make in made_by:
+        with pytest.raises(UsageError, match=message):
+            make(events)
+
+
+def test_events_of_another_sensor_are_refused() -> None:
+    frames = RecordingFrames("recordings", {"sensor": (3, 3)})
+    with pytest.raises(UsageError, match="events of a sensor of 4x3: the network takes those of one of 3x3"):
+        frames.window(stream([1]))
 
 
 def test_transforms_move_all_frames_of_a_clip_alike() -> None:

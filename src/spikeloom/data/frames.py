@@ -122,8 +122,9 @@ def event_frames(events: Events, frames: Slicing = "count", T: int | None = None
         T, dt: see `frames`; 10 and 5 ms unless given.
 
     Raises:
-        UsageError: T or dt where they have no meaning, or out of range.
+        UsageError: T or dt where they have no meaning, or out of range; or an event outside the sensor.
     """
+    events.check()
     index, steps = Slicer.filled(frames, T, dt)(events.t)
     cell = events.p.astype(np.int64)
     cell *= events.height

@@ -83,7 +83,14 @@ class RecordingFrames:
         return FrameDataset(counts, labels, **self._looks, **about)
 
     def window(self, events: Events) -> Tensor:
-        """All events in one frame, as a network takes it: float32 [1, 1, *input_shape]."""
+        """All events in one frame, as a network takes it: float32 [1, 1, *input_shape].
+
+        Raises:
+            UsageError: events of another sensor, or outside it.
+        """
+        if (events.width, events.height) != self.sensor:
+            wanted, given = ("x".join(map(str, size)) for size in (self.sensor, (events.width, events.height)))
+            raise UsageError(f"events of a sensor of {given}: the network takes those of one of {wanted}")
         return self._empty.inputs(self._framing.count(events, np.zeros(len(events), np.int64), 1))
 
     def events_a_frame(self, events: Events) -> float:
@@ -118,8 +125,9 @@ class WindowCutter:
         """The events of each window that these ones complete; a silent window has none.
 
         Raises:
-            UsageError: a silence of more than `MOST_WINDOWS` windows.
+            UsageError: an event outside the sensor, or a silence of more than `MOST_WINDOWS` windows.
         """
+        events.check()
         if not len(events):
             return
         if self._begin is None:

@@ -14,7 +14,7 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
-from spikeloom.errors import DataFileError
+from spikeloom.errors import DataFileError, UsageError
 
 Array = npt.NDArray[Any]
 Outside = Literal["error", "drop"]
@@ -56,6 +56,26 @@ class Events:
         """The events from number `start` to before number `end`, which share their memory with these."""
         t, x, y, p = (column[start:end] for column in (self.t, self.x, self.y, self.p))
         return Events(t, x, y, p, self.width, self.height)
+
+    def check(self) -> None:
+        """Checks that these are events of their sensor, as what `read_events` gives always is.
+
+        Raises:
+            UsageError: columns that are not whole numbers or of one length, or an event outside the sensor; the first.
+        """
+        columns = {"t": self.t, "x": self.x, "y": self.y, "p": self.p}
+        if not all(column.dtype.kind in "iub" and column.shape == self.t.shape[:1] for column in columns.values()):
+            found = ", ".join(f"{name} {column.dtype} {list(column.shape)}" for name, column in columns.items())
+            raise UsageError(f"t, x, y and p of events must be whole numbers and of one length [N], got {found}")
+        limits = ((self.x, self.width), (self.y, self.height), (self.p, 2))
+        if not len(self) or all(int(column.min()) >= 0 and int(column.max()) < limit for column, limit in limits):
+            return
+        x, y, p = ((column < 0) | (column >= limit) for column, limit in limits)
+        i = int(np.argmax(x | y | p))
+        if not x[i] and not y[i]:
+            raise UsageError(f"event {i} has p = {self.p[i]}, expected 0 or 1")
+        size = f"{self.width}x{self.height}"
+        raise UsageError(f"event {i} is at x = {self.x[i]}, y = {self.y[i]}, outside the sensor of {size}")
 
 
 @dataclass(frozen=True)

@@ -128,7 +128,12 @@ class Framing:
         return self.count(events, *self.slicer(events.t))
 
     def count(self, events: Events, index: Array, steps: int) -> Array:
-        """Counts int64 [steps, *shape] of events, by the frame that each falls in, -1: none."""
+        """Counts int64 [steps, *shape] of events, by the frame that each falls in, -1: none.
+
+        Raises:
+            UsageError: an event outside the sensor.
+        """
+        events.check()
         channels, height, width = shape = self.shape((events.width, events.height))
         x, y, p = events.x.astype(np.int64), events.y.astype(np.int64), events.p
         if self.downsample is not None:
