@@ -12,6 +12,7 @@ import torch
 from PIL import Image
 
 from spikeloom.data import create_dataset
+from spikeloom.data.sets.imagenet import Pictures
 from spikeloom.errors import DataFileError, UsageError
 
 
@@ -54,6 +55,22 @@ def test_the_middle_is_cut_out(root: Path) -> None:
     enlarged = create_dataset("imagenet", root, "train", size=64, resize=128).images[0]
     assert enlarged.shape == (3, 64, 64)
     assert enlarged[0, 0].float().mean() == pytest.approx(16, abs=1)
+
+
+@pytest.mark.parametrize("mode", ["I;16", "I;16B", "I"])  # what Pillow makes of such a file has changed
+@pytest.mark.parametrize("gray", [True, False])
+def test_pictures_of_16_bits(root: Path, mode: str, gray: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    values = np.tile([0, 257, 32700, 65535], (4, 1)).astype({"I;16": "<u2", "I;16B": ">u2", "I": "<i4"}[mode])
+    opened = Image.fromarray(values)
+    assert opened.mode == mode
+    monkeypatch.setattr(Image, "open", lambda *_, **__: opened)
+    read = Pictures([root / "imagenet" / "train" / "n01" / "0.png"], 4, 4, 1 if gray else 3)[0]
+    assert read.tolist() == [[[0, 1, 127, 255]] * 4] * (1 if gray else 3)
+
+
+def test_a_file_of_16_bits(root: Path) -> None:
+    Image.fromarray(np.full((40, 40), 25_700, np.uint16)).save(root / "imagenet" / "train" / "n01" / "0.png")
+    assert create_dataset("imagenet", root, "train", size=32).images[0].unique().tolist() == [100]
 
 
 @pytest.mark.parametrize("name", ["imagenet", "folder"])

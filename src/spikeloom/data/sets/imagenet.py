@@ -68,7 +68,7 @@ class Pictures:
                 most = Image.MAX_IMAGE_PIXELS or 2**31
                 if shorter < 1 or shorter * longer > most or self._resize**2 * longer > most * shorter:
                     raise ValueError(f"{file.width}x{file.height} pixels")
-                picture = file.convert("RGB" if self.shape[1] == 3 else "L")
+                picture = _of_bytes(file).convert("RGB" if self.shape[1] == 3 else "L")
         except UnidentifiedImageError:
             raise DataFileError(f"{path}: not a whole JPEG or PNG picture: it is neither") from None
         except Exception as error:  # Pillow raises OSError, SyntaxError, ValueError, its own, ...
@@ -89,6 +89,15 @@ class Pictures:
         from torchvision.transforms import RandomResizedCrop
 
         return RandomResizedCrop(self._size, (min_area, 1.0))(picture)
+
+
+def _of_bytes(picture: Image.Image) -> Image.Image:
+    """A grey picture of 16 bits, which Pillow would clip to white, as one of 8 bits; others as they are."""
+    if not picture.mode.startswith("I"):  # I;16, I;16B or I, by Pillow's version
+        return picture
+    from PIL.Image import fromarray
+
+    return fromarray(((np.asarray(picture, np.int32) + 128) // 257).astype(np.uint8))
 
 
 def check_min_area(min_area: object) -> None:
