@@ -177,6 +177,31 @@ def test_arrays_of_another_kind(values: dict[str, Any], message: str, tmp_path: 
     assert message in str(error.value)
 
 
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"mean": (0.5,)}, "mean needs 3 numbers, or 1 with gray=true, got [0.5]"),
+        ({"std": ()}, "std needs 3 numbers, or 1 with gray=true, got []"),
+        ({"mean": 0.5}, "mean needs 3 numbers, or 1 with gray=true, got 0.5"),
+        ({"mean": (0.5, 0.5, 0.5), "gray": True}, "mean needs 1 number with gray=true, got [0.5, 0.5, 0.5]"),
+        ({"std": (1.0, 0.0, 1.0)}, "each of std must be a number from 1e-06 to 1e+06, got 0.0"),
+        ({"std": (-1.0, 1.0, 1.0)}, "each of std must be a number from 1e-06 to 1e+06, got -1.0"),
+        ({"std": (1.0, 1.0, float("inf"))}, "each of std must be a number from 1e-06 to 1e+06, got inf"),
+        ({"mean": (0.5, 0.5, float("nan"))}, "each of mean must be a number from -1e+06 to 1e+06, got nan"),
+    ],
+)
+def test_a_normalisation_that_is_none(options: dict[str, Any], message: str, tmp_path: Path) -> None:
+    with pytest.raises(UsageError) as error:
+        create_dataset("folder", classes(tmp_path, picture, 2), "train", **options)
+    assert str(error.value) == message
+
+
+def test_a_normalisation_of_other_arrays(tmp_path: Path) -> None:
+    np.savez(tmp_path / "data.npz", x=np.zeros((4, 2, 5, 5), np.uint8), y=np.array([0, 0, 1, 1]))
+    with pytest.raises(UsageError, match=r"std needs 2 numbers, one for each channel of x, got \[1.0\]"):
+        create_dataset("arrays", tmp_path, "train", std=(1.0,))
+
+
 def test_from_folders_to_an_answer(tmp_path: Path) -> None:
     """The command trains on a user's pictures, and names a class by its folder."""
     root, run = classes(tmp_path / "pets", picture, 10), tmp_path / "run"

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from spikeloom.data.formats.events import Array
 from spikeloom.data.frame_dataset import FrameDataset
-from spikeloom.data.frames import Slicer, Slicing
+from spikeloom.data.frames import Slicer, Slicing, check_number
 from spikeloom.data.image_dataset import ImageDataset
 from spikeloom.data.locate import Source, data_root
 from spikeloom.data.options import check_integer
@@ -71,14 +71,14 @@ def folder(
         check_integer("resize", resize, size, why=", size")
     if min_area is not None:
         check_min_area(min_area)
+    channels = 1 if gray else 3
+    mean, std = normalisation(channels, mean, std, " with gray=true" if gray else ", or 1 with gray=true")
     drawn = min_area if split == "train" else None
     classes, paths, labels, title = _by_class(root, split, "pictures", (".jpeg", ".jpg", ".png"), test, draws)
     which, title = chosen(title, len(paths), subset)
-    channels = 1 if gray else 3
     images: Any = Pictures([paths[i] for i in which], size, resize or size, channels, drawn)
     if drawn is None and len(which) * channels * size**2 <= _IN_MEMORY:
         images = torch.stack([images[i] for i in range(len(which))])
-    mean, std = normalisation(channels, mean, std)
     all_labels = torch.tensor(labels)
     return ImageDataset(
         cast("Tensor", images),
@@ -197,15 +197,31 @@ def arrays(
     inputs, labels = torch.from_numpy(np.ascontiguousarray(x)), all_labels[:subset]
     if x.ndim == 3:
         return SpikeDataset(inputs, labels, **about)
-    mean, std = normalisation(x.shape[1], mean, std)
+    mean, std = normalisation(x.shape[1], mean, std, ", one for each channel of x")
     return ImageDataset(inputs, labels, mean=mean, std=std, **about)
 
 
 def normalisation(
-    channels: int, mean: Sequence[float] | None, std: Sequence[float] | None
+    channels: int, mean: Sequence[float] | None, std: Sequence[float] | None, why: str = ""
 ) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Mean and deviation of each channel, where they are not given 0.5 and 0.25."""
-    return tuple(mean or (0.5,) * channels), tuple(std or (0.25,) * channels)
+    """Mean and deviation of each channel, where they are not given 0.5 and 0.25.
+
+    Args:
+        why: there are so many channels, for messages.
+
+    Raises:
+        UsageError: not a number for each channel, or one out of range.
+    """
+    found: list[tuple[float, ...]] = []
+    for name, values, default, low in (("mean", mean, 0.5, -1e6), ("std", std, 0.25, 1e-6)):
+        each = (default,) * channels if values is None else values
+        if not isinstance(each, list | tuple) or len(each) != channels:
+            got = list(each) if isinstance(each, tuple) else each
+            raise UsageError(f"{name} needs {channels} number{'s' * (channels > 1)}{why}, got {got}")
+        for value in each:
+            check_number(f"each of {name}", value, low, 1e6)
+        found.append(tuple(each))
+    return found[0], found[1]
 
 
 def _read_arrays(path: Path) -> tuple[Array, Array]:
