@@ -43,7 +43,9 @@ def test_the_words_of_a_grid() -> None:
         (["train.lr=0.1,"], "train.lr=0.1,: a value is missing or stands twice"),
         (["seed=1,1"], "a value is missing or stands twice"),
         (["seed=3..1"], "3..1: the first number must be below the last"),
-        (["seed=1..2000"], "the sweep has 1001 combinations, and at most 1000 are run"),
+        (["seed=1..100", "train.lr=1,2,3,4,5,6,7,8,9,10,11"], "the sweep has 1100 combinations, and at most 1000 are"),
+        (["seed=1..2000"], r"1..2000 has 2000 values, and a sweep at most 1000 combinations"),
+        (["seed=0..1000"], r"0..1000 has 1001 values"),
     ],
 )
 def test_a_grid_that_is_none(words: list[str], message: str) -> None:

@@ -86,7 +86,11 @@ def _values(text: str) -> list[str]:
         first, last = map(int, span.groups())
         if first >= last:
             raise UsageError(f"{text}: the first number must be below the last")
-        return [str(n) for n in range(first, last + 1)][: MOST + 1]
+        if last - first >= MOST:
+            raise UsageError(
+                f"{text} has {last - first + 1} values, and a sweep at most {MOST} combinations: leave out values"
+            )
+        return [str(n) for n in range(first, last + 1)]
     values, depth = [""], 0
     for character in text:
         depth += (character in "[{") - (character in "]}")
