@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import inspect
 import math
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -699,3 +700,15 @@ def test_parse_overrides_refuses_other_words(word: str) -> None:
     with pytest.raises(UsageError, match="expected key=value, got") as info:
         parse_overrides(["seed=1", word])
     one_line(info, repr(word))
+
+
+@pytest.mark.parametrize("key", ["subset", "test_subset"])
+def test_too_large_a_part_is_named_as_it_was_asked_for(key: str) -> None:
+    settings = digits().resolve("main", "smoke", {"data": {key: 10_000}})
+    with pytest.raises(UsageError) as error:
+        build_datasets(settings)
+    assert re.fullmatch(
+        rf"data\.{key} must be an integer from 1 to \d+, the number of images of digits \(scikit-learn\), got 10000 "
+        rf"\(yours, or the budget's\): give another data\.{key}",
+        str(error.value),
+    )

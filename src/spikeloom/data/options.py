@@ -10,6 +10,22 @@ from spikeloom.errors import UsageError
 from spikeloom.registry import nearest
 
 
+class OptionError(UsageError):
+    """A value that an option does not take.
+
+    Args:
+        name: of the option.
+        limit: what its value must be, and is.
+    """
+
+    def __init__(self, name: str, limit: str):
+        super().__init__(name, limit)
+        self.name, self.limit = name, limit
+
+    def __str__(self) -> str:
+        return f"{self.name} {self.limit}"
+
+
 def check_options(owner: str, function: Callable[..., Any], options: Mapping[str, Any]) -> None:
     """Checks options against a function's keyword-only parameters.
 
@@ -32,8 +48,8 @@ def check_integer(name: str, value: object, low: int, high: int | None = None, w
     """Checks that low <= value <= high.
 
     Raises:
-        UsageError: the value is not an integer (a boolean is not one) or lies outside.
+        OptionError: the value is not an integer (a boolean is not one) or lies outside.
     """
     limit = f"an integer of at least {low}" if high is None else f"an integer from {low} to {high}"
     if not isinstance(value, int) or isinstance(value, bool) or value < low or (high is not None and value > high):
-        raise UsageError(f"{name} must be {limit}{why}, got {value!r}")
+        raise OptionError(name, f"must be {limit}{why}, got {value!r}")

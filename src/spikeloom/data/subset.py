@@ -95,7 +95,7 @@ def chosen(title: str, count: int, subset: int | None) -> tuple[list[int], str]:
     """
     if subset is None:
         return list(range(count)), title
-    check_integer("subset", subset, 1, count, f", the number of recordings of {title}")
+    check_integer("subset", subset, 1, count, f", the number of samples of {title}")
     if subset == count:
         return list(range(count)), title
     return [i * count // subset for i in range(subset)], f"{title}, {subset} of {count} recordings"

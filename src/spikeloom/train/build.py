@@ -13,6 +13,7 @@ from accelerate.state import AcceleratorState
 from torch import Tensor, nn
 
 from spikeloom.data import create_dataset
+from spikeloom.data.options import OptionError
 from spikeloom.errors import UsageError
 from spikeloom.models import create_model
 from spikeloom.neurons import make_factory
@@ -41,12 +42,27 @@ def make_model(settings: Settings, in_channels: int, num_classes: int) -> nn.Mod
 
 
 def build_datasets(settings: Settings, train: bool = True) -> tuple[Any, Any]:
-    """The training part (None if not wanted) and the test part."""
-    data, options = settings.data, settings.data.options
-    test_options: Json = {**options, "subset": data.test_subset}
+    """The training part (None if not wanted) and the test part.
+
+    Raises:
+        UsageError: as `create_dataset`.
+    """
+    data = settings.data
+
+    def part(split: str, key: str, options: Json) -> Any:
+        try:
+            return create_dataset(data.name, data.root, split, **options)
+        except OptionError as error:
+            if error.name == "subset":  # of the user's, or of a budget without the user's knowledge
+                error.name, error.limit = (
+                    f"data.{key}",
+                    f"{error.limit} (yours, or the budget's): give another data.{key}",
+                )
+            raise
+
     return (
-        create_dataset(data.name, data.root, "train", **options) if train else None,
-        create_dataset(data.name, data.root, "test", **test_options),
+        part("train", "subset", data.options) if train else None,
+        part("test", "test_subset", {**data.options, "subset": data.test_subset}),
     )
 
 
