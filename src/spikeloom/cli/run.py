@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
@@ -23,6 +23,9 @@ from spikeloom.cli.arguments import (
 from spikeloom.cli.play import Events, Last, Out, WindowMs, check_options, play_recording
 from spikeloom.cli.progress import show_progress
 from spikeloom.errors import UsageError
+
+if TYPE_CHECKING:
+    from spikeloom.deploy import Engine
 
 Portable = Annotated[
     bool, typer.Option("--portable", help="No layer by PyTorch's kernels: spikeloom.runtime gives the same bits.")
@@ -91,13 +94,10 @@ def run(
         if weights == "exact":
             model = deploy.exact(model, example)
         if file is not None:
-            engine = deploy.load(str(file))
-            if engine.source not in ("", source):
-                raise UsageError(f"{file} was made of another network than {target}: make it again with --save")
-        elif made == "exact":
-            engine = deploy.compile(model, example, portable=portable)
+            engine = _loaded(file, source, target)
         else:
-            engine = deploy.compile(model, example, weights=made, portable=portable or None)
+            stored, way = ("fp32", portable) if made == "exact" else (made, portable or None)
+            engine = deploy.compile(model, example, weights=stored, portable=way)
         if save is not None:
             engine.source = source
             engine.save(str(save))
@@ -126,6 +126,16 @@ def _checked(weights: str, portable: bool, file: Path | None) -> Literal["fp32",
     if portable:
         raise UsageError("--portable says how an engine is made; --engine has its own ways: leave one of them out")
     return weights
+
+
+def _loaded(file: Path, source: str, target: str) -> Engine:
+    """The engine of a file, which must be of the network with the fingerprint `source`, if it says of which it is."""
+    from spikeloom import deploy
+
+    engine = deploy.load(file)
+    if engine.source not in ("", source):
+        raise UsageError(f"{file} was made of another network than {target}: make it again with --save")
+    return engine
 
 
 def _print_found(found: Json, model: str) -> None:
