@@ -9,12 +9,15 @@ DATA/MNIST/raw holds the four IDX files; `--data digits` takes scikit-learn's di
 from __future__ import annotations
 
 import argparse
+import sys
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from torch import nn
 
 from spikeloom.data import create_dataset
+from spikeloom.errors import UsageError
 from spikeloom.layers import Conv2d, Flatten, Linear, MaxPool2d, Repeat
 from spikeloom.neurons import DelayedResetLIF
 from spikeloom.surrogates import FastSigmoid
@@ -75,4 +78,7 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except UsageError as error:
+        sys.exit(f"{Path(__file__).name}: {error}")

@@ -11,13 +11,16 @@ from __future__ import annotations
 
 import argparse
 import math
+import sys
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from spikeloom.data import create_dataset
+from spikeloom.errors import UsageError
 from spikeloom.layers import Flatten, Linear, Repeat
 from spikeloom.neurons import DelayedResetLIF, LeakyIntegrator
 from spikeloom.train import fit
@@ -74,4 +77,7 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except UsageError as error:
+        sys.exit(f"{Path(__file__).name}: {error}")

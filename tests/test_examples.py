@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import subprocess
 import sys
 import warnings
 from pathlib import Path
@@ -46,6 +47,13 @@ def test_an_example_learns(name: str, options: tuple[str, ...], tmp_path: Path) 
     losses = [record["train_loss"] for record in records]
     assert min(losses[1:]) < losses[0]
     assert summary["epochs"] == len(records)
+
+
+def test_a_mistake_is_one_line() -> None:
+    command = [sys.executable, str(ROOT / "examples" / "snntorch_leaky.py"), "--data", "digits", "--subset", "0"]
+    result = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert (result.returncode, result.stdout, result.stderr.count("\n")) == (1, "", 1)
+    assert "subset must be an integer from 1" in result.stderr
 
 
 def test_all_examples_are_run_and_listed() -> None:
