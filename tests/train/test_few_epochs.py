@@ -119,6 +119,10 @@ def test_norms_are_measured_again() -> None:
         ({"train": {"steps": [{"T": 1, "epochs": 3}]}}, "train.steps ends at T = 1, but model.T, .* is 3"),
         ({"neuron": {"name": "PSN", "T": 3}}, "train.steps: this network is made for T = 3 alone"),
         ({"train": {"nesterov": True, "optimizer": "adam"}}, "train.nesterov needs train.optimizer=sgd"),
+        (
+            {"train": {"loss": "tet", "method": {"name": "sltt_k", "k": 4}}},
+            "train.method.k=4 is above T = 3, the number of steps: lower it, or use train.method=sltt",
+        ),
         ({"data": {"validation": 0.001}}, "data.validation=0.001 leaves one side"),
     ],
 )

@@ -7,10 +7,11 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import torch
 import torch.nn.functional as F
+from pydantic import Field
 from torch import Tensor
 
 from spikeloom.errors import UsageError
@@ -20,6 +21,9 @@ if TYPE_CHECKING:
     from spikeloom.train.settings import TrainSettings
 
 Loss = Callable[[Tensor, Tensor], Tensor]
+# Limits of options, which settings are checked against.
+Smoothing = Annotated[float, Field(ge=0, lt=1)]
+Share = Annotated[float, Field(ge=0, le=1)]
 
 LOSSES: Registry[Callable[..., Tensor]] = Registry("loss")
 # Means over steps of a loss of each step: those that can be taken one step at a time.
@@ -27,13 +31,13 @@ PER_STEP = {"tet", "reconstruction"}
 
 
 @LOSSES.register
-def sdt(logits: Tensor, y: Tensor, label_smoothing: float = 0.0, class_weights: Tensor | None = None) -> Tensor:
+def sdt(logits: Tensor, y: Tensor, label_smoothing: Smoothing = 0.0, class_weights: Tensor | None = None) -> Tensor:
     """Standard direct training: cross-entropy of the time-mean of the logits (Deng et al. 2022, TET, Eq. 5).
 
     Args:
         logits: [T, N, classes].
         y: labels [N].
-        label_smoothing: eps of `(1 - eps) onehot + eps / classes`.
+        label_smoothing: eps of `(1 - eps) onehot + eps / classes`, from 0 and below 1.
         class_weights: [classes], of each sample by its class; the mean is divided by their sum.
     """
     return F.cross_entropy(logits.mean(0), y, class_weights, label_smoothing=label_smoothing)
@@ -43,9 +47,9 @@ def sdt(logits: Tensor, y: Tensor, label_smoothing: float = 0.0, class_weights: 
 def tet(
     logits: Tensor,
     y: Tensor,
-    lam: float = 0.0,
+    lam: Share = 0.0,
     target: float | Literal["onehot"] = 1.0,
-    label_smoothing: float = 0.0,
+    label_smoothing: Smoothing = 0.0,
     class_weights: Tensor | None = None,
 ) -> Tensor:
     """Temporal efficient training: the mean of every step's cross-entropy (Deng et al. 2022, TET, Eqs. 9-13).
@@ -53,7 +57,8 @@ def tet(
     Args:
         logits: [T, N, classes].
         y: labels [N].
-        lam: weight of the regulariser, the mean square of `logits - target`; the loss has weight `1 - lam`.
+        lam: weight, from 0 to 1, of the regulariser, the mean square of `logits - target`; the loss has weight
+            `1 - lam`.
         target: the regulariser's constant, the same for every class; or "onehot" for the labels (SLTT on DVS-CIFAR10).
         label_smoothing, class_weights: as `sdt`; these are of the cross-entropy.
     """
@@ -77,7 +82,9 @@ def reconstruction(logits: Tensor, y: Tensor) -> Tensor:
 
 
 @LOSSES.register
-def mse_onehot(logits: Tensor, y: Tensor, label_smoothing: float = 0.0, class_weights: Tensor | None = None) -> Tensor:
+def mse_onehot(
+    logits: Tensor, y: Tensor, label_smoothing: Smoothing = 0.0, class_weights: Tensor | None = None
+) -> Tensor:
     """The mean square of the time-mean of the logits minus the one-hot label (SynA).
 
     Args:
@@ -124,7 +131,7 @@ def class_weights(t: TrainSettings, train_set: Any) -> Tensor | None:
 
 
 @LOSSES.register
-def ce_count(logits: Tensor, y: Tensor, label_smoothing: float = 0.0) -> Tensor:
+def ce_count(logits: Tensor, y: Tensor, label_smoothing: Smoothing = 0.0) -> Tensor:
     """Cross-entropy of the sum over time, of spikes their counts (snnTorch's `ce_count_loss`).
 
     Args:
@@ -136,7 +143,7 @@ def ce_count(logits: Tensor, y: Tensor, label_smoothing: float = 0.0) -> Tensor:
 
 
 @LOSSES.register
-def mse_count(logits: Tensor, y: Tensor, correct_rate: float = 1.0, incorrect_rate: float = 0.0) -> Tensor:
+def mse_count(logits: Tensor, y: Tensor, correct_rate: Share = 1.0, incorrect_rate: Share = 0.0) -> Tensor:
     """The mean square of spike counts minus their targets, over T (SLAYER; snnTorch's `mse_count_loss`).
 
     Args:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Collection
-from typing import Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import torch
+from pydantic import Field
 from torch import Tensor, nn
 
 from spikeloom.encode import repeat
@@ -14,6 +15,9 @@ from spikeloom.errors import UsageError
 from spikeloom.registry import Registry
 from spikeloom.stream import Stream, detached_steps
 from spikeloom.train.losses import Loss
+
+if TYPE_CHECKING:
+    from spikeloom.train.settings import TrainSettings
 
 METHODS: Registry[Callable[..., Tensor]] = Registry("training method")
 
@@ -65,7 +69,7 @@ def sltt(
 
 
 @METHODS.register
-def sltt_k(model: nn.Module, x: Tensor, y: Tensor, loss: Loss, k: int = 4) -> Tensor:
+def sltt_k(model: nn.Module, x: Tensor, y: Tensor, loss: Loss, k: Annotated[int, Field(ge=1)] = 4) -> Tensor:
     """SLTT with gradients at K of the T steps only, drawn anew each time (Meng et al. 2023, SLTT-K, Sec. 4.4).
 
     The other steps run forward without a graph. A step's loss keeps the factor 1/T: the mean over draws is K/T times
@@ -74,7 +78,7 @@ def sltt_k(model: nn.Module, x: Tensor, y: Tensor, loss: Loss, k: int = 4) -> Te
     Args:
         model, x, y: as `bptt`.
         loss: as `sltt` online; not called for the steps without gradient.
-        k: the number of steps, from 1; all where there are no more.
+        k: the number of steps, from 1; all where there are no more, as in a stage of `train.steps`.
 
     Returns:
         As `bptt`, the logits of all steps.
@@ -83,6 +87,22 @@ def sltt_k(model: nn.Module, x: Tensor, y: Tensor, loss: Loss, k: int = 4) -> Te
         raise ValueError(f"k must be at least 1, got {k}")
     steps = _steps(model, x, y)
     return _online(model, steps, y, loss, torch.randperm(len(steps))[:k].tolist())
+
+
+def check_method(settings: TrainSettings, model: nn.Module, dataset: Any) -> None:
+    """Refuses an `sltt_k` that learns from more steps than there are.
+
+    Raises:
+        UsageError: k is above T.
+    """
+    k = settings.method.options.get("k")
+    if settings.method.name != "sltt_k" or k is None:
+        return
+    T = len(dataset.encode(dataset.batch([0])[0])) if dataset.is_sequence else getattr(model, "T", None)
+    if T is not None and k > T:
+        raise UsageError(
+            f"train.method.k={k} is above T = {T}, the number of steps: lower it, or use train.method=sltt"
+        )
 
 
 def _online(model: nn.Module, steps: Tensor, y: Tensor, loss: Loss, learning: Collection[int]) -> Tensor:

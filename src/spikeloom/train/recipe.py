@@ -248,7 +248,7 @@ def options_model(builder: Callable[..., Any], supplied: frozenset[str]) -> type
     from spikeloom.surrogates import Surrogate
 
     target = builder.__init__ if inspect.isclass(builder) else builder
-    hints = typing.get_type_hints(target)
+    hints = typing.get_type_hints(target, include_extras=True)
     fields: dict[str, Any] = {}
     for name, parameter in inspect.signature(builder).parameters.items():
         if name in supplied:

@@ -24,7 +24,7 @@ from spikeloom.train.environments import PENALTIES, Penalised
 from spikeloom.train.evaluate import shared
 from spikeloom.train.firing_rates import check_steps
 from spikeloom.train.losses import LOSSES, class_weights
-from spikeloom.train.methods import METHODS
+from spikeloom.train.methods import METHODS, check_method
 from spikeloom.train.optim import Schedule, build_optimizer, build_schedule
 from spikeloom.train.pretrain import start_from
 from spikeloom.train.rate_penalty import RatePenalty
@@ -147,6 +147,7 @@ def set_up(
     augment = augmentation(named, getattr(train_set, "mean", ()), getattr(train_set, "std", ()))
     try_input(model, train_set, settings.model.name, t.method.name)
     check_steps(t, model, train_set)
+    check_method(t, model, train_set)
     weights = class_weights(t, train_set)
     _begin(run, held, accelerator)
     if rest:
