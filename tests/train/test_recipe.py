@@ -452,6 +452,28 @@ def test_a_mistake_is_one_line_that_names_it(words: str, parts: list[str]) -> No
 
 
 @pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ("train.patience=3", "train.patience needs a validation part to watch: give data.validation, such as 0.1"),
+        (
+            "train.total_batch=64 train.accumulate=2",
+            "train.total_batch and train.accumulate cannot both be given: leave out accumulate, which follows",
+        ),
+        ("train.total_batch=65", "train.total_batch must be a multiple of train.batch_size, 32, got 65"),
+        (
+            "train.shard=true train.ema=0.9",
+            "train.shard and train.ema cannot both be given, averaged weights are not shared out: leave one out",
+        ),
+        ("train.mix.p=0.5", "train.mix: mixup or cutmix must be above 0, such as train.mix.mixup=0.8"),
+    ],
+)
+def test_settings_that_do_not_go_together_are_named_alone(words: str, message: str) -> None:
+    with pytest.raises(UsageError) as info:
+        digits().resolve("main", "smoke", parse_overrides(words.split(" ")))
+    assert str(info.value) == f"quickstart/digits#main: {message}"
+
+
+@pytest.mark.parametrize(
     ("words", "parts"),
     [
         ("neuron.name=LIF neuron.surrogate=Atan", ["unknown surrogate 'Atan'", "ATan"]),

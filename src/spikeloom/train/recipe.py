@@ -291,6 +291,9 @@ def _validate(model: type[_Model], values: Json, where: str, shared: Iterable[st
             hint = next((f"; {_NAMED[key]}" for key in missing if key in _NAMED), "")
             verb = "is" if len(missing) == 1 else "are"
             raise UsageError(f"{where}: {', '.join(missing)} {verb} missing{hint}") from None
+        # Of settings that do not go together the error names them, and what helps.
+        if first["type"] == "value_error" and issubclass(model, Strict):
+            raise UsageError(f"{where}: {first['msg'].removeprefix('Value error, ')}") from None
         raise UsageError(f"{where}: {key}: {first['msg']}, got {first['input']!r}") from None
 
 

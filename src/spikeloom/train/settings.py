@@ -108,7 +108,7 @@ class MixSettings(Strict):
     @model_validator(mode="after")
     def _mixes(self) -> MixSettings:
         if self.mixup == self.cutmix == 0:
-            raise ValueError("mixup or cutmix must be above 0")
+            raise ValueError("train.mix: mixup or cutmix must be above 0, such as train.mix.mixup=0.8")
         return self
 
 
@@ -184,7 +184,9 @@ class TrainSettings(Strict):
     @model_validator(mode="after")
     def _sharded(self) -> TrainSettings:
         if self.shard and self.ema is not None:
-            raise ValueError("shard and ema cannot both be given: averaged weights are not shared out")
+            raise ValueError(
+                "train.shard and train.ema cannot both be given, averaged weights are not shared out: leave one out"
+            )
         return self
 
     @model_validator(mode="after")
@@ -192,9 +194,13 @@ class TrainSettings(Strict):
         if self.total_batch is None:
             return self
         if self.accumulate != 1:
-            raise ValueError("total_batch and accumulate cannot both be given: accumulate follows from total_batch")
+            raise ValueError(
+                "train.total_batch and train.accumulate cannot both be given: leave out accumulate, which follows"
+            )
         if self.total_batch % self.batch_size:
-            raise ValueError(f"total_batch ({self.total_batch}) must be a multiple of batch_size ({self.batch_size})")
+            raise ValueError(
+                f"train.total_batch must be a multiple of train.batch_size, {self.batch_size}, got {self.total_batch}"
+            )
         return self
 
     def micro_batches(self, processes: int) -> int:
