@@ -473,6 +473,12 @@ def test_settings_that_do_not_go_together_are_named_alone(words: str, message: s
     assert str(info.value) == f"quickstart/digits#main: {message}"
 
 
+def test_a_model_that_cannot_be_is_named_once() -> None:
+    with pytest.raises(UsageError) as info:
+        build_model(digits().resolve("main", None, parse_overrides(["model.T=0"])), 1, 10)
+    assert str(info.value) == "model report_sew_resnet34: T must be at least 1, got 0"
+
+
 @pytest.mark.parametrize(
     ("words", "parts"),
     [

@@ -38,7 +38,8 @@ def make_model(settings: Settings, in_channels: int, num_classes: int) -> nn.Mod
     try:
         return create_model(settings.model.name, **options)
     except ValueError as error:
-        raise UsageError(f"model {settings.model.name}: {error}") from None
+        name = f"model {settings.model.name}: "
+        raise UsageError(f"{name}{str(error).removeprefix(name)}") from None
 
 
 def build_datasets(settings: Settings, train: bool = True) -> tuple[Any, Any]:
