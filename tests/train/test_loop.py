@@ -389,6 +389,22 @@ def test_a_refused_change_leaves_the_run_as_it_was(finished: Run) -> None:
     assert (finished.folder / "settings.json").read_bytes() == before
 
 
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"train": {"lrr": 1.0}}, "unknown key 'train.lrr'; did you mean lr"),
+        ({"data": {"subst": 8}}, "unknown key 'subst'; did you mean subset"),
+        ({"model": "cifar10_net"}, "model cannot change, only train.lr"),
+        ({"seed": 3}, "seed cannot change, only train.lr"),
+    ],
+)
+def test_an_unknown_change_is_not_called_one_that_is_refused(
+    finished: Run, values: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(UsageError, match=message):
+        finished.changed(values)
+
+
 def test_a_silent_layer_is_named(tmp_path: Path) -> None:
     told = Told()
     run = run_of(tmp_path / "run", SMALL, neuron={"name": "LIF", "v_threshold": 100.0})

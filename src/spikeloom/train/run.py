@@ -189,13 +189,17 @@ class Run:
             UsageError: a setting that decides the model, the order of the data or the optimiser's state, a wrong value,
                 or fewer epochs than the run has.
         """
-        for key in flatten(values):
-            if not f"{key}.".startswith(tuple(f"{name}." for name in CHANGEABLE)):
-                raise UsageError(
-                    f"a run that continues keeps its model, data and optimiser: {key} cannot change, only "
-                    f"{', '.join(CHANGEABLE)}; or start a new run with train.start_from={shlex.quote(str(self.folder))}"
-                )
-        settings = check_settings(merge(self.settings.model_dump(), values), str(self.folder))
+        kept = [k for k in flatten(values) if not f"{k}.".startswith(tuple(f"{name}." for name in CHANGEABLE))]
+        # Unknown keys are said to be unknown first; of something else by name all options would be.
+        by_name = any(key.partition(".")[2] in ("", "name") for key in kept if key != "seed")
+        settings = (
+            self.settings if by_name else check_settings(merge(self.settings.model_dump(), values), str(self.folder))
+        )
+        if kept:
+            raise UsageError(
+                f"a run that continues keeps its model, data and optimiser: {kept[0]} cannot change, only "
+                f"{', '.join(CHANGEABLE)}; or start a new run with train.start_from={shlex.quote(str(self.folder))}"
+            )
         before, after = flatten(self.settings.model_dump()), flatten(settings.model_dump())
         changes = {
             key: [before.get(key), after.get(key)] for key in before | after if before.get(key) != after.get(key)
