@@ -21,6 +21,7 @@ from typing import Any
 from spikeloom.errors import UsageError
 from spikeloom.files import PathLike
 from spikeloom.plugins import named
+from spikeloom.train.checks_of_settings import check_beginning
 from spikeloom.train.recipe import Budget, Recipe, parse_overrides
 from spikeloom.train.run import Run
 from spikeloom.train.settings import Settings
@@ -112,7 +113,9 @@ def plan(
     trials: list[Trial] = []
     for combination in itertools.product(*axes.values()):
         varied = dict(zip(axes, combination, strict=True))
-        settings = recipe.resolve(row, budget, overrides(fixed, varied))
+        values = overrides(fixed, varied)
+        settings = recipe.resolve(row, budget, values)
+        check_beginning(settings.train, values.get("train", {}), describe(varied))
         trials.append(planned(varied, place_of(recipe, row, runs), settings))
     return trials
 

@@ -20,13 +20,17 @@ from spikeloom.layers import BatchNorm, Conv2d, Linear, NormSpike
 from spikeloom.models import create_model
 from spikeloom.neurons import LIF, MLF
 from spikeloom.record import RateMeter
+from spikeloom.registry import list_recipes
+from spikeloom.train import train_recipe
 from spikeloom.train.batches import Batches
 from spikeloom.train.build import build_datasets, build_model, epoch_order
+from spikeloom.train.checks_of_settings import check_beginning
 from spikeloom.train.evaluate import evaluate_run
 from spikeloom.train.firing_rates import measure_norms, set_first_rates, steps_of_epoch
 from spikeloom.train.loop import Interrupted, train
 from spikeloom.train.losses import LOSSES
 from spikeloom.train.optim import build_optimizer, build_schedule
+from spikeloom.train.recipe import BUDGETS, load_recipe, parse_overrides
 from spikeloom.train.run import Run
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -130,6 +134,59 @@ def test_settings_that_cannot_be_met(tmp_path: Path, changes: dict[str, Any], me
     with pytest.raises(UsageError, match=message):
         train(run_of(tmp_path / "run", STAGED, **changes), Told())
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ("train.milestones=[1.0]", "train.milestones needs train.schedule=step, which is cosine here"),
+        ("train.gamma=0.5", "train.gamma needs train.schedule=step, which is cosine here"),
+        ("train.optimizer=adam train.momentum=0.8", "train.momentum needs train.optimizer=sgd, which is adam here"),
+        (
+            "train.schedule=constant train.min_lr=0.01",
+            "train.min_lr needs train.schedule=cosine or linear or one_cycle, which is constant here",
+        ),
+        (
+            "train.schedule=one_cycle train.cooldown_epochs=0.5",
+            "train.cooldown_epochs needs train.schedule=cosine or linear, which is one_cycle here",
+        ),
+        ("train.schedule=step", "train.schedule=step needs train.milestones, such as train.milestones=[10.0,15.0]"),
+        ("train.warmup_epochs=0 train.warmup_lr=0.01", "train.warmup_lr needs train.warmup_epochs above 0"),
+        ("train.warmup_epochs=2", "train.warmup_epochs must be at most train.epochs, which is 1, got 2.0"),
+        ("train.cooldown_epochs=1", "train.cooldown_epochs must be below train.epochs, which is 1, got 1.0"),
+        (
+            "train.schedule=step train.milestones=[2.0,1.0]",
+            "train.milestones must rise, from 0 epochs on, got [2.0, 1.0]",
+        ),
+        (
+            "train.schedule=step train.milestones=[-1.0]",
+            "train.milestones must rise, from 0 epochs on, got [-1.0]",
+        ),
+    ],
+)
+def test_what_has_no_effect_or_meaning_is_refused(tmp_path: Path, words: str, message: str) -> None:
+    with pytest.raises(UsageError) as info:
+        train_recipe("quickstart/digits", "budget=smoke", *words.split(), out=tmp_path / "run")
+    assert str(info.value) == f"quickstart/digits#main: {message}"
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    "words",
+    ["train.min_lr=0 train.schedule=constant", "train.momentum=0.8", "train.schedule=step train.milestones=[0.5]"],
+)
+def test_what_has_an_effect_or_asks_for_nothing_is_taken(tmp_path: Path, words: str) -> None:
+    values = parse_overrides(words.split())
+    settings = load_recipe("quickstart/digits").resolve("main", "smoke", values)
+    Run.plan(tmp_path / "run", "quickstart/digits", "main", "smoke", settings, values)
+
+
+def test_every_recipe_can_begin() -> None:
+    for recipe in (load_recipe(name) for name in list_recipes()):
+        for row in recipe.rows if not recipe.measures else ():
+            for budget in BUDGETS:
+                if budget == "full" or budget in recipe.budgets or budget in recipe.rows[row].budgets:
+                    check_beginning(recipe.resolve(row, budget).train, {}, row)
 
 
 # --- first rates ------------------------------------------------------------------------------------------------------

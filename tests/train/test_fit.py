@@ -110,6 +110,12 @@ def test_a_network_learns_digits_from_tensors(tmp_path: Path, capsys: pytest.Cap
     assert float(right.sum()) / 2 == summary["test_accuracy"]
 
 
+def test_a_setting_without_effect_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=r"^fit: train\.momentum needs train\.optimizer=sgd, which is adam here$"):
+        fit(model(), digits(), digits("test"), out=tmp_path / "run", **SETTINGS, momentum=0.8)
+    assert not (tmp_path / "run").exists()
+
+
 class Broken(Exception):
     pass
 

@@ -93,7 +93,7 @@ def _new_run(name: str, values: Json, folder: Path | None) -> Run:
     if folder is None:
         stamp = datetime.datetime.now().strftime("%Y%m%d-%H%M%S")
         folder = Path("runs", "-".join([*recipe.short_name.split("/"), *([] if row == "main" else [row]), stamp]))
-    return Run.plan(Path(_agree(str(folder))), recipe.name, row, budget, settings)
+    return Run.plan(Path(_agree(str(folder))), recipe.name, row, budget, settings, values)
 
 
 def _lost_another(error: RuntimeError) -> bool:

@@ -72,7 +72,7 @@ def train_recipe(name: str, *words: str, out: PathLike, progress: Any = None) ->
     recipe, row = load_row(name, "and train it alone")
     values = parse_overrides(list(words))
     budget = take_budget(values) or recipe.budget
-    run = _run(Path(out), recipe.name, row, budget, recipe.resolve(row, budget, values))
+    run = _run(Path(out), recipe.name, row, budget, recipe.resolve(row, budget, values), values)
     keep_memory()
     return run.summary() or train(run, progress or Lines())
 
@@ -124,7 +124,7 @@ def fit(
     values: Json = {"seed": seed, "data": {"name": GIVEN, "validation": validation}, "model": named, "train": settings}
     checked = check_settings(values, "fit", given=True)
     made = _made(model, train_set, test_set, sequences, classes, epoch_samples, validation)
-    run = _run(Path(out), GIVEN, "main", "full", checked)
+    run = _run(Path(out), GIVEN, "main", "full", checked, values)
     keep_memory()
     summary = run.summary()
     if summary is None:
@@ -153,10 +153,10 @@ def _made(
     return Made(part, held, test, model)
 
 
-def _run(folder: Path, recipe: str, row: str, budget: str, settings: Settings) -> Run:
+def _run(folder: Path, recipe: str, row: str, budget: str, settings: Settings, asked: Json) -> Run:
     """The run in a folder, or a new one."""
     if not (folder / "settings.json").is_file():
-        return Run.plan(folder, recipe, row, budget, settings)
+        return Run.plan(folder, recipe, row, budget, settings, asked)
     run = Run.open(folder, given=recipe == GIVEN)
     if (run.recipe, run.row, run.settings) != (recipe, row, settings):
         raise UsageError(f"{folder} holds a run with other settings: choose another folder with out=")

@@ -32,6 +32,7 @@ from spikeloom.files import PathLike, atomic, read_json, write_json
 from spikeloom.models.trained_weights import run_folder
 from spikeloom.notebook import html_table
 from spikeloom.train import lock
+from spikeloom.train.checks_of_settings import check_beginning
 from spikeloom.train.firing_rates import steps_of_epoch
 from spikeloom.train.machine import environment
 from spikeloom.train.recipe import Budget, check_settings, flatten, merge
@@ -113,12 +114,20 @@ class Run:
         object.__setattr__(self, "folder", Path(self.folder))
 
     @classmethod
-    def plan(cls, folder: PathLike, recipe: str, row: str, budget: str, settings: Settings) -> Run:
+    def plan(
+        cls, folder: PathLike, recipe: str, row: str, budget: str, settings: Settings, asked: Json | None = None
+    ) -> Run:
         """A run that has not begun: nothing is written until `begin`, so that a mistake leaves nothing behind.
 
+        Args:
+            folder, recipe, row, budget, settings: of the run.
+            asked: the settings among them that the user gave beside the recipe, which must have an effect.
+
         Raises:
-            UsageError: the folder exists with something in it.
+            UsageError: the folder exists with something in it, or settings that mean nothing.
         """
+        where = "fit" if recipe == GIVEN else f"{recipe}#{row}"
+        check_beginning(settings.train, (asked or {}).get("train", {}), where)
         run = cls(Path(folder), recipe, row, budget, settings, imports=tuple(plugins.named()), new=True)
         with run._placing():
             if run.folder.exists() and any(not _is_leftover(path) for path in run.folder.iterdir()):
@@ -200,6 +209,8 @@ class Run:
                 f"a run that continues keeps its model, data and optimiser: {kept[0]} cannot change, only "
                 f"{', '.join(CHANGEABLE)}; or start a new run with train.start_from={shlex.quote(str(self.folder))}"
             )
+        if values:
+            check_beginning(settings.train, values.get("train", {}), str(self.folder))
         before, after = flatten(self.settings.model_dump()), flatten(settings.model_dump())
         changes = {
             key: [before.get(key), after.get(key)] for key in before | after if before.get(key) != after.get(key)

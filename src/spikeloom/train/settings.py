@@ -145,7 +145,7 @@ class TrainSettings(Strict):
     warmup_epochs: float = Field(0.0, ge=0, description="linear, from warmup_lr; of one_cycle the way up")
     warmup_lr: float | None = Field(None, gt=0, description="lr / 100 without it; of one_cycle lr / 25")
     min_lr: float = Field(0.0, ge=0, description="where the schedule ends: cosine, linear, one_cycle")
-    cooldown_epochs: float = Field(0.0, ge=0, description="last epochs, at min_lr, of the cosine schedule")
+    cooldown_epochs: float = Field(0.0, ge=0, description="last epochs, at min_lr, of the cosine and linear schedules")
     milestones: list[float] = Field([], description="epochs after which the step schedule multiplies by gamma")
     gamma: float = Field(0.1, gt=0, le=1)
     augment: list[Named] = []
