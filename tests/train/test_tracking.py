@@ -98,6 +98,7 @@ def test_a_package_that_is_not_there(tmp_path: Path, monkeypatch: pytest.MonkeyP
     run = run_of(tmp_path / "mine", SMALL, train={"tracker": "mlflow"})
     with pytest.raises(UsageError, match=r"train\.tracker=mlflow needs a package .* pip install mlflow-skinny"):
         train(run, Told())
+    assert not run.folder.exists()
 
 
 def test_a_tracker_that_does_not_start(tmp_path: Path, fake: type[Fake], monkeypatch: pytest.MonkeyPatch) -> None:

@@ -29,8 +29,9 @@ from spikeloom.train.optim import Schedule, build_optimizer, build_schedule
 from spikeloom.train.pretrain import start_from
 from spikeloom.train.rate_penalty import RatePenalty
 from spikeloom.train.run import Run
-from spikeloom.train.settings import TrainSettings
+from spikeloom.train.settings import Settings, TrainSettings
 from spikeloom.train.sharding import shard
+from spikeloom.train.tracking import check_tracker
 
 Json = dict[str, Any]
 
@@ -134,6 +135,7 @@ def set_up(
         UsageError: settings that cannot be met, such as a batch larger than the data.
     """
     settings, t = run.settings, run.settings.train
+    _check_machine(t)
     accelerator = make_accelerator(t.precision)
     made = made or _parts(run)
     train_set = made.train_set
@@ -143,11 +145,8 @@ def set_up(
     model = made.model or build_model(settings, train_set.in_channels, len(train_set.classes))
     model = sync_norms(model) if t.sync_norm else model
     rest = start_from(model, t.start_from) if t.start_from is not None else None
-    named = [{"name": a.name, **a.options} for a in t.augment]
-    augment = augmentation(named, getattr(train_set, "mean", ()), getattr(train_set, "std", ()))
-    try_input(model, train_set, settings.model.name, t.method.name)
-    check_steps(t, model, train_set)
-    check_method(t, model, train_set)
+    augment = _augmentation(t, train_set)
+    _check_model(settings, model, train_set)
     weights = class_weights(t, train_set)
     _begin(run, held, accelerator)
     if rest:
@@ -200,6 +199,23 @@ def set_up(
         parameters=sum(p.numel() for p in bare.parameters()),
     )
     return setup, state
+
+
+def _check_machine(t: TrainSettings) -> None:
+    """Refuses what this installation and machine cannot do."""
+    check_tracker(t.tracker)
+
+
+def _check_model(settings: Settings, model: nn.Module, train_set: Any) -> None:
+    """Refuses a model that cannot take the data as it is to be trained on them."""
+    try_input(model, train_set, settings.model.name, settings.train.method.name)
+    check_steps(settings.train, model, train_set)
+    check_method(settings.train, model, train_set)
+
+
+def _augmentation(t: TrainSettings, train_set: Any) -> Any:
+    named = [{"name": a.name, **a.options} for a in t.augment]
+    return augmentation(named, getattr(train_set, "mean", ()), getattr(train_set, "std", ()))
 
 
 def _continued(

@@ -6,7 +6,7 @@ import os
 from collections.abc import Callable
 from typing import Any, Protocol
 
-from accelerate import Accelerator
+from accelerate import Accelerator, tracking
 
 from spikeloom.errors import DataFileError, UsageError
 from spikeloom.files import read_json, write_json
@@ -24,11 +24,23 @@ class Tracker(Protocol):
     def close(self) -> None: ...
 
 
+def check_tracker(name: str) -> None:
+    """Refuses a tracker whose package is not installed.
+
+    Raises:
+        UsageError: it is not; the message says what to install.
+    """
+    if name != "tensorboard" and name not in map(str, tracking.get_available_trackers()):
+        raise UsageError(
+            f"train.tracker={name} needs a package that is not installed: pip install {_PACKAGES.get(name, name)}"
+        )
+
+
 def open_tracker(run: Run, accelerator: Accelerator, epochs_done: int) -> Tracker:
     """The tracker that `train.tracker` names, which goes on where it was in a run that is resumed.
 
     Raises:
-        UsageError: its package is not installed, or its files cannot be written.
+        UsageError: it does not start, or its files cannot be written.
     """
     if run.settings.train.tracker == "tensorboard":
         return _TensorBoard(run, epochs_done)
@@ -70,10 +82,6 @@ class _Accelerated:
 
         name = run.settings.train.tracker
         accelerator.log_with = filter_trackers([name], str(run.folder))
-        if not accelerator.log_with:
-            raise UsageError(
-                f"train.tracker={name} needs a package that is not installed: pip install {_PACKAGES.get(name, name)}"
-            )
         file = run.folder / "tracker.json"
         known = _known(file, name)
         identify, find = _IDENTITY.get(name, (lambda run, known: {}, lambda tracker: None))
