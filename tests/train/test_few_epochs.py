@@ -127,6 +127,7 @@ def test_norms_are_measured_again() -> None:
             {"train": {"loss": "tet", "method": {"name": "sltt_k", "k": 4}}},
             "train.method.k=4 is above T = 3, the number of steps: lower it, or use train.method=sltt",
         ),
+        ({"train": {"workers": 5000}}, "train.workers=5000 is too many for this machine: at most .*, or leave it out"),
         ({"data": {"validation": 0.001}}, "data.validation=0.001 leaves one side"),
     ],
 )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import multiprocessing
+import os
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -15,6 +16,17 @@ from spikeloom.data.transforms import Pipeline
 from spikeloom.errors import UsageError
 from spikeloom.train.build import seed_everything
 from spikeloom.train.settings import TrainSettings
+
+
+def check_workers(t: TrainSettings) -> None:
+    """Refuses more processes than help on this machine: thousands would take its memory.
+
+    Raises:
+        UsageError: more than 16, and than 4 for each core.
+    """
+    most = max(16, 4 * (os.cpu_count() or 1))
+    if t.workers is not None and t.workers > most:
+        raise UsageError(f"train.workers={t.workers} is too many for this machine: at most {most}, or leave it out")
 
 
 class MicroBatch(NamedTuple):

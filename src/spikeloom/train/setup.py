@@ -17,7 +17,7 @@ from spikeloom.data.given import StreamedDataset
 from spikeloom.data.subset import hold_out
 from spikeloom.errors import UsageError
 from spikeloom.layers import sync_norms
-from spikeloom.train.batches import Batches
+from spikeloom.train.batches import Batches, check_workers
 from spikeloom.train.build import build_datasets, build_model, epoch_order, make_accelerator, try_input
 from spikeloom.train.checkpoint import TrainState, load_checkpoint, load_optimizer
 from spikeloom.train.environments import PENALTIES, Penalised
@@ -204,6 +204,7 @@ def set_up(
 def _check_machine(t: TrainSettings) -> None:
     """Refuses what this installation and machine cannot do."""
     check_tracker(t.tracker)
+    check_workers(t)
 
 
 def _check_model(settings: Settings, model: nn.Module, train_set: Any) -> None:
