@@ -485,6 +485,7 @@ MISTAKES: dict[str, tuple[str, list[str]]] = {
     "training part of evaluate": ("evaluate {0}/run data.subset=10", ["data.subset", "data.test_subset"]),
     "training part of audit": ("audit {0}/run data.validation=0.5", ["data.validation", "data.test_subset"]),
     "runs of other lists": ("list models --runs=x", ["--runs", "spikeloom list runs"]),
+    "methods of an unknown network": ("bench methods --model=sew_7c --out={0}/new", ["'sew_7c'", "sew_7b"]),
     "a quick list of benchmarks": ("bench --quick", ["name what to measure", "neurons"]),
     "runs of the scores": ("reproduce --scores --runs=x", ["--runs", "--results"]),
     "classes of a table": ("predict {0}/run x.png --csv --top=5", ["--csv", "--top"]),

@@ -109,6 +109,10 @@ def _measure(
     def tell(row: dict[str, Any]) -> None:
         print(json.dumps(row), file=sys.stderr if as_json else sys.stdout, flush=True)
 
+    if what == "methods":
+        from spikeloom.models import MODELS
+
+        MODELS[model]  # or says which there are
     make_folder(out, "with --out")  # before minutes of work
     if what == "methods":
         return bench_methods(out, quick, tell, model), f"methods-{model}"
