@@ -463,7 +463,7 @@ MISTAKES: dict[str, tuple[str, list[str]]] = {
     ),
     "a total batch of broken micro-batches": (
         "train train.batch_size=16 train.total_batch=40",
-        ["total_batch (40)", "multiple", "batch_size (16)"],
+        ["train.total_batch must be a multiple of train.batch_size, 16"],
     ),
     "a total batch and micro-batches": ("train train.accumulate=2 train.total_batch=64", ["cannot both be given"]),
     "option without its name": ("train neuron.tau=4", ["neuron.name is missing; add neuron=NAME"]),
