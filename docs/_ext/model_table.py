@@ -64,7 +64,7 @@ Every network that `spikeloom.create_model` builds, by paper, on each data set t
 - *Measured* is the highest accuracy in `results/` for this network on these data, with its budget, of the same recipe
   row unless another one is named. Most were trained far shorter than published: [Scores](scores.md) has both side by
   side, row by row.
-- Where a network was trained in another size than its row's, the options say so behind the accuracy.
+- Where a network was trained with other options than its row's, such as another size, they stand behind the accuracy.
 - *Weights* come with the package: `create_model(NAME, weights=TASK)`, and `weights:TASK` on the command line.
 
 `spikeloom train RECIPE` trains a row. Where a cell is empty, there is nothing: no published accuracy, no result, no
@@ -109,7 +109,7 @@ def lines() -> list[Line]:
                 continue
             key = (record["settings"]["model"]["name"], record["settings"]["data"]["name"])
             if key in found:
-                budget = record["budget"] + _resized(record["table"], record)
+                budget = record["budget"] + _resized(found[key], record)
                 found[key].measured.append((float(accuracy), f"{record['table']}#{record['row']}", budget))
     order = list(MODELS)
     alone = [Line(model, "") for model in order if model not in {line.model for line in found.values()}]
@@ -119,10 +119,12 @@ def lines() -> list[Line]:
 _recipe = functools.cache(load_recipe)
 
 
-def _resized(recipe: str, record: Any) -> str:
-    """How a network that was trained differs from that of its recipe's row."""
-    changes = _recipe(recipe).changes(record["row"], record["budget"], record["settings"])
-    return "".join(f", `{word}`" for word in changes if word.startswith("model.") and not word.startswith("model.T="))
+def _resized(line: Line, record: Any) -> str:
+    """How a network that was trained differs from that of the line's recipe row, whose parameters are counted."""
+    recipe, row, _ = line.best()
+    there = recipe.resolve(row, "full").model.options
+    other = {k: v for k, v in record["settings"]["model"].items() if k not in ("name", "T") and there.get(k) != v}
+    return "".join(f", `model.{key}={str(value).lower()}`" for key, value in other.items())
 
 
 def shape_of(data: Any) -> tuple[int, ...]:
@@ -168,7 +170,7 @@ def _weights(line: Line) -> str:
         run = json.loads((folder / "settings.json").read_text())
         accuracy = json.loads((folder / "summary.json").read_text())["test_accuracy"]
         if run["settings"]["data"]["name"] == line.data:
-            found.append(f"`{task}`, {accuracy:.2f} %{_resized(run['recipe'], run)}")
+            found.append(f"`{task}`, {accuracy:.2f} %{_resized(line, run)}")
     return ", ".join(found)
 
 

@@ -67,7 +67,7 @@ SILENT = [(16, 3, 1), (40, 3, 1), (40, 3, 40), (136, 1, 1), (264, 3, 1)]
 
 
 @pytest.mark.parametrize(("channels", "kernel", "groups"), SILENT)
-@pytest.mark.parametrize("weights", ["float32", "int8"])
+@pytest.mark.parametrize("weights", ["fp32", "int8"])
 @pytest.mark.parametrize("level", [] if _dispatch.native is None else _dispatch.native.levels())
 @torch.no_grad()
 def test_images_without_spikes_beside_others(level: str, weights: Any, channels: int, kernel: int, groups: int) -> None:
