@@ -77,8 +77,8 @@ def test_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.C
     plot = read_figure(tmp_path / "figures" / "methods-anything.json")
     assert plot.layout.annotations[1].text == "peak resident memory, MB"
     assert plot.data[-1].y == (102, 108)
-    monkeypatch.setattr(sys, "argv", ["spikeloom", "bench", "methods", f"--out={tmp_path}", "--model=other"])
+    monkeypatch.setattr(sys, "argv", ["spikeloom", "bench", "methods", f"--out={tmp_path}", "--model=sew_resnet18"])
     with pytest.raises(SystemExit) as exit_:
         cli.main()
     assert exit_.value.code == 0
-    assert f"written: {tmp_path / 'methods-other.md'}" in capsys.readouterr().out
+    assert f"written: {tmp_path / 'methods-sew_resnet18.md'}" in capsys.readouterr().out
