@@ -5,7 +5,6 @@ python docs/_ext/model_table.py
 
 from __future__ import annotations
 
-import functools
 import inspect
 import json
 import re
@@ -90,7 +89,7 @@ def lines() -> list[Line]:
     """A line for each network and data set that a recipe brings together, in the order of the registry."""
     found: dict[tuple[str, str], Line] = {}
     for name in list_recipes():
-        recipe = _recipe(name)
+        recipe = load_recipe(name)
         if recipe.measures:
             continue
         for row, entry in recipe.rows.items():
@@ -114,9 +113,6 @@ def lines() -> list[Line]:
     order = list(MODELS)
     alone = [Line(model, "") for model in order if model not in {line.model for line in found.values()}]
     return sorted([*found.values(), *alone], key=lambda line: (order.index(line.model), line.data))
-
-
-_recipe = functools.cache(load_recipe)
 
 
 def _resized(line: Line, record: Any) -> str:

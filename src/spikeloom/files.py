@@ -258,16 +258,15 @@ def read_state_dict(path: PathLike, owner: str = "weights") -> dict[str, Tensor]
             if path.suffix == ".safetensors"
             else torch.load(path, map_location="cpu", weights_only=True)
         )
+    except pickle.UnpicklingError:  # torch's own advice is to run the code in the file
+        raise DataFileError(
+            f"{owner}: {path} holds objects that only code could make, and no code is run: save its weights "
+            'alone with torch.save(checkpoint["model"], "weights.pth")'
+            if zipfile.is_zipfile(path)
+            else f"{owner}: {path} is no safetensors or torch.save file of weights: it was written by something else"
+        ) from None
     except Exception as error:  # both readers raise what they like on a file that is not theirs
-        if isinstance(error, pickle.UnpicklingError):  # torch's own advice is to run the code in the file
-            if zipfile.is_zipfile(path):
-                raise DataFileError(
-                    f"{owner}: {path} holds objects that only code could make, and no code is run: save its weights "
-                    'alone with torch.save(checkpoint["model"], "weights.pth")'
-                ) from None
-            reason = "it was written by something else"
-        else:
-            reason = str(error).splitlines()[0]
+        reason = str(error).splitlines()[0]
         raise DataFileError(f"{owner}: {path} is no safetensors or torch.save file of weights: {reason}") from None
     for key in ("model", "state_dict", "model_state_dict", "net"):
         if isinstance(saved, Mapping) and isinstance(saved.get(key), Mapping):

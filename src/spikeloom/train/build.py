@@ -54,12 +54,11 @@ def build_datasets(settings: Settings, train: bool = True) -> tuple[Any, Any]:
         try:
             return create_dataset(data.name, data.root, split, **options)
         except OptionError as error:
-            if error.name == "subset":  # of the user's, or of a budget without the user's knowledge
-                error.name, error.limit = (
-                    f"data.{key}",
-                    f"{error.limit} (yours, or the budget's): give another data.{key}",
-                )
-            raise
+            if error.name != "subset":
+                raise
+            # It is the user's, or a budget's without the user's knowledge.
+            limit = f"{error.limit} (yours, or the budget's): give another data.{key}"
+            raise OptionError(f"data.{key}", limit) from None
 
     return (
         part("train", "subset", data.options) if train else None,

@@ -199,7 +199,8 @@ class Run:
                 or fewer epochs than the run has.
         """
         kept = [k for k in flatten(values) if not f"{k}.".startswith(tuple(f"{name}." for name in CHANGEABLE))]
-        # Unknown keys are said to be unknown first; of something else by name all options would be.
+        # A misspelt key is unknown rather than fixed. Where another model, neuron or the like is named that cannot be
+        # told: its options are unknown to the one that the run has.
         by_name = any(key.partition(".")[2] in ("", "name") for key in kept if key != "seed")
         settings = (
             self.settings if by_name else check_settings(merge(self.settings.model_dump(), values), str(self.folder))
