@@ -99,15 +99,43 @@ void put_tile(void* y, bool bytes, int64_t at, int64_t stride, int64_t n, const 
 // n elements from those at the given places on.
 void run_tile(const EngineElements& e, const int64_t* at, const int64_t* stride, int64_t n) {
   float tiles[OPERANDS][TILE];
-  const bool plain = stride[0] == 1 && stride[1] == 1;
-  if (e.element == Element::copy && plain && e.y_bytes && e.a_bytes)
-    return void(std::memcpy(static_cast<uint8_t*>(e.y) + at[0], static_cast<const uint8_t*>(e.a) + at[1], n));
   const float* a = numbers(e.a, e.a_bytes, at[1], stride[1], n, tiles[1]);
   const float* b = e.b == nullptr ? nullptr : numbers(e.b, e.b_bytes, at[2], stride[2], n, tiles[2]);
   const float* c = e.c == nullptr ? nullptr : numbers(e.c, false, at[3], stride[3], n, tiles[3]);
   if (!e.y_bytes && stride[0] == 1) return apply(e, n, a, b, c, static_cast<float*>(e.y) + at[0]);
   apply(e, n, a, b, c, tiles[0]);
   put_tile(e.y, e.y_bytes, at[0], stride[0], n, tiles[0]);
+}
+
+// Rows of n bytes, n from `most` to twice that: two moves, which may overlap.
+template <int most>
+void copy_short(uint8_t* y, const uint8_t* a, int64_t n, int64_t rows, int64_t y_step, int64_t a_step) {
+  for (int64_t row = 0; row < rows; row++, y += y_step, a += a_step) {
+    uint8_t first[most], second[most];
+    std::memcpy(first, a, most), std::memcpy(second, a + n - most, most);
+    std::memcpy(y, first, most), std::memcpy(y + n - most, second, most);
+  }
+}
+
+void copy_rows(uint8_t* y, const uint8_t* a, int64_t n, int64_t rows, int64_t y_step, int64_t a_step) {
+  if (n >= 8 && n <= 16) return copy_short<8>(y, a, n, rows, y_step, a_step);
+  if (n > 16 && n <= 32) return copy_short<16>(y, a, n, rows, y_step, a_step);
+  if (n > 32 && n <= 64) return copy_short<32>(y, a, n, rows, y_step, a_step);
+  for (int64_t row = 0; row < rows; row++) std::memcpy(y + row * y_step, a + row * a_step, n);
+}
+
+// `rows` times n elements, each row `step` behind the one before it.
+void run_rows(const EngineElements& e, int64_t* at, const int64_t* stride, int64_t n, const int64_t* step,
+              int64_t rows) {
+  if (e.element == Element::copy && stride[0] == 1 && stride[1] == 1 && e.y_bytes == e.a_bytes) {
+    const int64_t size = e.y_bytes ? 1 : 4;
+    return copy_rows(static_cast<uint8_t*>(e.y) + at[0] * size, static_cast<const uint8_t*>(e.a) + at[1] * size,
+                     n * size, rows, step[0] * size, step[1] * size);
+  }
+  for (int64_t row = 0; row < rows; row++) {
+    run_tile(e, at, stride, n);
+    for (int k = 0; k < OPERANDS; k++) at[k] += step[k];
+  }
 }
 
 // The sum of rows in groups of 16 (or more of many rows), groups of groups, and so on in four levels, so that errors do
@@ -132,21 +160,26 @@ ALWAYS_INLINE inline Vec cascade(int64_t rows, const Row& row) {
 }  // namespace
 
 int engine_elements(const EngineElements& e) {
+  constexpr int64_t SOME = 16 * TILE;  // elements of an item
   const Axes x = joined(e.sizes, e.strides);
-  const int last = x.count - 1;
+  const int last = x.count - 1, middle = last > 0 ? last - 1 : 0;  // the axes of elements of a row, and of rows
+  const int64_t alone[OPERANDS] = {}, *step = last > 0 ? x.stride[middle] : alone;
+  const int64_t inner = x.size[last], all_rows = last > 0 ? x.size[middle] : 1;
   int64_t outer = 1;
-  for (int axis = 0; axis < last; axis++) outer *= x.size[axis];
-  const int64_t inner = x.size[last], tiles = outer * ((inner + TILE - 1) / TILE);
-  const int64_t group = larger(1, smaller(256, 16 * TILE / smaller(inner, TILE)));
-  const int threads = threads_for(outer * inner, e.threads);
-  return for_items((tiles + group - 1) / group, 0, threads, [&](int64_t item, float*) {
-    for (int64_t tile = item * group; tile < smaller(tiles, (item + 1) * group); tile++) {
-      const int64_t first = tile / outer * TILE;
-      int64_t at[OPERANDS], place = tile % outer;
-      for (int k = 0; k < OPERANDS; k++) at[k] = first * x.stride[last][k];
-      for (int axis = last - 1; axis >= 0; place /= x.size[axis], axis--)
+  for (int axis = 0; axis < middle; axis++) outer *= x.size[axis];
+  // A block is up to `most` rows of up to TILE elements, an item a group of blocks.
+  const int64_t wide = smaller(inner, TILE), most = smaller(all_rows, larger(1, SOME / wide));
+  const int64_t tiles = (inner + TILE - 1) / TILE, chunks = (all_rows + most - 1) / most;
+  const int64_t blocks = outer * chunks * tiles, group = larger(1, smaller(256, SOME / (most * wide)));
+  const int threads = threads_for(outer * all_rows * inner, e.threads);
+  return for_items((blocks + group - 1) / group, 0, threads, [&](int64_t item, float*) {
+    for (int64_t block = item * group; block < smaller(blocks, (item + 1) * group); block++) {
+      const int64_t first = block / (outer * chunks) * TILE, row = block / outer % chunks * most;
+      int64_t at[OPERANDS], place = block % outer;
+      for (int k = 0; k < OPERANDS; k++) at[k] = first * x.stride[last][k] + row * step[k];
+      for (int axis = middle - 1; axis >= 0; place /= x.size[axis], axis--)
         for (int k = 0; k < OPERANDS; k++) at[k] += place % x.size[axis] * x.stride[axis][k];
-      run_tile(e, at, x.stride[last], smaller(TILE, inner - first));
+      run_rows(e, at, x.stride[last], smaller(TILE, inner - first), step, smaller(most, all_rows - row));
     }
   });
 }

@@ -259,6 +259,23 @@ bool elements() {
   return true;
 }
 
+// Rows of bytes beside others: nothing between them is written.
+bool copied() {
+  const int64_t rows = from_to(1, 40), n = from_to(1, 90), before = from_to(0, 9), step = before + n + from_to(0, 9);
+  const int64_t sizes[5] = {1, 1, 1, rows, n}, strides[4][5] = {{0, 0, 0, step, 1}, {0, 0, 0, n, 1}};
+  const auto y = spikes_of(rows * step, 9), was = exactly<uint8_t>(rows * step), a = spikes_of(rows * n, 9);
+  std::memcpy(was.get(), y.get(), rows * step);
+  EngineElements e{};
+  e.element = Element::copy, e.sizes = sizes, e.strides = strides[0], e.threads = 1;
+  e.y = y.get() + before, e.y_bytes = true, e.a = a.get(), e.a_bytes = true;
+  level::engine_elements(e);
+  for (int64_t i = 0; i < rows * step; i++) {
+    const int64_t column = i % step - before;
+    if (y[i] != (column >= 0 && column < n ? a[i / step * n + column] : was[i])) return fail("a copied row");
+  }
+  return true;
+}
+
 bool reduced() {
   EngineReduce a{};
   a.outer = from_to(1, 4), a.count = from_to(1, 600), a.inner = from_to(1, 40), a.mean = coin(), a.threads = 1;
@@ -376,8 +393,8 @@ int main(int count, char** words) {
   const int64_t cases = count > 1 ? std::atoll(words[1]) : 1000;
   for (int64_t i = 0; i < cases; i++) {
     generator.seed(i);
-    const bool right =
-        convolution() && firing() && pool() && attention() && multiplied() && elements() && reduced() && averaged();
+    const bool right = convolution() && firing() && pool() && attention() && multiplied() && elements() && copied() &&
+                       reduced() && averaged();
     if (!right) {
       std::printf("case %lld\n", static_cast<long long>(i));
       return 1;

@@ -13,7 +13,8 @@ from helpers.small_networks import Graph
 from torch import Tensor, nn
 
 from spikeloom.deploy import compile, exact, fold
-from spikeloom.deploy.engine.ir import Affine, Attention, Conv
+from spikeloom.deploy.engine.bind import bind_step
+from spikeloom.deploy.engine.ir import Affine, Attention, Conv, Join
 from spikeloom.deploy.engine.lower import lower
 from spikeloom.errors import UsageError
 from spikeloom.layers import BatchNorm, Conv1d, Conv2d, Flatten, GlobalAvgPool, Linear, NormSpike, TdBN
@@ -366,3 +367,49 @@ def test_folding_is_by_the_graph_here_too() -> None:
     lowered = lower(Graph(lambda m, x: m.body(x).flatten(3).mean(3), body=model).eval(), images(T, N, 2, 4, 4))
     assert torch.equal(lowered.tensors["body.conv.weight"], conv.weight)
     assert isinstance(fold(model, images(T, N, 2, 4, 4)).norm, BatchNorm)
+
+
+def test_neurons_on_channels_side_by_side_run_on_every_part() -> None:
+    """Ghost modules: what is joined are spikes, not the sums of the two convolutions."""
+
+    def forward(m: Any, x: Tensor) -> Tensor:
+        u = m.conv(x)
+        return m.head(m.flatten(m.neuron(torch.cat([u, m.cheap(u), 2 * u], 2))))
+
+    model = Graph(
+        forward,
+        conv=Conv2d(2, C, 3, padding=1),
+        cheap=Conv2d(C, 3, 3, padding=1),
+        neuron=LIF(),
+        flatten=Flatten(),
+        head=Linear((2 * C + 3) * 16, 5),
+    )
+    engine = check(on_a_grid(model), x := images(T, N, 2, 4, 4))
+    (joined,) = [step for step in engine.steps if step.op == "cat"]
+    assert [engine.values[index].most for index in (*joined.xs, *joined.out)] == [1, 1, 1, 1]
+    stream = engine.stream()
+    with torch.no_grad():
+        torch.testing.assert_close(torch.cat([stream(x[:1]), stream(x[1:])]), model(x), rtol=1e-6, atol=1e-6)
+
+
+def test_sums_side_by_side_that_another_step_reads_stay() -> None:
+    def forward(m: Any, x: Tensor) -> Tensor:
+        u = m.conv(x)
+        joined = torch.cat([u, 2 * u], 2)
+        return m.head(m.flatten(m.neuron(joined) - 0.5 * joined))
+
+    parts = {**layers(), "head": Linear(2 * C * 16, 5)}
+    check(on_a_grid(Graph(forward, **parts)), images(T, N, 2, 4, 4))
+
+
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.float32])
+def test_maps_of_any_width_are_joined(dtype: torch.dtype) -> None:
+    """A few channels at a time are copied in one or two moves, more of them by rows, many in tiles."""
+    for widths in ((1, 2, 7), (8, 9, 15), (16, 17, 31), (32, 33, 63), (64, 65), (700, 3), (1, 1300)):
+        parts = [torch.randint(0, 9, (3, 5, 4, 7, width)).to(dtype) for width in widths]
+        values = torch.full((3, 5, 4, 7, sum(widths)), 9).to(dtype)
+        step = Join(layer="side by side", out=(len(widths),), op="cat", xs=tuple(range(len(widths))))
+        bound = bind_step(step, parts, values, {}, 2)
+        for call in bound.calls:
+            call()
+        assert torch.equal(values, torch.cat(parts, -1))

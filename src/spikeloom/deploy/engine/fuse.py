@@ -30,7 +30,7 @@ def fuse(steps: Sequence[Step], values: Sequence[Value], last: int) -> Fused:
         if needed.intersection(step.out):
             needed.update(step.reads())
             kept.append(step)
-    order: list[Step | None] = [*reversed(kept)]
+    order: list[Step | None] = [*_apart([*reversed(kept)], values, last)]
     for i, step in enumerate(order):
         if isinstance(step, Conv) and step.residual is None and step.neuron is None:
             _merge_conv(order, i, step, values, last)
@@ -40,6 +40,28 @@ def fuse(steps: Sequence[Step], values: Sequence[Value], last: int) -> Fused:
     read = {last, *(index for step in whole for index in step.reads())}
     slim = [_without_sum(step) if _fires(step) and step.out[0] not in read else step for step in whole]
     return Fused(_numbered(slim)[0], *_numbered(whole))
+
+
+def _apart(steps: Sequence[Step], values: Sequence[Value], last: int) -> list[Step]:
+    """The steps with neurons on channels side by side (Ghost modules) as neurons on every part.
+
+    Joined are then their spikes, a quarter of the bytes, and each part's neurons can become part of its convolution.
+    """
+    joins = {step.out[0]: step for step in steps if isinstance(step, Join) and step.op == "cat"}
+    number = len(values)
+    apart = [*steps]
+    for fire in steps:
+        cat = joins.get(fire.x) if isinstance(fire, Fire) else None
+        if not isinstance(fire, Fire) or cat is None or len(_readers(steps, fire.x)) > 1 or fire.x == last:
+            continue
+        if fire.residual is None and not fire.keep_sum and not any(values[x].spikes for x in cat.xs):
+            made = range(number, number + len(cat.xs))
+            number += len(cat.xs)
+            fires = [fire.model_copy(update={"x": x, "out": (n,)}) for x, n in zip(cat.xs, made, strict=True)]
+            at = apart.index(cat)
+            apart[at : at + 1] = fires
+            apart[apart.index(fire)] = cat.model_copy(update={"xs": tuple(made), "out": fire.out})
+    return apart
 
 
 def _readers(order: Sequence[Step | None], value: int) -> list[int]:

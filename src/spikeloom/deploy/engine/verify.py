@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, fx
 
 from spikeloom.deploy.engine.engine import Engine
-from spikeloom.deploy.engine.ir import Affine, Attention, Conv, Map, Mean, Pool, Step, Time, Value
+from spikeloom.deploy.engine.ir import Affine, Attention, Conv, Join, Map, Mean, Pool, Step, Time, Value
 from spikeloom.deploy.engine.lower_state import Lowered
 from spikeloom.deploy.engine.views import View
 from spikeloom.deploy.exchange.graph import described
@@ -43,7 +43,7 @@ def verify(engine: Engine, lowered: Lowered) -> None:
     with torch.no_grad():
         T, N = lowered.plan.T if whole.values[0].static else len(lowered.example), 2
         run = _Graph(lowered, whole.values, N)
-        given = run.values()
+        given = _with_parts(run.values(), whole)
         with whole.executor(T, N) as executor:
             for step, read, made in executor.each_step(given[0], given):
                 for index, got in zip(step.out, made, strict=True):
@@ -88,6 +88,15 @@ class _Graph(fx.Interpreter):
         if value.static and not bool(((maps == maps[:1]) | maps.isnan()).all()):
             raise UsageError("the engine takes steps for the same that differ: run the model itself")
         return maps[:1] if value.static else maps
+
+
+def _with_parts(given: dict[int, Tensor], engine: Engine) -> dict[int, Tensor]:
+    """The values, and of what the engine joins along the channels where the network does not, the parts."""
+    for step in engine.steps:
+        if isinstance(step, Join) and step.op == "cat" and step.out[0] in given:
+            parts = given[step.out[0]].split([engine.values[index].channels for index in step.xs], -1)
+            given = dict(zip(step.xs, parts, strict=True)) | given
+    return given
 
 
 def _spikes(step: Conv, sums: Tensor, T: int) -> Tensor:
