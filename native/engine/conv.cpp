@@ -446,16 +446,18 @@ void filter_block(const EngineConv& a, const Band& band, int64_t c, const uint8_
   constexpr int X = 8 / NV;
   const int64_t out_w = out_width(a), map_floats = band.rows * out_w * BLOCK, frame = a.width + 2 * a.padding_x;
   float *sums = scratch, *numbers = sums + a.steps * band.images * map_floats;
-  std::memset(numbers, 0, (band.bottom - band.top) * frame * BLOCK * 4);
+  bool zeros = false;  // whether they stand beside the numbers
+  clear_silent(a, band, active, BLOCK, sums);
   Taps taps;
   taps.first_x = larger(0, a.padding_x - (out_w - 1) * a.stride);
   taps.last_x = smaller(a.kernel_width, a.width + a.padding_x);
   for (int64_t i = 0; i < a.steps * band.images; i++) {
     float* sum = sums + i * map_floats;
     if (!active[i]) {
-      std::memset(sum, 0, map_floats * 4);
+      if (!stays_silent(a, active, i / a.steps)) std::memset(sum, 0, map_floats * 4);
       continue;
     }
+    if (!zeros) std::memset(numbers, 0, (band.bottom - band.top) * frame * BLOCK * 4), zeros = true;
     to_numbers<NV>(a, band, image_of(a, band, i), c, frame, numbers);
     for (int64_t y = 0; y < band.rows; y++) {
       const int64_t row = (band.y + y) * a.stride - a.padding_y;

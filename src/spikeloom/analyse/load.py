@@ -77,6 +77,8 @@ def open_target(name: PathLike, values: Json) -> Target:
     is_run = folder.is_dir() or "/" in name
     known = ("data", "images", "batch") if is_run else ("data", "images", "batch", "model", "neuron", "seed", "input")
     for key in values:
+        if is_run and key == "input":
+            raise UsageError(f"{name} is a run, whose inputs have the shape of its data: leave the input's shape out")
         if key not in known:
             raise UsageError(f"unknown key {key!r}; {nearest(key, known)}")
     images, batch = _count(values, "images", 1000), _count(values, "batch", 32)

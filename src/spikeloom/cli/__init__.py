@@ -125,8 +125,10 @@ def _advice(error: Any) -> str:
         return " (see 'spikeloom --help')"
     place = f" (see '{context.command_path} --help')"
     option = getattr(error, "option_name", None)
-    if option is None or all(p.name != "words" for p in context.command.params):
+    if option is None or error.possibilities or all(p.name != "words" for p in context.command.params):
         return place
+    if "." in option:
+        return f"; settings are written KEY=VALUE: {option.lstrip('-')}=VALUE{place}"
     from spikeloom.train.recipe import nearest_key
 
     found = nearest_key(option.lstrip("-").replace("-", "_"), arguments.RECIPE_KEYS)

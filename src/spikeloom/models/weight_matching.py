@@ -103,7 +103,7 @@ def _check(found: WeightMatch, given: list[Layer], own: list[Layer], strict: boo
     if strict:
         raise UsageError(
             f"only part of the weights fits: {found}; build the model with the source's options (such as num_classes "
-            "and in_channels), or give strict=False to leave these as they are"
+            "and in_channels); in Python, strict=False leaves these as they are"
         )
     warnings.warn(f"only part of the weights was taken: {found}", stacklevel=3)
 
