@@ -26,11 +26,11 @@ from spikeloom.record import RateMeter
 from spikeloom.registry import nearest
 from spikeloom.train.build import build_datasets, make_accelerator
 from spikeloom.train.evaluate import evaluate, load
-from spikeloom.train.firing_rates import showing
 from spikeloom.train.losses import LOSSES
 from spikeloom.train.recipe import Budget, load_recipe
 from spikeloom.train.run import Run
 from spikeloom.train.settings import Settings
+from spikeloom.train.stages import showing
 
 Json = dict[str, Any]
 SAMPLE = 500  # first test images, or all of fewer, of which the card says how many are right

@@ -13,12 +13,13 @@ from helpers.small_runs import NORMED, SMALL, Told, equal, resolved, run_of, wei
 from helpers.timeless import timeless
 from torch import Tensor, nn
 
+from spikeloom.cli.progress import Quiet
 from spikeloom.data.subset import hold_out
 from spikeloom.data.transforms import augmentation
 from spikeloom.errors import UsageError
 from spikeloom.layers import BatchNorm, Conv2d, Linear, NormSpike
 from spikeloom.models import create_model
-from spikeloom.neurons import LIF, MLF
+from spikeloom.neurons import LIF, MLF, Neuron
 from spikeloom.record import RateMeter
 from spikeloom.registry import list_recipes
 from spikeloom.train import train_recipe
@@ -26,12 +27,14 @@ from spikeloom.train.batches import Batches
 from spikeloom.train.build import build_datasets, build_model, epoch_order
 from spikeloom.train.checks_of_settings import check_beginning
 from spikeloom.train.evaluate import evaluate_run
-from spikeloom.train.firing_rates import measure_norms, set_first_rates, steps_of_epoch
+from spikeloom.train.firing_rates import set_first_rates
 from spikeloom.train.loop import Interrupted, train
 from spikeloom.train.losses import LOSSES
 from spikeloom.train.optim import build_optimizer, build_schedule
 from spikeloom.train.recipe import BUDGETS, load_recipe, parse_overrides
 from spikeloom.train.run import Run
+from spikeloom.train.settings import Named
+from spikeloom.train.stages import NeuronPlaces, measure_norms, stage_of_epoch
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -45,9 +48,9 @@ STAGED: dict[str, Any] = {
 # --- T in stages ------------------------------------------------------------------------------------------------------
 
 
-def test_steps_of_epoch() -> None:
+def test_the_stage_of_an_epoch() -> None:
     t = resolved(STAGED, train={"epochs": 5, "steps": [{"T": 1, "epochs": 2}, {"T": 2, "epochs": 1}]}).train
-    assert [steps_of_epoch(t, 6, epoch) for epoch in range(5)] == [1, 1, 2, 6, 6]
+    assert [stage_of_epoch(t, 6, epoch).T for epoch in range(5)] == [1, 1, 2, 6, 6]
 
 
 def test_each_epoch_trains_with_its_steps(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -82,6 +85,42 @@ def test_a_run_is_the_same_bits_across_a_change_of_steps(tmp_path: Path) -> None
         assert timeless(parts.metrics()) == timeless(whole.metrics())
 
 
+def test_other_neurons_stand_in_for_those_of_the_network(tmp_path: Path) -> None:
+    """In their stage, of the averaged weights too, and across an interruption; what is saved has the network's own."""
+    levels = {"name": "MLF", "surrogate": "Triangle"}
+    steps = [{"T": 1, "epochs": 1, "neuron": levels}, {"T": 2, "epochs": 1}]
+    whole = run_of(tmp_path / "whole", STAGED, train={**STAGED["train"], "steps": steps})
+    plain = run_of(tmp_path / "plain", STAGED)
+    train(whole, Told())
+    train(plain, Told())
+    first, *_, last = whole.metrics()
+    assert first["train_loss"] != plain.metrics()[0]["train_loss"]
+    assert evaluate_run(whole, whole.settings, Quiet())["test_loss"] == last["test_loss"]
+    for stop in (3, 5):  # in the stage, and behind it
+        parts, told = run_of(tmp_path / f"parts{stop}", whole.settings.model_dump()), Told()
+        with pytest.raises(Interrupted):
+            train(parts, told, stop=lambda told=told, stop=stop: len(told.steps) == stop)
+        train(Run.open(parts.folder), Told())
+        assert equal(weights(parts), weights(whole))
+        assert timeless(parts.metrics()) == timeless(whole.metrics())
+
+
+def test_neurons_are_put_in_all_places_and_back() -> None:
+    model = create_model("report_sew_resnet34", T=1)
+    x = torch.rand(2, 3, 32, 32)
+    own = [module for module in model.modules() if isinstance(module, Neuron)]
+    places = NeuronPlaces(model)
+    before = model(x)
+    places.put(Named(name="MLF"))
+    others = [module for module in model.modules() if isinstance(module, Neuron)]
+    assert len(others) == len(own)
+    assert all(isinstance(module, MLF) for module in others)
+    assert model(x).isfinite().all()
+    places.put(None)
+    assert [module for module in model.modules() if isinstance(module, Neuron)] == own
+    assert torch.equal(model.train()(x), before)
+
+
 def test_steps_of_later_epochs_can_change(tmp_path: Path) -> None:
     """From the checkpoint on the run is the one that had these steps from its beginning."""
     same = {**STAGED["train"], "schedule": "constant"}  # learning rates of as many epochs as there are in the end
@@ -92,7 +131,7 @@ def test_steps_of_later_epochs_can_change(tmp_path: Path) -> None:
     with pytest.raises(Interrupted):
         train(parts, told, stop=lambda: len(told.steps) == 4)
     for steps in ([{"T": 2, "epochs": 1}], [{"T": 2, "epochs": 2}]):
-        with pytest.raises(UsageError, match=r"is in epoch 1: train.steps may change T of later epochs$"):
+        with pytest.raises(UsageError, match=r"is in epoch 1: train.steps may change later epochs alone$"):
             Run.open(parts.folder).changed({"train": {"steps": steps}})
     changed = Run.open(parts.folder).changed({"train": {"epochs": 3, "steps": STAGED["train"]["steps"]}})
     train(changed, Told())
@@ -122,6 +161,25 @@ def test_norms_are_measured_again() -> None:
         ({"train": {"steps": [{"T": 1, "epochs": 4}]}}, "train.steps has 4 epochs, but train.epochs is 3"),
         ({"train": {"steps": [{"T": 1, "epochs": 3}]}}, "train.steps ends at T = 1, but model.T, .* is 3"),
         ({"neuron": {"name": "PSN", "T": 3}}, "train.steps: this network is made for T = 3 alone"),
+        (
+            {"train": {"steps": [{"T": 3, "epochs": 3, "neuron": "MLF"}]}},
+            "train.steps ends with MLF, which stands in for the network's own neurons: leave them the last epochs",
+        ),
+        ({"train": {"steps": [{"T": 1, "epochs": 1, "neuron": "PLIF"}]}}, "may have no weights, and PLIF has"),
+        (
+            {"neuron": "PLIF", "train": {"steps": [{"T": 1, "epochs": 1, "neuron": "MLF"}]}},
+            "may have no weights, and PLIF has",
+        ),
+        ({"train": {"steps": [{"T": 1, "epochs": 1, "neuron": "MFL"}]}}, "train.steps: unknown neuron 'MFL'"),
+        (
+            {
+                "train": {
+                    "steps": [{"T": 1, "epochs": 1, "neuron": "MLF"}],
+                    "rate_penalty": {"weight": 1.0},
+                }
+            },
+            "train.rate_penalty is of the network's own neurons: leave it out, or the neurons of train.steps",
+        ),
         ({"train": {"nesterov": True, "optimizer": "adam"}}, "train.nesterov needs train.optimizer=sgd"),
         (
             {"train": {"loss": "tet", "method": {"name": "sltt_k", "k": 4}}},

@@ -1,90 +1,22 @@
-"""How a network fires as it trains: T stage by stage, norms measured again, first rates set by data, warnings."""
+"""How a network fires as it begins to train: first rates set by data, warnings after the first epoch."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Generator, Iterable
+from collections.abc import Generator
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from spikeloom.errors import UsageError
 from spikeloom.layers import BatchNorm, NormSpike
 from spikeloom.layers.stateless import repeats
 from spikeloom.neurons import Neuron
 from spikeloom.record import RateMeter
-from spikeloom.train.settings import TrainSettings
 
 SILENT, SATURATED = 0.001, 0.95  # spikes per neuron and step
-NORM_BATCHES = 20
-"""Batches on which norms are measured again after T has changed."""
 _LARGEST_GAIN = 32.0
-
-
-def steps_of_epoch(settings: TrainSettings, T: int, epoch: int) -> int:
-    """T of an epoch, counted from 0: of its stage in `train.steps`, behind them the model's."""
-    for stage in settings.steps:
-        if epoch < stage.epochs:
-            return stage.T
-        epoch -= stage.epochs
-    return T
-
-
-def check_steps(settings: TrainSettings, model: nn.Module, dataset: Any) -> None:
-    """Refuses `train.steps` where there is no static image to show for T steps.
-
-    Raises:
-        UsageError: the data are sequences, or the model's layers are made for one T.
-    """
-    if not settings.steps:
-        return
-    if dataset.is_sequence or not hasattr(model, "T"):
-        raise UsageError(f"train.steps needs images that the model repeats: {dataset.title} are sequences")
-    T, last = model.T, settings.steps[-1]
-    if sum(stage.epochs for stage in settings.steps) == settings.epochs and last.T != T:
-        raise UsageError(f"train.steps ends at T = {last.T}, but model.T, at which the run is evaluated, is {T}")
-    for stage in settings.steps:
-        with showing(model, stage.T):
-            try:
-                with torch.no_grad():
-                    model.eval()(dataset.encode(dataset.batch([0])[0]))
-            except (ValueError, RuntimeError) as error:
-                reason = str(error).splitlines()[0]
-                raise UsageError(f"train.steps: this network is made for T = {T} alone: {reason}") from None
-
-
-@contextmanager
-def showing(model: nn.Module, T: int) -> Generator[None]:
-    """Inside the block the model repeats an image T times."""
-    shown: Any = model
-    before, shown.T = shown.T, T
-    try:
-        yield
-    finally:
-        shown.T = before
-
-
-@torch.no_grad()
-def measure_norms(model: nn.Module, batches: Iterable[Tensor]) -> None:
-    """Replaces the running statistics of norms by their means over some batches; nothing else trains.
-
-    Args:
-        model: left in eval mode.
-        batches: inputs as the model takes them.
-    """
-    model.eval()
-    norms = [m for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]  # pyright: ignore[reportPrivateUsage]
-    momenta = [norm.momentum for norm in norms]
-    for number, x in enumerate(batches):
-        for norm in norms:
-            norm.train()
-            norm.momentum = 1 / (number + 1)
-        model(x)
-    for norm, momentum in zip(norms, momenta, strict=True):
-        norm.eval()
-        norm.momentum = momentum
 
 
 class FirstRate(NamedTuple):

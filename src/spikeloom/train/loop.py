@@ -25,17 +25,11 @@ from spikeloom.train.batches import Prepared
 from spikeloom.train.build import seed_everything
 from spikeloom.train.checkpoint import TrainState, save_checkpoint
 from spikeloom.train.evaluate import accuracy, check_labels, evaluate, place, right, shared
-from spikeloom.train.firing_rates import (
-    NORM_BATCHES,
-    describe_rates,
-    goes_nowhere,
-    measure_norms,
-    set_first_rates,
-    steps_of_epoch,
-)
+from spikeloom.train.firing_rates import describe_rates, goes_nowhere, set_first_rates
 from spikeloom.train.run import Run
 from spikeloom.train.setup import Made, Progress, Setup, set_up
 from spikeloom.train.sharding import held_whole, whole
+from spikeloom.train.stages import NORM_BATCHES, measure_norms, stage_of_epoch
 from spikeloom.train.summary import finish
 from spikeloom.train.tracking import open_tracker
 
@@ -175,7 +169,7 @@ def _inputs(s: Setup, first: int, count: int) -> Iterator[Tensor]:
 
 def _set_first_rates(s: Setup, rate: float, progress: Progress) -> None:
     if s.T is not None:
-        s.show(steps_of_epoch(s.t, s.T, 0))
+        s.show(stage_of_epoch(s.t, s.T, 0))
     x = next(_inputs(s, 0, 1))
     seed_everything(s.run.settings.seed, 0, 0, 2)
     with s.accelerator.autocast():
@@ -187,7 +181,7 @@ def _set_first_rates(s: Setup, rate: float, progress: Progress) -> None:
 
 
 def _start_epoch(s: Setup, state: TrainState) -> None:
-    """What changes with the epoch: lambda, masks, and T with the norms' statistics."""
+    """What changes with the epoch: lambda, masks, and T and neurons with the norms' statistics."""
     t, epoch = s.t, state.epoch
     if s.penalised is not None and t.penalty is not None:
         s.penalised.weight = t.penalty.weight * epoch / t.epochs
@@ -196,9 +190,9 @@ def _start_epoch(s: Setup, state: TrainState) -> None:
             module.start_epoch(epoch, t.epochs)
     if s.T is None:
         return
-    T = steps_of_epoch(t, s.T, epoch)
-    s.show(T)
-    if epoch > 0 and state.step == 0 and steps_of_epoch(t, s.T, epoch - 1) != T:
+    stage = stage_of_epoch(t, s.T, epoch)
+    s.show(stage)
+    if epoch > 0 and state.step == 0 and stage_of_epoch(t, s.T, epoch - 1) != stage:
         for model in (s.bare, *([] if s.ema is None else [s.ema.module])):
             with s.accelerator.autocast():
                 measure_norms(model, _inputs(s, epoch * s.batches.steps_per_epoch, NORM_BATCHES))
@@ -289,7 +283,7 @@ def _end_epoch(s: Setup, state: TrainState, clock: _Clock, progress: Progress) -
     t, seen = s.t, state.seen
     record: Json = {
         "epoch": state.epoch + 1,
-        **({} if s.T is None else {"T": steps_of_epoch(t, s.T, state.epoch)}),
+        **({} if s.T is None else {"T": stage_of_epoch(t, s.T, state.epoch).T}),
         "train_loss": state.loss / seen,
         "train_accuracy": accuracy(s.model, state.correct, seen),
     }

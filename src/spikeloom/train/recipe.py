@@ -185,8 +185,9 @@ def check_settings(values: Json, where: str, given: bool = False) -> Settings:
     if not given:
         check_options(settings.data, DATASETS, f"{where}: data", SUPPLIED["data"])
         check_options(settings.model, MODELS, f"{where}: model", SUPPLIED["model"])
-    if settings.neuron is not None:
-        check_options(settings.neuron, NEURONS, f"{where}: neuron", SUPPLIED["neuron"])
+    for key, neuron in (("neuron", settings.neuron), *(("train.steps", s.neuron) for s in settings.train.steps)):
+        if neuron is not None:
+            check_options(neuron, NEURONS, f"{where}: {key}", SUPPLIED["neuron"])
     check_options(settings.train.loss, LOSSES, f"{where}: train.loss", {"logits", "y", "class_weights"})
     check_options(settings.train.method, METHODS, f"{where}: train.method", {"model", "x", "y", "loss"})
     if settings.train.penalty is not None:

@@ -33,10 +33,10 @@ from spikeloom.models.trained_weights import run_folder
 from spikeloom.notebook import html_table
 from spikeloom.train import lock
 from spikeloom.train.checks_of_settings import check_beginning
-from spikeloom.train.firing_rates import steps_of_epoch
 from spikeloom.train.machine import environment
 from spikeloom.train.recipe import Budget, check_settings, flatten, merge
 from spikeloom.train.settings import Named, Settings
+from spikeloom.train.stages import stage_of_epoch
 
 Json = dict[str, Any]
 GIVEN = "given"
@@ -221,8 +221,8 @@ class Run:
             raise UsageError(f"{self.folder} has {epochs} epochs already: train.epochs must be at least that")
         # Norms are measured anew where T changes between two epochs, never within one.
         for epoch in range(min(epochs + 1, settings.train.epochs)):
-            if steps_of_epoch(self.settings.train, 0, epoch) != steps_of_epoch(settings.train, 0, epoch):
-                raise UsageError(f"{self.folder} is in epoch {epochs + 1}: train.steps may change T of later epochs")
+            if stage_of_epoch(self.settings.train, 0, epoch) != stage_of_epoch(settings.train, 0, epoch):
+                raise UsageError(f"{self.folder} is in epoch {epochs + 1}: train.steps may change later epochs alone")
         if not changes:
             return self
         record: Json = {"after_epoch": epochs, "settings": changes}

@@ -113,10 +113,11 @@ class MixSettings(Strict):
 
 
 class StepStage(Strict):
-    """Some epochs in which a static image is shown for T steps."""
+    """Some epochs in which a static image is shown for T steps, and other neurons may stand in for the network's."""
 
     T: int = Field(ge=1)
     epochs: int = Field(ge=1)
+    neuron: Named | None = Field(None, description="in the place of the network's neurons, such as MLF at T = 1")
 
 
 class TrainSettings(Strict):
@@ -153,7 +154,7 @@ class TrainSettings(Strict):
     workers: int | None = Field(
         None, ge=0, description="processes that prepare batches; without it 1 where preparing is slow, else 0"
     )
-    steps: list[StepStage] = Field([], description="T of the first epochs, stage by stage; then model.T")
+    steps: list[StepStage] = Field([], description="T and neurons of the first epochs, by stages; then the model's own")
     initial_rate: float | None = Field(
         None, gt=0, lt=1, description="firing rate at which every neuron layer starts, set on the first batch"
     )

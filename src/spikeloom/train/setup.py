@@ -22,7 +22,6 @@ from spikeloom.train.build import build_datasets, build_model, epoch_order, make
 from spikeloom.train.checkpoint import TrainState, load_checkpoint, load_optimizer
 from spikeloom.train.environments import PENALTIES, Penalised
 from spikeloom.train.evaluate import shared
-from spikeloom.train.firing_rates import check_steps
 from spikeloom.train.losses import LOSSES, class_weights
 from spikeloom.train.methods import METHODS, check_method
 from spikeloom.train.optim import Schedule, build_optimizer, build_schedule
@@ -31,6 +30,7 @@ from spikeloom.train.rate_penalty import RatePenalty
 from spikeloom.train.run import Run
 from spikeloom.train.settings import Settings, TrainSettings
 from spikeloom.train.sharding import shard
+from spikeloom.train.stages import NeuronPlaces, Stage, check_stages
 from spikeloom.train.tracking import check_tracker
 
 Json = dict[str, Any]
@@ -63,6 +63,7 @@ class Setup:
         rated: that one with its penalty on firing rates, if any.
         penalised: the same with its penalty on environments, if any.
         T: of evaluation; None of a model that repeats nothing.
+        places: of neurons in the model, and in its average.
         parameters: trainable elements.
         seconds: of earlier sessions of the run, and the clock at the start of this one.
     """
@@ -83,6 +84,7 @@ class Setup:
     rated: RatePenalty | None
     penalised: Penalised | None
     T: int | None
+    places: list[tuple[nn.Module, NeuronPlaces]]
     parameters: int
 
     @property
@@ -104,10 +106,11 @@ class Setup:
         """The network that is evaluated and saved: the averaged one, if there is one."""
         return self.model if self.ema is None else self.ema.module
 
-    def show(self, T: int) -> None:
-        """Sets the number of steps for which the model repeats an image."""
-        for model in (self.bare, *([] if self.ema is None else [self.ema.module])):
-            model.T = T  # pyright: ignore[reportArgumentType]
+    def show(self, stage: Stage) -> None:
+        """Sets the number of steps for which the model repeats an image, and what stands in for its neurons."""
+        for model, places in self.places:
+            model.T = stage.T  # pyright: ignore[reportArgumentType]
+            places.put(stage.neuron)
 
 
 @dataclass
@@ -196,6 +199,7 @@ def set_up(
         weighted=weighted,
         penalised=_penalised(t, bare, rated or weighted, environments, train_set.title),
         T=getattr(bare, "T", None),
+        places=[(m, NeuronPlaces(m)) for m in (bare, *([] if ema is None else [ema.module]))],
         parameters=sum(p.numel() for p in bare.parameters()),
     )
     return setup, state
@@ -210,8 +214,23 @@ def _check_machine(t: TrainSettings) -> None:
 def _check_model(settings: Settings, model: nn.Module, train_set: Any) -> None:
     """Refuses a model that cannot take the data as it is to be trained on them."""
     try_input(model, train_set, settings.model.name, settings.train.method.name)
-    check_steps(settings.train, model, train_set)
+    _check_stand_ins(settings)
+    check_stages(settings.train, model, train_set)
     check_method(settings.train, model, train_set)
+
+
+def _check_stand_ins(settings: Settings) -> None:
+    """Refuses what looks at the network's own neurons where others stand in for them."""
+    t = settings.train
+    asked = {
+        "train.rate_penalty": t.rate_penalty,
+        "train.penalty": t.penalty,
+        "data.validation": settings.data.validation,
+    }
+    if any(stage.neuron is not None for stage in t.steps):
+        for key, value in asked.items():
+            if value:
+                raise UsageError(f"{key} is of the network's own neurons: leave it out, or the neurons of train.steps")
 
 
 def _augmentation(t: TrainSettings, train_set: Any) -> Any:
