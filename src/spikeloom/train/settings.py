@@ -6,7 +6,17 @@ import os
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationInfo, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    SerializerFunctionWrapHandler,
+    ValidationInfo,
+    field_validator,
+    model_serializer,
+    model_validator,
+)
 
 from spikeloom.errors import UsageError
 
@@ -118,6 +128,11 @@ class StepStage(Strict):
     T: int = Field(ge=1)
     epochs: int = Field(ge=1)
     neuron: Named | None = Field(None, description="in the place of the network's neurons, such as MLF at T = 1")
+
+    @model_serializer(mode="wrap")
+    def _without_neuron(self, dump: SerializerFunctionWrapHandler) -> Json:
+        """A stage of the network's own neurons is written as when there were no others, for runs to be compared."""
+        return {key: value for key, value in dump(self).items() if value is not None}
 
 
 class TrainSettings(Strict):
