@@ -41,8 +41,8 @@ def stage_of_epoch(settings: TrainSettings, T: int, epoch: int) -> Stage:
 class NeuronPlaces:
     """The places of a model's neurons that fire, in which others can stand in for them.
 
-    A neuron of several levels says at T = 1 what spikes need several steps for: a network that learned with `MLF` is
-    about as accurate with spikes of 0 and 1 at T = 4 (SpikeYOLO, Luo et al. 2024, trains with integers for its spikes).
+    A neuron of several levels says at T = 1 what spikes need several steps for, and a network's weights serve both
+    (SpikeYOLO, Luo et al. 2024, trains with integers for its spikes).
     """
 
     def __init__(self, model: nn.Module):
