@@ -17,7 +17,8 @@ from spikeloom.data import create_dataset
 from spikeloom.errors import UsageError
 from spikeloom.files import load_tensors
 from spikeloom.layers import Linear
-from spikeloom.neurons import LIF, LeakyIntegrator
+from spikeloom.models import create_model
+from spikeloom.neurons import LIF, LeakyIntegrator, Neuron
 from spikeloom.train import fit, train_recipe
 from spikeloom.train.build import build_model
 from spikeloom.train.loop import train
@@ -151,6 +152,30 @@ def test_it_goes_on_where_it_was_stopped(streamed: bool, tmp_path: Path) -> None
         again("parts", [breaking(2)])
     assert equal(state(again("parts")), state(whole))
     assert equal(state(again("parts")), state(whole))  # finished
+
+
+def test_a_model_has_its_steps_and_neurons_again_wherever_training_stops(tmp_path: Path) -> None:
+    """Else the same model would go on with those of the stage for its own."""
+    steps = [{"T": 1, "epochs": 2, "neuron": "MLF"}]
+    settings = {**SETTINGS, "steps": steps, "batch_size": 48}
+
+    def network() -> Any:
+        torch.manual_seed(0)
+        return create_model("report_sew_resnet34", in_channels=1, T=2)
+
+    def learn(one: Any, folder: str, callbacks: Any = ()) -> None:
+        out = tmp_path / folder
+        fit(one, digits(), digits("test", 40), out=out, progress=Told(), callbacks=callbacks, **settings)
+
+    whole, parts = network(), network()
+    own = [module for module in parts.modules() if isinstance(module, Neuron)]
+    learn(whole, "whole")
+    with pytest.raises(Broken):
+        learn(parts, "parts", [breaking(1)])
+    assert parts.T == 2
+    assert [module for module in parts.modules() if isinstance(module, Neuron)] == own
+    learn(parts, "parts")
+    assert equal(state(parts), state(whole))
 
 
 def test_a_stream_is_read_in_its_order(tmp_path: Path) -> None:

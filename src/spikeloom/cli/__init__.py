@@ -125,7 +125,8 @@ def _advice(error: Any) -> str:
         return " (see 'spikeloom --help')"
     place = f" (see '{context.command_path} --help')"
     option = getattr(error, "option_name", None)
-    if option is None or error.possibilities or all(p.name != "words" for p in context.command.params):
+    near = getattr(error, "possibilities", None)  # click names them itself
+    if option is None or near or all(p.name != "words" for p in context.command.params):
         return place
     if "." in option:
         return f"; settings are written KEY=VALUE: {option.lstrip('-')}=VALUE{place}"

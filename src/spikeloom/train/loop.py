@@ -29,7 +29,7 @@ from spikeloom.train.firing_rates import describe_rates, goes_nowhere, set_first
 from spikeloom.train.run import Run
 from spikeloom.train.setup import Made, Progress, Setup, set_up
 from spikeloom.train.sharding import held_whole, whole
-from spikeloom.train.stages import NORM_BATCHES, measure_norms, stage_of_epoch
+from spikeloom.train.stages import NORM_BATCHES, Stage, measure_norms, stage_of_epoch
 from spikeloom.train.summary import finish
 from spikeloom.train.tracking import open_tracker
 
@@ -71,7 +71,10 @@ def train(
         Interrupted: `stop` said so.
     """
     with contextlib.ExitStack() as held:
-        return _train(*set_up(run, progress, held, made), progress, stop, callbacks)
+        s, state = set_up(run, progress, held, made)
+        if s.T is not None:  # a caller's model is its own again, wherever training ended
+            held.callback(s.show, Stage(s.T))
+        return _train(s, state, progress, stop, callbacks)
 
 
 def _train(

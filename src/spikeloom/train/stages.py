@@ -59,16 +59,19 @@ class NeuronPlaces:
         Raises:
             UsageError: these or the model's have weights, which a change would lose.
         """
-        make = None if neuron is None else make_factory(neuron.name, neuron.options)
-        for parent, name, own in self._places:
-            other = own if make is None else make().train(own.training)
-            for one in (own, other):
-                if other is not own and any(True for _ in one.parameters()):
+        own = [each for _, _, each in self._places]
+        others = own
+        if neuron is not None:
+            make = make_factory(neuron.name, neuron.options)
+            others = [make() for _ in own]
+            for one in (*own, *others):
+                if any(True for _ in one.parameters()):
                     raise UsageError(
                         f"train.steps: neurons of a stage and those they stand in for may have no weights, and "
                         f"{type(one).__name__} has"
                     )
-            setattr(parent, name, other)
+        for (parent, name, _), other in zip(self._places, others, strict=True):
+            setattr(parent, name, other.train(parent.training))
 
 
 def check_stages(settings: TrainSettings, model: nn.Module, dataset: Any) -> None:
