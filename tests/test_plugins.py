@@ -66,6 +66,17 @@ def test_a_run_with_a_neuron_of_ones_own() -> None:
     assert json.loads(result.out)["test_accuracy"] > 0
 
 
+def test_options_need_no_annotations() -> None:
+    """And an entry with `**options` takes any."""
+    Path("quick_neurons.py").write_text(
+        OWN + "\n@NEURONS.register\ndef plain_lif(tau=1.5, **options):\n    return LIF(tau, **options)\n"
+    )
+    words = ("train", *SMALL, "neuron.name=plain_lif", "--import", "quick_neurons")
+    result = spikeloom(*words, "neuron.tau=3.0", "neuron.decay_input=false", "--out=run", "--json")
+    assert result.code == 0, result.err
+    assert json.loads(Path("run/settings.json").read_text())["settings"]["neuron"]["tau"] == 3.0
+
+
 def test_without_modules_nothing_is_noted() -> None:
     assert spikeloom("train", *SMALL, "train.epochs=1", "--out=run", "--json").code == 0
     assert "imports" not in json.loads(Path("run/settings.json").read_text())

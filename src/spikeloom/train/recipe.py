@@ -251,16 +251,21 @@ def options_model(builder: Callable[..., Any], supplied: frozenset[str]) -> type
     target = builder.__init__ if inspect.isclass(builder) else builder
     hints = typing.get_type_hints(target, include_extras=True)
     fields: dict[str, Any] = {}
+    extra: typing.Literal["forbid", "allow"] = "forbid"
     for name, parameter in inspect.signature(builder).parameters.items():
-        if name in supplied:
+        if parameter.kind is parameter.VAR_KEYWORD:
+            extra = "allow"
+        if name in supplied or parameter.kind in (parameter.VAR_KEYWORD, parameter.VAR_POSITIONAL):
             continue
-        hint = Named if Surrogate in typing.get_args(hints[name]) else hints[name]
+        hint = hints.get(name, Any)  # a user's own entry need not be annotated
+        if Surrogate in typing.get_args(hint):
+            hint = Named
         if any(typing.get_origin(option) is tuple for option in (hint, *typing.get_args(hint))):
             hint = Annotated[hint, BeforeValidator(as_tuple)]
         fields[name] = (hint, ... if parameter.default is parameter.empty else parameter.default)
     return pydantic.create_model(
         builder.__name__,
-        __config__=ConfigDict(extra="forbid", strict=True, arbitrary_types_allowed=True, allow_inf_nan=False),
+        __config__=ConfigDict(extra=extra, strict=True, arbitrary_types_allowed=True, allow_inf_nan=False),
         **fields,
     )
 
