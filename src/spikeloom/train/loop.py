@@ -11,6 +11,7 @@ import itertools
 import shlex
 import time
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
@@ -32,6 +33,7 @@ from spikeloom.train.sharding import held_whole, whole
 from spikeloom.train.stages import NORM_BATCHES, Stage, measure_norms, stage_of_epoch
 from spikeloom.train.summary import finish
 from spikeloom.train.tracking import open_tracker
+from spikeloom.train.whiten import whiten
 
 Json = dict[str, Any]
 
@@ -93,8 +95,8 @@ def _train(
             "this installation has no native kernels and trains on plain PyTorch, several times slower: install a C++ "
             "compiler, then Spikeloom again"
         )
-    if done == 0 and t.initial_rate is not None:
-        _set_first_rates(s, t.initial_rate, progress)
+    if done == 0 and (t.whiten or t.initial_rate is not None):
+        _start_from_data(s, progress)
     tracker = open_tracker(run, s.accelerator, state.epoch) if s.accelerator.is_main_process else None
     clock = _Clock(run.seconds() if done else 0.0)
     loader = s.batches.loader(done)
@@ -164,23 +166,28 @@ class _Clock:
 
 
 def _inputs(s: Setup, first: int, count: int) -> Iterator[Tensor]:
-    """The inputs of some batches of the run, from the `first` step on."""
-    for step in range(first, min(first + count, len(s.batches))):
-        for part in s.batches[step].parts:
+    """The inputs of some batches of the run, from the `first` step on, the same ones in all processes."""
+    batches = replace(s.batches, process=0)
+    for step in range(first, min(first + count, len(batches))):
+        for part in batches[step].parts:
             yield place(part.x, s.t, s.train_set, s.accelerator)
 
 
-def _set_first_rates(s: Setup, rate: float, progress: Progress) -> None:
+def _start_from_data(s: Setup, progress: Progress) -> None:
+    """What the first batch says about the weights to start from: first filters, and first rates behind them."""
     if s.T is not None:
         s.show(stage_of_epoch(s.t, s.T, 0))
     x = next(_inputs(s, 0, 1))
-    seed_everything(s.run.settings.seed, 0, 0, 2)
-    with s.accelerator.autocast():
-        rates = set_first_rates(s.bare, x, rate)
+    if s.t.whiten:
+        progress.note(f"filters of {whiten(s.bare, x)}: principal components of the first batch")
+    if s.t.initial_rate is not None:
+        seed_everything(s.run.settings.seed, 0, 0, 2)
+        with s.accelerator.autocast():
+            rates = set_first_rates(s.bare, x, s.t.initial_rate)
+        for found in rates:
+            progress.note(f"first rate of {found.name}: {100 * found.before:.2f} %, set to {100 * found.after:.2f} %")
     if s.ema is not None:
         s.ema.set(s.bare)
-    for found in rates:
-        progress.note(f"first rate of {found.name}: {100 * found.before:.2f} %, set to {100 * found.after:.2f} %")
 
 
 def _start_epoch(s: Setup, state: TrainState) -> None:

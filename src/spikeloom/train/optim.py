@@ -48,7 +48,7 @@ class OneCycle:
             height = 1 - _half_cosine((step - self._rise) / max(self._total - self._rise, 1))
             lr = end + (top - end) * height
         for group in self._optimizer.param_groups:
-            group["lr"] = lr
+            group["lr"] = lr * group.get("lr_scale", 1.0)  # the key is timm's, whose schedules know it too
             fall = 1 - (1 - 0.85 / 0.95) * height
             if "momentum" in group:
                 group["momentum"] = fall * self._momentum
@@ -63,13 +63,20 @@ def _half_cosine(part: float) -> float:
 
 
 def build_optimizer(settings: TrainSettings, model: nn.Module) -> torch.optim.Optimizer:
-    """The optimiser of a model's parameters."""
-    parameters: Any = list(model.parameters())
-    if not settings.decay_all:
-        parameters = [
-            {"params": [p for p in parameters if p.dim() > 1]},
-            {"params": [p for p in parameters if p.dim() <= 1], "weight_decay": 0.0},
-        ]
+    """The optimiser of a model's parameters, in groups of one learning rate and weight decay each."""
+    scale = settings.norm_bias_lr_scale
+    biases = set() if scale is None else {id(p) for p in norm_biases(model)}
+    groups: dict[tuple[bool, bool], Json] = {}
+    for p in model.parameters():
+        fast, spared = id(p) in biases, not settings.decay_all and p.dim() <= 1
+        group = groups.setdefault((fast, spared), {"params": []})
+        group["params"].append(p)
+        if fast and scale is not None:
+            # A step takes lr x weight_decay off each weight: of these as much as of all others.
+            group |= {"lr_scale": scale, "weight_decay": settings.weight_decay / scale}
+        if spared:
+            group["weight_decay"] = 0.0
+    parameters = [groups[key] for key in sorted(groups)]
     if settings.optimizer == "sgd":
         return torch.optim.SGD(
             parameters,
@@ -80,6 +87,16 @@ def build_optimizer(settings: TrainSettings, model: nn.Module) -> torch.optim.Op
         )
     kinds = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW, "adamax": torch.optim.Adamax}
     return kinds[settings.optimizer](parameters, settings.lr, weight_decay=settings.weight_decay)
+
+
+def norm_biases(model: nn.Module) -> list[nn.Parameter]:
+    """The biases of what scales and shifts each channel."""
+    found: list[nn.Parameter] = []
+    for module in model.modules():
+        weight, bias = getattr(module, "weight", None), getattr(module, "bias", None)
+        if isinstance(weight, nn.Parameter) and isinstance(bias, nn.Parameter) and weight.shape == bias.shape:
+            found.append(bias)
+    return found
 
 
 def build_schedule(settings: TrainSettings, optimizer: torch.optim.Optimizer, steps_per_epoch: int) -> Schedule:

@@ -135,6 +135,9 @@ class StepStage(Strict):
         return {key: value for key, value in dump(self).items() if value is not None}
 
 
+_LATER = ("norm_bias_lr_scale", "whiten")
+
+
 class TrainSettings(Strict):
     """How to train. Times are in epochs, so that they do not depend on the batch size."""
 
@@ -153,6 +156,9 @@ class TrainSettings(Strict):
     rate_penalty: RatePenaltySettings | None = Field(None, description="added to the loss, of any network")
     optimizer: Literal["sgd", "adam", "adamw", "adamax"] = "sgd"
     lr: float = Field(gt=0)
+    norm_bias_lr_scale: float | None = Field(
+        None, gt=0, description="the norms' biases learn at this multiple of lr, such as 16"
+    )
     momentum: float = Field(0.9, ge=0, lt=1, description="of SGD")
     nesterov: bool = Field(False, description="Nesterov's momentum")
     weight_decay: float = Field(0.0, ge=0)
@@ -172,6 +178,9 @@ class TrainSettings(Strict):
     steps: list[StepStage] = Field([], description="T and neurons of the first epochs, by stages; then the model's own")
     initial_rate: float | None = Field(
         None, gt=0, lt=1, description="firing rate at which every neuron layer starts, set on the first batch"
+    )
+    whiten: bool = Field(
+        False, description="the first convolution starts with the principal components of patches of the first batch"
     )
     clip_grad: float | None = Field(None, gt=0, description="largest norm of the gradient of all weights together")
     patience: int | None = Field(
@@ -197,12 +206,20 @@ class TrainSettings(Strict):
         default: Named = cls.model_fields[str(info.field_name)].default
         return {"name": default.name, **value} if isinstance(value, Mapping) else value
 
+    @model_serializer(mode="wrap")
+    def _without_later_keys(self, dump: SerializerFunctionWrapHandler) -> Json:
+        """Keys that came later are written where they are set, so that recorded results still equal their recipes."""
+        values, fields = dump(self), type(self).model_fields
+        return {k: v for k, v in values.items() if k not in _LATER or v != fields[k].default}
+
     @model_validator(mode="after")
     def _sharded(self) -> TrainSettings:
         if self.shard and self.ema is not None:
             raise ValueError(
                 "train.shard and train.ema cannot both be given, averaged weights are not shared out: leave one out"
             )
+        if self.shard and self.whiten:
+            raise ValueError("train.shard and train.whiten cannot both be given, filters are set whole: leave one out")
         return self
 
     @model_validator(mode="after")
