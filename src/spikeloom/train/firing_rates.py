@@ -79,7 +79,7 @@ def set_first_rates(model: nn.Module, x: Tensor, rate: float) -> list[FirstRate]
     handles = [m.register_forward_hook(driven) for m in model.modules() if isinstance(m, kinds)]
     handles += [m.register_forward_pre_hook(fire) for m in model.modules() if isinstance(m, Neuron) and m.fires]
     try:
-        with tried(model):
+        with _trying(model):
             model(x)
     finally:
         for handle in handles:
@@ -88,7 +88,7 @@ def set_first_rates(model: nn.Module, x: Tensor, rate: float) -> list[FirstRate]
 
 
 @contextmanager
-def tried(model: nn.Module) -> Generator[None]:
+def _trying(model: nn.Module) -> Generator[None]:
     """Inside, the model is in training mode; its running statistics and mode are restored afterwards."""
     buffers = {name: buffer.clone() for name, buffer in model.named_buffers()}
     training = model.training
@@ -122,7 +122,7 @@ def _gain(neuron: nn.Module, u: Tensor, y: Tensor, rate: float, before: float) -
 def describe_rates(model: nn.Module, x: Tensor) -> list[str]:
     """Names layers that hardly fire, or hardly ever rest, on one batch of training, a line each."""
     lines: list[str] = []
-    with tried(model), RateMeter(model) as meter:
+    with _trying(model), RateMeter(model) as meter:
         model(x)
     for name, rate in meter.rates().items():
         if rate < SILENT:

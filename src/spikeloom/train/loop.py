@@ -33,7 +33,7 @@ from spikeloom.train.sharding import held_whole, whole
 from spikeloom.train.stages import NORM_BATCHES, Stage, measure_norms, stage_of_epoch
 from spikeloom.train.summary import finish
 from spikeloom.train.tracking import open_tracker
-from spikeloom.train.whiten import whiten
+from spikeloom.train.whiten import first_convolution, whiten
 
 Json = dict[str, Any]
 
@@ -179,7 +179,7 @@ def _start_from_data(s: Setup, progress: Progress) -> None:
         s.show(stage_of_epoch(s.t, s.T, 0))
     x = next(_inputs(s, 0, 1))
     if s.t.whiten:
-        progress.note(f"filters of {whiten(s.bare, x)}: principal components of the first batch")
+        whiten(first_convolution(s.bare), x)
     if s.t.initial_rate is not None:
         seed_everything(s.run.settings.seed, 0, 0, 2)
         with s.accelerator.autocast():

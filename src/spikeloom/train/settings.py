@@ -180,7 +180,7 @@ class TrainSettings(Strict):
         None, gt=0, lt=1, description="firing rate at which every neuron layer starts, set on the first batch"
     )
     whiten: bool = Field(
-        False, description="the first convolution starts with the principal components of patches of the first batch"
+        False, description="the first convolution's filters are principal components of its images, and stay"
     )
     clip_grad: float | None = Field(None, gt=0, description="largest norm of the gradient of all weights together")
     patience: int | None = Field(

@@ -32,6 +32,7 @@ from spikeloom.train.settings import Settings, TrainSettings
 from spikeloom.train.sharding import shard
 from spikeloom.train.stages import NeuronPlaces, Stage, check_stages
 from spikeloom.train.tracking import check_tracker
+from spikeloom.train.whiten import first_convolution
 
 Json = dict[str, Any]
 
@@ -157,6 +158,10 @@ def set_up(
     accelerator.wait_for_everyone()
     if t.channels_last and not t.shard:  # `fully_shard` wants parameters in C order
         model = model.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
+    if t.whiten:
+        filters = first_convolution(model).weight
+        held.callback(filters.requires_grad_, filters.requires_grad)
+        filters.requires_grad_(False)
     ema = None if t.ema is None else _averaged(model, t.ema)
     steps_per_epoch = len(order(0)) // batch
     state, moments = _continued(run, model, ema, batch, accelerator, progress)
