@@ -135,6 +135,16 @@ def test_two_processes(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+def test_processes_that_start_from_data_start_alike(tmp_path: Path) -> None:
+    """Although each has images of its own: first filters and rates are those of the first process's."""
+    words = ("train.whiten=true", "train.initial_rate=0.2", "train.epochs=1")
+    done = torchrun(tmp_path, *TWO, *words, f"--out={tmp_path / 'run'}", "--json")
+    assert done.returncode == 0, done.stderr
+    ranks = [json.loads((tmp_path / f"rank{rank}.json").read_text()) for rank in (0, 1)]
+    assert ranks[0]["digest"] == ranks[1]["digest"]
+
+
+@pytest.mark.slow
 def test_two_processes_take_the_steps_of_one(tmp_path: Path) -> None:
     # Two of 16 images each are one of 32, up to the order of additions.
     done = torchrun(tmp_path, *TWO, "train.epochs=1", f"--out={tmp_path / 'two'}", "--json")

@@ -10,11 +10,13 @@ import torch
 from helpers.small_runs import NORMED, SMALL, Told, equal, resolved, run_of, weights
 from torch import nn
 from torch.nn import functional as F
+from torch.utils.data import TensorDataset
 
 from spikeloom.errors import UsageError
 from spikeloom.layers import BatchNorm, Conv2d
 from spikeloom.models import create_model
 from spikeloom.train import fit
+from spikeloom.train.build import build_model
 from spikeloom.train.loop import Interrupted, train
 from spikeloom.train.optim import build_optimizer, build_schedule
 from spikeloom.train.run import Run
@@ -56,7 +58,7 @@ def test_few_filters_take_the_largest_components() -> None:
 
 
 def test_the_first_convolution() -> None:
-    for name in ("cifar10_net", "report_vgg16", "ghostnet_snn", "spikingformer_2_256"):
+    for name in ("cifar10_net", "report_vgg16", "ghostnet_snn", "spikingformer_4_256"):
         assert first_convolution(create_model(name)).in_channels == 3
     with pytest.raises(UsageError, match=r"train\.whiten: the network has no convolution of images that joins all"):
         first_convolution(nn.Sequential(nn.Conv2d(4, 4, 3, groups=4), nn.Linear(4, 4)))
@@ -83,7 +85,8 @@ def test_a_run_keeps_its_first_filters(tmp_path: Path) -> None:
     whole = run_of(tmp_path / "whole", WHITE)
     train(whole, Told())
     trained = weights(whole)
-    name = next(name for name in trained if trained[name].dim() == 4)
+    model = build_model(whole.settings, 1, 10)
+    name = next(name for name, module in model.named_modules() if module is first_convolution(model)) + ".weight"
     filters = trained[name].flatten(1)
     half = min(len(filters) // 2, filters.shape[1])
     assert torch.equal(filters[:half], -filters[half : 2 * half])
@@ -98,8 +101,8 @@ def test_a_run_keeps_its_first_filters(tmp_path: Path) -> None:
 
 def test_a_model_of_ones_own_can_learn_again(tmp_path: Path) -> None:
     model = create_model("report_sew_resnet34", in_channels=1, T=1)
-    x, y = torch.rand(32, 1, 8, 8), torch.arange(32) % 10
-    fit(model, (x, y), (x, y), tmp_path / "run", epochs=1, batch_size=16, lr=0.01, whiten=True)
+    images = TensorDataset(torch.rand(32, 1, 8, 8), torch.arange(32) % 10)
+    fit(model, images, images, out=tmp_path / "run", progress=Told(), epochs=1, batch_size=16, lr=0.01, whiten=True)
     assert all(parameter.requires_grad for parameter in model.parameters())
 
 
@@ -108,9 +111,11 @@ def test_settings_without_these_keys_are_written_without_them() -> None:
     assert {*white} - {*plain} == {"whiten", "norm_bias_lr_scale"}
 
 
-def test_filters_are_not_shared_out() -> None:
-    with pytest.raises(UsageError, match=r"train\.shard and train\.whiten cannot both be given"):
-        resolved(WHITE, train={"shard": True})
+@pytest.mark.parametrize(("key", "value"), [("shard", True), ("start_from", "runs/other")])
+def test_what_does_not_go_with_first_filters(key: str, value: Any) -> None:
+    with pytest.raises(UsageError, match=rf"train\.{key} .*cannot both be given") as caught:
+        resolved(WHITE, train={key: value})
+    assert "train.whiten" in str(caught.value)
 
 
 # --- learning rates ---------------------------------------------------------------------------------------------------
@@ -122,9 +127,10 @@ def test_biases_of_norms_learn_faster(schedule: str, decay_all: bool) -> None:
     """By the same factor in every step; what decay takes off them in a step is as much as of other weights."""
     model = nn.Sequential(Conv2d(3, 4, 3), BatchNorm(4), nn.LayerNorm(4), nn.Linear(4, 2))
     changes = {"optimizer": "sgd", "lr": 0.1, "epochs": 4, "warmup_epochs": 1.0, "weight_decay": 1e-3}
+    changes |= {"schedule": schedule, "decay_all": decay_all, "norm_bias_lr_scale": 8.0}
     if schedule == "step":
         changes["milestones"] = [2.0]
-    t = resolved(SMALL, train={**changes, "schedule": schedule, "decay_all": decay_all, "norm_bias_lr_scale": 8.0}).train
+    t = resolved(SMALL, train=changes).train
     optimizer = build_optimizer(t, model)
     fast = {id(model[1].bias), id(model[2].bias)}
     update = build_schedule(t, optimizer, 4)

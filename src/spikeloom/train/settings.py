@@ -213,13 +213,15 @@ class TrainSettings(Strict):
         return {k: v for k, v in values.items() if k not in _LATER or v != fields[k].default}
 
     @model_validator(mode="after")
-    def _sharded(self) -> TrainSettings:
+    def _together(self) -> TrainSettings:
         if self.shard and self.ema is not None:
             raise ValueError(
                 "train.shard and train.ema cannot both be given, averaged weights are not shared out: leave one out"
             )
         if self.shard and self.whiten:
             raise ValueError("train.shard and train.whiten cannot both be given, filters are set whole: leave one out")
+        if self.whiten and self.start_from is not None:
+            raise ValueError("train.start_from and train.whiten cannot both be given, that run has filters: leave one out")
         return self
 
     @model_validator(mode="after")
