@@ -221,7 +221,7 @@ class TrainSettings(Strict):
         if self.shard and self.whiten:
             raise ValueError("train.shard and train.whiten cannot both be given, filters are set whole: leave one out")
         if self.whiten and self.start_from is not None:
-            raise ValueError("train.start_from and train.whiten cannot both be given, that run has filters: leave one out")
+            raise ValueError("train.start_from and train.whiten cannot both be given, it has filters: leave one out")
         return self
 
     @model_validator(mode="after")
