@@ -27,10 +27,12 @@ def randomise(norm: nn.Module) -> None:
         nn.init.uniform_(p, 0.5, 1.5)
 
 
-@pytest.mark.parametrize("training", [True, False], ids=["train", "eval"])
+@pytest.mark.parametrize(("training", "momentum"), [(True, 0.3), (True, None), (False, 0.3)])
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
-def test_batch_norm_is_that_of_torch_on_the_folded_tensor(shape: tuple[int, ...], training: bool) -> None:
-    ours, theirs = BatchNorm(5, eps=1e-3, momentum=0.3), nn.BatchNorm1d(5, 1e-3, 0.3)
+def test_batch_norm_is_that_of_torch_on_the_folded_tensor(
+    shape: tuple[int, ...], training: bool, momentum: float | None
+) -> None:
+    ours, theirs = BatchNorm(5, eps=1e-3, momentum=momentum), nn.BatchNorm1d(5, 1e-3, momentum)
     randomise(ours)
     nn.init.uniform_(ours.running_mean)
     nn.init.uniform_(ours.running_var, 1, 2)

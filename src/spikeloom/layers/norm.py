@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Generator
+from contextlib import contextmanager
 from typing import Any, Literal
 
 import torch
@@ -47,7 +48,7 @@ class BatchNorm(nn.BatchNorm2d):
 
     Args:
         channels: C.
-        eps, momentum: as `torch.nn`.
+        eps, momentum: as `torch.nn`; with a momentum of None running statistics are means over all batches.
 
     Attributes:
         synced, process_group: whether statistics are those of all processes of a group (`sync_norms`).
@@ -60,9 +61,8 @@ class BatchNorm(nn.BatchNorm2d):
     running_mean: Tensor  # pyright: ignore[reportIncompatibleVariableOverride]
     running_var: Tensor  # pyright: ignore[reportIncompatibleVariableOverride]
     num_batches_tracked: Tensor  # pyright: ignore[reportIncompatibleVariableOverride]
-    momentum: float  # pyright: ignore[reportIncompatibleVariableOverride]
 
-    def __init__(self, channels: int, eps: float = 1e-5, momentum: float = 0.1):
+    def __init__(self, channels: int, eps: float = 1e-5, momentum: float | None = 0.1):
         super().__init__(channels, eps, momentum)
 
     # Where eps stands: inside the square root.
@@ -137,9 +137,10 @@ class BatchNorm(nn.BatchNorm2d):
         """Lets the running statistics follow a batch's mean and unbiased variance [C]."""
         if recomputing():
             return
-        self.running_mean.lerp_(mean.to(self.running_mean.dtype), self.momentum)
-        self.running_var.lerp_(variance.to(self.running_var.dtype), self.momentum)
         self.num_batches_tracked.add_(1)
+        momentum = 1 / int(self.num_batches_tracked) if self.momentum is None else self.momentum
+        self.running_mean.lerp_(mean.to(self.running_mean.dtype), momentum)
+        self.running_var.lerp_(variance.to(self.running_var.dtype), momentum)
 
 
 class TdBN(BatchNorm):
@@ -166,7 +167,7 @@ class TdBN(BatchNorm):
         form: Literal["multiplier", "affine"] = "multiplier",
         eps_outside: bool = False,
         eps: float = 1e-5,
-        momentum: float = 0.1,
+        momentum: float | None = 0.1,
     ):
         super().__init__(channels, eps, momentum)
         if form not in ("multiplier", "affine"):
@@ -314,6 +315,24 @@ def sync_norms(model: nn.Module, process_group: Any = None) -> nn.Module:
     for name, child in model.named_children():
         model.add_module(name, sync_norms(child, process_group))
     return model
+
+
+@contextmanager
+def measuring(model: nn.Module) -> Generator[None]:
+    """Inside the block the norms of a model, also of `torch.nn`, forget their running statistics and take the means
+    over all that passes them, whatever their momentum; nothing else of the model changes."""
+    norms = [m for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]  # pyright: ignore[reportPrivateUsage]
+    before = [(norm.momentum, norm.training) for norm in norms]
+    for norm in norms:
+        norm.reset_running_stats()
+        norm.momentum = None
+        norm.train()
+    try:
+        yield
+    finally:
+        for norm, (momentum, training) in zip(norms, before, strict=True):
+            norm.momentum = momentum
+            norm.train(training)
 
 
 def add_to_branches(count: int) -> float:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from spikeloom.errors import UsageError
+from spikeloom.layers.norm import measuring
 from spikeloom.neurons import Neuron, make_factory
 from spikeloom.train.settings import Named, TrainSettings
 
@@ -127,13 +128,6 @@ def measure_norms(model: nn.Module, batches: Iterable[Tensor]) -> None:
         batches: inputs as the model takes them.
     """
     model.eval()
-    norms = [m for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]  # pyright: ignore[reportPrivateUsage]
-    momenta = [norm.momentum for norm in norms]
-    for number, x in enumerate(batches):
-        for norm in norms:
-            norm.train()
-            norm.momentum = 1 / (number + 1)
-        model(x)
-    for norm, momentum in zip(norms, momenta, strict=True):
-        norm.eval()
-        norm.momentum = momentum
+    with measuring(model):
+        for x in batches:
+            model(x)
