@@ -174,6 +174,13 @@ def test_all_rows_are_checked_before_the_first_is_trained(tmp_path: Path, root: 
     assert list(tmp_path.iterdir()) == []
 
 
+def test_settings_without_effect_are_refused(tmp_path: Path, root: Path) -> None:
+    adam = {**TINY["train"], "optimizer": "adam", "momentum": 0.8}
+    with pytest.raises(UsageError, match=r"report/table2#s0t2a: train\.momentum needs train\.optimizer=sgd, which is"):
+        run_table(tmp_path, root, train=adam)
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_missing_data(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="MNIST is not in"):
         run_table(tmp_path, tmp_path / "nowhere")

@@ -24,6 +24,7 @@ from spikeloom.errors import UsageError
 from spikeloom.files import PathLike, make_folder, write_json
 from spikeloom.registry import list_recipes
 from spikeloom.train.build import build_datasets, build_model, seed_everything
+from spikeloom.train.checks_of_settings import check_beginning
 from spikeloom.train.environments import train_accuracies
 from spikeloom.train.loop import Progress, train
 from spikeloom.train.machine import environment
@@ -79,6 +80,7 @@ def reproduce(
             jobs[row] = functools.partial(_measure, recipe, row, budget, measured, folder)
     else:
         resolved = {row: recipe.resolve(row, budget, overrides) for row in records}
+        _check_asked(recipe, resolved, overrides)
         for row, cost in _costs(recipe, resolved, progress).items():
             if isinstance(cost, UsageError):
                 records[row] = _without_numbers(recipe, row, "missing", cost)
@@ -97,6 +99,18 @@ def reproduce(
     if all("failed" in records[row] for row in jobs):
         raise UsageError(records[next(iter(jobs))]["failed"])
     return list(records.values())
+
+
+def _check_asked(recipe: Recipe, rows: dict[str, Settings], overrides: Json) -> None:
+    """Refuses settings that have no effect on any of the rows."""
+    errors: list[UsageError] = []
+    for row, settings in rows.items():
+        try:
+            check_beginning(settings.train, overrides.get("train", {}), f"{recipe.name}#{row}")
+        except UsageError as error:
+            errors.append(error)
+    if len(errors) == len(rows):
+        raise errors[0]
 
 
 def _without_numbers(recipe: Recipe, row: str, why: str, error: UsageError) -> Json:
