@@ -156,12 +156,7 @@ def set_up(
     if rest:
         progress.warn(f"drawn anew, because {t.start_from} has no such weights: {', '.join(rest)}")
     accelerator.wait_for_everyone()
-    if t.channels_last and not t.shard:  # `fully_shard` wants parameters in C order
-        model = model.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
-    if t.whiten:
-        filters = first_convolution(model).weight
-        held.callback(filters.requires_grad_, filters.requires_grad)
-        filters.requires_grad_(False)
+    model = _laid_out(model, t, held)
     ema = None if t.ema is None else _averaged(model, t.ema)
     steps_per_epoch = len(order(0)) // batch
     state, moments = _continued(run, model, ema, batch, accelerator, progress)
@@ -295,6 +290,17 @@ def _parts(run: Run) -> Made:
     if not run.settings.data.validation:
         return Made(train_set, None, test_set)
     return Made(*hold_out(train_set, run.settings.data.validation), test_set)
+
+
+def _laid_out(model: nn.Module, t: TrainSettings, held: contextlib.ExitStack) -> nn.Module:
+    """The model in the wished memory order; first filters that are set by data do not learn until `held` ends."""
+    if t.channels_last and not t.shard:  # `fully_shard` wants parameters in C order
+        model = model.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
+    if t.whiten:
+        filters = first_convolution(model).weight
+        held.callback(filters.requires_grad_, filters.requires_grad)
+        filters.requires_grad_(False)
+    return model
 
 
 def _averaged(model: nn.Module, decay: float) -> Any:
