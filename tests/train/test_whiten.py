@@ -20,7 +20,7 @@ from spikeloom.train.build import build_model
 from spikeloom.train.loop import Interrupted, train
 from spikeloom.train.optim import build_optimizer, build_schedule
 from spikeloom.train.run import Run
-from spikeloom.train.whiten import first_convolution, whiten
+from spikeloom.train.whiten import check_images, first_convolution, whiten
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -74,7 +74,7 @@ def test_the_first_convolution() -> None:
 )
 def test_inputs_that_have_no_patches(shape: tuple[int, ...], message: str) -> None:
     with pytest.raises(UsageError, match=message):
-        whiten(Conv2d(3, 8, 3), torch.zeros(shape))
+        check_images(Conv2d(3, 8, 3), torch.zeros(shape))
 
 
 # --- runs -------------------------------------------------------------------------------------------------------------
@@ -97,6 +97,14 @@ def test_a_run_keeps_its_first_filters(tmp_path: Path) -> None:
             train(parts, told, stop=lambda told=told, stop=stop: len(told.steps) == stop)
         train(Run.open(parts.folder), Told())
         assert equal(weights(parts), trained)
+
+
+def test_a_network_without_such_filters_leaves_nothing(tmp_path: Path) -> None:
+    images = TensorDataset(torch.rand(32, 1, 8, 8), torch.arange(32) % 10)
+    model = nn.Sequential(nn.Flatten(), nn.Linear(64, 10), nn.Unflatten(0, (1, -1)))
+    with pytest.raises(UsageError, match=r"train\.whiten: the network has no convolution of images"):
+        fit(model, images, images, out=tmp_path / "run", progress=Told(), epochs=1, batch_size=16, lr=0.01, whiten=True)
+    assert not (tmp_path / "run").exists()
 
 
 def test_a_model_of_ones_own_can_learn_again(tmp_path: Path) -> None:

@@ -32,7 +32,7 @@ from spikeloom.train.settings import Settings, TrainSettings
 from spikeloom.train.sharding import shard
 from spikeloom.train.stages import NeuronPlaces, Stage, check_stages
 from spikeloom.train.tracking import check_tracker
-from spikeloom.train.whiten import first_convolution
+from spikeloom.train.whiten import check_images, first_convolution
 
 Json = dict[str, Any]
 
@@ -217,6 +217,8 @@ def _check_model(settings: Settings, model: nn.Module, train_set: Any) -> None:
     _check_stand_ins(settings)
     check_stages(settings.train, model, train_set)
     check_method(settings.train, model, train_set)
+    if settings.train.whiten:
+        check_images(first_convolution(model), train_set.encode(train_set.batch([0])[0]))
 
 
 def _check_stand_ins(settings: Settings) -> None:

@@ -23,6 +23,25 @@ def first_convolution(model: nn.Module) -> nn.Conv2d:
     raise UsageError("train.whiten: the network has no convolution of images that joins all their channels")
 
 
+def check_images(conv: nn.Conv2d, x: Tensor) -> None:
+    """Refuses inputs that have no patches for the first convolution to see.
+
+    Args:
+        conv: as `first_convolution` finds it.
+        x: inputs as the model takes them.
+
+    Raises:
+        UsageError: they are no images, have other channels, or are smaller than the kernel.
+    """
+    if x.dim() < 4 or x.shape[-3] != conv.in_channels:
+        raise UsageError(
+            f"train.whiten: the first convolution takes images of {conv.in_channels} channels, and inputs are "
+            f"{list(x.shape)}"
+        )
+    if any(side < extent for side, extent in zip(x.shape[-2:], conv.kernel_size, strict=True)):
+        raise UsageError(f"train.whiten: inputs {list(x.shape)} are smaller than the kernel, {conv.kernel_size}")
+
+
 @torch.no_grad()
 def whiten(conv: nn.Conv2d, x: Tensor) -> None:
     """Sets the filters of the first convolution to principal components of images' patches, and their negatives.
@@ -36,17 +55,7 @@ def whiten(conv: nn.Conv2d, x: Tensor) -> None:
     Args:
         conv: as `first_convolution` finds it.
         x: images [..., C, H, W] as the model takes them.
-
-    Raises:
-        UsageError: they have other channels, or are smaller than the kernel.
     """
-    if x.dim() < 4 or x.shape[-3] != conv.in_channels:
-        raise UsageError(
-            f"train.whiten: the first convolution takes images of {conv.in_channels} channels, and inputs are "
-            f"{list(x.shape)}"
-        )
-    if any(side < extent for side, extent in zip(x.shape[-2:], conv.kernel_size, strict=True)):
-        raise UsageError(f"train.whiten: inputs {list(x.shape)} are smaller than the kernel, {conv.kernel_size}")
     patches = F.unfold(x.flatten(0, -4).float(), conv.kernel_size, conv.dilation).transpose(1, 2).flatten(0, 1)
     patches = patches[:: len(patches) // _PATCHES + 1].double()
     _, vectors = torch.linalg.eigh(patches.T @ patches)
