@@ -55,6 +55,10 @@ def test_few_filters_take_the_largest_components() -> None:
     whiten(few, torch.stack([x, x]))  # a sequence
     torch.testing.assert_close(few.weight[:3].abs(), many.weight[:3].abs())
     assert torch.equal(few.weight[3:6], -few.weight[:3])
+    one = Conv2d(2, 1, 3)
+    drawn = one.weight.detach().clone()
+    whiten(one, x)  # no room for a component and its negative
+    assert torch.equal(one.weight, drawn)
 
 
 def test_the_first_convolution() -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import (
     BaseModel,
@@ -122,24 +122,31 @@ class MixSettings(Strict):
         return self
 
 
-class StepStage(Strict):
+class _Grown(Strict):
+    """Settings whose later keys are written where they are set, so that recorded results still equal their recipes."""
+
+    later: ClassVar[tuple[str, ...]]
+
+    @model_serializer(mode="wrap")
+    def _without_later(self, dump: SerializerFunctionWrapHandler) -> Json:
+        fields = type(self).model_fields
+        return {k: v for k, v in dump(self).items() if k not in self.later or v != fields[k].default}
+
+
+class StepStage(_Grown):
     """Some epochs in which a static image is shown for T steps, and other neurons may stand in for the network's."""
+
+    later = ("neuron",)
 
     T: int = Field(ge=1)
     epochs: int = Field(ge=1)
     neuron: Named | None = Field(None, description="in the place of the network's neurons, such as MLF at T = 1")
 
-    @model_serializer(mode="wrap")
-    def _without_neuron(self, dump: SerializerFunctionWrapHandler) -> Json:
-        """A stage of the network's own neurons is written as when there were no others, for runs to be compared."""
-        return {key: value for key, value in dump(self).items() if value is not None}
 
-
-_LATER = ("norm_bias_lr_scale", "whiten")
-
-
-class TrainSettings(Strict):
+class TrainSettings(_Grown):
     """How to train. Times are in epochs, so that they do not depend on the batch size."""
+
+    later = ("norm_bias_lr_scale", "whiten")
 
     epochs: int = Field(ge=1)
     batch_size: int = Field(ge=1, description="images per process and micro-batch")
@@ -205,12 +212,6 @@ class TrainSettings(Strict):
         """Options without a name are those of the default."""
         default: Named = cls.model_fields[str(info.field_name)].default
         return {"name": default.name, **value} if isinstance(value, Mapping) else value
-
-    @model_serializer(mode="wrap")
-    def _without_later_keys(self, dump: SerializerFunctionWrapHandler) -> Json:
-        """Keys that came later are written where they are set, so that recorded results still equal their recipes."""
-        values, fields = dump(self), type(self).model_fields
-        return {k: v for k, v in values.items() if k not in _LATER or v != fields[k].default}
 
     @model_validator(mode="after")
     def _together(self) -> TrainSettings:

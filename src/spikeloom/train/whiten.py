@@ -60,5 +60,5 @@ def whiten(conv: nn.Conv2d, x: Tensor) -> None:
     patches = patches[:: len(patches) // _PATCHES + 1].double()
     _, vectors = torch.linalg.eigh(patches.T @ patches)
     components = vectors.T.flip(0)[: conv.out_channels // 2].to(conv.weight)
-    filters = torch.cat([components, -components]).view(-1, *conv.weight.shape[1:])
+    filters = torch.cat([components, -components]).unflatten(1, conv.weight.shape[1:])
     conv.weight[: len(filters)] = filters
