@@ -54,6 +54,7 @@ def kept_registries():
 @pytest.mark.parametrize("code", _blocks("python"))
 def test_python_examples_run(code, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     exec(compile(code, "example", "exec"), {"__name__": "example"})
 
 
