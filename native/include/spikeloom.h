@@ -44,7 +44,8 @@ SPIKELOOM_API int spikeloom_describe(const spikeloom_network* network, spikeloom
 /* How many logits `steps` steps of `images` images give, or -1. An image that is repeated is one step. */
 SPIKELOOM_API int64_t spikeloom_count(const spikeloom_network* network, int64_t steps, int64_t images);
 
-/* Logits of x [steps, images, channels, height, width]. `count` is the room in `logits`, in numbers. Returns 0. */
+/* Logits of x [steps, images, channels, height, width]; NaN and infinite numbers are refused. `count` is the room in
+ * `logits`, in numbers. Returns 0. */
 SPIKELOOM_API int spikeloom_run(const spikeloom_network* network, const float* x, int64_t steps, int64_t images,
                                 float* logits, int64_t count);
 

@@ -1,4 +1,5 @@
 // The functions of spikeloom.h: no exception leaves them, and every argument is checked.
+#include <cstdint>
 #include <cstdio>
 #include <cstring>
 #include <new>
@@ -40,6 +41,19 @@ void set_error(const char* text) {
   if (text[length] != '\0' && length > 0 && (static_cast<unsigned char>(error_text[length - 1]) & 0xc0) == 0xc0)
     length--;
   error_text[length] = '\0';
+}
+
+// Neurons would take a sum that is no number for silence: `steps` steps of `images` inputs that hold one are refused.
+void need_numbers(const float* x, int64_t steps, int64_t images, const runtime::Value& input) {
+  constexpr uint32_t EXPONENT = 0x7f800000;
+  uint32_t wrong = 0;
+  const int64_t count = steps * images * input.channels * input.height * input.width;
+  for (int64_t i = 0; i < count; i++) {
+    uint32_t bits;
+    std::memcpy(&bits, x + i, sizeof bits);
+    wrong |= (bits & EXPONENT) == EXPONENT;
+  }
+  need(wrong == 0, "the input holds NaN or infinite numbers");
 }
 
 // What the body returns, or `failed` where it throws.
@@ -137,6 +151,7 @@ int spikeloom_run(const spikeloom_network* network, const float* x, int64_t step
   return guarded(-1, [&] {
     need(network != nullptr && x != nullptr && logits != nullptr, "no network, no input or no place for logits");
     need(count >= network->network->count(steps, images), "not enough room for the logits");
+    need_numbers(x, steps, images, network->network->plan().input);
     network->network->run(x, steps, images, logits);
     return 0;
   });
@@ -156,6 +171,7 @@ int spikeloom_stream_run(spikeloom_stream* stream, const float* x, int64_t steps
     network.count(steps, stream->images);
     const int64_t wanted = (network.plan().per_step ? steps : 1) * stream->images * network.values().back().channels;
     need(count >= wanted, "not enough room for the logits");
+    need_numbers(x, steps, stream->images, network.plan().input);
     network.advance(x, steps, stream->images, logits, stream->potentials);
     return 0;
   });

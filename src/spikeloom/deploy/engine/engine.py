@@ -7,6 +7,7 @@ Layers whose inputs are real values (the first, a gate) are multiplied by PyTorc
 
 from __future__ import annotations
 
+import math
 from collections.abc import Generator, Iterable, Mapping
 from contextlib import contextmanager
 from functools import partial
@@ -88,7 +89,11 @@ class Engine:
 
     def __call__(self, x: Tensor) -> Tensor:
         """Logits of [N, ...], an image repeated T times, or [T, N, ...]: [T, N, classes], or [N, classes] of a network
-        that joins its steps."""
+        that joins its steps.
+
+        Raises:
+            ValueError: x has another shape, or holds NaN or infinite numbers.
+        """
         sequence, T = self._sequence(x)
         parts = -(-sequence.shape[1] // self._most(T))
         logits = [self._run(part, T) for part in sequence.tensor_split(parts, 1)]
@@ -123,6 +128,9 @@ class Engine:
                     raise ValueError(f"this engine takes sequences of {self._plan.T} steps, got {x.shape[0]}")
                 y = x.detach().reshape(*(x.shape[:lead] if lead == 2 else (1, x.shape[0])), *wanted)
                 y = y.to(torch.float32).permute(0, 1, 3, 4, 2)
+                # Neurons would take a sum that is no number for silence. One pass tells, but for sums that overflow.
+                if not math.isfinite(y.sum().item()) and not y.isfinite().all():
+                    raise ValueError("the input holds NaN or infinite numbers")
                 return y, self._plan.T if value.static else x.shape[0]
         lead = "[N, " if value.static else "[T, N, "
         expected = " or ".join(f"{lead}{', '.join(map(str, shape))}]" for shape in shapes)
