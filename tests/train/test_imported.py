@@ -83,7 +83,8 @@ def test_other_commands_take_it(home: Path) -> None:
     assert f"imported from {home / 'net.pth'}" in page
     done = spikeloom("train", "--resume", run)
     assert done.code == 2
-    assert "is finished" in done.err
+    assert "is finished: evaluate it with" in done.err
+    assert spikeloom("train", "--resume", run, "train.epochs=9").err == done.err, "it was not trained here"
 
 
 def test_a_neuron_and_other_settings(home: Path, tmp_path: Path) -> None:

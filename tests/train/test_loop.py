@@ -380,6 +380,32 @@ def test_settings_change_from_a_checkpoint_on(tmp_path: Path) -> None:
     assert "after epoch 0: train.lr 0.02 instead of 0.1" in opened.changes_in_words()[0]
 
 
+def test_a_finished_run_with_more_epochs_is_a_longer_one(tmp_path: Path) -> None:
+    base = {**SMALL, "train": {**SMALL["train"], "schedule": "constant", "warmup_epochs": 0}}
+    long, short = (run_of(tmp_path / str(epochs), base, train={"epochs": epochs}) for epochs in (3, 2))
+    train(long, Told())
+    train(short, Told())
+    longer = Run.open(short.folder).changed({"train": {"epochs": 3}})
+    with pytest.raises(Interrupted):
+        train(longer, Told(), lambda: True)
+    assert (longer.summary(), longer.weights.exists()) == (None, False), "what is there is of no finished run"
+    summary = train(Run.open(short.folder), Told())
+    assert summary["epochs"] == 3
+    assert equal(weights(longer), weights(long))
+
+
+def test_a_finished_run_keeps_its_best_weights_until_there_are_better(tmp_path: Path) -> None:
+    base = {**SMALL, "data": {**SMALL["data"], "subset": 300, "validation": 0.2}}
+    run = run_of(tmp_path / "run", base, train={"schedule": "constant", "warmup_epochs": 0, "lr": 0.03, "epochs": 2})
+    train(run, Told())
+    before = weights(run)
+    wild = Run.open(run.folder).changed({"train": {"epochs": 3, "lr": 1.0}})
+    summary = train(wild, Told())
+    assert (summary["epochs"], summary["epoch"]) == (3, 2)
+    assert equal(weights(wild), before)
+    assert not wild.best.exists()
+
+
 def test_a_refused_change_leaves_the_run_as_it_was(finished: Run) -> None:
     before = (finished.folder / "settings.json").read_bytes()
     for values in ({"seed": 3}, {"model": {"T": 4}}, {"train": {"optimizer": "adamw"}}, {"train": {"lr": -1.0}}):

@@ -72,13 +72,18 @@ def train(
 
 
 def _continued(folder: Path, name: str | None, values: Json, other: Path | None) -> Run:
-    """An unfinished run, with settings that may change from its last checkpoint on."""
+    """A run that has epochs before it, with settings that may change from its last checkpoint on."""
     if name is not None or other is not None or "budget" in values:
         raise UsageError("--resume RUN continues a run in its folder: give no recipe, no budget and no --out")
     run = open_run(folder)
-    if run.summary() is not None:
-        raise UsageError(f"{folder} is finished; evaluate it with: spikeloom evaluate {_quoted(folder)}")
-    return run.changed(values)
+    changed, epochs = run.changed(values), run.settings.train.epochs
+    if run.summary() is None:
+        return changed
+    goes_on = run.checkpoint.is_file()
+    if not goes_on or changed.settings.train.epochs <= epochs:
+        more = f"give it more epochs, such as train.epochs={2 * epochs}, or " if goes_on else ""
+        raise UsageError(f"{folder} is finished: {more}evaluate it with: spikeloom evaluate {_quoted(folder)}")
+    return changed
 
 
 def _new_run(name: str, values: Json, folder: Path | None) -> Run:

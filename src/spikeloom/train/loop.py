@@ -31,7 +31,7 @@ from spikeloom.train.run import Run
 from spikeloom.train.setup import Made, Progress, Setup, set_up
 from spikeloom.train.sharding import held_whole, whole
 from spikeloom.train.stages import NORM_BATCHES, Stage, measure_norms, stage_of_epoch
-from spikeloom.train.summary import finish
+from spikeloom.train.summary import finish, reopen
 from spikeloom.train.tracking import open_tracker
 from spikeloom.train.whiten import first_convolution, whiten
 
@@ -76,6 +76,8 @@ def train(
         s, state = set_up(run, progress, held, made)
         if s.T is not None:  # a caller's model is its own again, wherever training ended
             held.callback(s.show, Stage(s.T))
+        if s.accelerator.is_main_process:
+            reopen(run)
         return _train(s, state, progress, stop, callbacks)
 
 

@@ -43,6 +43,18 @@ def finish(
     return summary
 
 
+def reopen(run: Run) -> None:
+    """Takes back what `finish` wrote, if it did: the run goes on. The best weights so far are so still."""
+    summary = run.folder / "summary.json"
+    if not summary.is_file():
+        return
+    summary.unlink()
+    if run.settings.data.validation and run.weights.is_file():
+        os.replace(run.weights, run.best)
+    else:
+        run.weights.unlink(missing_ok=True)
+
+
 def summarise(run: Run, records: list[Json], train_title: str, test_title: str, parameters: int) -> Json:
     """The summary of a run whose epochs are all recorded.
 
