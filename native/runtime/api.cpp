@@ -47,7 +47,7 @@ void set_error(const char* text) {
 void need_numbers(const float* x, int64_t steps, int64_t images, const runtime::Value& input) {
   constexpr uint32_t EXPONENT = 0x7f800000;
   uint32_t wrong = 0;
-  const int64_t count = steps * images * input.channels * input.height * input.width;
+  const int64_t count = steps * images * input.size();
   for (int64_t i = 0; i < count; i++) {
     uint32_t bits;
     std::memcpy(&bits, x + i, sizeof bits);

@@ -1,10 +1,13 @@
-"""Arguments of constructors, checked in one wording."""
+"""Arguments of constructors, checked in one wording, and inputs that neurons would take for silence."""
 
 from __future__ import annotations
 
 import math
 from numbers import Integral, Real
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:  # a network also runs where there is no PyTorch
+    from torch import Tensor
 
 _KINDS: dict[float | None, str] = {None: "a finite number", 0: "a positive number"}
 
@@ -62,3 +65,8 @@ def frames(name: str, side: int, x: Any) -> None:
 def _shown(value: Any) -> str:
     """A value as a message can hold it, in one line: a tensor or an object by its type."""
     return repr(value) if isinstance(value, Real | str) or value is None else f"a {type(value).__name__}"
+
+
+def all_finite(x: Tensor) -> bool:
+    """Whether a tensor holds neither NaN nor infinite numbers. One sum tells, unless it overflows."""
+    return math.isfinite(x.sum().item()) or bool(x.isfinite().all())

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from helpers.command_line import spikeloom
 from helpers.small_runs import NORMED, SMALL, Told, equal, resolved, run_of, weights
 from helpers.timeless import timeless
 from torch import Tensor, nn
@@ -392,6 +393,19 @@ def test_a_finished_run_with_more_epochs_is_a_longer_one(tmp_path: Path) -> None
     summary = train(Run.open(short.folder), Told())
     assert summary["epochs"] == 3
     assert equal(weights(longer), weights(long))
+
+
+def test_a_finished_run_goes_on_from_the_command_line(tmp_path: Path) -> None:
+    run = run_of(tmp_path / "run", SMALL, train={"epochs": 1})
+    train(run, Told())
+    for words in ([], ["train.epochs=1"], ["train.lr=0.01"]):
+        done = spikeloom("train", "--resume", str(run.folder), *words)
+        assert done.code == 2
+        assert "is finished: give it more epochs, such as train.epochs=2, or evaluate it" in done.err
+    assert run.summary() is not None
+    Run.open(run.folder).changed({"train": {"epochs": 2}}).begin()  # what a try leaves that fails before it trains
+    done = spikeloom("train", "--resume", str(run.folder), "train.epochs=2", "--json")
+    assert (done.code, json.loads(done.out)["epochs"]) == (0, 2)
 
 
 def test_a_finished_run_keeps_its_best_weights_until_there_are_better(tmp_path: Path) -> None:

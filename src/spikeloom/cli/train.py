@@ -76,14 +76,12 @@ def _continued(folder: Path, name: str | None, values: Json, other: Path | None)
     if name is not None or other is not None or "budget" in values:
         raise UsageError("--resume RUN continues a run in its folder: give no recipe, no budget and no --out")
     run = open_run(folder)
-    changed, epochs = run.changed(values), run.settings.train.epochs
-    if run.summary() is None:
+    changed, summary = run.changed(values), run.summary()
+    # What it trained counts, not what it was asked for: a first try may have failed after it wrote that down.
+    if summary is None or (values and run.checkpoint.is_file() and changed.settings.train.epochs > summary["epochs"]):
         return changed
-    goes_on = run.checkpoint.is_file()
-    if not goes_on or changed.settings.train.epochs <= epochs:
-        more = f"give it more epochs, such as train.epochs={2 * epochs}, or " if goes_on else ""
-        raise UsageError(f"{folder} is finished: {more}evaluate it with: spikeloom evaluate {_quoted(folder)}")
-    return changed
+    more = f"give it more epochs, such as train.epochs={2 * summary['epochs']}, or " if run.checkpoint.is_file() else ""
+    raise UsageError(f"{folder} is finished: {more}evaluate it with: spikeloom evaluate {_quoted(folder)}")
 
 
 def _new_run(name: str, values: Json, folder: Path | None) -> Run:

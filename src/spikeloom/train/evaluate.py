@@ -15,6 +15,7 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor
 
+from spikeloom.checks import all_finite
 from spikeloom.data import batches
 from spikeloom.errors import DataFileError, UsageError
 from spikeloom.files import PathLike, load_tensors, load_weights
@@ -51,7 +52,7 @@ def place(x: Tensor, t: TrainSettings, dataset: Any, accelerator: Accelerator) -
         UsageError: it holds NaN or infinite numbers, at which no neuron fires and no loss grows.
     """
     x = dataset.encode(x.to(accelerator.device))
-    if x.is_cpu and not bool(x.sum().isfinite()):
+    if x.is_cpu and not all_finite(x):
         raise UsageError(f"{dataset.title}: inputs of a batch hold NaN or infinite numbers")
     images = x.dim() == 4 and not dataset.is_sequence
     return x.contiguous(memory_format=torch.channels_last) if t.channels_last and images else x

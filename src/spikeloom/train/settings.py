@@ -143,6 +143,14 @@ class StepStage(_Grown):
     neuron: Named | None = Field(None, description="in the place of the network's neurons, such as MLF at T = 1")
 
 
+_APART = (
+    ("shard", "ema", "averaged weights are not shared out"),
+    ("shard", "whiten", "filters are set whole"),
+    ("start_from", "whiten", "it has filters"),
+    ("start_from", "initial_rate", "it has rates"),
+)
+
+
 class TrainSettings(_Grown):
     """How to train. Times are in epochs, so that they do not depend on the batch size."""
 
@@ -215,21 +223,9 @@ class TrainSettings(_Grown):
 
     @model_validator(mode="after")
     def _together(self) -> TrainSettings:
-        if self.shard and self.ema is not None:
-            raise ValueError(
-                "train.shard and train.ema cannot both be given, averaged weights are not shared out: leave one out"
-            )
-        if self.shard and self.whiten:
-            raise ValueError("train.shard and train.whiten cannot both be given, filters are set whole: leave one out")
-        if self.start_from is not None:
-            if self.whiten:
-                raise ValueError(
-                    "train.start_from and train.whiten cannot both be given, it has filters: leave one out"
-                )
-            if self.initial_rate is not None:
-                raise ValueError(
-                    "train.start_from and train.initial_rate cannot both be given, it has rates: leave one out"
-                )
+        for one, other, reason in _APART:
+            if all(getattr(self, key) != type(self).model_fields[key].default for key in (one, other)):
+                raise ValueError(f"train.{one} and train.{other} cannot both be given, {reason}: leave one out")
         return self
 
     @model_validator(mode="after")

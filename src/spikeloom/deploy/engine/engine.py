@@ -7,7 +7,6 @@ Layers whose inputs are real values (the first, a gate) are multiplied by PyTorc
 
 from __future__ import annotations
 
-import math
 from collections.abc import Generator, Iterable, Mapping
 from contextlib import contextmanager
 from functools import partial
@@ -18,6 +17,7 @@ import pydantic
 import torch
 from torch import Tensor
 
+from spikeloom.checks import all_finite
 from spikeloom.deploy.engine.cost import Cost, cost_of
 from spikeloom.deploy.engine.executor import Arena, Executor, States
 from spikeloom.deploy.engine.ir import Conv, Plan, PlanError, Step, Value
@@ -128,8 +128,7 @@ class Engine:
                     raise ValueError(f"this engine takes sequences of {self._plan.T} steps, got {x.shape[0]}")
                 y = x.detach().reshape(*(x.shape[:lead] if lead == 2 else (1, x.shape[0])), *wanted)
                 y = y.to(torch.float32).permute(0, 1, 3, 4, 2)
-                # Neurons would take a sum that is no number for silence. One pass tells, but for sums that overflow.
-                if not math.isfinite(y.sum().item()) and not y.isfinite().all():
+                if not all_finite(y):  # neurons would take it for silence
                     raise ValueError("the input holds NaN or infinite numbers")
                 return y, self._plan.T if value.static else x.shape[0]
         lead = "[N, " if value.static else "[T, N, "
